@@ -18,9 +18,7 @@ class Answer:
         stop: strings before which the answer ends.
     """
 
-    def __init__(
-        self, decode: Callable[[TokenIds], str], prompt: TokenIds, stop: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, decode: Callable[[TokenIds], str], prompt: TokenIds, stop: Sequence[str] = ()) -> None:
         self._decode = decode
         self._before = prompt[-4:]  # some tokenizers drop the space before a text's first word
         self._skip = len(decode(self._before))

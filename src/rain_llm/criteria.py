@@ -1,4 +1,4 @@
-"""What an answer is judged by: the Criterion and the built-in ones.
+r"""What an answer is judged by: the Criterion and the built-in ones.
 
 A criterion is data. It can carry the material of all three question styles; a style that it has no
 material for is refused by name when the evaluator is built. Writing one takes five lines::
@@ -6,7 +6,7 @@ material for is refused by name when the evaluator is built. Writing one takes f
     WARMTH = Criterion(
         name="warmth",
         labels=[("warm", "cold"), ("kind", "unkind")],
-        frames=["Letter: {text}\\nTone:"],
+        frames=["Letter: {text}\nTone:"],
     )
 
 Placeholders: ``{text}`` (the query continued by the answer), ``{query}``, ``{answer}``, ``{context}``.
@@ -79,7 +79,7 @@ Context = Annotated[str, AfterValidator(_valid_context)]
 
 
 class Choice(Frozen):
-    """A multiple-choice question, asked twice with the options swapped (paper, section 3.3)."""
+    """A multiple-choice question, asked twice with the options swapped (paper, section 3)."""
 
     question: str = Field(min_length=1, description="The question; it follows the shown text.")
     good: str = Field(min_length=1, description="The option that meets the criterion.")
@@ -132,8 +132,13 @@ class Criterion(Frozen):
     choice: Choice | None = Field(default=None, description="Style 'choice': the question.")
     channel: Channel | None = Field(default=None, description="Style 'channel': the two contexts.")
     examples: tuple[Example, ...] = Field(default=(), description="Worked examples.")
-    threshold: float = Field(
-        default=0.5, ge=0, lt=1, description="An answer passes above this probability."
+    threshold: float = Field(default=0.5, ge=0, lt=1, description="An answer passes above this probability.")
+    target: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="With commit='verdict' the search goes on until the probability is above this or "
+        "the budget is spent; null: the threshold. Set it higher to steer, not only to guard.",
     )
     weight: float = Field(default=1.0, gt=0, description="Share in the search's value.")
     calibration: Calibration | None = Field(
@@ -144,6 +149,11 @@ class Criterion(Frozen):
     def _askable(self) -> Criterion:
         if not (self.labels or self.choice or self.channel):
             raise ValueError(f"criterion '{self.name}' cannot be asked: give labels, choice or channel")
+        if self.target is not None and self.target < self.threshold:
+            raise ValueError(
+                f"criterion '{self.name}': target {self.target} is below the threshold {self.threshold}: "
+                "a text that does not pass cannot be good enough"
+            )
         for good, bad in self.labels:
             if not good.strip() or not bad.strip() or good == bad:
                 raise ValueError(f"criterion '{self.name}': labels {good!r} and {bad!r} must differ")
@@ -172,12 +182,13 @@ _TONE = (
 )
 """Word pairs whose mean tells tone best on a small model; single pairs are brittle (docs/evaluation.md)."""
 
-_TONE_FRAMES = ("Text: {text}\nSentiment:", "Text: {answer}\nEmotion:", "Review: {text}\nSentiment:")
+_TONE_FRAMES = ("{text}\nEmotion:", "{text}\n\nIn one word:", "Text: {answer}\nEmotion:")
 
 HARMLESSNESS = Criterion(
     name="harmlessness",
     labels=_TONE,
-    frames=("Text: {text}\nSentiment:", "{text}\nThis answer is", "Text: {answer}\nEmotion:"),
+    frames=("{text}\n\nThe tone of this text is", "{text}\n\nThis answer is"),
+    threshold=0.25,
     choice=Choice(
         question="Is the answer above harmless or harmful?",
         good="The answer is harmless",
@@ -251,7 +262,12 @@ HARMLESSNESS = Criterion(
 
 TRUTHFULNESS = Criterion(
     name="truthfulness",
-    labels=(("true", "false"), ("correct", "incorrect"), ("right", "wrong"), ("accurate", "inaccurate")),
+    labels=(
+        ("true", "false"),
+        ("correct", "incorrect"),
+        ("right", "wrong"),
+        ("accurate", "inaccurate"),
+    ),
     frames=("Question: {query}\nAnswer: {answer}\nThe answer is",),
     choice=Choice(
         question="Is the answer above true or false?",
@@ -285,6 +301,7 @@ CIVILITY = Criterion(
     name="civility",
     labels=_TONE,
     frames=_TONE_FRAMES,
+    calibration=Calibration(scale=0.5),
     choice=Choice(
         question="Is the tone of the text above friendly or hostile?",
         good="The tone is friendly",
@@ -297,7 +314,8 @@ CIVILITY = Criterion(
 POSITIVE_SENTIMENT = Criterion(
     name="positive_sentiment",
     labels=(("positive", "negative"), ("good", "bad"), ("happy", "sad"), ("great", "terrible")),
-    frames=("Review: {text}\nSentiment:", "Text: {text}\nSentiment:"),
+    frames=("{text}\n\nSentiment:", "{text}\n\nIn one word:"),
+    calibration=Calibration(scale=0.5),
     choice=Choice(
         question="Is the sentiment of the text above positive or negative?",
         good="The sentiment is positive",

@@ -8,7 +8,7 @@ import queue
 import secrets
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import replace
 
 from rain_llm.errors import PromptError, SearchError, SettingsError, UnsafeAnswerError
@@ -26,9 +26,7 @@ _POLL_S = 1.0  # how often a waiting caller looks whether the worker is still th
 class _Runtime:
     """Loaded models and their scheduler; shared by all ``Rain`` objects that name the same models."""
 
-    def __init__(
-        self, writer: LanguageModel, judge: LanguageModel, embedder: Callable[[], Embedder]
-    ) -> None:
+    def __init__(self, writer: LanguageModel, judge: LanguageModel, embedder: Callable[[], Embedder]) -> None:
         self.writer = writer
         self.judge = judge
         self.scheduler = Scheduler(writer, judge, embedder)
@@ -134,7 +132,7 @@ class Rain:
 
     async def astream(
         self, prompt: Prompt, *, context: str = "", settings: RainSettings | None = None
-    ) -> AsyncIterator[Step]:
+    ) -> AsyncGenerator[Step, None]:
         """Yield accepted pieces without blocking the event loop; see :meth:`stream`."""
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event] = asyncio.Queue()
@@ -156,7 +154,12 @@ class Rain:
             job.ticket.cancel()
 
     def plain(
-        self, prompt: Prompt, *, context: str = "", settings: RainSettings | None = None, judge: bool = False
+        self,
+        prompt: Prompt,
+        *,
+        context: str = "",
+        settings: RainSettings | None = None,
+        judge: bool = False,
     ) -> RainResult:
         """Write with the same model unguarded; with ``judge``, the finished text gets a verdict."""
         (stream,) = self._start([prompt], context, settings, guarded=False, judge=judge)
@@ -195,7 +198,8 @@ class Rain:
         )
         if ours[:2] != theirs[:2] or (theirs[2] and ours[2] and ours[2] != theirs[2]):
             raise SettingsError(
-                "the settings of one answer name other models than this Rain: make another Rain(settings) for them"
+                "the settings of one answer name other models than this Rain: "
+                "make another Rain(settings) for them"
             )
         for prompt in prompts:
             texts = [prompt] if isinstance(prompt, str) else [message.content for message in prompt]
@@ -241,8 +245,9 @@ class Rain:
         room = settings.generation.max_new_tokens
         if len(tokens) + room > writer.context_length:
             raise PromptError(
-                f"the prompt has {len(tokens)} tokens; with max_new_tokens = {room} that exceeds the context of "
-                f"{writer.name}, {writer.context_length} tokens: shorten it or ask for fewer tokens"
+                f"the prompt has {len(tokens)} tokens; with max_new_tokens = {room} that exceeds "
+                f"the context of {writer.name}, {writer.context_length} tokens: "
+                "shorten it or ask for fewer tokens"
             )
         subject = _subject(prompt, context, settings)
         evaluator = runtime.evaluator(settings.evaluation) if guarded or judge else None
@@ -315,7 +320,8 @@ class _Job:
             )
         if event.cause is not None:
             raise SearchError(
-                f"the model failed after {len(result.text)} accepted characters: {event.cause}", result
+                f"the model failed after {len(result.text)} accepted characters: {event.cause}",
+                result,
             ) from event.cause
         return Step(event.outcome.tail, accepted=result.accepted, verdict=result.verdict, result=result)
 

@@ -1,4 +1,4 @@
-"""Self-evaluation: the model is asked what it thinks of a text (paper, section 3.3).
+"""Self-evaluation: the model is asked what it thinks of a text (paper, section 3).
 
 A question is a :class:`~rain_llm.types.Score` request: a rendered text and the options that may
 follow it. The difference of the options' log-probabilities is evidence in nats; averaged over word
@@ -32,6 +32,7 @@ _CONTENT_FREE = ("", "N/A", "[...]")
 """Texts that say nothing (contextual calibration, Zhao et al. 2021, arXiv 2102.09690)."""
 
 _FIELD = re.compile(r"(\w+)\s*:")
+_CUES = frozenset({"human", "assistant", "user", "system", "question", "options", "answer", "passage"})
 _MARK = re.compile(r"[(\[]\s*([AB])\s*[)\]]", re.IGNORECASE)
 
 
@@ -93,9 +94,10 @@ class SelfEvaluator:
             longest = max(len(q.good[0].prefix) + len(q.good[0].options[0]) for q in questions)
             if longest + max_new_tokens > self._judge.context_length:
                 raise PromptError(
-                    f"criterion '{criterion.name}' asks a question of {longest} tokens; with max_new_tokens = "
-                    f"{max_new_tokens} that exceeds the context of the judge {self._judge.name}, "
-                    f"{self._judge.context_length} tokens: shorten the prompt or ask for fewer tokens"
+                    f"criterion '{criterion.name}' asks a question of {longest} tokens; with "
+                    f"max_new_tokens = {max_new_tokens} that exceeds the context of the judge "
+                    f"{self._judge.name}, {self._judge.context_length} tokens: "
+                    "shorten the prompt or ask for fewer tokens"
                 )
 
     def judge(self, subject: Subject, answers: Sequence[str]) -> Asking:
@@ -110,7 +112,8 @@ class SelfEvaluator:
         verdicts = []
         for _ in answers:
             scores = tuple(
-                self._criterion_score(criterion, subject, *next(evidence)) for criterion in self.settings.criteria
+                self._criterion_score(criterion, subject, *next(evidence))
+                for criterion in self.settings.criteria
             )
             weights = [criterion.weight for criterion in self.settings.criteria]
             values = [2 * score.probability - 1 for score in scores]
@@ -118,6 +121,7 @@ class SelfEvaluator:
                 Verdict(
                     sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights),
                     all(score.passed for score in scores),
+                    all(score.on_target for score in scores),
                     scores,
                 )
             )
@@ -136,8 +140,14 @@ class SelfEvaluator:
                 scale = criterion.calibration.scale
                 center = self._centers[self._center_key(criterion.calibration, criterion, subject)]
             probability = 1 / (1 + math.exp(-max(-700.0, min(700.0, (log_odds - center) / scale))))
+        target = criterion.threshold if criterion.target is None else criterion.target
         return CriterionScore(
-            criterion.name, probability, criterion.threshold, probability > criterion.threshold, log_odds
+            criterion.name,
+            probability,
+            criterion.threshold,
+            probability > criterion.threshold,
+            probability > target,
+            log_odds,
         )
 
     def _find_centers(self, subject: Subject) -> Generator[Sequence[Request], Sequence[Reply], None]:
@@ -214,7 +224,7 @@ class SelfEvaluator:
         return questions
 
     def _choice_questions(self, criterion: Criterion, subject: Subject, answer: str) -> list[_Question]:
-        """Ask the multiple-choice question, and again with the options swapped (paper, section 3.3)."""
+        """Ask the multiple-choice question, and again with the options swapped (paper, section 3)."""
         choice = criterion.choice
         assert choice is not None  # settings refuse a style without material
         letters = self._labels[criterion.name][0]
@@ -228,7 +238,7 @@ class SelfEvaluator:
                 text = _fill(_shape(subject), Subject(example.query, "", subject.dialogue), example.answer)
                 shown.append(f"{text}\n\n{asked}Answer: ({letter}) {example.why}\n\n")
             shape = _shape(subject)
-            text = "".join(shown) + f"{_fill(shape, subject, answer, _CHOICE_CUES)}\n\n{asked}Answer: ("
+            text = "".join(shown) + f"{_fill(shape, subject, answer)}\n\n{asked}Answer: ("
             score = Score(self._tokens(text, "Answer: ("), letters)
             good = 1 if swapped else 0
             questions.append(_Question((score, good), (score, 1 - good)))
@@ -240,7 +250,8 @@ class SelfEvaluator:
         assert channel is not None  # settings refuse a style without material
         said = self._judge.encode(" " + _one_line(answer)) or self._judge.encode(".")
         good, bad = (
-            Score(self._tokens(_fill(context, subject, ""), ""), (said,)) for context in (channel.good, channel.bad)
+            Score(self._tokens(_fill(context, subject, ""), ""), (said,))
+            for context in (channel.good, channel.bad)
         )
         return [_Question((good, 0), (bad, 0), len(said))]
 
@@ -268,8 +279,8 @@ class SelfEvaluator:
             shorter = min(len(tokens[0]), len(tokens[1]))
             if shorter == 0 or tokens[0][:shorter] == tokens[1][:shorter]:
                 raise LabelError(
-                    f"criterion '{criterion.name}': the tokenizer of {self._judge.name} cannot tell the labels "
-                    f"{good!r} {tokens[0]} and {bad!r} {tokens[1]} apart: choose other words"
+                    f"criterion '{criterion.name}': the tokenizer of {self._judge.name} cannot tell "
+                    f"the labels {good!r} {tokens[0]} and {bad!r} {tokens[1]} apart: choose other words"
                 )
             found.append(tokens)
         return tuple(found)
@@ -281,12 +292,9 @@ def _shape(subject: Subject) -> str:
     return passage + ("Human: {query}\n\nAssistant: {answer}" if subject.dialogue else "Text: {text}")
 
 
-_CHOICE_CUES = ("human", "assistant", "question", "options", "answer", "passage", "text")
-
-
-def _fill(template: str, subject: Subject, answer: str, cues: Sequence[str] = ()) -> str:
+def _fill(template: str, subject: Subject, answer: str) -> str:
     """Put what is judged into a template, so that it can be read but cannot speak for the template."""
-    own = {cue.lower() for cue in _FIELD.findall(template)} | set(cues)
+    own = {cue.lower() for cue in _FIELD.findall(template)} | _CUES
 
     def quoted(text: str) -> str:
         text = _MARK.sub(r"\1", _one_line(text))

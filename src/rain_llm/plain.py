@@ -42,6 +42,7 @@ def plain_search(
                 drawing.temperature,
                 drawing.top_k,
                 drawing.top_p,
+                ends=drawing.stop,
             )
             (reply,) = cast("list[Samples]", (yield [request]))
             (piece,) = reply.continuations

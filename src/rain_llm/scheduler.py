@@ -17,7 +17,18 @@ from typing import TypeAlias, cast
 
 from rain_llm.models.base import Embedder, LanguageModel
 from rain_llm.search import Interrupted, Outcome, Search
-from rain_llm.types import Embed, Embeddings, Reply, Request, Sample, Samples, Score, Scores, Step, StopReason
+from rain_llm.types import (
+    Embed,
+    Embeddings,
+    Reply,
+    Request,
+    Sample,
+    Samples,
+    Score,
+    Scores,
+    Step,
+    StopReason,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +117,12 @@ class Ticket:
         self.search.close()
         self.emit(
             Finished(
-                outcome, self.cause, self.model_tokens, self.evaluation_tokens, self.forwards, self.embeddings
+                outcome,
+                self.cause,
+                self.model_tokens,
+                self.evaluation_tokens,
+                self.forwards,
+                self.embeddings,
             )
         )
 
@@ -114,10 +130,11 @@ class Ticket:
         """Count what a round cost. Requests of one kind share their forward passes."""
         samples = [reply for reply in replies if isinstance(reply, Samples)]
         scores = [reply for reply in replies if isinstance(reply, Scores)]
-        self.model_tokens += sum(reply.model_tokens for reply in (*samples, *scores))
-        self.evaluation_tokens += sum(reply.model_tokens for reply in scores)
-        for kind in (samples, scores):
-            self.forwards += max((reply.forwards for reply in kind), default=0)
+        judged = sum(reply.model_tokens for reply in scores)
+        self.evaluation_tokens += judged
+        self.model_tokens += judged + sum(reply.model_tokens for reply in samples)
+        self.forwards += max((reply.forwards for reply in samples), default=0)
+        self.forwards += max((reply.forwards for reply in scores), default=0)
         self.embeddings += sum(len(reply.vectors) for reply in replies if isinstance(reply, Embeddings))
 
 
@@ -194,10 +211,12 @@ class Scheduler:
     def _answer(self, rounds: Sequence[Sequence[Request]]) -> list[list[Reply]]:
         """Answer rounds of requests, the requests of one kind together, in order."""
         flat = [request for requests in rounds for request in requests]
-        samples = iter(self._writer.sample(of) if (of := [r for r in flat if isinstance(r, Sample)]) else [])
-        scores = iter(self._judge.score(of) if (of := [r for r in flat if isinstance(r, Score)]) else [])
+        drawn = [request for request in flat if isinstance(request, Sample)]
+        weighed = [request for request in flat if isinstance(request, Score)]
+        samples = iter(self._writer.sample(drawn) if drawn else ())
+        scores = iter(self._judge.score(weighed) if weighed else ())
         texts = [text for request in flat if isinstance(request, Embed) for text in request.texts]
-        vectors = iter(self._embedder().embed(texts) if texts else [])
+        vectors = iter(self._embedder().embed(texts) if texts else ())
 
         def reply(request: Request) -> Reply:
             if isinstance(request, Sample):

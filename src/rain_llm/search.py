@@ -59,7 +59,7 @@ Rounds: TypeAlias = Generator[Sequence[Request], Replies, None]
 _ENDS = {"punctuation": PUNCTUATION, "sentence": SENTENCE, "answer": ()}
 
 
-class Interrupted(Exception):  # noqa: N818 - a signal to a search, not an error
+class Interrupted(Exception):
     """Thrown into a search to end it: it returns what it has, with this reason."""
 
     def __init__(self, reason: StopReason) -> None:
@@ -170,8 +170,7 @@ class RainSearch:
         budget, tree = self.settings.search, self.tree
         if budget.commit == "verdict":
             verdict = self.best.verdict if self.best else None
-            good = verdict is not None and verdict.passed and verdict.score > budget.value_threshold
-            return good or self.step_iterations >= budget.iterations
+            return (verdict is not None and verdict.on_target) or self.step_iterations >= budget.iterations
         if tree.root.children:
             child = tree.favourite()
             if child.visits > budget.min_visits and child.value > budget.value_threshold:
@@ -225,7 +224,7 @@ class RainSearch:
                     drawing.temperature,
                     drawing.top_k,
                     drawing.top_p,
-                    ends=_ENDS[budget.simulation_ends],
+                    ends=_ENDS[budget.simulation_ends] + self.settings.generation.stop,
                 )
             )
         if budget.expansion == "candidates":
@@ -316,14 +315,12 @@ class RainSearch:
             assert verdict is not None  # _evaluate has judged every look
             self.tree.back_up(look.path, verdict.score, verdict.passed, vectors)
             best = self.best.verdict if self.best else None
-            if best is None or (verdict.passed, verdict.score) > (best.passed, best.score):
+            if best is None or _rank(verdict) > _rank(best):
                 self.best = look
         self.step_iterations += len(looks)
         self.iterations += len(looks)
 
-    def _embed(
-        self, looks: Sequence[_Look]
-    ) -> Generator[Sequence[Request], Replies, list[Sequence[Vector]]]:
+    def _embed(self, looks: Sequence[_Look]) -> Generator[Sequence[Request], Replies, list[Sequence[Vector]]]:
         """Embed, for each node of each path, the text from its own tokens to the look's end."""
         texts = []
         for look in looks:
@@ -398,13 +395,25 @@ class RainSearch:
         yield Step(refusal, refusal=True, verdict=verdict, iterations=self.step_iterations)
         outcome = self._outcome(StopReason.REFUSED, verdict)
         return Outcome(
-            outcome.text + refusal, "", outcome.tokens, verdict, False, outcome.stop_reason, *_counts(self)
+            outcome.text + refusal,
+            "",
+            outcome.tokens,
+            verdict,
+            False,
+            outcome.stop_reason,
+            *_counts(self),
         )
 
     def _outcome(self, reason: StopReason, verdict: Verdict | None) -> Outcome:
         tail = self.answer.finish()
         return Outcome(
-            self.answer.shown, tail, self.answer.tokens, verdict, self.accepted, reason, *_counts(self)
+            self.answer.shown,
+            tail,
+            self.answer.tokens,
+            verdict,
+            self.accepted,
+            reason,
+            *_counts(self),
         )
 
     # -- small words -------------------------------------------------------------------------------
@@ -421,6 +430,10 @@ class RainSearch:
 
     def _seed(self) -> int:
         return int(self.rng.integers(1 << 62))
+
+
+def _rank(verdict: Verdict) -> tuple[bool, bool, float]:
+    return verdict.on_target, verdict.passed, verdict.score
 
 
 def _tokens(path: Sequence[Node]) -> TokenIds:

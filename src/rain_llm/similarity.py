@@ -1,4 +1,4 @@
-"""Sentence embeddings for the similarity update (paper, section 3.4)."""
+"""Sentence embeddings for the similarity update (paper, section 3)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rain_llm.errors import ModelNotFoundError
-from rain_llm.models.embedded import package_folder
+from rain_llm.models.embedded import package_folder, quiet_loading
 from rain_llm.types import Vector
 
 
@@ -41,7 +41,8 @@ class SentenceEmbedder:
         from sentence_transformers import SentenceTransformer
 
         try:
-            self._model = SentenceTransformer(source, device="cpu", trust_remote_code=False)
+            with quiet_loading():
+                self._model = SentenceTransformer(source, device="cpu", trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ModelNotFoundError(f"cannot load the embedder {name}: {error}") from error
         self._lock = threading.Lock()

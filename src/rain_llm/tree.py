@@ -1,4 +1,4 @@
-"""The search tree: select, expand, back up, commit (paper, sections 3.2 to 3.5). No torch, no text.
+"""The search tree: select, expand, back up, commit (paper, section 3). No torch, no text.
 
 A node is a *token set*: the tokens between it and its parent. The root is the end of what has been
 committed. Values lie in [-1, 1]; a node's ``weight`` is its visits plus the fractional shares that
@@ -169,7 +169,7 @@ class SearchTree:
         """Tell every node of ``path`` (root first) a value, and its similar siblings a share of it.
 
         Args:
-            path: from the root to the leaf.
+            path: root first.
             value: in [-1, 1].
             passed: whether the judged text passed.
             embeddings: for each node below the root, of the text from its own tokens on; may be empty.
@@ -184,7 +184,7 @@ class SearchTree:
         for parent, node, embedding in zip(path, path[1:], embeddings, strict=False):
             node.embedded += 1
             mean = embedding if node.embedding is None else node.embedding
-            node.embedding = mean + (embedding - mean) / node.embedded
+            node.embedding = mean + (embedding - mean) / np.float32(node.embedded)
             self._share(parent, node, value)
 
     def _share(self, parent: Node, node: Node, value: float) -> None:
@@ -205,7 +205,7 @@ class SearchTree:
     # -- dynamic node addition -------------------------------------------------------------------
 
     def wants_addition(self, node: Node) -> bool:
-        """Whether all children were visited, are few, alike and bad (paper, section 3.5).
+        """Whether all children were visited, are few, alike and bad (paper, section 3).
 
         A single child has no variance to speak of: it counts as alike, which the reference code
         (variance of one: not a number) never let happen.

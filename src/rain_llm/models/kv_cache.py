@@ -82,6 +82,10 @@ class KVCache:
         self._forget(np.array(self._inserted, np.int64))
         self._inserted.clear()
 
+    def clear(self) -> None:
+        """Forget all tokens; the arenas stay."""
+        self._forget(np.array(list(self._children.values()), np.int64))
+
     # -- keys and values -----------------------------------------------------------------------
 
     def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:

@@ -155,7 +155,10 @@ class ScriptedModel:
 
     @staticmethod
     def _draw(
-        request: Sample, logprobs: np.ndarray[tuple[int], np.dtype[np.float64]], rng: np.random.Generator, greedy: bool
+        request: Sample,
+        logprobs: np.ndarray[tuple[int], np.dtype[np.float64]],
+        rng: np.random.Generator,
+        greedy: bool,
     ) -> int:
         order = np.argsort(-logprobs, kind="stable")
         noise = rng.exponential(size=len(logprobs))

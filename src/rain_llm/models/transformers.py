@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rain_llm.errors import ModelNotFoundError, ModelNotSupportedError, PromptError
-from rain_llm.models.embedded import embedded_model
+from rain_llm.models.embedded import embedded_model, quiet_loading
 from rain_llm.models.kv_cache import KVCache, Slots
 from rain_llm.settings import ModelSettings
 from rain_llm.types import Continuation, Message, Sample, Samples, Score, Scores, TokenIds
@@ -136,7 +136,9 @@ def _tree_attention(
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of a flat row of tokens, each over its own path in the cache."""
-    unknown = [name for name in ("softcap", "s_aux", "position_bias", "head_mask") if others.get(name) is not None]
+    unknown = [
+        name for name in ("softcap", "s_aux", "position_bias", "head_mask") if others.get(name) is not None
+    ]
     if rain_pass is None or unknown:
         raise ModelNotSupportedError(
             f"{type(module).__name__} uses {unknown or 'attention that bypasses the cache'}, "
@@ -156,7 +158,11 @@ def _tree_attention(
             mask = mask & (group.distance < sliding_window)
         mask = mask.repeat(heads // key_heads, 1)
         out = torch.nn.functional.scaled_dot_product_attention(
-            q[None], keys.transpose(0, 1)[None], values.transpose(0, 1)[None], mask[None, None], scale=scaling
+            q[None],
+            keys.transpose(0, 1)[None],
+            values.transpose(0, 1)[None],
+            mask[None, None],
+            scale=scaling,
         )
         outputs.append(out[0].reshape(heads, rows, -1))
     return torch.cat(outputs, 1).transpose(0, 1)[None], None
@@ -253,7 +259,8 @@ class TransformersModel:
         dtype = settings.dtype
         if dtype == "auto":
             dtype = "float32" if self._device.type == "cpu" else "bfloat16"
-        self._tokenizer, self._network = _load(source, settings.revision, getattr(torch, dtype))
+        with quiet_loading():
+            self._tokenizer, self._network = _load(source, settings.revision, getattr(torch, dtype))
         self._network.requires_grad_(False).eval().to(self._device)
         self.cache = KVCache(settings.kv_cache_bytes)
         self.model_tokens = 0  # through the network so far
@@ -266,8 +273,8 @@ class TransformersModel:
     @cached_property
     def context_length(self) -> int:
         """The most tokens that a prefix and its continuation may have together."""
-        config = self._network.config
-        return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 1 << 20))
+        config: Any = self._network.config.get_text_config()
+        return int(config.max_position_embeddings)
 
     @cached_property
     def start(self) -> TokenIds:
@@ -350,7 +357,8 @@ class TransformersModel:
                 forward.open_request()
                 before = len(forward.tokens)
                 rows = [
-                    forward.add(request.prefix + option[:-1], logits=len(option)) for option in request.options
+                    forward.add(request.prefix + option[:-1], logits=len(option))
+                    for option in request.options
                 ]
                 wanted.append(rows)
                 replies.append(len(forward.tokens) - before)
@@ -386,7 +394,8 @@ class TransformersModel:
             g.model_tokens += len(forward.tokens) - before
             g.forwards += 1
         logits = self._run(forward, [row for rows in wanted for row in rows]).float()
-        for g, rows in zip(active, logits.split([len(rows) for rows in wanted]), strict=True):
+        parts = torch.split(logits, [len(rows) for rows in wanted])
+        for g, rows in zip(active, parts, strict=True):
             logprobs = torch.log_softmax(rows, -1)
             if g.request.ranked:
                 best = logprobs[0].topk(min(g.request.n, logprobs.shape[-1]))
@@ -394,7 +403,11 @@ class TransformersModel:
                 g.alive = g.alive[: len(drawn)]
             else:
                 rows = rows.expand(len(g.alive), -1)  # the first tokens all come from the prefix's logits
-                drawn = _draw(rows, replace(g.request, greedy_first=g.request.greedy_first and 0 in g.alive), g.rng)
+                drawn = _draw(
+                    rows,
+                    replace(g.request, greedy_first=g.request.greedy_first and 0 in g.alive),
+                    g.rng,
+                )
                 chosen = logprobs.expand(len(g.alive), -1).gather(-1, drawn[:, None])[:, 0]
             for branch, token, logprob in zip(tuple(g.alive), drawn.tolist(), chosen.tolist(), strict=True):
                 self._append(g, branch, token, logprob)
@@ -484,7 +497,9 @@ def _load(source: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, A
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         if config.is_encoder_decoder:
-            raise ModelNotSupportedError(f"{source} ({config.model_type}) is an encoder-decoder: choose a causal model")
+            raise ModelNotSupportedError(
+                f"{source} ({config.model_type}) is an encoder-decoder: choose a causal model"
+            )
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
         network = AutoModelForCausalLM.from_pretrained(
             source, revision=revision, trust_remote_code=False, use_safetensors=True, dtype=dtype

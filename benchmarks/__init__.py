@@ -1,0 +1,1 @@
+"""Measurements of rain-llm: what it does for the text, and what it costs."""

@@ -1,0 +1,5 @@
+"""RAIN for LangChain: a language model that judges its own words while it writes, and rewinds."""
+
+from langchain_rain.llms import RainLLM
+
+__all__ = ["RainLLM"]

@@ -1,0 +1,5 @@
+"""RAIN for LlamaIndex: ``RainLLM``, and the verdicts that query engines would drop."""
+
+from llama_index.llms.rain.base import RainLLM, RainVerdictEvent, VerdictCollector
+
+__all__ = ["RainLLM", "RainVerdictEvent", "VerdictCollector"]

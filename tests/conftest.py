@@ -1,0 +1,143 @@
+"""Fixtures that several test files share: tiny models with random weights, and the real one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from rain_llm.models.transformers import TransformersModel
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# The same examples at every run: a failure is found again, and no example database is needed.
+settings.register_profile(
+    "suite",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("suite")
+
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+VOCABULARY = 320
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.3,  # far from uniform, so that a wrong token shows
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+
+SaveModel = Callable[..., Path]
+TinyModel = Callable[..., "TransformersModel"]
+
+
+def build_tokenizer(**changes: Any) -> Any:
+    """A small byte-level BPE, trained on the spot: every text can be written in it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(
+        ["the film is good, the film is bad. kind and cruel people answer; harmless words: yes, no!"] * 4,
+        trainer,
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=SPECIAL[0],
+        eos_token=SPECIAL[0],
+        pad_token=SPECIAL[0],
+        additional_special_tokens=list(SPECIAL[1:]),
+    )
+    tokenizer.chat_template = CHAT
+    for name, value in changes.items():
+        setattr(tokenizer, name, value)
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def save_model(tmp_path_factory: pytest.TempPathFactory) -> SaveModel:
+    """Write a model with random weights to a folder: ``save_model(LlamaConfig(**SIZES))``."""
+
+    def save(config: Any, tokenizer: Any = None, safe: bool = True) -> Path:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        torch.manual_seed(0)
+        folder = tmp_path_factory.mktemp(config.model_type)
+        network = AutoModelForCausalLM.from_config(config)
+        network.save_pretrained(folder)
+        if not safe:
+            (folder / "model.safetensors").unlink()
+            torch.save(network.state_dict(), folder / "pytorch_model.bin")
+        (tokenizer or build_tokenizer()).save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def sizes() -> dict[str, Any]:
+    """The measures of a tiny network."""
+    return dict(SIZES)
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer() -> Callable[..., Any]:
+    """The tiny models' tokenizer, with changes."""
+    return build_tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(save_model: SaveModel) -> Path:
+    """A folder with a tiny random Llama (grouped-query attention), its tokenizer and chat template."""
+    from transformers import LlamaConfig
+
+    return save_model(LlamaConfig(**SIZES))
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder: Path) -> TransformersModel:
+    """The tiny random Llama, loaded once."""
+    import torch
+
+    from rain_llm.models.transformers import TransformersModel
+    from rain_llm.settings import ModelSettings
+
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+    return TransformersModel(ModelSettings(name=str(tiny_folder), device="cpu"))
+
+
+@pytest.fixture(scope="session")
+def real_model() -> TransformersModel:
+    """The embedded SmolLM2-135M-Instruct, loaded once; converted first where that was not done yet."""
+    from rain_llm.models.transformers import TransformersModel
+    from rain_llm.settings import ModelSettings
+
+    return TransformersModel(ModelSettings(device="cpu", dtype="float32"))

@@ -1,0 +1,154 @@
+"""The answer as it grows: what is shown, what is held back, where it stops."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rain_llm.answer import Answer
+from rain_llm.types import TokenIds
+
+
+def decode(tokens: TokenIds) -> str:
+    """A tokenizer whose tokens are bytes: any character may be split between two commitments."""
+    return bytes(tokens).decode("utf-8", errors="replace")
+
+
+def tokens(text: str) -> TokenIds:
+    return tuple(text.encode())
+
+
+def answer(*stop: str, prompt: str = "Well,") -> Answer:
+    return Answer(decode, tokens(prompt), stop)
+
+
+def test_text_is_shown_as_it_is_accepted():
+    a = answer()
+    assert [a.extend(tokens(" a")), a.extend(tokens("b c")), a.finish()] == [" a", "b c", ""]
+    assert a.shown == " ab c"
+    assert a.tokens == tokens(" ab c")
+
+
+def test_what_may_begin_a_stop_string_is_held_back():
+    a = answer("\nHuman:")
+    shown = [a.extend(tokens(piece)) for piece in ("Hi.", "\n", "Hum", "ility", "\nHuman", ": no")]
+    assert shown == ["Hi.", "", "", "\nHumility", "", ""]
+    assert a.read() == ("Hi.\nHumility", True)
+    assert a.finish() == ""
+    assert a.shown == "Hi.\nHumility"
+
+
+def test_what_began_a_stop_string_is_shown_when_the_answer_ends_otherwise():
+    a = answer("END", "!!")
+    assert a.extend(tokens("The EN")) == "The "
+    assert a.finish() == "EN"
+
+
+def test_the_longest_beginning_is_held_back():
+    a = answer("aab", "b", "ac")
+    assert a.extend(tokens("xaa")) == "x"  # 'aa' may become 'aab', 'a' 'ac'
+    assert a.extend(tokens("a")) == "a"  # 'aaa': 'aa' is still a beginning
+    assert a.extend(tokens("b")) == ""
+    assert a.read() == ("xa", True)
+
+
+def test_the_answer_ends_before_the_first_of_several_stop_strings():
+    a = answer("two", "one")
+    assert a.read(tokens("zero one two")) == ("zero ", True)
+    assert a.read(tokens("zero two one")) == ("zero ", True)
+    assert a.read(tokens("zero")) == ("zero", False)
+
+
+def test_a_stop_string_at_the_very_beginning_leaves_nothing():
+    a = answer("\n")
+    assert a.extend(tokens("\nmore")) == ""
+    assert a.finish() == a.shown == ""
+
+
+def test_reading_ahead_changes_nothing():
+    a = answer("stop")
+    a.extend(tokens("one"))
+    assert a.read(tokens(" stop")) == ("one ", True)
+    assert a.read() == ("one", False)
+    assert a.tokens == tokens("one")
+
+
+def test_the_prompts_end_cannot_complete_a_stop_string():
+    a = answer("Well, yes", "l, y", prompt="Well,")
+    assert a.extend(tokens(" yes")) == " yes"
+    assert a.read()[1] is False
+
+
+def test_a_character_is_shown_when_all_its_bytes_are_there():
+    a = answer()
+    wave = tokens("👋")
+    assert [a.extend((byte,)) for byte in wave] == ["", "", "", "👋"]
+    assert a.extend(tokens("é")[:1]) == ""
+    assert a.extend(tokens("é")[1:] + tokens("!")) == "é!"
+
+
+def test_a_character_that_is_never_finished_shows_as_replaced():
+    a = answer()
+    assert a.extend(tokens("ab") + tokens("é")[:1]) == "ab"
+    assert a.finish() == "\ufffd"
+
+
+def test_a_stop_string_of_many_bytes_is_found_across_pieces():
+    a = answer("…終")
+    shown = [a.extend((byte,)) for byte in tokens("x…終 never")[:7]]
+    assert "".join(shown) == "x"
+    assert a.read() == ("x", True)
+
+
+def test_a_tokenizer_that_drops_a_texts_first_space_does_not_change_the_answer():
+    words = {1: " Hello", 2: " there", 3: " you"}
+
+    def drops_first_space(ids: TokenIds) -> str:
+        return "".join(words[i] for i in ids).removeprefix(" ")
+
+    a = Answer(drops_first_space, (1,), ())
+    assert a.extend((2,)) == " there"
+    assert a.extend((3,)) == " you"
+
+
+@given(
+    text=st.text(alphabet="ab c.é終👋\n", max_size=24),
+    stop=st.lists(st.text(alphabet="abc é終\n", min_size=1, max_size=4), max_size=3),
+    cuts=st.lists(st.integers(1, 6), min_size=60, max_size=60),
+)
+def test_whatever_the_pieces_the_shown_text_is_the_answer(text: str, stop: list[str], cuts: list[int]):
+    a = answer(*stop, prompt="終")
+    rest = tokens(text)
+    seen: TokenIds = ()
+    shown = ""
+    stopped = False
+    for size in cuts:
+        if not rest or stopped:
+            break
+        piece, rest = rest[:size], rest[size:]
+        seen += piece
+        shown += a.extend(piece)
+        places = [decode(seen).find(s) for s in stop if s in decode(seen)]
+        stopped = bool(places)
+        expected = decode(seen)[: min(places)] if places else decode(seen)
+        assert a.read() == (expected, stopped)
+        assert expected.startswith(shown)
+        assert "\ufffd" not in shown
+    shown += a.finish()
+    assert shown == a.shown == a.read()[0]
+    if not stopped:
+        assert shown == text
+
+
+@pytest.mark.parametrize("stop", ["aaab", "abab", "aa"])
+def test_a_stop_string_that_repeats_itself_is_found_token_by_token(stop: str):
+    for text in ("aaaab", "ababab", "abaaab", "aabab"):
+        a = answer(stop)
+        shown = ""
+        for token in tokens(text):
+            shown += a.extend((token,))
+            if a.read()[1]:
+                break
+        shown += a.finish()
+        assert shown == (text[: text.index(stop)] if stop in text else text)

@@ -1,0 +1,159 @@
+"""Imports point down, torch stays where it belongs, and the public names are these."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import rain_llm
+
+PACKAGE = Path(rain_llm.__file__).parent
+
+# From the ground up: a module imports only what stands above it in this list.
+ORDER = (
+    "types",
+    "errors",
+    "criteria",
+    "settings",
+    "tree",
+    "answer",
+    "models",
+    "models.base",
+    "models.embedded",
+    "models.kv_cache",
+    "models.scripted",
+    "models.transformers",
+    "evaluation",
+    "similarity",
+    "search",
+    "plain",
+    "scheduler",
+    "engine",
+    "",  # the public names
+    "demo",
+    "cli",
+)
+
+HEAVY = {"torch", "transformers", "sentence_transformers", "gguf", "accelerate"}
+AT_ONCE = {"models.transformers": {"torch", "transformers"}, "models.kv_cache": {"torch"}}
+LATER = {
+    "models.embedded": {"torch", "transformers"},
+    "similarity": {"sentence_transformers"},
+}
+
+PUBLIC = [
+    "BUILT_IN",
+    "CIVILITY",
+    "GROUNDEDNESS",
+    "HARMLESSNESS",
+    "POSITIVE_SENTIMENT",
+    "TRUTHFULNESS",
+    "Calibration",
+    "Channel",
+    "Choice",
+    "Criterion",
+    "Example",
+    "LabelError",
+    "Message",
+    "ModelError",
+    "ModelNotFoundError",
+    "ModelNotSupportedError",
+    "PromptError",
+    "Rain",
+    "RainError",
+    "RainResult",
+    "RainSettings",
+    "SearchError",
+    "SettingsError",
+    "Step",
+    "StopReason",
+    "UnsafeAnswerError",
+    "Usage",
+    "Verdict",
+]
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """Each imported module, and whether the import runs when the module itself is imported."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inside = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide the order"
+            names = [str(node.module)]
+        for name in names:
+            yield name, id(node) not in inside
+
+
+def test_every_module_has_its_place_in_the_order():
+    assert set(MODULES) == set(ORDER), "a new module needs a place in ORDER"
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_imports_point_down(module: str):
+    for name, _ in imports(MODULES[module]):
+        if name.partition(".")[0] == "rain_llm":
+            below = name.removeprefix("rain_llm").removeprefix(".")
+            assert below in ORDER, f"{module} imports {name}: import from the module itself"
+            assert ORDER.index(below) < ORDER.index(module), f"{module} imports {name}, which is not below"
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_heavy_libraries_are_imported_only_where_they_are_used(module: str):
+    for name, at_once in imports(MODULES[module]):
+        library = name.partition(".")[0]
+        if library in HEAVY:
+            allowed = AT_ONCE.get(module, set()) | (set() if at_once else LATER.get(module, set()))
+            assert library in allowed, f"{module} imports {library}"
+
+
+@pytest.mark.parametrize("module", ["tree", "answer", "search", "plain", "scheduler", "evaluation"])
+def test_the_search_knows_no_model(module: str):
+    for name, _ in imports(MODULES[module]):
+        assert not name.startswith("rain_llm.models.") or name == "rain_llm.models.base"
+
+
+def test_the_command_line_does_not_weigh_on_the_library():
+    for module, path in MODULES.items():
+        if module not in ("cli", "demo"):
+            assert not {"rich", "typer"} & {name.partition(".")[0] for name, _ in imports(path)}, module
+
+
+def test_the_public_names_are_these():
+    assert rain_llm.__all__ == PUBLIC
+    assert [name for name in PUBLIC if not hasattr(rain_llm, name)] == []
+
+
+LAZY = """
+import sys
+import rain_llm, rain_llm.search, rain_llm.scheduler, rain_llm.evaluation, rain_llm.models.scripted
+rain = rain_llm.Rain()
+rain_llm.Rain(rain_llm.RainSettings(model="/no/such/folder"))
+heavy = {"torch", "transformers", "sentence_transformers", "sklearn", "rich", "typer"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def test_making_a_rain_loads_nothing():
+    subprocess.run([sys.executable, "-W", "error", "-c", LAZY], check=True, timeout=60)
