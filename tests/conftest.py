@@ -130,14 +130,17 @@ def tiny(tiny_folder: Path) -> TransformersModel:
     from rain_llm.models.transformers import TransformersModel
     from rain_llm.settings import ModelSettings
 
-    torch.set_num_threads(min(2, torch.get_num_threads()))
+    torch.set_num_threads(1)  # so small a network gains nothing from more
     return TransformersModel(ModelSettings(name=str(tiny_folder), device="cpu"))
 
 
 @pytest.fixture(scope="session")
 def real_model() -> TransformersModel:
     """The embedded SmolLM2-135M-Instruct, loaded once; converted first where that was not done yet."""
+    import torch
+
     from rain_llm.models.transformers import TransformersModel
     from rain_llm.settings import ModelSettings
 
+    torch.set_num_threads(os.cpu_count() or 1)
     return TransformersModel(ModelSettings(device="cpu", dtype="float32"))

@@ -102,7 +102,7 @@ class Job:
     def wait(self) -> tuple[list[Step], Finished]:
         steps = []
         while True:
-            event = self.events.get(timeout=10)
+            event = self.events.get(timeout=5)
             if isinstance(event, Finished):
                 assert self.events.empty()
                 return steps, event

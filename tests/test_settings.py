@@ -198,7 +198,7 @@ def test_settings_are_read_from_yaml_and_json(tmp_path: Path):
         ("evaluation: {criteria: 3}", "evaluation.criteria"),
     ],
 )
-def test_a_bad_file_is_refused_in_one_line(tmp_path: Path, text: str, said: str):
+def test_a_bad_file_is_refused_with_what_is_wrong(tmp_path: Path, text: str, said: str):
     with pytest.raises(SettingsError) as caught:
         RainSettings.from_file(write(tmp_path, text))
     assert said in str(caught.value)

@@ -21,6 +21,7 @@ from rich.status import Status
 from rich.text import Text
 
 from rain_llm.criteria import BUILT_IN, CIVILITY, POSITIVE_SENTIMENT
+from rain_llm.demo import FILM, HOSTILE, Opening, loading, show
 from rain_llm.engine import Rain
 from rain_llm.errors import PromptError, RainError, SearchError, SettingsError, UnsafeAnswerError
 from rain_llm.settings import RainSettings, explain
@@ -30,7 +31,6 @@ _EXIT_CODES = (
     "Exit codes: 0 accepted (or --plain), 1 error, 2 usage, "
     "3 nothing acceptable was found: the answer is marked, refused or raised; 130 interrupted."
 )
-_LOADING = "loading the model (the embedded one is unpacked at its first use, once)"
 
 app = typer.Typer(
     help="A language model that judges its own words while it writes, and rewinds.",
@@ -102,7 +102,7 @@ def _top(
 def generate(
     text: Annotated[
         str | None,
-        typer.Argument(help="What to continue; left out or '-': read from the pipe.", show_default=False),
+        typer.Argument(metavar="TEXT", help="What to continue; left out or '-': read from the pipe."),
     ] = None,
     criterion: Annotated[
         list[str] | None,
@@ -158,7 +158,7 @@ def generate(
     prompt = _prompt(text)
     began = time.monotonic()
     try:
-        with Console(file=sys.stderr).status(_LOADING) as status:
+        with Console(file=sys.stderr).status(loading(chosen)) as status:
             rain = _rain(chosen)
             steps = rain.plain_stream(prompt) if plain else rain.stream(prompt, context=passages)
             status.update("writing, judging, rewinding" if not plain else "writing")
@@ -285,8 +285,6 @@ def demo(
     save_svg: Annotated[Path | None, typer.Option(metavar="PATH", hidden=True)] = None,
 ) -> None:
     """Watch the embedded model write a sentence plainly and with RAIN, side by side."""
-    from rain_llm.demo import FILM, HOSTILE, Opening, show
-
     if prompt:
         if not all(text.strip() for text in prompt):
             raise PromptError("an opening is empty: give at least one word")

@@ -300,6 +300,7 @@ GROUNDEDNESS = Criterion(
 CIVILITY = Criterion(
     name="civility",
     labels=_TONE,
+    target=0.9,
     frames=_TONE_FRAMES,
     calibration=Calibration(scale=0.5),
     choice=Choice(
@@ -315,6 +316,7 @@ POSITIVE_SENTIMENT = Criterion(
     name="positive_sentiment",
     labels=(("positive", "negative"), ("good", "bad"), ("happy", "sad"), ("great", "terrible")),
     frames=("{text}\n\nSentiment:", "{text}\n\nIn one word:"),
+    target=0.9,
     calibration=Calibration(scale=0.5),
     choice=Choice(
         question="Is the sentiment of the text above positive or negative?",

@@ -22,6 +22,7 @@ from rich.tree import Tree
 
 from rain_llm.engine import Rain
 from rain_llm.models.base import LanguageModel
+from rain_llm.models.embedded import embedded_is_ready
 from rain_llm.settings import RainSettings
 from rain_llm.types import Candidate, RainResult, Sample, Samples, Step, StopReason, TokenIds
 
@@ -85,17 +86,28 @@ def show(
     task = f"One sentence of at most {_MAX_NEW_TOKENS} tokens each; seeds from {seed} on, none picked."
     page.print(Text(f"{task}\n", "dim"))
     rain = make(settings[openings[0].text])
-    with progress.status("loading the model (the embedded one is unpacked at its first use, once)"):
+    with progress.status(loading(rain.settings)):
         model = rain.runtime.writer
     rain = Rain(rain.settings, model=cast("LanguageModel", _Watched(model, rain, openings)))
-    with Live(
-        console=progress, transient=True, refresh_per_second=6, get_renderable=lambda: _watch(openings, began)
-    ):
+    spinner = Spinner("dots")
+
+    def watch() -> Group:
+        spinner.update(text=f"writing, judging, rewinding: {time.monotonic() - began:.0f} s\n")
+        return Group(spinner, _progress(openings))
+
+    with Live(console=progress, transient=True, refresh_per_second=6, get_renderable=watch):
         asyncio.run(_write(rain, openings, settings))
     judge = _vader()
     page.print(_side_by_side(openings, judge), Text(), _rewound(openings), Text())
     page.print(_summary(openings, judge))
     page.print(Text(f"{model.name}, {time.monotonic() - began:.0f} s in all", "dim"))
+
+
+def loading(settings: RainSettings) -> str:
+    """Say what takes a while before the first word."""
+    if settings.model.name is None and not embedded_is_ready():
+        return "first use: unpacking the embedded model (once)"
+    return "loading the model"
 
 
 def _settings(criterion: str, seed: int) -> RainSettings:
@@ -165,7 +177,7 @@ def _vader() -> Judge | None:
 # --- showing --------------------------------------------------------------------------------------------
 
 
-def _watch(openings: Sequence[Opening], began: float) -> Group:
+def _progress(openings: Sequence[Opening]) -> Table:
     """Show how far everything is."""
     table = _columns()
     for opening in openings:
@@ -173,11 +185,11 @@ def _watch(openings: Sequence[Opening], began: float) -> Group:
         if opening.guarded:
             guarded.append_text(_cost(opening.guarded, None))
         elif opening.plain and opening.drafts:
-            guarded.append(f"{chr(10) * bool(guarded.plain)}draft {opening.drafts}: ", "cyan")
+            guarded.append("\n" if guarded.plain else "").append(f"draft {opening.drafts}: ", "cyan")
             guarded.append(_clean(opening.draft), "dim italic")
         plain = Text(_clean(opening.plain.text)) if opening.plain else Text()
         table.add_row(opening.text, plain, guarded)
-    return Group(table, Spinner("dots", f"writing, judging, rewinding: {time.monotonic() - began:.0f} s"))
+    return table
 
 
 def _side_by_side(openings: Sequence[Opening], judge: Judge | None) -> Group:

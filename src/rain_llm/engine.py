@@ -8,8 +8,9 @@ import queue
 import secrets
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from dataclasses import replace
+from typing import cast
 
 from rain_llm.errors import PromptError, SearchError, SettingsError, UnsafeAnswerError
 from rain_llm.evaluation import SelfEvaluator, Subject
@@ -17,20 +18,32 @@ from rain_llm.models.base import Embedder, LanguageModel
 from rain_llm.plain import plain_search
 from rain_llm.scheduler import Event, Finished, Scheduler, Ticket
 from rain_llm.search import RainSearch
-from rain_llm.settings import EvaluationSettings, ModelSettings, RainSettings
+from rain_llm.settings import EvaluationSettings, ModelSettings, RainSettings, SimilaritySettings
 from rain_llm.types import Message, Prompt, RainResult, Step, StopReason, TokenIds, Trace, Usage
 
-_POLL_S = 1.0  # how often a waiting caller looks whether the worker is still there
+_POLL_S = 0.5
 
 
 class _Runtime:
     """Loaded models and their scheduler; shared by all ``Rain`` objects that name the same models."""
 
-    def __init__(self, writer: LanguageModel, judge: LanguageModel, embedder: Callable[[], Embedder]) -> None:
+    def __init__(
+        self, writer: LanguageModel, judge: LanguageModel, embedder: Embedder | None, embedder_name: str
+    ) -> None:
         self.writer = writer
         self.judge = judge
-        self.scheduler = Scheduler(writer, judge, embedder)
+        self.scheduler = Scheduler(writer, judge, self.embedder)
+        self._embedder = embedder
+        self._embedder_name = embedder_name
         self._evaluators: dict[EvaluationSettings, SelfEvaluator] = {}
+
+    def embedder(self) -> Embedder:
+        """Return the embedder, loading it at the first call."""
+        if self._embedder is None:
+            from rain_llm.similarity import SentenceEmbedder
+
+            self._embedder = SentenceEmbedder(self._embedder_name)
+        return self._embedder
 
     def evaluator(self, settings: EvaluationSettings) -> SelfEvaluator:
         """Return the evaluator of these settings: it keeps its calibration between answers."""
@@ -81,6 +94,10 @@ class Rain:
         self._runtime: _Runtime | None = None
         self._lock = threading.Lock()
 
+    def __deepcopy__(self, memo: object) -> Rain:
+        """Return itself: it cannot be changed, and models are never copied."""
+        return self
+
     # -- what users call ---------------------------------------------------------------------------
 
     def generate(
@@ -108,20 +125,25 @@ class Rain:
         Raises:
             As ``generate``; the first prompt's error after all have ended.
         """
-        streams = self._start(prompts, context, settings, guarded=True)
-        results = [_attempt(lambda s=s: _last(s)) for s in streams]  # type: ignore[misc]
-        return [_unwrap(result) for result in results]
+        jobs = self._jobs(prompts, context, settings, guarded=True)
+        if jobs:
+            self.runtime.scheduler.submit(*(job.ticket for job in jobs))
+        results = [_attempt(job.listen(submit=False)) for job in jobs]
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        return cast("list[RainResult]", results)
 
     def stream(
         self, prompt: Prompt, *, context: str = "", settings: RainSettings | None = None
-    ) -> Iterator[Step]:
+    ) -> Generator[Step, None, None]:
         """Yield each accepted piece of the answer as it is committed; the last step has the result.
 
         Bad input raises at the call, before anything is loaded where that can be known. Closing the
         iterator cancels the search.
         """
-        (stream,) = self._start([prompt], context, settings, guarded=True)
-        return stream
+        (job,) = self._jobs([prompt], context, settings, guarded=True)
+        return job.listen()
 
     async def agenerate(
         self, prompt: Prompt, *, context: str = "", settings: RainSettings | None = None
@@ -130,28 +152,11 @@ class Rain:
         async with contextlib.aclosing(self.astream(prompt, context=context, settings=settings)) as steps:
             return _result([step async for step in steps])
 
-    async def astream(
+    def astream(
         self, prompt: Prompt, *, context: str = "", settings: RainSettings | None = None
     ) -> AsyncGenerator[Step, None]:
         """Yield accepted pieces without blocking the event loop; see :meth:`stream`."""
-        loop = asyncio.get_running_loop()
-        events: asyncio.Queue[Event] = asyncio.Queue()
-
-        def emit(event: Event) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has gone, and its listener with it
-                loop.call_soon_threadsafe(events.put_nowait, event)
-
-        settings = self._checked([prompt], settings)
-        job = await asyncio.to_thread(self._prepare, prompt, context, settings, True, emit)
-        job.submit()
-        try:
-            while True:
-                step = job.receive(await events.get())
-                yield step
-                if step.result is not None:
-                    return
-        finally:
-            job.ticket.cancel()
+        return self._astream(prompt, context, settings, guarded=True)
 
     def plain(
         self,
@@ -162,13 +167,21 @@ class Rain:
         judge: bool = False,
     ) -> RainResult:
         """Write with the same model unguarded; with ``judge``, the finished text gets a verdict."""
-        (stream,) = self._start([prompt], context, settings, guarded=False, judge=judge)
-        return _last(stream)
+        (job,) = self._jobs([prompt], context, settings, guarded=False, judge=judge)
+        return _last(job.listen())
 
-    def plain_stream(self, prompt: Prompt, *, settings: RainSettings | None = None) -> Iterator[Step]:
+    def plain_stream(
+        self, prompt: Prompt, *, settings: RainSettings | None = None
+    ) -> Generator[Step, None, None]:
         """Stream with the same model unguarded: nothing of it is judged, no step is ``accepted``."""
-        (stream,) = self._start([prompt], "", settings, guarded=False)
-        return stream
+        (job,) = self._jobs([prompt], "", settings, guarded=False)
+        return job.listen()
+
+    def plain_astream(
+        self, prompt: Prompt, *, settings: RainSettings | None = None
+    ) -> AsyncGenerator[Step, None]:
+        """Stream unguarded without blocking the event loop; see :meth:`plain_stream`."""
+        return self._astream(prompt, "", settings, guarded=False)
 
     @property
     def runtime(self) -> _Runtime:
@@ -187,16 +200,34 @@ class Rain:
             prompt = [Message("user", prompt)]
         return writer.render_chat(prompt)
 
+    async def _astream(
+        self, prompt: Prompt, context: str, settings: RainSettings | None, guarded: bool
+    ) -> AsyncGenerator[Step, None]:
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[Event] = asyncio.Queue()
+
+        def emit(event: Event) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has gone, and its listener with it
+                loop.call_soon_threadsafe(events.put_nowait, event)
+
+        settings = self._checked([prompt], settings)
+        job = await asyncio.to_thread(self._prepare, prompt, context, settings, guarded, False, emit)
+        job.submit()
+        try:
+            while True:
+                step = job.receive(await events.get())
+                yield step
+                if step.result is not None:
+                    return
+        finally:
+            job.ticket.cancel()
+
     # -- from a prompt to a search -------------------------------------------------------------------
 
     def _checked(self, prompts: Sequence[Prompt], settings: RainSettings | None) -> RainSettings:
         """Refuse what can be refused before any model is loaded."""
         settings = settings or self.settings
-        ours, theirs = (
-            (s.model, s.evaluation.judge, s.search.similarity and s.search.similarity.embedder)
-            for s in (self.settings, settings)
-        )
-        if ours[:2] != theirs[:2] or (theirs[2] and ours[2] and ours[2] != theirs[2]):
+        if _models_of(settings) != _models_of(self.settings):
             raise SettingsError(
                 "the settings of one answer name other models than this Rain: "
                 "make another Rain(settings) for them"
@@ -209,25 +240,16 @@ class Rain:
                 raise PromptError("the last message is the assistant's: end with a user's message to answer")
         return settings
 
-    def _start(
+    def _jobs(
         self,
         prompts: Sequence[Prompt],
         context: str,
         settings: RainSettings | None,
         guarded: bool,
         judge: bool = False,
-    ) -> list[Iterator[Step]]:
+    ) -> list[_Job]:
         settings = self._checked(prompts, settings)
-        jobs = []
-        streams = []
-        for prompt in prompts:
-            events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-            job = self._prepare(prompt, context, settings, guarded, events.put, judge)
-            jobs.append(job)
-            streams.append(_listen(job, events))
-        if jobs:
-            self.runtime.scheduler.submit(*(job.ticket for job in jobs))
-        return streams
+        return [self._prepare(prompt, context, settings, guarded, judge) for prompt in prompts]
 
     def _prepare(
         self,
@@ -235,8 +257,8 @@ class Rain:
         context: str,
         settings: RainSettings,
         guarded: bool,
-        emit: Callable[[Event], None],
-        judge: bool = True,
+        judge: bool,
+        emit: Callable[[Event], None] | None = None,
     ) -> _Job:
         """Turn a prompt into a search that has not begun; all checks that need a tokenizer."""
         runtime = self.runtime
@@ -253,6 +275,8 @@ class Rain:
         evaluator = runtime.evaluator(settings.evaluation) if guarded or judge else None
         if evaluator is not None:
             evaluator.check(subject, room)
+        if settings.search.similarity is not None and guarded:
+            runtime.embedder()  # a missing one is told now, not in the middle of an answer
         seed = secrets.randbits(62) if settings.generation.seed is None else settings.generation.seed
         if guarded:
             assert evaluator is not None
@@ -260,48 +284,64 @@ class Rain:
         else:
             search = plain_search(tokens, subject, writer, evaluator, settings, seed)
         budget = settings.search
-        ticket = Ticket(search, emit, budget.deadline_s, budget.max_model_tokens)
-        return _Job(ticket, runtime, Trace(seed, settings.hash, writer.name), len(tokens))
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        ticket = Ticket(search, emit or events.put, budget.deadline_s, budget.max_model_tokens)
+        trace = Trace(seed, settings.hash, writer.name)
+        return _Job(ticket, events, runtime.scheduler, trace, len(tokens))
 
     def _loaded(self) -> _Runtime:
         model, judge, embedder = self._given
-        similarity = self.settings.search.similarity
-        name = similarity.embedder if similarity else "minilm"
-
-        def load_embedder() -> Embedder:
-            if not embedders:
-                from rain_llm.similarity import SentenceEmbedder
-
-                embedders.append(embedder or SentenceEmbedder(name))
-            return embedders[0]
-
-        embedders: list[Embedder] = []
+        own, other, name = _models_of(self.settings)
         with _loading:
-            key = (self.settings.model, self.settings.evaluation.judge, name, *map(id, self._given))
+            key = (own, other, name, *map(id, self._given))
             runtime = _runtimes.get(key)
             if runtime is None:
-                writer = model or _load(self.settings.model)
-                other = self.settings.evaluation.judge
-                runtime = _Runtime(writer, judge or (_load(other) if other else writer), load_embedder)
-                if similarity:
-                    load_embedder()  # a missing embedder is told now, not in the middle of an answer
-                _runtimes[key] = runtime
-            _latest[:] = [runtime]
+                writer = model or _load(own)
+                judge = judge or (_load(other) if other else writer)
+                runtime = _runtimes[key] = _Runtime(writer, judge, embedder, name)
+            if model is None:
+                _latest[:] = [runtime]
             return runtime
 
 
 class _Job:
     """One answer on its way: collects steps, makes the result."""
 
-    def __init__(self, ticket: Ticket, runtime: _Runtime, trace: Trace, prompt_tokens: int) -> None:
+    def __init__(
+        self,
+        ticket: Ticket,
+        events: queue.SimpleQueue[Event],
+        scheduler: Scheduler,
+        trace: Trace,
+        prompt_tokens: int,
+    ) -> None:
         self.ticket = ticket
-        self._runtime = runtime
+        self._events = events
+        self._scheduler = scheduler
         self._trace = trace
         self._steps: list[Step] = []
         self._prompt_tokens = prompt_tokens
 
     def submit(self) -> None:
-        self._runtime.scheduler.submit(self.ticket)
+        """Let the search begin."""
+        self._scheduler.submit(self.ticket)
+
+    def listen(self, submit: bool = True) -> Generator[Step, None, None]:
+        """Yield the steps; closed early, it cancels the search. One that is never read never begins."""
+        if submit:
+            self.submit()
+        try:
+            while True:
+                try:
+                    event = self._events.get(timeout=_POLL_S)
+                except queue.Empty:  # only to let Ctrl-C through: a search that breaks tells so
+                    continue
+                step = self.receive(event)
+                yield step
+                if step.result is not None:
+                    return
+        finally:
+            self.ticket.cancel()
 
     def receive(self, event: Event) -> Step:
         """Turn an event into the step that the user sees."""
@@ -348,26 +388,17 @@ class _Job:
         )
 
 
+def _models_of(settings: RainSettings) -> tuple[ModelSettings, ModelSettings | None, str]:
+    """Return what the settings say of models: what one answer cannot change."""
+    similarity = settings.search.similarity or SimilaritySettings()
+    return settings.model, settings.evaluation.judge, similarity.embedder
+
+
 def _subject(prompt: Prompt, context: str, settings: RainSettings) -> Subject:
     if isinstance(prompt, str):
         return Subject(prompt, context, settings.generation.chat_template)
     turns = [message.content for message in prompt if message.role == "user"]
     return Subject(turns[-1] if turns else prompt[-1].content, context, dialogue=True)
-
-
-def _listen(job: _Job, events: queue.SimpleQueue[Event]) -> Iterator[Step]:
-    try:
-        while True:
-            try:
-                event = events.get(timeout=_POLL_S)
-            except queue.Empty:
-                continue
-            step = job.receive(event)
-            yield step
-            if step.result is not None:
-                return
-    finally:
-        job.ticket.cancel()
 
 
 def _result(steps: Sequence[Step]) -> RainResult:
@@ -376,21 +407,15 @@ def _result(steps: Sequence[Step]) -> RainResult:
     return result
 
 
-def _last(stream: Iterator[Step]) -> RainResult:
+def _last(stream: Generator[Step, None, None]) -> RainResult:
     return _result(list(stream))
 
 
-def _attempt(work: Callable[[], RainResult]) -> RainResult | Exception:
+def _attempt(stream: Generator[Step, None, None]) -> RainResult | Exception:
     try:
-        return work()
+        return _last(stream)
     except Exception as error:
         return error
-
-
-def _unwrap(result: RainResult | Exception) -> RainResult:
-    if isinstance(result, Exception):
-        raise result
-    return result
 
 
 def _failed(result: RainResult) -> str:

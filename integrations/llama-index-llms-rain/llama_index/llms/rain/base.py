@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import aclosing, closing
 from dataclasses import asdict
 from pathlib import Path
@@ -291,7 +291,7 @@ class RainLLM(CustomLLM):
     def _conversation(
         self, messages: Sequence[ChatMessage], options: dict[str, Any]
     ) -> tuple[str | list[Message], str, RainSettings]:
-        """Return prompt, context and settings. The messages' system prompt goes before our own."""
+        """Return prompt, context and settings. A system prompt in the messages replaces our own."""
         context, settings = self._chosen(options)
         if not any(_ROLES.get(message.role) == "system" for message in messages):
             messages = self._extend_messages(list(messages))
@@ -335,9 +335,9 @@ class RainLLM(CustomLLM):
             steps = self._rain.plain_stream(prompt, settings=settings)
         return self._chunks(steps)
 
-    def _chunks(self, steps: Iterator[Step]) -> Generator[CompletionResponse, None, None]:
+    def _chunks(self, steps: Generator[Step, None, None]) -> Generator[CompletionResponse, None, None]:
         text = ""
-        with closing(cast("Generator[Step, None, None]", steps)):
+        with closing(steps):
             for step in steps:
                 text += step.text
                 if step.text or step.result:
@@ -360,12 +360,12 @@ class RainLLM(CustomLLM):
     async def _aplain(
         self, prompt: str | list[Message], settings: RainSettings
     ) -> AsyncGenerator[Step, None]:
-        steps = await asyncio.to_thread(self._rain.plain_stream, prompt, settings=settings)
+        held = [await asyncio.to_thread(self._rain.plain_stream, prompt, settings=settings)]
         try:
-            while (step := await asyncio.to_thread(next, steps, None)) is not None:
+            while (step := await asyncio.to_thread(lambda: next(held[0], None))) is not None:
                 yield step
         finally:
-            del steps  # cancels the search, as soon as its thread lets go of it too
+            held.clear()  # the search ends, as soon as a waiting thread lets go of it too
 
     def _chunk(self, text: str, step: Step) -> CompletionResponse:
         """Make the response for a step, after which ``text`` is the answer so far."""

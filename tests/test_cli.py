@@ -1,0 +1,561 @@
+"""The command line: what goes to which stream, one line for each error, exit codes, and the demo."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from pydantic import TypeAdapter
+from rich.console import Console
+
+from rain_llm import BUILT_IN, Rain, RainSettings, cli, demo
+from rain_llm.models.scripted import END, ScriptedModel
+from rain_llm.types import Candidate, RainResult, Step, StopReason, Trace, Usage
+
+GOOD_LABELS = {good for criterion in BUILT_IN.values() for good, _ in criterion.labels}
+
+
+def opinion(question: str, label: str) -> float:
+    """A text is bad as soon as it says 'bad', good if it says 'good'; otherwise who knows."""
+    if "bad" not in question and "good" not in question:
+        return -1.0
+    return 0.0 if (label.strip() in GOOD_LABELS) == ("bad" not in question) else -9.0
+
+
+def sentence(*words: str, then=None):
+    """Say one of the words and a full stop, then what ``then`` says of the rest, or the end."""
+
+    def next_words(text):
+        said = text.count(".")
+        if said:
+            return then(text) if then else {END: 1.0}
+        return {".": 1.0} if text.endswith(words) else dict.fromkeys(words, 1.0)
+
+    return next_words
+
+
+def only_bad_follows(text):
+    return {".": 1.0} if text.endswith(" bad") else {" bad": 1.0} if text.count(".") < 2 else {END: 1.0}
+
+
+def breaks(text):
+    raise RuntimeError("the disk is\non fire")
+
+
+@pytest.fixture
+def model(monkeypatch):
+    """A scripted model behind the command line; ``made`` keeps the settings that reach the engine."""
+    scripted = ScriptedModel(sentence(" good", " bad"), opinion)
+    made: list[RainSettings] = []
+
+    def rain(settings):
+        made.append(settings)
+        return Rain(settings, model=scripted, embedder=SimpleNamespace(embed=lambda texts: []))
+
+    monkeypatch.setattr(cli, "_rain", rain)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    monkeypatch.setenv("COLUMNS", "80")
+    return SimpleNamespace(scripted=scripted, made=made)
+
+
+@pytest.fixture
+def rain(capsys):
+    """Run ``rain`` with arguments: code, stdout, stderr."""
+
+    def run(*args):
+        code = cli.main([str(arg) for arg in args])
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+SENTIMENT = ("--criterion", "positive_sentiment")
+
+
+# --- rain generate: streams and pipes -------------------------------------------------------------
+
+
+def test_standard_output_gets_the_accepted_text_and_nothing_else(model, rain):
+    for seed in range(4):  # some of them draft ' bad' first
+        assert rain("generate", "The film is", *SENTIMENT, "--seed", seed) == (0, " good.\n", "")
+
+
+def test_a_terminal_is_told_verdict_reason_and_cost(model, rain, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    code, out, err = rain("generate", "The film is", *SENTIMENT)
+    said = " ".join(err.split())
+    assert (code, out) == (0, " good.\n")
+    assert said.startswith("accepted · positive_sentiment 1.00 · ended by eos · 2 tokens, ")
+    assert f" {model.scripted.model_tokens} through the model, " in said
+
+
+@pytest.mark.parametrize("argument", [[], ["-"]])
+def test_the_prompt_may_come_through_a_pipe(model, rain, monkeypatch, argument):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("The film is\n"))
+    assert rain("generate", *argument, *SENTIMENT)[:2] == (0, " good.\n")
+    assert model.scripted.decode(model.scripted.requests[0].prefix) == "The film is"
+
+
+def test_without_text_and_pipe_it_asks_for_one(model, rain, monkeypatch):
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    code, out, err = rain("generate")
+    assert (code, out) == (2, "")
+    assert err == "rain: Invalid value for TEXT: give a text to continue, or pipe one in\n"
+
+
+def test_plain_is_unguarded_and_says_all(model, rain, monkeypatch):
+    model.scripted.next_words = sentence(" bad")
+    assert rain("generate", "The film is", "--plain", "--on-unsafe", "raise") == (0, " bad.\n", "")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert rain("generate", "The film is", "--plain")[2].startswith("unguarded · ended by eos")
+
+
+# --- rain generate: what reaches the engine -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "field", "value"),
+    [
+        (["--seed", "7"], "generation.seed", 7),
+        (["--max-new-tokens", "9"], "generation.max_new_tokens", 9),
+        (["--stop", "x", "--stop", "yz"], "generation.stop", ("x", "yz")),
+        (["--chat"], "generation.chat_template", True),
+        (["--no-chat"], "generation.chat_template", False),
+        (["--on-unsafe", "refuse"], "on_unsafe", "refuse"),
+        (["--preset", "paper"], "search.commit", "visits"),
+    ],
+)
+def test_options_become_settings(model, rain, args, field, value):
+    rain("generate", "The film is", "--max-new-tokens", "2", *args, "--plain")
+    found = model.made[0]
+    for part in field.split("."):
+        found = getattr(found, part)
+    assert found == value
+
+
+def test_options_come_before_the_file_and_leave_its_other_settings(model, rain, tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("generation: {seed: 5, top_k: 3}\nevaluation: {criteria: [harmlessness]}\n")
+    rain("generate", "The film is", "--settings", file, "--seed", "0", *SENTIMENT, "--criterion", "civility")
+    (settings,) = model.made
+    assert (settings.generation.seed, settings.generation.top_k) == (0, 3)
+    assert [c.name for c in settings.evaluation.criteria] == ["positive_sentiment", "civility"]
+
+
+def test_a_named_model_is_what_the_engine_is_asked_for(model, rain):
+    rain("generate", "The film is", "--model", "some/folder", "--plain")
+    assert model.made[0].model.name == "some/folder"
+
+
+def test_groundedness_gets_its_context(model, rain, tmp_path):
+    (tmp_path / "facts.txt").write_text("The film is good.")
+    code, out, _ = rain(
+        "generate", "The film is", "--criterion", "groundedness", "--context", tmp_path / "facts.txt"
+    )
+    assert (code, out) == (0, " good.\n")
+    asked = [model.scripted.decode(request.prefix) for request in model.scripted.requests]
+    assert any("Passage: The film is good." in text for text in asked)
+
+
+# --- rain generate: when nothing passes -----------------------------------------------------------
+
+
+def test_marked_text_goes_to_standard_error(model, rain):
+    model.scripted.next_words = sentence(" bad")
+    code, out, err = rain("generate", "The film is", *SENTIMENT, "--on-unsafe", "best")
+    assert (code, out) == (3, "")
+    assert re.fullmatch(r"rain: not accepted \(positive_sentiment 0\.\d\d, threshold .*\).*: bad\.\n", err)
+
+
+def test_what_follows_marked_text_is_held_back_with_it(model, rain):
+    model.scripted.next_words = sentence(" good", then=only_bad_follows)
+    code, out, err = rain("generate", "The film is", *SENTIMENT, "--on-unsafe", "best")
+    assert (code, out) == (3, " good.\n")
+    assert err.endswith(": bad.\n")
+
+
+def test_a_terminal_is_told_what_was_not_accepted(model, rain, monkeypatch):
+    model.scripted.next_words = sentence(" bad")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    code, out, err = rain("generate", "The film is", *SENTIMENT, "--on-unsafe", "best")
+    assert (code, out) == (3, "")
+    assert err.startswith("not accepted · positive_sentiment 0.")
+    assert err.splitlines()[-1].endswith(": bad.")
+
+
+def test_a_refusal_is_the_answer(model, rain):
+    model.scripted.next_words = sentence(" bad")
+    code, out, err = rain("generate", "The film is", *SENTIMENT, "--on-unsafe", "refuse")
+    assert (code, out, err) == (3, RainSettings().refusal + "\n", "")
+
+
+def test_raise_is_one_line_and_the_trace_is_complete(model, rain, tmp_path):
+    model.scripted.next_words = sentence(" bad")
+    code, out, err = rain(
+        "generate", "The film is", *SENTIMENT, "--on-unsafe", "raise", "--trace", tmp_path / "trace.json"
+    )
+    assert (code, out) == (3, "")
+    assert err.startswith("rain: nothing that the model wrote passed positive_sentiment")
+    assert err.count("\n") == 1
+    result = TypeAdapter(RainResult).validate_json((tmp_path / "trace.json").read_bytes())
+    assert (result.stop_reason, result.accepted, result.text) == (StopReason.UNSAFE, False, "")
+    assert result.usage.model_tokens == model.scripted.model_tokens
+
+
+@pytest.mark.parametrize(
+    ("limit", "word"), [("deadline_s: 1.0e-9", "deadline"), ("max_model_tokens: 1", "budget")]
+)
+def test_a_cut_is_told(model, rain, tmp_path, limit, word):
+    (tmp_path / "settings.yaml").write_text(f"search: {{{limit}}}")
+    code, out, err = rain("generate", "The film is", *SENTIMENT, "--settings", tmp_path / "settings.yaml")
+    assert (code, out, err) == (0, "", f"rain: cut off: the {word} was reached\n")
+
+
+# --- the trace --------------------------------------------------------------------------------------
+
+
+def test_the_trace_is_the_whole_result(model, rain, tmp_path):
+    file = tmp_path / "trace.json"
+    file.write_text("what was here before, and is longer than nothing")
+    code, out, _ = rain("generate", "The film is", *SENTIMENT, "--seed", 11, "--trace", file)
+    result = TypeAdapter(RainResult).validate_json(file.read_bytes())
+    assert code == 0
+    assert result.text + "\n" == out
+    assert "".join(step.text for step in result.trace.steps) == result.text
+    assert result.trace.seed == 11
+    assert any(candidate.chosen for candidate in result.trace.steps[0].candidates)
+    assert result.settings_hash == model.made[0].hash
+    assert "result" in json.loads(file.read_text())["trace"]["steps"][0]
+
+
+def test_a_trace_file_that_cannot_be_written_is_told_before_the_model_runs(model, rain, tmp_path):
+    for file in (tmp_path, tmp_path / "no" / "such.json"):
+        code, out, err = rain("generate", "The film is", "--trace", file)
+        assert (code, out) == (1, "")
+        assert err.startswith(f"rain: cannot write the trace to {file}: ")
+        assert err.count("\n") == 1
+    assert model.made == []
+
+
+def test_checking_the_trace_file_leaves_nothing_behind(model, rain, tmp_path):
+    assert rain("generate", " ", "--trace", tmp_path / "trace.json")[0] == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- errors -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (["nonsense"], 2, "No such command 'nonsense'"),
+        (["generate", "x", "--nonsense"], 2, "No such option"),
+        (["generate", "x", "--seed", "one"], 2, "--seed"),
+        (["generate", "x", "--settings", "s.yaml", "--preset", "paper"], 2, "--preset"),
+        (["generate", "x", "--criterion", "nice"], 1, "unknown criterion 'nice': built in are harmlessness"),
+        (["generate", "x", "--preset", "papper"], 1, "unknown preset 'papper'"),
+        (["generate", "x", "--on-unsafe", "shrug"], 1, "'best', 'refuse' or 'raise' (got 'shrug')"),
+        (["generate", "x", "--max-new-tokens", "0"], 1, "generation.max_new_tokens"),
+        (["generate", "x", "--seed", "-1"], 1, "generation.seed"),
+        (["generate", "x", "--stop", ""], 1, "empty stop string"),
+        (["generate", "x", "--settings", "missing.yaml"], 1, "cannot read the settings file missing.yaml"),
+        (["generate", "x", "--context", "missing.txt"], 1, "cannot read the context missing.txt"),
+        (["generate", "x", "--criterion", "groundedness"], 1, "'groundedness' judges against a context"),
+        (["generate", ""], 1, "the prompt is empty"),
+        (["generate"], 1, "the prompt is empty"),  # an empty pipe
+        (["generate", "word " * 5000], 1, "exceeds the context of scripted, 4096 tokens"),
+        (["demo", "--prompt", " "], 1, "empty"),
+        (["demo", "--prompt", "x", "--criterion", "nice"], 1, "unknown criterion 'nice'"),
+        (["demo", "--seed", "-1"], 2, "--seed"),
+    ],
+)
+def test_an_error_is_one_line_and_no_model_runs(model, rain, args, code, says):
+    found, out, err = rain(*args)
+    assert found == code
+    assert err.startswith("rain: ")
+    assert says in err
+    assert err.count("\n") == 1
+    assert out == "" or args[0] == "demo"
+    assert model.scripted.requests == []
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("serach: {}", "did you mean 'search'?"),
+        ("search: {iterations: -1}", "search.iterations"),
+        ("search: {deadline_s: 0}", "search.deadline_s"),
+        ("search: {max_model_tokens: -5}", "search.max_model_tokens"),
+        ("evaluation: {criteria: {name: x, labels: [[a, b]], threshold: 2}}", "threshold"),
+        ("evaluation: {criteria: {name: x, labels: [[same, ' same']]}}", "cannot tell the labels"),
+        ("preset: [", "cannot read the settings file"),
+        ("just text", "must hold a mapping"),
+    ],
+)
+def test_an_error_in_a_settings_file_is_one_line(model, rain, tmp_path, text, says):
+    (tmp_path / "settings.yaml").write_text(text)
+    code, out, err = rain("generate", "x", "--settings", tmp_path / "settings.yaml")
+    assert (code, out) == (1, "")
+    assert err.startswith("rain: ")
+    assert says in err
+    assert err.count("\n") == 1
+    assert model.scripted.requests == []
+
+
+def test_a_pipe_that_is_no_text_is_told(model, rain, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe"), encoding="utf-8"))
+    code, _, err = rain("generate")
+    assert code == 1
+    assert err.startswith("rain: the prompt from the pipe is not UTF-8")
+
+
+def test_a_missing_model_folder_is_one_line(rain, tmp_path):
+    code, out, err = rain("generate", "x", "--model", tmp_path / "nothing")
+    assert (code, out) == (1, "")
+    assert err.startswith("rain: ")
+    assert "nothing" in err
+    assert err.count("\n") == 1
+
+
+def test_a_model_that_fails_leaves_what_was_accepted_and_its_trace(model, rain, tmp_path):
+    model.scripted.next_words = sentence(" good", then=breaks)
+    file = tmp_path / "trace.json"
+    code, out, err = rain("generate", "The film is", *SENTIMENT, "--trace", file)
+    assert (code, out) == (1, " good.\n")
+    assert err == "rain: the model failed after 6 accepted characters: the disk is on fire\n"
+    result = TypeAdapter(RainResult).validate_json(file.read_bytes())
+    assert (result.text, result.stop_reason) == (" good.", StopReason.ERROR)
+
+
+def test_settings_refused_in_python_are_one_line(monkeypatch, rain):
+    monkeypatch.setattr(cli, "_rain", lambda settings: RainSettings.model_validate({"on_unsafe": "shrug"}))
+    assert rain("generate", "x") == (
+        1,
+        "",
+        "rain: on_unsafe: Input should be 'best', 'refuse' or 'raise' (got 'shrug')\n",
+    )
+
+
+def test_a_mistake_of_our_own_keeps_its_traceback(monkeypatch):
+    def mistaken(settings):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "_rain", mistaken)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["generate", "x"])
+
+
+# --- the process ------------------------------------------------------------------------------------
+
+PROCESS = """
+import sys, time
+from rain_llm import POSITIVE_SENTIMENT, Rain, cli
+from rain_llm.models.scripted import ScriptedModel
+
+GOOD_LABELS = {good for good, _ in POSITIVE_SENTIMENT.labels}
+
+def opinion(question, label):
+    return 0.0 if "good" in question and label.strip() in GOOD_LABELS else -9.0
+
+def next_words(text):
+    if "." in text:
+        time.sleep(0.01)
+    return {".": 1.0} if text.endswith(" good") else {" good": 1.0}
+
+cli._rain = lambda settings: Rain(settings, model=ScriptedModel(next_words, opinion))
+args = ["generate", "The film is", "--max-new-tokens", "1000", "--criterion", "positive_sentiment"]
+sys.exit(cli.main(args))
+"""
+
+
+@pytest.fixture
+def process():
+    """``rain generate`` in a process of its own: it writes a sentence at once, then on and on."""
+    with subprocess.Popen(
+        [sys.executable, "-c", PROCESS],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as started:
+        yield started
+        started.kill()
+
+
+def test_text_streams_and_ctrl_c_is_quiet(process):
+    assert process.stdout.read(6) == b" good."  # long before the answer ends
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, b"")
+
+
+def test_a_reader_that_goes_away_is_no_news(process):
+    assert process.stdout.read(6) == b" good."
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(timeout=30) == 1
+
+
+QUICK = """
+import sys
+from rain_llm import cli
+assert cli.main(["--help"]) == cli.main(["--version"]) == cli.main(["generate", "--help"]) == 0
+print({"torch", "transformers", "sentence_transformers", "vaderSentiment"} & set(sys.modules))
+"""
+
+
+def test_help_loads_no_model():
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", QUICK], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.rstrip().endswith("set()")
+    assert "rain-llm" in done.stdout
+    assert "3 nothing acceptable" in " ".join(done.stdout.replace("│", " ").split())
+
+
+def test_alone_it_shows_what_there_is(rain):
+    code, out, _ = rain()
+    assert code == 0
+    assert "generate" in out
+    assert "demo" in out
+
+
+# --- rain demo ----------------------------------------------------------------------------------------
+
+
+def test_the_demo_shows_both_the_rewound_the_cost_and_the_judge(model, rain):
+    code, out, err = rain("demo")
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 80
+    flat = " ".join(out.split())
+    for opening in (*demo.FILM, *demo.HOSTILE):
+        assert opening in flat  # in the tree, where it is not wrapped
+    assert flat.count("chosen: good") == 5
+    assert "bad" in flat.partition("What was rewound")[2]
+    counts = re.search(r"Higher with RAIN: (\d) of 5\. Equal: (\d)\. Lower: (\d)\.", flat)
+    assert counts
+    assert sum(map(int, counts.groups())) == 5
+    assert int(counts[1]) == len(re.findall(r"(?m)^(?:.{16,24}) bad .* good", out))
+    totals = [int(n.replace(",", "")) for n in re.findall(r"(?m)^(?:plain|RAIN) +\S+ +([\d,]+)", out)]
+    assert sum(totals) == model.scripted.model_tokens
+
+
+def test_the_demo_shows_where_rain_is_worse(model, rain, monkeypatch):
+    monkeypatch.setattr(demo, "_vader", lambda: lambda text: 0.5 if "bad" in text else -0.5)
+    _, out, _ = rain("demo")
+    higher, equal, lower = map(int, re.findall(r"(?:RAIN|Equal|Lower): (\d)", out))
+    assert (higher, equal) == (0, 5 - lower)
+    assert lower > 0
+    assert re.search(r"(?m)^RAIN +-0\.50", out)
+
+
+def test_the_demo_does_without_the_judge(model, rain, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vaderSentiment.vaderSentiment", None)
+    code, out, _ = rain("demo")
+    assert code == 0
+    assert "pip install 'rain-llm[demo]'" in out
+    assert "Higher with RAIN" not in out
+
+
+def test_the_demo_marks_what_did_not_pass(model, rain):
+    model.scripted.next_words = sentence(" bad")
+    _, out, _ = rain("demo")
+    assert out.count("nothing passed") == 5
+
+
+def test_the_same_seed_shows_the_same_texts(model, rain):
+    def tree(*args):
+        return rain("demo", *args)[1].partition("What was rewound")[2].partition("all openings")[0]
+
+    assert tree("--seed", 3) == tree("--seed", 3)
+    assert tree() == tree("--seed", 0)
+    assert len({tree("--seed", seed) for seed in range(4)}) > 1
+
+
+def test_the_demo_takes_openings_of_your_own(model, rain):
+    code, out, _ = rain("demo", "--prompt", "My dog is", "--prompt", "My cat is", "--prompt", "My dog is")
+    assert code == 0
+    assert "of 2." in out
+    assert "My cat is" in out
+    assert demo.FILM[0] not in " ".join(out.split())
+
+
+def test_rain_does_not_find_plains_texts_in_the_cache(model, rain):
+    guarded = []
+
+    class Cache:
+        def clear(self):
+            judged = [request for request in model.scripted.requests if hasattr(request, "options")]
+            guarded.append((len(model.scripted.requests), len(judged)))
+
+    model.scripted.cache = Cache()
+    rain("demo")
+    ((asked, judged),) = guarded
+    assert asked >= 5  # all plain texts have been written
+    assert judged == 0  # and nothing has been judged: RAIN has not begun
+
+
+def test_the_demo_can_be_watched(model, monkeypatch):
+    frames = []
+    openings = [demo.Opening("The film is", "positive_sentiment")]
+    tell = demo._Watched._tell
+
+    def record(self, prefix, reply):
+        tell(self, prefix, reply)
+        Console(file=(page := io.StringIO()), width=100).print(demo._progress(openings))
+        frames.append(page.getvalue())
+
+    monkeypatch.setattr(demo._Watched, "_tell", record)
+    progress = Console(file=(screen := io.StringIO()), force_terminal=True, width=100)
+    demo.show(cli._rain, openings, 2, Console(file=io.StringIO(), width=100), progress)
+    assert "writing, judging, rewinding" in screen.getvalue()
+    assert any("draft 1: " in frame for frame in frames)
+    assert openings[0].guarded is not None
+    assert openings[0].drafts == openings[0].guarded.usage.iterations
+
+
+def test_the_demo_saves_its_page(model, rain, tmp_path):
+    code, out, _ = rain("demo", "--save-svg", tmp_path / "demo.svg")
+    svg = (tmp_path / "demo.svg").read_text()
+    assert code == 0
+    assert svg.startswith("<svg")
+    assert "rewound" in svg
+    assert "writing, judging" not in svg
+    assert "What was rewound" in out
+
+
+def leaf(text, value, chosen=False, children=(), visits=1):
+    return Candidate(text, 0.5, visits, 1.0, value, value, chosen, tuple(children))
+
+
+def test_the_tree_joins_steps_and_keeps_the_extremes():
+    first = Step(
+        " a good",
+        candidates=(
+            leaf(
+                " a", 0.1, True, [leaf(" good", 0.2, True, [leaf(" old", 0.0)]), leaf(" bad", -0.9)], visits=3
+            ),
+            *(leaf(f" draft{i}", i / 10) for i in range(5)),
+        ),
+    )
+    second = Step(" film", candidates=(leaf(" film", 0.7, True), leaf(" fish", -0.5)))
+    trace = Trace(0, "", "", (first, Step(""), second))
+    result = RainResult(" a good film", None, StopReason.EOS, True, Usage(), trace, "")
+    opening = demo.Opening("It is", "civility", plain=result, guarded=result)
+    Console(file=(page := io.StringIO()), width=80).print(demo._rewound([opening]))
+    lines = [re.sub(r"[^\w+.: -]", " ", line).strip() for line in page.getvalue().splitlines()]
+    assert lines[2:] == [
+        "+0.40 draft4",
+        "+0.30 draft3",
+        "+0.10 a  3 visits",
+        "+0.20 good",
+        "+0.70 chosen: film",
+        "-0.50 fish",
+        "-0.90 bad",
+        "and 3 more",
+    ]
