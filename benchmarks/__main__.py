@@ -75,7 +75,9 @@ def generate(model: TransformersModel, tokens: int) -> float:
 
 def main() -> None:
     """Measure and print one Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tokens", type=int, default=48, help="longest answer")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -94,7 +96,9 @@ def main() -> None:
         measure("RAIN paper (HH), 4 at once", model, lambda: paper.generate_batch(PROMPTS)),
     ]
     plain = rows[0].cpu / rows[0].output
-    print("| method | tokens through the model per output token | of these judging | forwards | CPU / plain |")
+    print(
+        "| method | tokens through the model per output token | of these judging | forwards | CPU / plain |"
+    )
     print("|---|---|---|---|---|")
     own = generate(model, options.tokens) / plain
     print(f"| transformers' `generate`, KV cache | | | 1.00 | {own:.2f} |")

@@ -63,9 +63,7 @@ def render() -> str:
     plain = {k: f for k, f in RainSettings.model_fields.items() if not one_model(f.annotation)}
     parts = [INTRODUCTION, section("Top level", plain, found)]
     for model, title in found.items():
-        parts.append(
-            section(f"`{title}`", model.model_fields, found, sentence(model.__doc__ or ""))
-        )
+        parts.append(section(f"`{title}`", model.model_fields, found, sentence(model.__doc__ or "")))
     parts.append(presets())
     return "\n".join(parts)
 

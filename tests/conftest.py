@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from rain_llm.models.transformers import TransformersModel
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# One thread: on a machine with other work, torch's threads wait for each other more than they gain.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The same examples at every run: a failure is found again, and no example database is needed.
 settings.register_profile(
@@ -31,7 +33,7 @@ CHAT = (
 )
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 VOCABULARY = 320
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -125,22 +127,16 @@ def tiny_folder(save_model: SaveModel) -> Path:
 @pytest.fixture(scope="session")
 def tiny(tiny_folder: Path) -> TransformersModel:
     """The tiny random Llama, loaded once."""
-    import torch
-
     from rain_llm.models.transformers import TransformersModel
     from rain_llm.settings import ModelSettings
 
-    torch.set_num_threads(1)  # so small a network gains nothing from more
     return TransformersModel(ModelSettings(name=str(tiny_folder), device="cpu"))
 
 
 @pytest.fixture(scope="session")
 def real_model() -> TransformersModel:
     """The embedded SmolLM2-135M-Instruct, loaded once; converted first where that was not done yet."""
-    import torch
-
     from rain_llm.models.transformers import TransformersModel
     from rain_llm.settings import ModelSettings
 
-    torch.set_num_threads(os.cpu_count() or 1)
     return TransformersModel(ModelSettings(device="cpu", dtype="float32"))

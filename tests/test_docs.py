@@ -31,7 +31,12 @@ def blocks(page: Path) -> list[tuple[int, str]]:
 
 def test_the_pages_that_should_have_examples_have_them():
     names = {page.relative_to(ROOT).as_posix() for page in PAGES}
-    assert {"README.md", "docs/quickstart.md", "docs/how-to/langchain.md", "docs/how-to/llama-index.md"} <= names
+    assert {
+        "README.md",
+        "docs/quickstart.md",
+        "docs/how-to/langchain.md",
+        "docs/how-to/llama-index.md",
+    } <= names
 
 
 @pytest.mark.real

@@ -39,9 +39,7 @@ from rain_llm import (
 from rain_llm.models.scripted import END, ScriptedModel, script
 from rain_llm.types import Sample, Samples, Score, Scores, Vector
 
-GOOD = Criterion(
-    name="good", labels=(("good", "bad"),), frames=("Text: {answer}\nIt is",), calibration=None
-)
+GOOD = Criterion(name="good", labels=(("good", "bad"),), frames=("Text: {answer}\nIt is",), calibration=None)
 
 
 def chosen(**parts: Any) -> RainSettings:
@@ -231,7 +229,9 @@ def test_the_real_model_gives_the_same_answer_by_every_way_of_asking(real_model:
         evaluation={"criteria": ["positive_sentiment"]},
     )
     rain = Rain(settings, model=real_model)
-    prompts = [f"I think this {thing} is" for thing in ("film", "book", "meal", "song", "town", "car", "game", "day")]
+    prompts = [
+        f"I think this {thing} is" for thing in ("film", "book", "meal", "song", "town", "car", "game", "day")
+    ]
     alone = [rain.generate(prompt).text for prompt in prompts]
     assert len(set(alone)) > 4
     assert [result.text for result in rain.generate_batch(prompts)] == alone
@@ -319,6 +319,7 @@ def test_an_empty_batch_is_no_work():
 
 
 # --- when nothing passes ------------------------------------------------------------------------------
+
 
 def first_sentence_only(question: str) -> float:
     return -3.0 if "bad" in question else 3.0
@@ -447,7 +448,9 @@ def test_a_prompt_that_just_fits_is_answered():
 def test_a_missing_model_folder_is_named(tmp_path: Path):
     missing = tmp_path / "absent"
     rain = Rain(chosen(model=str(missing)))
-    with pytest.raises(ModelNotFoundError, match="there is no model folder .*absent: give an existing folder"):
+    with pytest.raises(
+        ModelNotFoundError, match=r"there is no model folder .*absent: give an existing folder"
+    ):
         rain.generate("Hello")
     with pytest.raises(ModelNotFoundError):
         asyncio.run(rain.agenerate("Hello"))
@@ -624,7 +627,7 @@ def test_closing_a_stream_ends_the_search():
     model = endless()
     stream = Rain(chosen(generation=LONG), model=model).stream("Oh")
     assert next(stream).text == " la."
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     assert requests_end(model)
     assert len(model.requests) < 200
 
@@ -632,7 +635,7 @@ def test_closing_a_stream_ends_the_search():
 def test_closing_a_stream_that_was_never_read_ends_the_search():
     model = endless()
     stream = Rain(chosen(generation=LONG), model=model).stream("Oh")
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     assert requests_end(model)
     assert len(model.requests) < 100
 
@@ -731,9 +734,9 @@ def test_objects_that_name_the_same_models_share_them(tiny_folder: Path):
     assert all(runtime is runtimes[0] for runtime in runtimes)
     searching = Rain(one.settings.updated(search={"iterations": 2}))
     assert searching.runtime.writer is one.runtime.writer
-    assert Rain(chosen(model={"name": str(tiny_folder), "device": "cpu", "dtype": "bfloat16"})).runtime is not (
-        one.runtime
-    )
+    assert Rain(
+        chosen(model={"name": str(tiny_folder), "device": "cpu", "dtype": "bfloat16"})
+    ).runtime is not (one.runtime)
     judged = one.settings.updated(evaluation={"judge": {"name": str(tiny_folder), "device": "cpu"}})
     assert Rain(judged).runtime.judge is one.runtime.writer
 

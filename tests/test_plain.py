@@ -13,9 +13,7 @@ from rain_llm.types import Sample, Score
 COUNTING = {f" {i}": {f" {i + 1}": 1.0} for i in range(60)} | {"from": {" 0": 1.0}, " 60": {END: 1.0}}
 """Counts from 0 to 60, then ends."""
 
-GOOD = Criterion(
-    name="good", labels=(("good", "bad"),), frames=("Text: {answer}\nIt is",), calibration=None
-)
+GOOD = Criterion(name="good", labels=(("good", "bad"),), frames=("Text: {answer}\nIt is",), calibration=None)
 
 
 def counting(**generation: Any) -> tuple[Rain, ScriptedModel]:

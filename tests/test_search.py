@@ -33,9 +33,7 @@ from rain_llm.types import (
 
 # --- a small world ------------------------------------------------------------------------------
 
-GOOD = Criterion(
-    name="good", labels=(("good", "bad"),), frames=("Text: {answer}\nIt is",), calibration=None
-)
+GOOD = Criterion(name="good", labels=(("good", "bad"),), frames=("Text: {answer}\nIt is",), calibration=None)
 """The judge is shown the answer alone; its log-odds are the value's, uncalibrated."""
 
 
@@ -474,9 +472,7 @@ def test_behind_a_terminal_node_nothing_is_simulated():
 
 @MODES
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 8, 20])
-def test_the_answer_has_exactly_the_tokens_that_were_allowed(
-    mode: Callable[..., RainSettings], limit: int
-):
+def test_the_answer_has_exactly_the_tokens_that_were_allowed(mode: Callable[..., RainSettings], limit: int):
     model = ScriptedModel(script(ENDLESS), opinion(wording(la=0.4, lu=-0.4)))
     settings = without_embedder(mode, generation={"max_new_tokens": limit})
     run = write(model, settings)
@@ -703,7 +699,9 @@ def test_raise_ends_with_what_was_accepted(mode: Callable[..., RainSettings]):
 
 @pytest.mark.parametrize("on_unsafe", ["refuse", "raise"])
 @pytest.mark.parametrize("mode", [paper, keeping])
-@given(bad=st.sets(st.sampled_from(["la", "li", "lu", "la li", "lu lu"]), min_size=1), seed=st.integers(0, 99))
+@given(
+    bad=st.sets(st.sampled_from(["la", "li", "lu", "la li", "lu lu"]), min_size=1), seed=st.integers(0, 99)
+)
 @hypothesis_settings(max_examples=25)
 def test_nothing_unaccepted_is_ever_emitted(
     mode: Callable[..., RainSettings], on_unsafe: str, bad: set[str], seed: int
@@ -778,9 +776,7 @@ def test_an_interrupted_search_returns_what_was_accepted(
 @MODES
 def test_a_search_is_replayed_by_its_replies(mode: Callable[..., RainSettings]):
     model = ScriptedModel(script(ENDLESS), opinion(wording(lu=-1.0, li=0.5)))
-    settings = without_embedder(
-        mode, generation={"max_new_tokens": 9, "seed": 7}, search={"iterations": 10}
-    )
+    settings = without_embedder(mode, generation={"max_new_tokens": 9, "seed": 7}, search={"iterations": 10})
     first = write(model, settings)
     recorded = iter(first.replies)
     again = drive(new_search(model, settings), lambda _: next(recorded))

@@ -117,9 +117,7 @@ def test_an_update_changes_what_it_names_only():
         ("paper-truth", 16, 1.0, "answer"),
     ],
 )
-def test_the_papers_presets_carry_its_constants(
-    preset: str, min_visits: int, temperature: float, ends: str
-):
+def test_the_papers_presets_carry_its_constants(preset: str, min_visits: int, temperature: float, ends: str):
     settings = RainSettings.preset(preset)
     search = settings.search
     assert search.min_visits == min_visits
@@ -168,7 +166,8 @@ def write(folder: Path, text: str, name: str = "rain.yaml") -> Path:
 def test_settings_are_read_from_yaml_and_json(tmp_path: Path):
     yaml = write(
         tmp_path,
-        "preset: paper\nsearch:\n  min_visits: 2\nevaluation:\n  criteria: [harmlessness]\non_unsafe: refuse\n",
+        "preset: paper\nsearch:\n  min_visits: 2\n"
+        "evaluation:\n  criteria: [harmlessness]\non_unsafe: refuse\n",
     )
     settings = RainSettings.from_file(yaml)
     assert settings.search.min_visits == 2

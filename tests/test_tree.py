@@ -193,9 +193,7 @@ def test_a_candidate_whose_probability_underflows_keeps_a_prior():
         (0.4, [], 0.4),
     ],
 )
-def test_the_greedy_candidates_prior_is_lifted(
-    greedy: float, sampled: list[float], lifted: float
-) -> None:
+def test_the_greedy_candidates_prior_is_lifted(greedy: float, sampled: list[float], lifted: float) -> None:
     assert greedy_prior(greedy, sampled) == pytest.approx(lifted)
 
 
@@ -330,7 +328,7 @@ def test_none_is_added_where_children_differ():
     # Two embeddings (1, 0) and (1, y): sample variance (0, y^2 / 2), norm y^2 / 2.
     # Length 1: below .03 while y < sqrt(.06) = .24495.
     tree = alike_and_bad()
-    a, b = tree.root.children
+    _a, b = tree.root.children
     b.embedding = vector(1, 0.24)  # .0288
     assert tree.wants_addition(tree.root)
     b.embedding = vector(1, 0.25)  # .03125
