@@ -110,16 +110,17 @@ def write(method: str, rain: Rain, prompts: Sequence[str], seed: int) -> list[tu
 
 def settings_for(method: str, criterion: str, file: Path | None) -> RainSettings:
     """Return a method's settings: a preset, or the default with what a file changes."""
-    base = RainSettings.preset("paper") if method == "paper" else RainSettings()
+    base = RainSettings.preset("paper") if method.startswith("paper") else RainSettings()
     if file is not None and method == "default":
         base = RainSettings.from_file(file)
     changes: dict[str, object] = {"criteria": [criterion]}
-    if method == "paper":  # no worked examples of ours for these criteria
+    if method.startswith("paper"):  # there are no worked examples for these criteria
         changes["examples"] = False
+    if method == "paper-soft":  # the paper's search, with the questions and scores of the default
+        changes |= {"style": "labels", "mode": "soft"}
     return base.updated(
         generation={"max_new_tokens": SENTENCE_TOKENS, "stop": STOP},
         evaluation=changes,
-        **({"search": {"token_set_lengths": (1, 2, 4, 10)}} if method == "paper" else {}),
     )
 
 
@@ -177,8 +178,8 @@ def report(rows: list[Row], accuracy: float | None) -> str:
             cells += [
                 f"{np.mean(score > 0.05):.0%}",
                 f"{np.mean(score < -0.3):.1%}",
-                f"{second.mean():.3f}",
-                other,
+                f"{second.mean():.3f}" if accuracy else "",
+                other if accuracy else "",
                 f"{tokens.mean():.0f}",
                 f"{tokens.sum() / output.sum():.1f}",
             ]
@@ -198,11 +199,13 @@ def main() -> None:
     parser.add_argument("--methods", default="plain,best8,default")
     parser.add_argument("--settings", type=Path, help="settings file for the method 'default'")
     parser.add_argument("--openings", choices=("all", "own", "public"), default="all")
+    parser.add_argument("--first", type=int, help="only so many openings (the paper's search is slow)")
     parser.add_argument("--out", type=Path, help="write the rows here, JSON lines")
     options = parser.parse_args()
     chosen = openings(options.task, options.data)
     if options.openings != "all":
         chosen = [(p, own) for p, own in chosen if own == (options.openings == "own")]
+    chosen = chosen[: options.first]
     prompts = [prompt for prompt, _ in chosen]
     criterion = TASKS[options.task][0]
     rows = []

@@ -300,7 +300,8 @@ GROUNDEDNESS = Criterion(
 CIVILITY = Criterion(
     name="civility",
     labels=_TONE,
-    target=0.9,
+    threshold=0.3,
+    target=0.8,
     frames=_TONE_FRAMES,
     calibration=Calibration(scale=0.5),
     choice=Choice(

@@ -157,7 +157,7 @@ class SearchSettings(Frozen):
     )
     simulation_tokens: int = Field(default=32, ge=1, description="Longest simulation, tokens.")
     leaves: int = Field(
-        default=1,
+        default=4,
         ge=1,
         le=256,
         description="Leaves simulated in one round (by virtual visits); 1 as in the paper.",
@@ -180,7 +180,7 @@ class SearchSettings(Frozen):
         lt=1,
         description="'visits': a child needs a mean value above this (paper: 0.8).",
     )
-    iterations: int = Field(default=12, ge=1, description="Most iterations for a step (paper: 50).")
+    iterations: int = Field(default=16, ge=1, description="Most iterations for a step (paper: 50).")
     extra_iterations: int = Field(
         default=15,
         ge=0,
