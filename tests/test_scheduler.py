@@ -314,6 +314,11 @@ class Panic(BaseException):
     """As native libraries raise it: no ``Exception``."""
 
 
+# The thread may die of it, loudly, as long as nobody waits for it in vain.
+panics = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
+
+@panics
 def test_even_a_panic_in_a_model_reaches_the_caller_and_the_scheduler_goes_on(
     model: Model, scheduler: Scheduler
 ):
@@ -324,6 +329,26 @@ def test_even_a_panic_in_a_model_reaches_the_caller_and_the_scheduler_goes_on(
     after = Job(asking([[sample(model, "fine")]]))
     scheduler.submit(after.ticket)
     assert after.wait()[1].cause is None
+
+
+@panics
+@pytest.mark.parametrize("rounds_before", [0, 1])
+def test_a_panic_in_one_search_leaves_no_caller_waiting(
+    model: Model, scheduler: Scheduler, rounds_before: int
+):
+    def panicking() -> Search:
+        for _ in range(rounds_before):
+            yield [sample(model, "a")]
+        raise Panic("unreachable")
+
+    def others() -> list[Job]:
+        return [Job(asking([[sample(model, "a")]] * 3)) for _ in range(2)]
+
+    jobs = [*others(), Job(panicking()), *others()]
+    scheduler.submit(*(job.ticket for job in jobs))
+    for job in jobs:
+        job.wait()
+    assert isinstance(jobs[2].ticket.cause, Panic)
 
 
 # --- limits -----------------------------------------------------------------------------------------

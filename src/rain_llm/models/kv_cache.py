@@ -49,7 +49,9 @@ class KVCache:
     # -- the tree ------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Open a forward pass."""
+        """Open a forward pass; give memory back that only the last one needed."""
+        if self.bytes > self.max_bytes:
+            self._shrink()
         self._clock += 1
         self._inserted.clear()
 
@@ -112,7 +114,7 @@ class KVCache:
     def bytes_per_token(self) -> int:
         """Bytes of one slot over all layers; 0 before the first forward pass."""
         arenas = self._keys + self._values
-        return sum(arena[0].numel() * arena.element_size() for arena in arenas) if len(self._used) else 0
+        return sum(arena.shape[1:].numel() * arena.element_size() for arena in arenas)
 
     @property
     def bytes(self) -> int:
@@ -122,14 +124,17 @@ class KVCache:
     def __len__(self) -> int:
         return len(self._children)
 
+    @property
+    def _allowed(self) -> int:
+        """Slots that the budget pays for; unlimited before the first pass tells what one costs."""
+        cost = self.bytes_per_token
+        return self.max_bytes // cost if cost else 1 << 62
+
     def _make_room(self) -> None:
         """Grow while the budget allows; else forget the older half; else grow all the same."""
-        capacity = len(self._used)
-        wanted = max(256, 2 * capacity)
-        cost = self.bytes_per_token
-        allowed = self.max_bytes // cost if cost else wanted
+        capacity, allowed = len(self._used), self._allowed
         if capacity < allowed:
-            self._grow(min(wanted, allowed))
+            self._grow(min(max(16, 2 * capacity), allowed))
             return
         old = np.unique(self._used[(self._used > 0) & (self._used < self._clock)])
         if len(old):
@@ -139,7 +144,23 @@ class KVCache:
             self.evictions += len(stale)
             self._forget(stale)
         else:
-            self._grow(capacity + 256)
+            self._grow(capacity + max(16, capacity // 4))
+
+    def _shrink(self) -> None:
+        """Keep what the last pass used, if the budget pays for it, and no free slots."""
+        kept = np.flatnonzero(self._used == self._clock)
+        if len(kept) > self._allowed:  # the same pass may come again: it would read all anew
+            return
+        self.evictions += len(self._children) - len(kept)
+        place = {_ROOT: _ROOT} | {int(slot): i for i, slot in enumerate(kept)}
+        index = torch.from_numpy(kept)
+        for arenas in (self._keys, self._values):
+            arenas[:] = [arena.index_select(0, index.to(arena.device)) for arena in arenas]
+        self._token, self._used = self._token[kept], self._used[kept]
+        self._parent = np.array([place[int(parent)] for parent in self._parent[kept]], np.int64)
+        links = zip(self._parent.tolist(), self._token.tolist(), strict=True)
+        self._children = {link: slot for slot, link in enumerate(links)}
+        self._free.clear()
 
     def _grow(self, capacity: int) -> None:
         before = len(self._used)

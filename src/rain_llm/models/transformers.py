@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from rain_llm.errors import ModelNotFoundError, ModelNotSupportedError, PromptError
+from rain_llm.errors import ModelError, ModelNotFoundError, ModelNotSupportedError, PromptError
 from rain_llm.models.embedded import embedded_model, quiet_loading
 from rain_llm.models.kv_cache import KVCache, Slots
 from rain_llm.settings import ModelSettings
@@ -51,7 +52,12 @@ class _Group:
     stop: int
     slots: torch.Tensor
     mask: torch.Tensor  # [new tokens, slots] bool
-    distance: torch.Tensor  # [new tokens, slots]: positions back, for sliding windows
+    rows_at: torch.Tensor  # [new tokens]: positions in the text
+    slots_at: torch.Tensor  # [slots]: positions in the text
+
+    def within(self, window: int) -> torch.Tensor:
+        """Return the mask with nothing further back than a sliding window."""
+        return self.mask & (self.rows_at[:, None] - self.slots_at[None, :] < window)
 
 
 @dataclass
@@ -66,6 +72,7 @@ class _Pass:
     branches: list[list[_Branch]] = field(default_factory=list)  # a list for each request
     groups: list[_Group] = field(default_factory=list)
     slot_index: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    windows: set[int | None] = field(default_factory=set)  # what the layers asked for
 
     def open_request(self) -> None:
         """The branches added from here on may share one group."""
@@ -110,14 +117,14 @@ class _Pass:
                 until = np.array(branch.computed)[:, None]
                 mask[row : row + len(until), columns] = steps <= until
                 row += len(until)
-            at = np.array(self.positions[start : start + rows])
             self.groups.append(
                 _Group(
                     start,
                     start + rows,
                     torch.from_numpy(union).to(device),
                     torch.from_numpy(mask).to(device),
-                    torch.from_numpy(at[:, None] - position[None, :]).to(device),
+                    torch.tensor(self.positions[start : start + rows], device=device),
+                    torch.from_numpy(position).to(device),
                 )
             )
             start += rows
@@ -144,6 +151,7 @@ def _tree_attention(
             f"{type(module).__name__} uses {unknown or 'attention that bypasses the cache'}, "
             "which cannot be rewound here: choose a Llama-, Qwen-, Mistral- or GPT-2-like model"
         )
+    rain_pass.windows.add(sliding_window)
     cache, layer = rain_pass.cache, int(module.layer_idx)  # type: ignore[arg-type]
     cache.write(layer, rain_pass.slot_index, key[0].transpose(0, 1), value[0].transpose(0, 1))
     heads, key_heads = query.shape[1], key.shape[1]
@@ -153,9 +161,7 @@ def _tree_attention(
         rows = group.stop - group.start
         # Heads that share keys become more rows of one head: the context is never copied per head.
         q = query[0, :, group.start : group.stop].reshape(key_heads, heads // key_heads * rows, -1)
-        mask = group.mask
-        if sliding_window is not None:
-            mask = mask & (group.distance < sliding_window)
+        mask = group.mask if sliding_window is None else group.within(sliding_window)
         mask = mask.repeat(heads // key_heads, 1)
         out = torch.nn.functional.scaled_dot_product_attention(
             q[None],
@@ -200,6 +206,7 @@ class _Growing:
             tuple(
                 Continuation(tuple(tokens), tuple(logprobs), ended, sum(logprobs) + end)
                 for tokens, logprobs, ended, end in branches
+                if tokens or ended  # a ranking cannot be longer than the vocabulary
             ),
             self.model_tokens,
             self.forwards,
@@ -252,6 +259,9 @@ class TransformersModel:
             f"@{settings.revision}" if settings.revision else ""
         )
         self._lock = threading.RLock()
+        # A fast tokenizer keeps "special tokens are text" as a state of its own: two threads with
+        # different wishes would let a user's text become a special token.
+        self._text_lock = threading.RLock()
         device = settings.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -295,39 +305,59 @@ class TransformersModel:
 
     def encode(self, text: str) -> TokenIds:
         """Turn text into ordinary tokens: special tokens in the text stay the characters they are."""
-        return tuple(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
+        with self._text_lock:
+            found = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+        return tuple(found.input_ids)
 
     def decode(self, tokens: TokenIds) -> str:
         """Turn tokens into text."""
-        return str(
-            self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        )
+        with self._text_lock:
+            return str(
+                self._tokenizer.decode(
+                    list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
+                )
+            )
 
     def render_chat(self, messages: Sequence[Message]) -> TokenIds:
         """Render a chat by the model's template, up to where the assistant begins to speak.
 
         The template sees marks instead of the contents, which are encoded on their own as plain
         text: no content can forge a turn.
+
+        Raises:
+            ModelNotSupportedError: there is no template, or it cannot show these messages.
         """
         if not self._tokenizer.chat_template:
             raise ModelNotSupportedError(f"{self.name} has no chat template: use plain text prompts")
         marks = [f"rain{secrets.token_hex(8)}" for _ in messages]
-        rendered = self._tokenizer.apply_chat_template(
-            [{"role": message.role, "content": mark} for message, mark in zip(messages, marks, strict=True)],
-            tokenize=False,
-            add_generation_prompt=True,
-        )
-        tokens: list[int] = []
+        roles = ", ".join(message.role for message in messages)
+        try:
+            rest = self._tokenizer.apply_chat_template(
+                [
+                    {"role": message.role, "content": mark}
+                    for message, mark in zip(messages, marks, strict=True)
+                ],
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+        except TemplateError as error:
+            raise ModelNotSupportedError(
+                f"the chat template of {self.name} cannot show messages of the roles {roles}: {error}"
+            ) from error
+        tokens: TokenIds = ()
         for message, mark in zip(messages, marks, strict=True):
-            before, found, rendered = rendered.partition(mark)
+            before, found, rest = rest.partition(mark)
             if not found:
                 raise ModelNotSupportedError(
                     f"the chat template of {self.name} leaves out a message of role '{message.role}'"
                 )
-            tokens += self._tokenizer(before, add_special_tokens=False).input_ids
-            tokens += self.encode(message.content)
-        tokens += self._tokenizer(rendered, add_special_tokens=False).input_ids
-        return tuple(tokens)
+            tokens += self._encode_template(before) + self.encode(message.content)
+        return tokens + self._encode_template(rest)
+
+    def _encode_template(self, text: str) -> TokenIds:
+        with self._text_lock:
+            found = self._tokenizer(text, add_special_tokens=False, split_special_tokens=False)
+        return tuple(found.input_ids)
 
     def _piece(self, token: int) -> str:
         if token not in self._pieces:
@@ -484,7 +514,24 @@ class TransformersModel:
                 f"{kind} does not survive a rewind: logits differ by {difference:.3f} standard deviations, "
                 f"more than {_REWIND_TOLERANCE}; choose a Llama-, Qwen-, Mistral- or GPT-2-like model"
             )
+        self._check_long_texts(forward.windows, kind)
         self.model_tokens = self.forwards = 0
+
+    def _check_long_texts(self, windows: set[int | None], kind: str) -> None:
+        """Refuse what a short text cannot show: masks and rotations that change with the length."""
+        config: Any = self._network.config.get_text_config()
+        layers = set(getattr(config, "layer_types", None) or ())
+        if unknown := layers - {"full_attention", "sliding_attention"}:
+            raise ModelNotSupportedError(f"{kind} has layers of {', '.join(sorted(unknown))}: not supported")
+        if "sliding_attention" in layers and windows == {None}:
+            raise ModelNotSupportedError(f"{kind} keeps its sliding window from the attention: not supported")
+        ropes = getattr(config, "rope_parameters", None) or {}
+        for rope in (ropes, *(rope for rope in ropes.values() if isinstance(rope, dict))):
+            if rope.get("rope_type") in ("dynamic", "longrope"):
+                raise ModelNotSupportedError(
+                    f"{kind} turns its positions by the text's length ({rope['rope_type']}), so that "
+                    "keys cannot be kept: not supported"
+                )
 
 
 def _load(source: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -501,10 +548,20 @@ def _load(source: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, A
                 f"{source} ({config.model_type}) is an encoder-decoder: choose a causal model"
             )
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
-        network = AutoModelForCausalLM.from_pretrained(
-            source, revision=revision, trust_remote_code=False, use_safetensors=True, dtype=dtype
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            revision=revision,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=dtype,
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        network, report = loaded
+        if missing := report["missing_keys"]:
+            raise ValueError(f"weights are missing, {sorted(missing)[0]} among {len(missing)}")
+    except ModelError:
+        raise
+    except Exception as error:  # the libraries raise anything for a broken file
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ModelNotFoundError(f"cannot load the model {source}: {reason}") from error
     return tokenizer, network
