@@ -69,6 +69,7 @@ class Ticket:
         self.deadline = None if deadline_s is None else time.monotonic() + deadline_s
         self.max_model_tokens = max_model_tokens
         self.cancelled = False
+        self.finished = False
         self.requests: Sequence[Request] = ()
         self.cause: BaseException | None = None
         self.model_tokens = 0
@@ -120,6 +121,9 @@ class Ticket:
         self._finish(None)
 
     def _finish(self, outcome: Outcome | None) -> None:
+        if self.finished:
+            return
+        self.finished = True
         self.search.close()
         self.emit(
             Finished(
@@ -223,11 +227,15 @@ class Scheduler:
                 if not (running or new or overdue):
                     self._thread = None
                     return
-            running += [ticket for ticket in new if ticket.advance(None)]
+            running += new + overdue  # first, so that none is lost if one of them panics
+            for ticket in new:
+                if not ticket.advance(None):
+                    running.remove(ticket)
             # A search that has not begun cannot be interrupted: let it begin, then end it.
             for ticket in overdue:
                 if ticket.advance(None):
                     ticket.interrupt(ticket.limit() or StopReason.CANCELLED)
+                running.remove(ticket)
             running[:] = [t for t in running if (reason := t.limit()) is None or t.interrupt(reason)]
             running[:] = self._round(running)
 

@@ -97,6 +97,7 @@ class _Look:
     simulation: TokenIds = ()
     terminal: bool = False  # the model ended the text behind path or simulation
     candidates: tuple[Continuation, ...] = ()
+    greedy: bool = False  # the first candidate is the greedy one
     text: str = ""
     verdict: Verdict | None = None
 
@@ -126,6 +127,7 @@ class RainSearch:
     answer: Answer = field(init=False)
     rng: np.random.Generator = field(init=False)
     verdicts: dict[str, Verdict] = field(default_factory=dict)  # by text of the whole answer
+    heard: dict[Node, tuple[Verdict, Verdict]] = field(default_factory=dict)  # worst and best below
     best: _Look | None = None  # the best judged text of this step
     last: Verdict | None = None  # the verdict that came with the last commitment
     inherited: int = 0  # the root's visits at the beginning of this step
@@ -235,6 +237,7 @@ class RainSearch:
             look.simulation, look.terminal = simulation.tokens, simulation.ended
             if budget.expansion == "candidates":
                 look.candidates = replies[len(open_looks) + i].continuations
+                look.greedy = requests[len(open_looks) + i].greedy_first
 
     # -- 3 evaluate ------------------------------------------------------------------------------
 
@@ -261,7 +264,7 @@ class RainSearch:
             if look.ends:
                 continue
             if self.settings.search.expansion == "candidates":
-                self.tree.expand(look.path[-1], self._with_priors(look.path[-1], look.candidates))
+                self.tree.expand(look.path[-1], self._with_priors(look.candidates, look.greedy))
             else:
                 chain = self.tree.graft(look.path[-1], look.simulation, look.terminal)
                 look.path = look.path + chain
@@ -284,12 +287,12 @@ class RainSearch:
         )
 
     def _with_priors(
-        self, leaf: Node, candidates: Sequence[Continuation]
+        self, candidates: Sequence[Continuation], greedy: bool
     ) -> list[tuple[TokenIds, bool, float]]:
         """Turn log-probabilities into priors; the greedy set's is lifted (paper's code)."""
         temperature = self.settings.search.candidate_temperature
         probabilities = [math.exp(c.logprob / temperature) for c in candidates]
-        if self.tree.length_below(leaf) > 1:
+        if greedy:
             sampled = {c.tokens: p for c, p in zip(candidates[1:], probabilities[1:], strict=True)}
             sampled.pop(candidates[0].tokens, None)
             probabilities[0] = greedy_prior(probabilities[0], list(sampled.values()))
@@ -300,8 +303,9 @@ class RainSearch:
         node, tokens = path[-1], _tokens(path[1:])
         one_token = self.tree.length_below(node) == 1
         width = len(node.children) + 1 if one_token else 2
-        (reply,) = cast("Sequence[Samples]", (yield [self._candidates(node, tokens, width)]))
-        self.tree.expand(node, self._with_priors(node, reply.continuations))
+        request = self._candidates(node, tokens, width)
+        (reply,) = cast("Sequence[Samples]", (yield [request]))
+        self.tree.expand(node, self._with_priors(reply.continuations, request.greedy_first))
 
     # -- 5 back up -------------------------------------------------------------------------------
 
@@ -314,6 +318,9 @@ class RainSearch:
             verdict = look.verdict
             assert verdict is not None  # _evaluate has judged every look
             self.tree.back_up(look.path, verdict.score, verdict.passed, vectors)
+            for node in look.path[1:]:
+                known = (*self.heard.get(node, ()), verdict)
+                self.heard[node] = min(known, key=_rank), max(known, key=_rank)
             best = self.best.verdict if self.best else None
             if best is None or _rank(verdict) > _rank(best):
                 self.best = look
@@ -336,15 +343,15 @@ class RainSearch:
 
     # -- commit ------------------------------------------------------------------------------------
 
-    def _choose(self) -> tuple[list[Node], bool, Verdict | None]:
+    def _choose(self) -> tuple[list[Node], bool, Verdict]:
         """Return the path to commit, whether it passed, and the verdict that speaks for it."""
-        assert self.best is not None  # the inner loop runs at least once
         if self.settings.search.commit == "verdict":
-            verdict = self.best.verdict
-            assert verdict is not None
-            return self.best.path[1:], verdict.passed, verdict
+            assert self.best is not None and self.best.verdict is not None  # at least one iteration
+            return self.best.path[1:], self.best.verdict.passed, self.best.verdict
         child = self.tree.favourite()
-        return [child], 2 * child.passes > child.visits, self.best.verdict
+        passed = 2 * child.passes > child.visits
+        worst, best = self.heard[child]
+        return [child], passed, best if passed else worst
 
     def _end_behind(self, path: Sequence[Node]) -> StopReason | None:
         """Tell why the answer ends once ``path`` is committed; None if it goes on."""
@@ -355,12 +362,13 @@ class RainSearch:
             return StopReason.EOS
         return StopReason.LENGTH if self._room(tokens) == 0 else None
 
-    def _commit(self, path: Sequence[Node], passed: bool, verdict: Verdict | None, last: bool) -> Step:
+    def _commit(self, path: Sequence[Node], passed: bool, verdict: Verdict, last: bool) -> Step:
         """Make the end of ``path`` the root; what is not below it is rewound."""
         candidates = self._record(self.tree.root, (), set(path))
         tokens = _tokens(path)
         text = self.answer.extend(tokens) + (self.answer.finish() if last else "")
-        self.tree.commit(path)
+        root = self.tree.commit(path)
+        self.heard = {node: self.heard[node] for node in root.walk() if node in self.heard}
         self.accepted = self.accepted and passed
         self.last = verdict
         return Step(text, tokens, passed, False, verdict, self.step_iterations, candidates)
@@ -383,7 +391,7 @@ class RainSearch:
             if child.visits
         )
 
-    def _give_up(self, verdict: Verdict | None) -> Generator[Step, Replies, Outcome]:
+    def _give_up(self, verdict: Verdict) -> Generator[Step, Replies, Outcome]:
         """End without what did not pass: with the refusal, or for the engine to raise."""
         self.accepted = False
         if self.settings.on_unsafe == "raise":

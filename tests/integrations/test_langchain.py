@@ -35,7 +35,7 @@ HOSTILE = "vile"
 INFO = {"usage", "verdict", "accepted", "stop_reason", "settings_hash"}
 SETTINGS = RainSettings().updated(
     generation={"max_new_tokens": 40},
-    search={"iterations": 64},
+    search={"iterations": 64, "leaves": 1},
     evaluation={"criteria": [CIVILITY]},
 )
 
