@@ -241,13 +241,20 @@ def test_a_sibling_that_is_less_alike_learns_nothing():
     assert (a.weight, a.value) == (1, 0.5)
 
 
-def test_the_similarity_threshold_is_a_setting_and_counts_from_equality_on():
-    tree, a, b = two_candidates(similarity=SimilaritySettings(threshold=0.6, share=0.5))
+def test_threshold_and_share_are_settings():
+    tree, a, b = two_candidates(similarity=SimilaritySettings(threshold=0.5, share=0.5))
     tree.back_up([tree.root, a], 1.0, True, [vector(1, 0)])
     tree.back_up([tree.root, b], 0.0, False, [vector(3, 4)])  # cosine .6: vectors need not be unit
     # s = .5 * .6 = .3; q = (1 + .3 * 0) / 1.3.
     assert a.weight == pytest.approx(1.3)
     assert a.value == pytest.approx(1 / 1.3)
+
+
+def test_a_cosine_at_the_threshold_is_alike():
+    tree, a, b = two_candidates(similarity=SimilaritySettings(threshold=1.0))
+    tree.back_up([tree.root, a], 1.0, True, [vector(1, 0)])
+    tree.back_up([tree.root, b], 0.0, False, [vector(2, 0)])
+    assert a.weight == pytest.approx(1.2)
 
 
 def test_an_unvisited_sibling_learns_nothing():

@@ -333,7 +333,8 @@ def test_raw_is_plain_data(llm: RainLLM) -> None:
 @pytest.fixture
 def endless() -> RainLLM:
     model = ScriptedModel(lambda text: {" splendid": 1} if text.endswith(".") else {".": 1}, opinion)
-    return RainLLM(rain=Rain(SETTINGS.updated(generation={"max_new_tokens": 4000}), model=model))
+    model.context_length = 20000
+    return RainLLM(rain=Rain(SETTINGS.updated(generation={"max_new_tokens": 16000}), model=model))
 
 
 def asked(llm: RainLLM) -> int:
@@ -361,7 +362,7 @@ async def test_leaving_an_async_stream_ends_the_search(endless: RainLLM, guarded
         assert reply.delta
         break
     await asyncio.sleep(0.05)  # the loop closes what was left
-    assert asked(endless) < (1000 if guarded else 200)
+    assert asked(endless) < (1000 if guarded else 800)
 
 
 @pytest.mark.parametrize("guarded", [True, False])
@@ -371,7 +372,7 @@ async def test_cancelling_a_call_ends_the_search(endless: RainLLM, guarded: bool
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    assert asked(endless) < (1000 if guarded else 200)
+    assert asked(endless) < (1000 if guarded else 800)
 
 
 # --- prompts ----------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ eight methods goes to the engine itself, so that LlamaIndex counts every call on
 
 from __future__ import annotations
 
-import asyncio
 import json
 import threading
 from collections.abc import AsyncGenerator, Generator, Sequence
@@ -349,23 +348,13 @@ class RainLLM(CustomLLM):
         if self.guarded:
             steps = self._rain.astream(prompt, context=context, settings=settings)
         else:
-            steps = self._aplain(prompt, settings)
+            steps = self._rain.plain_astream(prompt, settings=settings)
         text = ""
         async with aclosing(steps):
             async for step in steps:
                 text += step.text
                 if step.text or step.result:
                     yield self._chunk(text, step)
-
-    async def _aplain(
-        self, prompt: str | list[Message], settings: RainSettings
-    ) -> AsyncGenerator[Step, None]:
-        held = [await asyncio.to_thread(self._rain.plain_stream, prompt, settings=settings)]
-        try:
-            while (step := await asyncio.to_thread(lambda: next(held[0], None))) is not None:
-                yield step
-        finally:
-            held.clear()  # the search ends, as soon as a waiting thread lets go of it too
 
     def _chunk(self, text: str, step: Step) -> CompletionResponse:
         """Make the response for a step, after which ``text`` is the answer so far."""
