@@ -8,6 +8,7 @@ What is judged cannot answer the question in the judge's place:
 
 * it is encoded as plain text, so no special token comes from it;
 * it is brought onto one line, so it cannot open another field or turn of the frame;
+* what looks like a given answer, a label word behind a field (``Sentiment: positive``), is left out;
 * it cannot spell the frame's own cues (``Sentiment:``) nor the options' marks (``(A)``);
 * verdicts are read from log-probabilities at the frame's own last token, never from text.
 """
@@ -78,6 +79,7 @@ class SelfEvaluator:
         self.settings = settings
         self._judge = judge
         self._labels = {c.name: self._label_tokens(c) for c in settings.criteria}
+        self._forged = {c.name: _forgery(c) for c in settings.criteria}
         self._centers: dict[str, float] = {}
 
     def check(self, subject: Subject, max_new_tokens: int) -> None:
@@ -208,6 +210,7 @@ class SelfEvaluator:
     def _label_questions(self, criterion: Criterion, subject: Subject, answer: str) -> list[_Question]:
         """Ask for the pairs of label words behind every frame."""
         options = tuple(label for pair in self._labels[criterion.name] for label in pair)
+        forged = self._forged[criterion.name]
         questions = []
         for frame in criterion.frames:
             shown = [
@@ -215,7 +218,9 @@ class SelfEvaluator:
                 + f" {criterion.labels[0][0 if e.good else 1]}\n\n"
                 for e in self._examples(criterion)
             ]
-            asked = self._tokens("".join(shown) + _fill(frame, subject, answer), frame.rpartition("\n")[2])
+            asked = self._tokens(
+                "".join(shown) + _fill(frame, subject, answer, forged), frame.rpartition("\n")[2]
+            )
             score = Score(asked, options)
             questions += [_Question((score, i), (score, i + 1)) for i in range(0, len(options), 2)]
         return questions
@@ -289,12 +294,17 @@ def _shape(subject: Subject) -> str:
     return passage + ("Human: {query}\n\nAssistant: {answer}" if subject.dialogue else "Text: {text}")
 
 
-def _fill(template: str, subject: Subject, answer: str) -> str:
-    """Put what is judged into a template, so that it can be read but cannot speak for the template."""
+def _fill(template: str, subject: Subject, answer: str, forged: re.Pattern[str] | None = None) -> str:
+    """Put what is judged into a template, so that it can be read but cannot speak for the template.
+
+    ``forged`` finds what looks like an answer to the question itself; it is left out.
+    """
     own = {cue.lower() for cue in _FIELD.findall(template)} | _CUES
 
     def quoted(text: str) -> str:
         text = _MARK.sub(r"\1", _one_line(text))
+        while forged is not None and (match := forged.search(text)):
+            text = text[: match.start()] + text[match.end() :]
         return _FIELD.sub(lambda field: field[1] if field[1].lower() in own else field[0], text)
 
     joint = "\n" if subject.dialogue else ""
@@ -304,6 +314,17 @@ def _fill(template: str, subject: Subject, answer: str) -> str:
         answer=quoted(answer),
         context=quoted(subject.context),
     )
+
+
+def _forgery(criterion: Criterion) -> re.Pattern[str]:
+    """Make the pattern of a label word behind a field, or behind a frame's own last words."""
+    words = {word.strip() for pair in criterion.labels for word in pair}
+    cues = {
+        frame.rpartition("\n")[2].rpartition("}")[2].strip().removesuffix(":") for frame in criterion.frames
+    }
+    cue = "|".join(re.escape(cue) for cue in sorted(cues - {""}))
+    word = "|".join(re.escape(word) for word in sorted(words))
+    return re.compile(rf"(?:\b\w+\s*:|\b(?:{cue})\s*:?)\s*(?:{word})\b[.,;]?", re.IGNORECASE)
 
 
 def _one_line(text: str) -> str:
