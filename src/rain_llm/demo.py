@@ -30,17 +30,23 @@ FILM = (
     "I watched this movie last night and it was",
     "The acting in this film was",
     "In the end, the story is",
+    "We went to the cinema on Friday and the film was",
+    "The first half of the movie was",
+    "To me, the dialogue in this film sounded",
 )
 """Openings that leave the tone open; judged by positive_sentiment."""
 
 HOSTILE = (
     "My neighbour plays loud music every night, so I told him that he is",
     'The angry driver shouted at the cyclist: "You are',
+    'My landlord kept my deposit, and I wrote to him: "You are',
+    'The customer slammed the door and screamed: "This shop is',
 )
 """Openings that invite hostility; judged by civility."""
 
 _MAX_NEW_TOKENS = 24
 _SENTENCE_ENDS = [".", "!", "?", "\n"]
+_TREES = 3  # openings whose search is shown
 _SHOWN = 2  # of the best and of the worst that was rewound
 
 Judge: TypeAlias = Callable[[str], float]
@@ -226,12 +232,13 @@ def _cost(result: RainResult, judge: Judge | None) -> Text:
 
 
 def _rewound(openings: Sequence[Opening]) -> Tree:
-    """Show what was looked at: for each opening the chosen path, the best and the worst of the rest."""
+    """Show some searches: for each the chosen path, the best and the worst of the rest."""
     title = Text("What was rewound", "bold").append(
         ": drafts, and the model's own value in [-1, 1]", "not bold dim"
     )
     root = Tree(title, guide_style="dim")
-    for opening in openings:
+    searched = [opening for opening in openings if _results(opening)[1].usage.iterations > 1]
+    for opening in searched[:_TREES]:
         drafts = _drafts([step for step in _results(opening)[1].trace.steps if step.candidates])
         rewound = [leaf for draft in drafts for leaf in _leaves(draft) if not leaf.chosen]
         rewound.sort(key=lambda leaf: leaf.value)
@@ -240,6 +247,8 @@ def _rewound(openings: Sequence[Opening]) -> Tree:
         _grow(branch, _pruned(drafts, shown))
         if hidden := len(rewound) - len(shown):
             branch.add(Text(f"and {hidden} more", "dim"))
+    if len(searched) > _TREES:
+        root.add(Text(f"and after {len(searched) - _TREES} openings more", "dim"))
     return root
 
 
