@@ -1,6 +1,6 @@
 """What an answer costs: plain generation, the default search and the paper's, on the embedded model.
 
-    python -m benchmarks [--tokens 48] [--seed 0]
+    python -m benchmarks [--tokens 24] [--seed 0]
 
 Counts are exact and repeatable. CPU time is given only as a ratio within this run: seconds of one
 machine say nothing about another. ``generate`` is transformers' own, with its KV cache.
@@ -78,7 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tokens", type=int, default=48, help="longest answer")
+    parser.add_argument("--tokens", type=int, default=24, help="longest answer")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     changes = {"max_new_tokens": options.tokens, "seed": options.seed}
