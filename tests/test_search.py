@@ -428,6 +428,15 @@ def test_a_step_may_be_settled_by_what_it_inherited():
     assert any(step.iterations == 0 for run in runs for step in run.steps)
 
 
+@pytest.mark.parametrize("extra", [0, 1])
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_the_smallest_budget_is_enough_for_an_answer(iterations: int, extra: int):
+    search = {"iterations": iterations, "extra_iterations": extra, "similarity": None}
+    model = ScriptedModel(script(GOOD_OR_BAD), opinion(wording(good=1.0, bad=-1.0)))
+    for settings in seeds(paper(search=search), 4):
+        assert write(model, settings).outcome.text in (" good.", " bad.")
+
+
 def test_a_kept_step_takes_at_most_its_iterations():
     model = ScriptedModel(script(ENDLESS), opinion(lambda _: 0.0))
     settings = keeping(search={"iterations": 5, "simulation_tokens": 4})
@@ -783,6 +792,88 @@ def test_a_search_is_replayed_by_its_replies(mode: Callable[..., RainSettings]):
     assert again.rounds == first.rounds
     assert again.steps == first.steps
     assert again.outcome == first.outcome
+
+
+WORDS = (" la", " li", " lu", ".", ",", END)
+LIKES = st.dictionaries(st.sampled_from(["la", "li", "lu", ".", "la li"]), st.floats(-3, 3), max_size=4)
+
+
+@given(
+    weights=st.lists(st.sampled_from([0.1, 1.0, 5.0]), min_size=6, max_size=6),
+    likes=LIKES,
+    drawing=st.fixed_dictionaries(
+        {
+            "max_new_tokens": st.integers(1, 9),
+            "seed": st.integers(0, 999),
+            "stop": st.sampled_from([(), ("la li",), (".",), (" lu", "li l"), ("a.",)]),
+        }
+    ),
+    search=st.fixed_dictionaries(
+        {
+            "token_set_lengths": st.sampled_from([(1,), (2,), (1, 2, 4), (3, 1)]),
+            "simulation_ends": st.sampled_from(["punctuation", "sentence", "answer"]),
+            "simulation_tokens": st.integers(1, 6),
+            "iterations": st.integers(1, 9),
+            "extra_iterations": st.integers(0, 4),
+            "min_visits": st.integers(0, 4),
+            "value_threshold": st.sampled_from([-1.0, 0.0, 0.8]),
+            "width": st.integers(1, 4),
+            "leaves": st.integers(1, 4),
+            "exploration": st.sampled_from([0.0, 0.3, 2.0]),
+            "normalise_values": st.booleans(),
+            "widening": st.sampled_from([0.4, 1.0, 3.0]),
+            "similarity": st.sampled_from([None, {"threshold": 0.5}]),
+            "addition": st.sampled_from([None, {"variance": 5.0, "value": 1.0}]),
+            "kind": st.sampled_from(
+                [("simulations", "verdict"), ("simulations", "visits"), ("candidates", "visits")]
+            ),
+        }
+    ),
+    on_unsafe=st.sampled_from(["best", "refuse", "raise"]),
+)
+@hypothesis_settings(max_examples=300)
+def test_any_search_ends_and_adds_up(
+    weights: list[float],
+    likes: dict[str, float],
+    drawing: dict[str, Any],
+    search: dict[str, Any],
+    on_unsafe: str,
+):
+    expansion, commit = search["kind"]
+    search = {name: value for name, value in search.items() if name != "kind"}
+    settings = keeping(
+        generation=drawing,
+        search=search | {"expansion": expansion, "commit": commit},
+        on_unsafe=on_unsafe,
+        refusal=REFUSAL,
+    )
+    model = ScriptedModel(script({"": dict(zip(WORDS, weights, strict=True))}), opinion(wording(**likes)))
+    embedder = WordEmbedder({"la": (1.0, 0.1), "li": (0.9, 0.3), "lu": (0.0, 1.0)})
+    run = write(model, settings, embedder=embedder)
+    outcome = run.outcome
+
+    assert outcome.text == "".join(step.text for step in run.steps) + outcome.tail
+    assert len(outcome.tokens) <= drawing["max_new_tokens"]
+    assert outcome.tokens == tuple(token for step in run.steps for token in step.tokens)
+    assert not any(stop in outcome.text.removesuffix(REFUSAL) for stop in drawing["stop"])
+    assert model.decode(outcome.tokens).startswith(outcome.text.removesuffix(REFUSAL).rstrip("\n"))
+    reasons = {StopReason.EOS, StopReason.STOP, StopReason.LENGTH}
+    unsafe = {"best": set(), "refuse": {StopReason.REFUSED}, "raise": {StopReason.UNSAFE}}[on_unsafe]
+    assert outcome.stop_reason in reasons | unsafe
+    if outcome.stop_reason is StopReason.LENGTH:
+        assert len(outcome.tokens) == drawing["max_new_tokens"]
+    assert outcome.accepted == (outcome.stop_reason in reasons and all(s.accepted for s in run.steps))
+    assert outcome.accepted or on_unsafe == "best" or outcome.stop_reason in unsafe
+    assert outcome.verdict is not None
+    assert outcome.verdict.passed or not outcome.accepted
+    for step in run.steps:
+        # A step that passed speaks for itself; one that did not never carries a verdict that did.
+        assert step.accepted or step.verdict is None or not step.verdict.passed
+        assert sum(candidate.chosen for candidate in step.candidates) <= 1
+    questions = {model.decode(request.prefix) for request in run.asked(Score)}
+    assert len(questions) <= outcome.evaluations <= outcome.iterations + len(run.steps)
+    for node in run.search.tree.root.walk():
+        assert (node.held, node.opening) == (0, 0)
 
 
 def test_another_seed_asks_otherwise():

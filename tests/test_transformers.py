@@ -79,6 +79,10 @@ RIGHT_OR_REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
             "shared_expert_intermediate_size": 16,
         },
     ),
+    "a window in the mask of every layer": (
+        "PhimoeConfig",
+        {"sliding_window": 24, "num_local_experts": 2, "num_experts_per_tok": 1, "rope_scaling": None},
+    ),
     "chunked attention": (
         "Llama4TextConfig",
         {

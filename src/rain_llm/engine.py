@@ -21,6 +21,7 @@ from rain_llm.search import RainSearch
 from rain_llm.settings import EvaluationSettings, ModelSettings, RainSettings, SimilaritySettings
 from rain_llm.types import Message, Prompt, RainResult, Step, StopReason, TokenIds, Trace, Usage
 
+_KEPT_EVALUATORS = 64  # each holds only its calibration: forgetting costs a question
 _POLL_S = 0.5
 
 
@@ -48,6 +49,8 @@ class _Runtime:
     def evaluator(self, settings: EvaluationSettings) -> SelfEvaluator:
         """Return the evaluator of these settings: it keeps its calibration between answers."""
         if settings not in self._evaluators:
+            if len(self._evaluators) >= _KEPT_EVALUATORS:
+                self._evaluators.clear()
             self._evaluators[settings] = SelfEvaluator(settings, self.judge)
         return self._evaluators[settings]
 
@@ -232,6 +235,8 @@ class Rain:
                 "the settings of one answer name other models than this Rain: "
                 "make another Rain(settings) for them"
             )
+        if isinstance(prompts, str):
+            raise PromptError("a batch is a list of prompts, not one text: put it into a list")
         for prompt in prompts:
             texts = [prompt] if isinstance(prompt, str) else [message.content for message in prompt]
             if not any(text.strip() for text in texts):

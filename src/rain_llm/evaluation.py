@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from rain_llm.criteria import Calibration, Criterion, Example
+from rain_llm.criteria import Criterion, Example
 from rain_llm.errors import LabelError, PromptError
 from rain_llm.models.base import LanguageModel
 from rain_llm.settings import EvaluationSettings
@@ -32,6 +32,7 @@ Asking = Generator[Sequence[Request], Sequence[Reply], list[Verdict]]
 _CONTENT_FREE = ("", "N/A", "[...]")
 """Texts that say nothing (contextual calibration, Zhao et al. 2021, arXiv 2102.09690)."""
 
+_KEPT_CENTERS = 1024  # by query, there is one for each prompt
 _FIELD = re.compile(r"(\w+)\s*:")
 _CUES = frozenset({"human", "assistant", "user", "system", "question", "options", "answer", "passage"})
 _MARK = re.compile(r"[(\[]\s*([AB])\s*[)\]]", re.IGNORECASE)
@@ -104,7 +105,7 @@ class SelfEvaluator:
 
     def judge(self, subject: Subject, answers: Sequence[str]) -> Asking:
         """Judge each answer to ``subject``. Yields one round of Score requests (two at first)."""
-        yield from self._find_centers(subject)
+        centers = yield from self._find_centers(subject)
         asked = [
             (criterion, self._questions(criterion, subject, answer))
             for answer in answers
@@ -114,7 +115,7 @@ class SelfEvaluator:
         verdicts = []
         for _ in answers:
             scores = tuple(
-                self._criterion_score(criterion, subject, *next(evidence))
+                self._criterion_score(criterion, centers, *next(evidence))
                 for criterion in self.settings.criteria
             )
             weights = [criterion.weight for criterion in self.settings.criteria]
@@ -132,7 +133,7 @@ class SelfEvaluator:
     # -- from evidence to a score ----------------------------------------------------------------
 
     def _criterion_score(
-        self, criterion: Criterion, subject: Subject, log_odds: float, votes: float
+        self, criterion: Criterion, centers: Mapping[str, float], log_odds: float, votes: float
     ) -> CriterionScore:
         threshold = criterion.threshold
         target = threshold if criterion.target is None else criterion.target
@@ -140,42 +141,48 @@ class SelfEvaluator:
             probability = votes
             threshold, target = max(threshold, 0.5), max(target, 0.5)  # a tie never passes
         else:
-            center, scale = 0.0, 1.0
-            if criterion.calibration is not None:
-                scale = criterion.calibration.scale
-                center = self._centers[self._center_key(criterion.calibration, criterion, subject)]
-            probability = 1 / (1 + math.exp(-max(-700.0, min(700.0, (log_odds - center) / scale))))
+            scale = criterion.calibration.scale if criterion.calibration else 1.0
+            logit = (log_odds - centers[criterion.name]) / scale
+            probability = 1 / (1 + math.exp(-max(-700.0, min(700.0, logit))))
         return CriterionScore(
             criterion.name, probability, threshold, probability > threshold, probability > target, log_odds
         )
 
-    def _find_centers(self, subject: Subject) -> Generator[Sequence[Request], Sequence[Reply], None]:
+    def _find_centers(
+        self, subject: Subject
+    ) -> Generator[Sequence[Request], Sequence[Reply], dict[str, float]]:
         """Ask once what the questions say of texts that say nothing, or of the query alone."""
-        if self.settings.mode == "hard":
-            return
+        found: dict[str, float] = {}
         wanted: dict[str, list[list[_Question]]] = {}
-        for criterion in self.settings.criteria:
+        for criterion in self.settings.criteria if self.settings.mode == "soft" else ():
             calibration = criterion.calibration
             if calibration is None:
-                continue
-            key = self._center_key(calibration, criterion, subject)
-            if key in self._centers:
-                continue
-            if calibration.center == "query":
-                wanted[key] = [self._questions(criterion, subject, "")]
-            elif calibration.center == "content_free":
-                nothing = Subject("", "", subject.dialogue)
-                wanted[key] = [self._questions(criterion, nothing, text) for text in _CONTENT_FREE]
+                found[criterion.name] = 0.0
+            elif isinstance(calibration.center, float | int):
+                found[criterion.name] = calibration.center
+            elif (known := self._centers.get(self._center_key(criterion, subject))) is not None:
+                found[criterion.name] = known
+            elif calibration.center == "query":
+                wanted[criterion.name] = [self._questions(criterion, subject, "")]
             else:
-                self._centers[key] = calibration.center
+                nothing = Subject("", "", subject.dialogue)
+                variants = [self._questions(criterion, nothing, text) for text in _CONTENT_FREE]
+                wanted[criterion.name] = variants
         if wanted:
-            evidence = iter((yield from self._ask([q for variants in wanted.values() for q in variants])))
-            for key, variants in wanted.items():
-                self._centers[key] = sum(next(evidence)[0] for _ in variants) / len(variants)
+            asked = [questions for variants in wanted.values() for questions in variants]
+            evidence = iter((yield from self._ask(asked)))
+            for criterion in self.settings.criteria:
+                if variants := wanted.get(criterion.name, []):
+                    center = sum(next(evidence)[0] for _ in variants) / len(variants)
+                    found[criterion.name] = self._centers[self._center_key(criterion, subject)] = center
+            while len(self._centers) > _KEPT_CENTERS:
+                del self._centers[next(iter(self._centers))]
+        return found
 
     @staticmethod
-    def _center_key(calibration: Calibration, criterion: Criterion, subject: Subject) -> str:
-        return f"{criterion.name}\0{subject if calibration.center == 'query' else subject.dialogue}"
+    def _center_key(criterion: Criterion, subject: Subject) -> str:
+        by_query = criterion.calibration is not None and criterion.calibration.center == "query"
+        return f"{criterion.name}\0{subject if by_query else subject.dialogue}"
 
     def _ask(
         self, groups: Sequence[Sequence[_Question]]

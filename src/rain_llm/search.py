@@ -178,7 +178,7 @@ class RainSearch:
             if child.visits > budget.min_visits and child.value > budget.value_threshold:
                 return True
         limit = max(budget.iterations, self.inherited + budget.extra_iterations)
-        return tree.root.visits >= limit and bool(tree.root.children)
+        return tree.root.visits >= limit and any(child.visits for child in tree.root.children)
 
     # -- 1 select --------------------------------------------------------------------------------
 

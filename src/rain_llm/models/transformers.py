@@ -523,7 +523,9 @@ class TransformersModel:
         layers = set(getattr(config, "layer_types", None) or ())
         if unknown := layers - {"full_attention", "sliding_attention"}:
             raise ModelNotSupportedError(f"{kind} has layers of {', '.join(sorted(unknown))}: not supported")
-        if "sliding_attention" in layers and windows == {None}:
+        window = getattr(config, "sliding_window", None)
+        slides = not layers and window is not None and window < self.context_length
+        if ("sliding_attention" in layers or slides) and windows == {None}:
             raise ModelNotSupportedError(f"{kind} keeps its sliding window from the attention: not supported")
         ropes = getattr(config, "rope_parameters", None) or {}
         for rope in (ropes, *(rope for rope in ropes.values() if isinstance(rope, dict))):
