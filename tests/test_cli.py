@@ -354,6 +354,8 @@ def test_a_mistake_of_our_own_keeps_its_traceback(monkeypatch):
 # --- the process ------------------------------------------------------------------------------------
 
 PROCESS = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background job
 import sys, time
 from rain_llm import POSITIVE_SENTIMENT, Rain, cli
 from rain_llm.models.scripted import ScriptedModel
