@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -124,9 +124,7 @@ def settings_for(method: str, criterion: str, file: Path | None) -> RainSettings
     )
 
 
-def interval(
-    values: NDArray[np.float64], groups: Sequence[str], statistic: Callable[..., object] = np.mean
-) -> tuple[float, float, float]:
+def interval(values: NDArray[np.float64], groups: Sequence[str]) -> tuple[float, float, float]:
     """Return mean and 95 % bootstrap interval; openings are drawn, with all their seeds."""
     names = sorted(set(groups))
     by = np.array([np.mean(values[[g == name for g in groups]]) for name in names])
