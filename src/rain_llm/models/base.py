@@ -15,6 +15,9 @@
 6. *Nothing is left behind.* Caching is the model's own affair: any request may follow any other,
    and memory stays within the model's own budget.
 7. *Errors* are ``rain_llm.errors``; a failed batch leaves the model usable.
+
+A local model keeps one promise more, :class:`SteppedModel`: it lets requests join and leave between
+two forward passes, questions in the same pass as samples.
 """
 
 from __future__ import annotations
@@ -66,6 +69,43 @@ class LanguageModel(Protocol):
 
     def score(self, batch: Sequence[Score]) -> list[Scores]:
         """Weigh each request's options; see :class:`~rain_llm.types.Score`."""
+        ...
+
+
+@runtime_checkable
+class Job(Protocol):
+    """A request that a model is answering.
+
+    Attributes:
+        reply: None until the answer is complete.
+        forwards: forward passes in which it took part so far.
+    """
+
+    reply: Samples | Scores | None
+    forwards: int
+
+
+@runtime_checkable
+class SteppedModel(LanguageModel, Protocol):
+    """A model that answers pass by pass, so that requests may join and leave between two passes.
+
+    ``sample`` and ``score`` give what stepping through their requests alone would give.
+    """
+
+    def begin(self, request: Sample | Score) -> Job:
+        """Take up a request; nothing is computed yet.
+
+        Raises:
+            PromptError: the prefix is empty, or it and its continuation exceed the context.
+        """
+        ...
+
+    def step(self, jobs: Sequence[Job]) -> None:
+        """Make one forward pass for all ``jobs``: samples grow by a token, questions are answered.
+
+        A job that is not stepped again is given up: it holds nothing that must be freed. If the pass
+        fails, no job has changed.
+        """
         ...
 
 
