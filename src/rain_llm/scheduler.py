@@ -1,36 +1,72 @@
-"""Drives any number of searches and merges what they ask for into common batches.
+"""Drives any number of searches and lets their requests share the models' forward passes.
 
 One worker thread serves all callers: it starts with the first search and ends when there are none.
-In each round it collects the requests of every running search, lets the models answer them
-together, and sends each search its replies. A search's answer does not depend on its neighbours;
-only its cost in time does. Plain calls, streams, batches and coroutines all come through here.
+Each request of a search becomes a *job*; each pass carries the unfinished jobs of all searches. A
+search whose last job is answered gets its replies, and what it asks next joins the next pass: nobody
+waits for a neighbour's longer sample. A search's answer does not depend on its neighbours; only its
+cost in time does. Plain calls, streams, batches and coroutines all come through here.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, cast
 
-from rain_llm.models.base import Embedder, LanguageModel
+from rain_llm.models.base import Embedder, Job, LanguageModel, SteppedModel
 from rain_llm.search import Interrupted, Outcome, Search
-from rain_llm.types import (
-    Embed,
-    Embeddings,
-    Reply,
-    Request,
-    Sample,
-    Samples,
-    Score,
-    Scores,
-    Step,
-    StopReason,
-)
+from rain_llm.types import Embed, Embeddings, Reply, Request, Sample, Score, Step, StopReason
+
+
+class _Stepped(Protocol):
+    """Whoever answers requests pass by pass: a ``SteppedModel``, or :class:`_AtOnce`."""
+
+    def begin(self, request: Any) -> Any: ...
+
+    def step(self, jobs: Sequence[Any]) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class _Whole:
+    """A job that one step answers; its cost is known when the reply is."""
+
+    request: Request
+    reply: Reply | None = None
+    model_tokens: int = 0
+    forwards: int = 0
+
+
+class _AtOnce:
+    """Steps what answers a whole batch in one call: an embedder, a model that is no ``SteppedModel``."""
+
+    def __init__(self, answer: Callable[[list[Any]], Sequence[Reply]]) -> None:
+        self._answer = answer
+
+    def begin(self, request: Request) -> _Whole:
+        return _Whole(request)
+
+    def step(self, jobs: Sequence[_Whole]) -> None:
+        replies = self._answer([job.request for job in jobs])
+        for job, reply in list(zip(jobs, replies, strict=True)):
+            job.reply = reply
+            if not isinstance(reply, Embeddings):
+                job.model_tokens, job.forwards = reply.model_tokens, reply.forwards
+
+
+@dataclass(slots=True, eq=False)
+class _Task:
+    """One request of a search's round: who answers it, its job there, and how much of it is charged."""
+
+    request: Request
+    model: _Stepped
+    job: Job | _Whole
+    model_tokens: int = 0
+    forwards: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +106,7 @@ class Ticket:
         self.max_model_tokens = max_model_tokens
         self.cancelled = False
         self.finished = False
-        self.requests: Sequence[Request] = ()
+        self.tasks: Sequence[_Task] = ()
         self.cause: BaseException | None = None
         self.model_tokens = 0
         self.evaluation_tokens = 0
@@ -78,7 +114,7 @@ class Ticket:
         self.embeddings = 0
 
     def cancel(self) -> None:
-        """End the search before its next round. May be called from any thread, at any time."""
+        """End the search before the next forward pass. May be called from any thread, at any time."""
         self.cancelled = True
 
     def limit(self) -> StopReason | None:
@@ -91,29 +127,44 @@ class Ticket:
             return StopReason.BUDGET
         return None
 
-    def advance(self, replies: Sequence[Reply] | None) -> bool:
-        """Send replies (None: begin); pass steps on until it asks for more. False: it has finished."""
+    def goes_on(self) -> bool:
+        """Tell whether the search is still to be served; one that has met a limit is ended here."""
+        if not self.finished and (reason := self.limit()):
+            self.interrupt(reason)
+        return not self.finished
+
+    def waiting_for(self, model: _Stepped) -> list[_Task]:
+        """Return what this model has still to answer."""
+        return [task for task in self.tasks if task.model is model and task.job.reply is None]
+
+    def replies(self) -> list[Reply] | None:
+        """Return the replies to the round; None while one is missing, or if the search has finished."""
+        replies = [task.job.reply for task in self.tasks]
+        return None if self.finished or None in replies else cast("list[Reply]", replies)
+
+    def advance(self, replies: Sequence[Reply] | None) -> Sequence[Request] | None:
+        """Send replies (None: begin); return what it asks next, or None as it has finished."""
+        self.tasks = ()
         return self._drive(lambda: self.search.send(cast("Sequence[Reply]", replies)))
 
-    def interrupt(self, reason: StopReason, cause: BaseException | None = None) -> bool:
-        """End the search for ``reason``. False, as it has finished."""
+    def interrupt(self, reason: StopReason, cause: BaseException | None = None) -> None:
+        """End the search for ``reason``; its jobs are given up."""
         self.cause = cause
-        return self._drive(lambda: self.search.throw(Interrupted(reason)))
+        if self._drive(lambda: self.search.throw(Interrupted(reason))) is not None:
+            self.fail(RuntimeError("a search that was interrupted asked on"))
 
-    def _drive(self, resume: Callable[[], Sequence[Request] | Step]) -> bool:
+    def _drive(self, resume: Callable[[], Sequence[Request] | Step]) -> Sequence[Request] | None:
         try:
             item = resume()
             while isinstance(item, Step):
                 self.emit(item)
                 item = next(self.search)
+            return item
         except StopIteration as stop:
             self._finish(stop.value)
-            return False
         except Exception as error:  # whatever broke a search must reach the caller who waits for it
             self.fail(error)
-            return False
-        self.requests = item
-        return True
+        return None
 
     def fail(self, error: BaseException) -> None:
         """Tell the caller that the search is lost."""
@@ -124,7 +175,9 @@ class Ticket:
         if self.finished:
             return
         self.finished = True
-        self.search.close()
+        self.tasks = ()
+        with contextlib.suppress(Exception):  # a search that will not be closed is lost all the same
+            self.search.close()
         self.emit(
             Finished(
                 outcome,
@@ -136,16 +189,15 @@ class Ticket:
             )
         )
 
-    def charge(self, replies: Sequence[Reply]) -> None:
-        """Count what a round cost. Requests of one kind share their forward passes."""
-        samples = [reply for reply in replies if isinstance(reply, Samples)]
-        scores = [reply for reply in replies if isinstance(reply, Scores)]
-        judged = sum(reply.model_tokens for reply in scores)
-        self.evaluation_tokens += judged
-        self.model_tokens += judged + sum(reply.model_tokens for reply in samples)
-        self.forwards += max((reply.forwards for reply in samples), default=0)
-        self.forwards += max((reply.forwards for reply in scores), default=0)
-        self.embeddings += sum(len(reply.vectors) for reply in replies if isinstance(reply, Embeddings))
+    def charge(self, tasks: Sequence[_Task]) -> None:
+        """Count what a pass cost. The search's requests shared it: the most forwards of one count."""
+        self.forwards += max(task.job.forwards - task.forwards for task in tasks)
+        for task in tasks:
+            job, tokens = task.job, task.job.model_tokens - task.model_tokens
+            task.model_tokens, task.forwards = job.model_tokens, job.forwards
+            self.model_tokens += tokens
+            self.evaluation_tokens += tokens if isinstance(task.request, Score) else 0
+            self.embeddings += len(job.reply.vectors) if isinstance(job.reply, Embeddings) else 0
 
 
 _schedulers: weakref.WeakSet[Scheduler] = weakref.WeakSet()
@@ -173,105 +225,109 @@ class Scheduler:
         embedder: Callable[[], Embedder],
         max_running: int = 64,
     ) -> None:
-        self._writer = writer
-        self._judge = judge
+        own: _Stepped = writer if isinstance(writer, SteppedModel) else _AtOnce(writer.sample)
+        other: _Stepped = judge if isinstance(judge, SteppedModel) else _AtOnce(judge.score)
+        self._model_for: dict[type, _Stepped] = {Sample: own, Score: other, Embed: _AtOnce(self._embed)}
+        self._models = list({id(model): model for model in self._model_for.values()}.values())
         self._embedder = embedder
         self._max_running = max_running
         self._lock = threading.Lock()
-        self._waiting: deque[Ticket] = deque()
+        self._waiting: list[Ticket] = []
+        self._running: list[Ticket] = []
         self._thread: threading.Thread | None = None
         self._stopping = False
         _schedulers.add(self)
 
     def stop(self) -> None:
-        """Cancel all searches, those to come too, and wait for the round in progress to end."""
+        """Cancel all searches, those to come too, and wait for the pass in progress to end."""
         with self._lock:
             self._stopping = True
             thread = self._thread
+            for ticket in self._running + self._waiting:
+                ticket.cancel()
         if thread is not None:
             thread.join()
 
     def submit(self, *tickets: Ticket) -> None:
         """Queue searches. Their events come from the worker thread through ``Ticket.emit``."""
         with self._lock:
-            self._waiting.extend(tickets)
+            for ticket in tickets if self._stopping else ():
+                ticket.cancel()
+            self._waiting += tickets
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="rain-scheduler", daemon=True)
                 self._thread.start()
 
     def _work(self) -> None:
-        running: list[Ticket] = []
         try:
-            self._serve(running)
+            self._serve()
         except BaseException as error:  # nobody may wait for a worker that is gone
             with self._lock:
                 self._thread = None
-                running += self._waiting
-                self._waiting.clear()
-            for ticket in running:
+                lost = self._running + self._waiting
+                self._running, self._waiting = [], []
+            for ticket in lost:
                 ticket.fail(error)
             raise
 
-    def _serve(self, running: list[Ticket]) -> None:
-        """Admit, limit and advance searches until there are none; ``running`` is kept up to date."""
+    def _serve(self) -> None:
+        """The loop: admit, make one pass, send each search whose round is answered its replies."""
         while True:
             with self._lock:
-                for ticket in (*running, *self._waiting) if self._stopping else ():
-                    ticket.cancel()
-                new: list[Ticket] = []
-                while self._waiting and len(running) + len(new) < self._max_running:
-                    new.append(self._waiting.popleft())
-                overdue = [ticket for ticket in self._waiting if ticket.limit()]
-                for ticket in overdue:
-                    self._waiting.remove(ticket)
-                if not (running or new or overdue):
+                new = self._admit()
+                if not self._running:
                     self._thread = None
                     return
-            running += new + overdue  # first, so that none is lost if one of them panics
             for ticket in new:
-                if not ticket.advance(None):
-                    running.remove(ticket)
-            # A search that has not begun cannot be interrupted: let it begin, then end it.
-            for ticket in overdue:
-                if ticket.advance(None):
-                    ticket.interrupt(ticket.limit() or StopReason.CANCELLED)
-                running.remove(ticket)
-            running[:] = [t for t in running if (reason := t.limit()) is None or t.interrupt(reason)]
-            running[:] = self._round(running)
+                self._advance(ticket, None)
+            for model in self._models:
+                self._pass(model, self._running)
+            for ticket in self._running:
+                if (replies := ticket.replies()) is not None:
+                    self._advance(ticket, replies)
+            self._running = [ticket for ticket in self._running if not ticket.finished]
 
-    def _round(self, running: list[Ticket]) -> list[Ticket]:
-        """Answer what all running searches ask; return those that ask on."""
-        if not running:
-            return []
+    def _admit(self) -> list[Ticket]:
+        """Let in who is next, and whoever has met a limit: a search must begin before it can be ended."""
+        new: list[Ticket] = []
+        waiting: list[Ticket] = []
+        for ticket in self._waiting:
+            room = len(self._running) + len(new) < self._max_running
+            (new if room or ticket.limit() else waiting).append(ticket)
+        self._waiting = waiting
+        self._running += new  # before they begin, so that none is lost if one of them panics
+        return new
+
+    def _advance(self, ticket: Ticket, replies: Sequence[Reply] | None) -> None:
+        """Send a search its replies (None: let it begin) and take up what it asks next."""
+        requests = ticket.advance(replies)
+        if requests is None or not ticket.goes_on():
+            return
         try:
-            answered = list(zip(running, self._answer([ticket.requests for ticket in running]), strict=True))
+            models = [self._model_for[type(request)] for request in requests]
+            ticket.tasks = [_Task(r, m, m.begin(r)) for r, m in zip(requests, models, strict=True)]
+        except Exception as error:  # a prompt that is too long, say
+            ticket.interrupt(StopReason.ERROR, error)
+
+    def _pass(self, model: _Stepped, tickets: Sequence[Ticket]) -> None:
+        """Make one forward pass for all who wait for this model and have met no limit."""
+        asking = [(t, tasks) for t in tickets if (tasks := t.waiting_for(model)) and t.goes_on()]
+        if not asking:
+            return
+        try:
+            model.step([task.job for _, tasks in asking for task in tasks])
         except Exception as error:
-            if len(running) > 1:  # somebody's requests broke the batch: each on its own
-                return [ticket for one in running for ticket in self._round([one])]
-            running[0].interrupt(StopReason.ERROR, error)
-            return []
-        going = []
-        for ticket, replies in answered:
-            ticket.charge(replies)
-            if ticket.advance(replies):
-                going.append(ticket)
-        return going
+            if len(asking) == 1:
+                asking[0][0].interrupt(StopReason.ERROR, error)
+                return
+            for ticket, _ in asking:  # somebody's job broke the pass, and none has changed: each alone
+                self._pass(model, [ticket])
+        else:
+            for ticket, tasks in asking:
+                ticket.charge(tasks)
 
-    def _answer(self, rounds: Sequence[Sequence[Request]]) -> list[list[Reply]]:
-        """Answer rounds of requests, the requests of one kind together, in order."""
-        flat = [request for requests in rounds for request in requests]
-        drawn = [request for request in flat if isinstance(request, Sample)]
-        weighed = [request for request in flat if isinstance(request, Score)]
-        samples = iter(self._writer.sample(drawn) if drawn else ())
-        scores = iter(self._judge.score(weighed) if weighed else ())
-        texts = [text for request in flat if isinstance(request, Embed) for text in request.texts]
+    def _embed(self, batch: Sequence[Embed]) -> list[Embeddings]:
+        """Embed the texts of all requests in one call."""
+        texts = [text for request in batch for text in request.texts]
         vectors = iter(self._embedder().embed(texts) if texts else ())
-
-        def reply(request: Request) -> Reply:
-            if isinstance(request, Sample):
-                return next(samples)
-            if isinstance(request, Score):
-                return next(scores)
-            return Embeddings(tuple(next(vectors) for _ in request.texts))
-
-        return [[reply(request) for request in requests] for requests in rounds]
+        return [Embeddings(tuple(next(vectors) for _ in request.texts)) for request in batch]

@@ -78,10 +78,12 @@ class Job(Protocol):
 
     Attributes:
         reply: None until the answer is complete.
-        forwards: forward passes in which it took part so far.
+        model_tokens: tokens that went through the model for it so far; at the end the reply's.
+        forwards: forward passes in which it took part so far; at the end the reply's.
     """
 
     reply: Samples | Scores | None
+    model_tokens: int
     forwards: int
 
 
