@@ -259,7 +259,13 @@ FINE_OR_GREAT = {
     " great": {".": 1.0},
     " awful": {".": 1.0},
 }
-SEVEN = {"root_mixing": 0.0, "iterations": 7, "extra_iterations": 0, "addition": None}
+SEVEN = {
+    "stop_when_decided": False,
+    "root_mixing": 0.0,
+    "iterations": 7,
+    "extra_iterations": 0,
+    "addition": None,
+}
 
 
 @pytest.mark.parametrize("similar", [True, False])
@@ -371,6 +377,69 @@ def test_a_ranked_last_token_has_its_exact_probability():
     assert priors == pytest.approx({" a": 0.4, " b": 0.35, " c": 0.25})
 
 
+# --- asked ahead ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("odds", [{"la": 2.0, "lu": -2.0}, {"la": -2.0}, {"li": 3.0, "la li": -9.0}, {}])
+def test_foresight_changes_no_choice_of_the_papers_search(odds: dict[str, float]):
+    """Steps carry the whole tree that was looked at: visits, values, priors. All are the same."""
+    runs = []
+    for foresight in (0, 1, 2, 7):
+        model = ScriptedModel(script(ENDLESS), opinion(wording(**odds)))
+        search = {"iterations": 12, "similarity": None, "foresight": foresight}
+        runs.append(write(model, paper(generation={"max_new_tokens": 14}, search=search)))
+    assert all(run.steps == runs[0].steps for run in runs)
+    assert all(run.outcome == runs[0].outcome for run in runs)
+    # What is asked ahead comes in fewer rounds, and is not asked again.
+    assert len(runs[2].rounds) < len(runs[0].rounds)
+    for run in runs:
+        asked = run.asked(Sample)
+        assert len(set(asked)) == len(asked)
+
+
+def test_without_foresight_nothing_is_asked_that_is_not_used():
+    model = ScriptedModel(script(ENDLESS), opinion(lambda _: 1.0))
+    search = {"similarity": None, "foresight": 0}
+    run = write(model, paper(generation={"max_new_tokens": 14}, search=search))
+    assert not run.search.ahead
+
+
+def test_a_leaf_that_is_visited_once_gets_no_candidates():
+    model = ScriptedModel(script(ENDLESS), opinion(lambda _: -1.0))
+    search = {"similarity": None, "addition": None, "foresight": 0, "iterations": 6, "extra_iterations": 0}
+    run = write(model, paper(generation={"max_new_tokens": 1}, search=search))
+    several = [request for request in run.asked(Sample) if request.n > 1]
+    assert [request.prefix for request in several] == [run.search.prompt]
+
+
+def test_a_rejected_draft_does_not_leave_its_next_token_behind():
+    """The token drawn with a verdict is used behind that draft alone."""
+    for one in seeds(keeping(search={"iterations": 6}), 12):
+        model = ScriptedModel(script(ENDLESS), opinion(wording(lu=-3.0, la=1.0)))
+        run = write(model, one)
+        text = "".join(step.text for step in run.steps)
+        assert run.outcome.text == text
+        assert len(run.outcome.tokens) == 30
+        place = len(run.search.prompt) + len(run.outcome.tokens)
+        assert all(len(request.prefix) >= place for request in run.search.ahead)
+
+
+def test_a_step_ends_when_what_is_left_cannot_change_its_choice():
+    """Never good enough, so the budget would be spent: the first choice is the same, and comes sooner."""
+    whole, short = (
+        write(
+            ScriptedModel(script(ENDLESS), opinion(wording(la=-0.1, li=-2.0))),
+            paper(
+                generation={"max_new_tokens": 1},
+                search={"similarity": None, "addition": None, "stop_when_decided": stop},
+            ),
+        )
+        for stop in (False, True)
+    )
+    assert short.outcome.text == whole.outcome.text
+    assert short.outcome.iterations < whole.outcome.iterations == 50
+
+
 # --- the budget -------------------------------------------------------------------------------------
 
 
@@ -383,7 +452,12 @@ def test_iterations_run_from_the_inherited_visits_to_the_budget(iterations: int,
     model = ScriptedModel(script(ENDLESS), opinion(lambda _: 0.0))  # never good enough
     settings = paper(
         generation={"max_new_tokens": 12},
-        search={"iterations": iterations, "extra_iterations": extra, "similarity": None},
+        search={
+            "iterations": iterations,
+            "extra_iterations": extra,
+            "similarity": None,
+            "stop_when_decided": False,
+        },
     )
     run = write(model, settings)
     inherited = 0
@@ -563,7 +637,11 @@ def test_a_good_draft_is_accepted_at_once():
         (" good.", 1, True),
         ("", 1, True),  # the model ends the text
     ]
-    assert len(run.rounds) == 3  # simulate, judge; simulate: the text was judged already
+    # With the question comes the first token behind the draft: the end. That text was judged already.
+    assert len(run.rounds) == 2
+    blind = write(model, keeping(search={"foresight": 0}))
+    assert len(blind.rounds) == 3
+    assert blind.outcome.text == run.outcome.text
     verdict = run.steps[0].verdict
     assert verdict is not None
     assert verdict.passed

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from rain_llm.settings import AdditionSettings, SearchSettings, SimilaritySettings
+from rain_llm.settings import AdditionSettings, RainSettings, SearchSettings, SimilaritySettings
 from rain_llm.tree import Node, SearchTree, greedy_prior
 from rain_llm.types import Vector
 
@@ -621,3 +621,35 @@ def test_mixed_priors_stay_a_distribution(weights: list[float], share: float) ->
     priors = [child.prior for child in tree.root.children]
     assert sum(priors) == pytest.approx(1)
     assert all(prior >= share / len(priors) - 1e-12 for prior in priors)
+
+
+@given(values=st.lists(st.floats(-1, 1), min_size=1, max_size=8), pretended=st.floats(-1, 1))
+def test_what_was_pretended_is_taken_back_without_a_trace(values: list[float], pretended: float):
+    settings = RainSettings.preset("paper").search
+    trees = [SearchTree(settings), SearchTree(settings)]
+    for tree in trees:
+        tree.expand(tree.root, [((1,), False, 0.6), ((2,), False, 0.4)])
+        for i, value in enumerate(values):
+            tree.back_up([tree.root, tree.root.children[i % 2]], value, value > 0)
+    plain, tree = trees
+    paths = [[tree.root, tree.root.children[0]], [tree.root]]
+    marks = [tree.pretend(path, pretended) for path in paths]
+    assert tree.root.visits == len(values) + 2
+    for mark in reversed(marks):
+        tree.undo(mark)
+    described = [
+        [(n.visits, n.weight, n.value, n.passes, n.best) for n in one.root.walk()] for one in (plain, tree)
+    ]
+    assert described[0] == described[1]
+
+
+def test_the_lead_is_what_the_heaviest_child_has_before_the_next():
+    tree = SearchTree(RainSettings.preset("paper").search)
+    assert tree.root.children == []
+    tree.expand(tree.root, [((1,), False, 0.6), ((2,), False, 0.4)])
+    for _ in range(3):
+        tree.back_up([tree.root, tree.root.children[1]], 0.5, True)
+    tree.back_up([tree.root, tree.root.children[0]], 0.5, True)
+    assert tree.lead() == 2.0
+    del tree.root.children[0]
+    assert tree.lead() == 0.0  # others may still be added

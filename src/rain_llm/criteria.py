@@ -191,8 +191,8 @@ HARMLESSNESS = Criterion(
     threshold=0.25,
     choice=Choice(
         question="Is the answer above harmless or harmful?",
-        good="The answer is harmless",
-        bad="The answer is harmful",
+        good="harmless",
+        bad="harmful",
     ),
     channel=Channel(good="A kind and careful answer: {query}", bad="A cruel and dangerous answer: {query}"),
     examples=(
@@ -271,8 +271,8 @@ TRUTHFULNESS = Criterion(
     frames=("Question: {query}\nAnswer: {answer}\nThe answer is",),
     choice=Choice(
         question="Is the answer above true or false?",
-        good="The answer is true",
-        bad="The answer is false",
+        good="true",
+        bad="false",
     ),
     channel=Channel(good="The correct answer to: {query}", bad="A common false answer to: {query}"),
 )
@@ -306,8 +306,8 @@ CIVILITY = Criterion(
     calibration=Calibration(scale=0.5),
     choice=Choice(
         question="Is the tone of the text above friendly or hostile?",
-        good="The tone is friendly",
-        bad="The tone is hostile",
+        good="friendly",
+        bad="hostile",
     ),
     channel=Channel(good="A friendly person wrote: {query}", bad="A hostile person wrote: {query}"),
 )
@@ -321,8 +321,8 @@ POSITIVE_SENTIMENT = Criterion(
     calibration=Calibration(scale=0.5),
     choice=Choice(
         question="Is the sentiment of the text above positive or negative?",
-        good="The sentiment is positive",
-        bad="The sentiment is negative",
+        good="positive",
+        bad="negative",
     ),
     channel=Channel(good="A glowing review: {query}", bad="A scathing review: {query}"),
 )

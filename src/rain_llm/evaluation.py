@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -82,6 +82,7 @@ class SelfEvaluator:
         self._labels = {c.name: self._label_tokens(c) for c in settings.criteria}
         self._forged = {c.name: _forgery(c) for c in settings.criteria}
         self._centers: dict[str, float] = {}
+        self._encoded: dict[str, TokenIds] = {}  # worked examples
 
     def check(self, subject: Subject, max_new_tokens: int) -> None:
         """Refuse a subject that some criterion cannot be asked about.
@@ -104,18 +105,29 @@ class SelfEvaluator:
                 )
 
     def judge(self, subject: Subject, answers: Sequence[str]) -> Asking:
-        """Judge each answer to ``subject``. Yields one round of Score requests (two at first)."""
-        centers = yield from self._find_centers(subject)
-        asked = [
-            (criterion, self._questions(criterion, subject, answer))
+        """Judge each answer to ``subject``. Yields one round of Score requests."""
+        centers = {c.name: self._center(c, subject) for c in self.settings.criteria}
+        unknown = [
+            (criterion, self._center_questions(criterion, subject))
+            for criterion in self.settings.criteria
+            if centers[criterion.name] is None
+        ]
+        asked = [questions for _, variants in unknown for questions in variants]
+        asked += [
+            self._questions(criterion, subject, answer)
             for answer in answers
             for criterion in self.settings.criteria
         ]
-        evidence = iter((yield from self._ask([questions for _, questions in asked])))
+        evidence = iter((yield from self._ask(asked)))
+        for criterion, variants in unknown:
+            center = sum(next(evidence)[0] for _ in variants) / len(variants)
+            centers[criterion.name] = self._centers[self._center_key(criterion, subject)] = center
+        while len(self._centers) > _KEPT_CENTERS:
+            del self._centers[next(iter(self._centers))]
         verdicts = []
         for _ in answers:
             scores = tuple(
-                self._criterion_score(criterion, centers, *next(evidence))
+                self._criterion_score(criterion, centers[criterion.name], *next(evidence))
                 for criterion in self.settings.criteria
             )
             weights = [criterion.weight for criterion in self.settings.criteria]
@@ -133,7 +145,7 @@ class SelfEvaluator:
     # -- from evidence to a score ----------------------------------------------------------------
 
     def _criterion_score(
-        self, criterion: Criterion, centers: Mapping[str, float], log_odds: float, votes: float
+        self, criterion: Criterion, center: float | None, log_odds: float, votes: float
     ) -> CriterionScore:
         threshold = criterion.threshold
         target = threshold if criterion.target is None else criterion.target
@@ -142,42 +154,27 @@ class SelfEvaluator:
             threshold, target = max(threshold, 0.5), max(target, 0.5)  # a tie never passes
         else:
             scale = criterion.calibration.scale if criterion.calibration else 1.0
-            logit = (log_odds - centers[criterion.name]) / scale
+            logit = (log_odds - (center or 0.0)) / scale
             probability = 1 / (1 + math.exp(-max(-700.0, min(700.0, logit))))
         return CriterionScore(
             criterion.name, probability, threshold, probability > threshold, probability > target, log_odds
         )
 
-    def _find_centers(
-        self, subject: Subject
-    ) -> Generator[Sequence[Request], Sequence[Reply], dict[str, float]]:
-        """Ask once what the questions say of texts that say nothing, or of the query alone."""
-        found: dict[str, float] = {}
-        wanted: dict[str, list[list[_Question]]] = {}
-        for criterion in self.settings.criteria if self.settings.mode == "soft" else ():
-            calibration = criterion.calibration
-            if calibration is None:
-                found[criterion.name] = 0.0
-            elif isinstance(calibration.center, float | int):
-                found[criterion.name] = calibration.center
-            elif (known := self._centers.get(self._center_key(criterion, subject))) is not None:
-                found[criterion.name] = known
-            elif calibration.center == "query":
-                wanted[criterion.name] = [self._questions(criterion, subject, "")]
-            else:
-                nothing = Subject("", "", subject.dialogue)
-                variants = [self._questions(criterion, nothing, text) for text in _CONTENT_FREE]
-                wanted[criterion.name] = variants
-        if wanted:
-            asked = [questions for variants in wanted.values() for questions in variants]
-            evidence = iter((yield from self._ask(asked)))
-            for criterion in self.settings.criteria:
-                if variants := wanted.get(criterion.name, []):
-                    center = sum(next(evidence)[0] for _ in variants) / len(variants)
-                    found[criterion.name] = self._centers[self._center_key(criterion, subject)] = center
-            while len(self._centers) > _KEPT_CENTERS:
-                del self._centers[next(iter(self._centers))]
-        return found
+    def _center(self, criterion: Criterion, subject: Subject) -> float | None:
+        """Return the log-odds that mean 'cannot tell'; None if that is to be asked first."""
+        calibration = criterion.calibration
+        if calibration is None or self.settings.mode == "hard":
+            return 0.0
+        if isinstance(calibration.center, float | int):
+            return calibration.center
+        return self._centers.get(self._center_key(criterion, subject))
+
+    def _center_questions(self, criterion: Criterion, subject: Subject) -> list[list[_Question]]:
+        """Ask about texts that say nothing, or about the query alone: once, for all answers."""
+        if criterion.calibration is not None and criterion.calibration.center == "query":
+            return [self._questions(criterion, subject, "")]
+        nothing = Subject("", "", subject.dialogue)
+        return [self._questions(criterion, nothing, text) for text in _CONTENT_FREE]
 
     @staticmethod
     def _center_key(criterion: Criterion, subject: Subject) -> str:
@@ -222,12 +219,10 @@ class SelfEvaluator:
         for frame in criterion.frames:
             shown = [
                 _fill(frame, Subject(e.query, "", subject.dialogue), e.answer)
-                + f" {criterion.labels[0][0 if e.good else 1]}\n\n"
+                + f" {criterion.labels[0][0 if e.good else 1]}"
                 for e in self._examples(criterion)
             ]
-            asked = self._tokens(
-                "".join(shown) + _fill(frame, subject, answer, forged), frame.rpartition("\n")[2]
-            )
+            asked = self._tokens(shown, _fill(frame, subject, answer, forged), frame.rpartition("\n")[2])
             score = Score(asked, options)
             questions += [_Question((score, i), (score, i + 1)) for i in range(0, len(options), 2)]
         return questions
@@ -237,18 +232,22 @@ class SelfEvaluator:
         choice = criterion.choice
         assert choice is not None  # settings refuse a style without material
         letters = self._labels[criterion.name][0]
+        shape = _shape(subject)
+
+        def ask(text: str, swapped: bool) -> str:
+            options = (choice.bad, choice.good) if swapped else (choice.good, choice.bad)
+            return f"{text}\n\n{choice.question}\nOptions:\n(A) {options[0]}\n(B) {options[1]}\nAnswer: ("
+
+        shown = []
+        for i, example in enumerate(self._examples(criterion)):
+            swapped = i % 4 > 1  # the examples take both orders by turns, so that both questions share them
+            text = _fill(shape, Subject(example.query, "", subject.dialogue), example.answer)
+            letter = "A" if example.good != swapped else "B"
+            shown.append(f"{ask(text, swapped)}{letter}) {example.why}")
         questions = []
         for swapped in (False, True) if self.settings.swap else (False,):
-            options = (choice.bad, choice.good) if swapped else (choice.good, choice.bad)
-            asked = f"{choice.question}\nOptions:\n(A) {options[0]}\n(B) {options[1]}\n"
-            shown = []
-            for example in self._examples(criterion):
-                letter = "A" if example.good != swapped else "B"
-                text = _fill(_shape(subject), Subject(example.query, "", subject.dialogue), example.answer)
-                shown.append(f"{text}\n\n{asked}Answer: ({letter}) {example.why}\n\n")
-            shape = _shape(subject)
-            text = "".join(shown) + f"{_fill(shape, subject, answer)}\n\n{asked}Answer: ("
-            score = Score(self._tokens(text, "Answer: ("), letters)
+            text = ask(_fill(shape, subject, answer), swapped)
+            score = Score(self._tokens(shown, text, "Answer: ("), letters)
             good = 1 if swapped else 0
             questions.append(_Question((score, good), (score, 1 - good)))
         return questions
@@ -259,7 +258,7 @@ class SelfEvaluator:
         assert channel is not None  # settings refuse a style without material
         said = self._judge.encode(" " + _one_line(answer)) or self._judge.encode(".")
         good, bad = (
-            Score(self._tokens(_fill(context, subject, ""), ""), (said,))
+            Score(self._tokens((), _fill(context, subject, ""), ""), (said,))
             for context in (channel.good, channel.bad)
         )
         return [_Question((good, 0), (bad, 0), len(said))]
@@ -267,12 +266,20 @@ class SelfEvaluator:
     def _examples(self, criterion: Criterion) -> Sequence[Example]:
         return criterion.examples if self.settings.examples else ()
 
-    def _tokens(self, text: str, cue: str) -> TokenIds:
-        """Encode a whole question; in a chat template, the cue begins the judge's own turn."""
+    def _tokens(self, shown: Sequence[str], text: str, cue: str) -> TokenIds:
+        """Encode a whole question behind worked examples.
+
+        In a chat template, the cue begins the judge's own turn.
+        """
         if self.settings.chat_template:
-            body = text.removesuffix(cue).rstrip()
+            body = "\n\n".join([*shown, text]).removesuffix(cue).rstrip()
             return self._judge.render_chat([Message("user", body)]) + self._judge.encode(cue)
-        return self._judge.start + self._judge.encode(text)
+        if not shown:
+            return self._judge.start + self._judge.encode(text)
+        before = "\n\n".join(shown)  # cut before white space, where tokenizers cut themselves
+        if before not in self._encoded:
+            self._encoded[before] = self._judge.encode(before)
+        return self._judge.start + self._encoded[before] + self._judge.encode("\n\n" + text)
 
     def _label_tokens(self, criterion: Criterion) -> tuple[tuple[TokenIds, TokenIds], ...]:
         """Find the tokens of every label, as they follow the frame."""

@@ -10,8 +10,8 @@ The loop, in the paper's words::
         until something is good enough, or the budget is spent       inner loop
             1 select      walk down the tree by value and prior
             2 simulate    look a little ahead from the leaf
-            3 evaluate    ask the judge about answer + look-ahead
-            4 expand      give the leaf children
+            3 expand      give the leaf children
+            4 evaluate    ask the judge about answer + look-ahead
             5 back up     tell the path, and what is like it
         commit            the best becomes the root; the rest is rewound
 
@@ -21,13 +21,20 @@ Two settings stand between the paper and the tuned default:
   "simulations" keeps what was simulated and judged anyway, so that no token is wasted.
 * ``commit``, when a step is done: "visits" asks for a child with many visits and a high value
   (paper); "verdict" takes a text as soon as its own verdict is good enough.
+
+What makes it cheap (``docs/performance.md``): a request's seed follows from its prefix, so its reply
+is the same whenever it is asked. So children are drawn only when they are first needed, at a leaf's
+second visit, and what the next iterations will probably ask goes along with this one's requests
+(``foresight``): with the verdict on a draft comes the first token behind it.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import TypeAlias, cast
 
 import numpy as np
@@ -96,8 +103,6 @@ class _Look:
     ends: bool  # the answer ends with the path
     simulation: TokenIds = ()
     terminal: bool = False  # the model ended the text behind path or simulation
-    candidates: tuple[Continuation, ...] = ()
-    greedy: bool = False  # the first candidate is the greedy one
     text: str = ""
     verdict: Verdict | None = None
 
@@ -125,10 +130,12 @@ class RainSearch:
     seed: int
     tree: SearchTree = field(init=False)
     answer: Answer = field(init=False)
-    rng: np.random.Generator = field(init=False)
     verdicts: dict[str, Verdict] = field(default_factory=dict)  # by text of the whole answer
     heard: dict[Node, tuple[Verdict, Verdict]] = field(default_factory=dict)  # worst and best below
+    ahead: dict[Sample, Samples] = field(default_factory=dict)  # replies to what was asked ahead
+    turns: Counter[tuple[TokenIds, int]] = field(default_factory=Counter)  # draws from a place
     best: _Look | None = None  # the best judged text of this step
+    heard_last: Verdict | None = None
     last: Verdict | None = None  # the verdict that came with the last commitment
     inherited: int = 0  # the root's visits at the beginning of this step
     step_iterations: int = 0
@@ -139,7 +146,6 @@ class RainSearch:
     def __post_init__(self) -> None:
         self.tree = SearchTree(self.settings.search)
         self.answer = Answer(self.writer.decode, self.prompt, self.settings.generation.stop)
-        self.rng = np.random.default_rng(self.seed)
 
     def run(self) -> Search:
         """Write the answer: yields rounds of requests and accepted steps, returns the outcome."""
@@ -149,8 +155,8 @@ class RainSearch:
                 while not self._settled():  # the inner loop
                     looks = yield from self._select()
                     yield from self._simulate(looks)
-                    yield from self._evaluate(looks)
                     self._expand(looks)
+                    yield from self._evaluate(looks)
                     yield from self._back_up(looks)
                 path, passed, verdict = self._choose()
                 reason = self._end_behind(path)
@@ -177,8 +183,10 @@ class RainSearch:
             child = tree.favourite()
             if child.visits > budget.min_visits and child.value > budget.value_threshold:
                 return True
-        limit = max(budget.iterations, self.inherited + budget.extra_iterations)
-        return tree.root.visits >= limit and any(child.visits for child in tree.root.children)
+        left = max(budget.iterations, self.inherited + budget.extra_iterations) - tree.root.visits
+        if budget.stop_when_decided and tree.lead() > left:
+            return True  # an iteration moves no child's weight by more than 1
+        return left <= 0 and any(child.visits for child in tree.root.children)
 
     # -- 1 select --------------------------------------------------------------------------------
 
@@ -192,95 +200,107 @@ class RainSearch:
         looks = []
         for _ in range(min(wanted, max(1, budget.iterations - self.step_iterations))):
             path = [self.tree.root]
-            while not self.tree.is_leaf(path[-1]):
+            while True:
+                if self._lacks_children(path):
+                    yield from self._draw_children(path)
+                if self.tree.is_leaf(path[-1]):
+                    break
                 if self.tree.wants_addition(path[-1]):
                     yield from self._add_candidates(path)
                 path.append(self.tree.best_child(path[-1]))
             self.tree.hold(path)
             tokens = _tokens(path[1:])
-            stopped = self.answer.read(tokens)[1]
-            ends = path[-1].terminal or stopped or self._room(tokens) == 0
-            looks.append(_Look(path, tokens, ends, terminal=path[-1].terminal))
+            looks.append(_Look(path, tokens, self._ends(path), terminal=path[-1].terminal))
         for look in looks:
             self.tree.release(look.path)
         return looks
 
+    def _lacks_children(self, path: Sequence[Node]) -> bool:
+        """Whether a leaf that was visited before gets the children now that it was not given then."""
+        leaf = path[-1]
+        candidates = self.settings.search.expansion == "candidates"
+        return candidates and leaf.visits > 0 and not leaf.children and not self._ends(path)
+
+    def _ends(self, path: Sequence[Node]) -> bool:
+        """Whether the answer would end behind ``path`` (root first)."""
+        tokens = _tokens(path[1:])
+        return path[-1].terminal or self.answer.read(tokens)[1] or self._room(tokens) == 0
+
     # -- 2 simulate ------------------------------------------------------------------------------
 
     def _simulate(self, looks: Sequence[_Look]) -> Rounds:
-        """Sample on from every leaf; the paper's candidates are drawn in the same round."""
-        budget, drawing = self.settings.search, self.settings.generation
-        open_looks = [look for look in looks if not look.ends]
-        if not open_looks:
-            return
-        requests = []
-        for look in open_looks:
-            room = self._room(look.tokens)
-            ahead = room if budget.simulation_ends == "answer" else min(room, budget.simulation_tokens)
-            requests.append(
-                Sample(
-                    self._prefix(look.tokens),
-                    1,
-                    ahead,
-                    self._seed(),
-                    drawing.temperature,
-                    drawing.top_k,
-                    drawing.top_p,
-                    ends=_ENDS[budget.simulation_ends] + self.settings.generation.stop,
-                )
-            )
-        if budget.expansion == "candidates":
-            requests += [self._candidates(look.path[-1], look.tokens, budget.width) for look in open_looks]
-        replies = cast("Sequence[Samples]", (yield requests))
-        for i, look in enumerate(open_looks):
-            (simulation,) = replies[i].continuations
-            look.simulation, look.terminal = simulation.tokens, simulation.ended
-            if budget.expansion == "candidates":
-                look.candidates = replies[len(open_looks) + i].continuations
-                look.greedy = requests[len(open_looks) + i].greedy_first
-
-    # -- 3 evaluate ------------------------------------------------------------------------------
-
-    def _evaluate(self, looks: Sequence[_Look]) -> Rounds:
-        """Judge answer, path and simulation of each look; a text is judged once."""
-        for look in looks:
-            look.text = self._text(look.seen)
-        yield from self._judge([look.text for look in looks])
-        for look in looks:
-            look.verdict = self.verdicts[look.text]
-
-    def _judge(self, texts: Sequence[str]) -> Rounds:
-        new = [text for text in dict.fromkeys(texts) if text not in self.verdicts]
-        if new:
-            verdicts = yield from self.evaluator.judge(self.subject, new)
-            self.verdicts.update(zip(new, verdicts, strict=True))
-            self.evaluations += len(new)
-
-    # -- 4 expand --------------------------------------------------------------------------------
-
-    def _expand(self, looks: Sequence[_Look]) -> None:
-        """Give the leaves children: the candidates, or what was simulated."""
+        """Sample on from every leaf, behind the first token where that is known."""
+        ends = _ENDS[self.settings.search.simulation_ends] + self.settings.generation.stop
+        growing, requests = [], []
         for look in looks:
             if look.ends:
                 continue
-            if self.settings.search.expansion == "candidates":
-                self.tree.expand(look.path[-1], self._with_priors(look.candidates, look.greedy))
-            else:
-                chain = self.tree.graft(look.path[-1], look.simulation, look.terminal)
-                look.path = look.path + chain
-                look.tokens, look.simulation = look.seen, ()
+            head = self.ahead.pop(self._simulation(look.tokens, 1, peek=True), None)
+            length = self._ahead(look.tokens)
+            if head is not None:
+                (first,) = head.continuations
+                self._seed(self._prefix(look.tokens), 1)  # its turn is over
+                look.simulation, look.terminal = first.tokens, first.ended
+                length -= len(first.tokens)
+                if first.ended or not length or self.writer.decode(first.tokens).endswith(ends):
+                    continue
+            growing.append(look)
+            requests.append(self._simulation(look.seen, length))
+        if requests:
+            replies = yield from self._ask(requests, looks)
+            for look, reply in zip(growing, replies, strict=True):
+                (simulation,) = reply.continuations
+                look.simulation += simulation.tokens
+                look.terminal = simulation.ended
 
-    def _candidates(self, leaf: Node, tokens: TokenIds, width: int) -> Sample:
-        """Ask for a node's children: the likeliest tokens, or one greedy and some sampled sets."""
-        budget = self.settings.search
-        length = min(self.tree.length_below(leaf), self._room(tokens))
-        if length == 1:
-            return Sample(self._prefix(tokens), width, 1, self._seed(), ranked=True)
+    def _simulation(self, tokens: TokenIds, length: int, peek: bool = False) -> Sample:
+        """Ask for one continuation behind ``tokens``."""
+        drawing, prefix = self.settings.generation, self._prefix(tokens)
         return Sample(
-            self._prefix(tokens),
+            prefix,
+            1,
+            length,
+            self._seed(prefix, 1, peek),
+            drawing.temperature,
+            drawing.top_k,
+            drawing.top_p,
+            ends=_ENDS[self.settings.search.simulation_ends] + drawing.stop,
+        )
+
+    def _ahead(self, tokens: TokenIds) -> int:
+        """Return the most tokens of a simulation behind ``tokens``."""
+        budget, room = self.settings.search, self._room(tokens)
+        return room if budget.simulation_ends == "answer" else min(room, budget.simulation_tokens)
+
+    # -- 3 expand --------------------------------------------------------------------------------
+
+    def _expand(self, looks: Sequence[_Look]) -> None:
+        """Keep what was simulated as the leaves' children ('candidates': see ``_select``)."""
+        if self.settings.search.expansion == "simulations":
+            for look in looks:
+                if not look.ends:
+                    chain = self.tree.graft(look.path[-1], look.simulation, look.terminal)
+                    look.path = look.path + chain
+                    look.tokens, look.simulation = look.seen, ()
+
+    def _draw_children(self, path: Sequence[Node]) -> Rounds:
+        """Give the leaf of ``path`` (root first) its candidates."""
+        request = self._candidates(path[-1], _tokens(path[1:]), self.settings.search.width)
+        (reply,) = yield from self._ask([request])
+        self.tree.expand(path[-1], self._with_priors(reply.continuations, request.greedy_first))
+
+    def _candidates(self, leaf: Node, tokens: TokenIds, width: int, peek: bool = False) -> Sample:
+        """Ask for a node's children: the likeliest tokens, or one greedy and some sampled sets."""
+        budget, prefix = self.settings.search, self._prefix(tokens)
+        length = min(self.tree.length_below(leaf), self._room(tokens))
+        seed = self._seed(prefix, -width, peek)
+        if length == 1:
+            return Sample(prefix, width, 1, seed, ranked=True)
+        return Sample(
+            prefix,
             width,
             length,
-            self._seed(),
+            seed,
             budget.candidate_temperature,
             budget.candidate_top_k,
             greedy_first=True,
@@ -304,8 +324,99 @@ class RainSearch:
         one_token = self.tree.length_below(node) == 1
         width = len(node.children) + 1 if one_token else 2
         request = self._candidates(node, tokens, width)
-        (reply,) = cast("Sequence[Samples]", (yield [request]))
+        (reply,) = yield from self._ask([request])
         self.tree.expand(node, self._with_priors(reply.continuations, request.greedy_first))
+
+    # -- 4 evaluate ------------------------------------------------------------------------------
+
+    def _evaluate(self, looks: Sequence[_Look]) -> Rounds:
+        """Judge answer, path and simulation of each look; a text is judged once."""
+        for look in looks:
+            look.text = self._text(look.seen)
+        yield from self._judge([look.text for look in looks], looks)
+        for look in looks:
+            look.verdict = self.verdicts[look.text]
+
+    def _judge(self, texts: Sequence[str], looks: Sequence[_Look] = ()) -> Rounds:
+        new = [text for text in dict.fromkeys(texts) if text not in self.verdicts]
+        if not new:
+            return
+        asking = self.evaluator.judge(self.subject, new)
+        questions = next(asking)
+        verdict = self.settings.search.commit == "verdict"
+        foreseen = self._heads(looks) if verdict else self._foresee(looks)
+        replies = yield [*questions, *foreseen]
+        self._remember(foreseen, replies[len(questions) :])
+        try:
+            asking.send(replies[: len(questions)])
+        except StopIteration as done:
+            self.verdicts.update(zip(new, done.value, strict=True))
+        self.evaluations += len(new)
+
+    # -- asked ahead -------------------------------------------------------------------------------
+
+    def _ask(
+        self, requests: Sequence[Sample], looks: Sequence[_Look] = ()
+    ) -> Generator[Sequence[Request], Replies, list[Samples]]:
+        """Return the replies to ``requests``: those asked ahead, and the rest in a round.
+
+        What is to be expected behind ``looks`` goes along with the round.
+        """
+        missing = [request for request in requests if request not in self.ahead]
+        if missing:
+            asked = missing + self._foresee(looks)
+            self._remember(asked, (yield asked))
+        return [self.ahead.pop(request) for request in requests]
+
+    def _remember(self, requests: Sequence[Sample], replies: Replies) -> None:
+        self.ahead.update(zip(requests, cast("Sequence[Samples]", replies), strict=True))
+
+    def _heads(self, looks: Sequence[_Look]) -> list[Sample]:
+        """Ask for the first token behind each look: what comes next if the look is committed."""
+        if not self.settings.search.foresight:
+            return []
+        going = [look for look in looks if not self._ends(look.path)]
+        return [self._simulation(look.tokens, 1, peek=True) for look in going]
+
+    def _foresee(self, looks: Sequence[_Look]) -> list[Sample]:
+        """Return what the next iterations will ask if nothing surprising is heard of ``looks``.
+
+        A wrong guess costs its tokens; it changes no choice.
+        """
+        budget = self.settings.search
+        if not looks or budget.commit == "verdict":
+            return []
+        expected = self.heard_last.score if self.heard_last else 1.0
+        marks = [self.tree.pretend(look.path, expected) for look in looks]
+        asked: dict[Sample, None] = {}
+        for _ in range(budget.foresight):
+            path, request = self._next_request()
+            if request is not None and request not in self.ahead:
+                asked[request] = None
+            if path is None or self._settled():
+                break
+            marks.append(self.tree.pretend(path, expected))
+        for mark in reversed(marks):
+            self.tree.undo(mark)
+        return list(asked)
+
+    def _next_request(self) -> tuple[list[Node] | None, Sample | None]:
+        """Select as the next iteration would.
+
+        Returns the path to its leaf (None: hidden behind candidates that are not known), and what it
+        would ask there (None: nothing).
+        """
+        path = [self.tree.root]
+        while True:
+            tokens = _tokens(path[1:])
+            if self._lacks_children(path):
+                return None, self._candidates(path[-1], tokens, self.settings.search.width, peek=True)
+            if self.tree.is_leaf(path[-1]):
+                break
+            path.append(self.tree.best_child(path[-1]))
+        if self._ends(path):
+            return path, None
+        return path, self._simulation(tokens, self._ahead(tokens), peek=True)
 
     # -- 5 back up -------------------------------------------------------------------------------
 
@@ -317,6 +428,7 @@ class RainSearch:
         for look, vectors in zip(looks, embeddings, strict=True):
             verdict = look.verdict
             assert verdict is not None  # _evaluate has judged every look
+            self.heard_last = verdict
             self.tree.back_up(look.path, verdict.score, verdict.passed, vectors)
             for node in look.path[1:]:
                 known = (*self.heard.get(node, ()), verdict)
@@ -371,6 +483,8 @@ class RainSearch:
         self.heard = {node: self.heard[node] for node in root.walk() if node in self.heard}
         self.accepted = self.accepted and passed
         self.last = verdict
+        here = self._prefix(())
+        self.ahead = {r: reply for r, reply in self.ahead.items() if r.prefix[: len(here)] == here}
         return Step(text, tokens, passed, False, verdict, self.step_iterations, candidates)
 
     def _record(self, node: Node, tokens: TokenIds, chosen: set[Node]) -> tuple[Candidate, ...]:
@@ -436,8 +550,16 @@ class RainSearch:
         limit = self.settings.generation.max_new_tokens
         return max(0, limit - len(self.answer.tokens) - len(tokens))
 
-    def _seed(self) -> int:
-        return int(self.rng.integers(1 << 62))
+    def _seed(self, prefix: TokenIds, kind: int, peek: bool = False) -> int:
+        """Make a request's seed of what it asks and where: it does not matter when.
+
+        ``peek``: another request will be the same.
+        """
+        turn = self.turns[prefix, kind]
+        if not peek:
+            self.turns[prefix, kind] += 1
+        named = np.array([self.seed, kind, turn, *prefix[len(self.prompt) :]], np.int64)
+        return int.from_bytes(blake2b(named.tobytes(), digest_size=8).digest(), "little") >> 2
 
 
 def _rank(verdict: Verdict) -> tuple[bool, bool, float]:

@@ -186,6 +186,18 @@ class SearchSettings(Frozen):
         ge=0,
         description="'visits': after inherited visits at least this many more may run (paper: 15).",
     )
+    stop_when_decided: bool = Field(
+        default=True,
+        description="'visits': end a step when the iterations that are left cannot change its choice.",
+    )
+    foresight: int = Field(
+        default=2,
+        ge=0,
+        le=16,
+        description="'visits': iterations whose requests are asked ahead, in the forward passes of this one; "
+        "no choice changes, and a wrong guess costs its tokens. 'verdict': the first token behind a draft "
+        "is drawn together with the verdict on it, unless 0.",
+    )
     similarity: SimilaritySettings | None = Field(default=None, description="null: no similarity update.")
     addition: AdditionSettings | None = Field(default=None, description="null: no dynamic node addition.")
     deadline_s: float | None = Field(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 
@@ -52,6 +53,10 @@ class Node:
         yield self
         for child in self.children:
             yield from child.walk()
+
+
+Mark: TypeAlias = tuple[float, float, list[tuple[Node, int, float, float, int, float]]]
+"""What :meth:`SearchTree.undo` needs."""
 
 
 class SearchTree:
@@ -187,6 +192,23 @@ class SearchTree:
             node.embedding = mean + (embedding - mean) / np.float32(node.embedded)
             self._share(parent, node, value)
 
+    def pretend(self, path: Sequence[Node], value: float) -> Mark:
+        """Back up a value that is only expected; :meth:`undo` takes it back."""
+        mark = (
+            self._low,
+            self._high,
+            [(n, n.visits, n.weight, n.value, n.passes, n.best) for n in path],
+        )
+        self.back_up(path, value, passed=False)
+        return mark
+
+    def undo(self, mark: Mark) -> None:
+        """Take back the last :meth:`pretend`."""
+        self._low, self._high, before = mark
+        for node, visits, weight, value, passes, best in before:
+            node.visits, node.weight, node.value = visits, weight, value
+            node.passes, node.best = passes, best
+
     def _share(self, parent: Node, node: Node, value: float) -> None:
         """Let visited siblings whose mean embedding is like this node's learn a share of ``value``."""
         similarity = self.settings.similarity
@@ -229,6 +251,11 @@ class SearchTree:
     def favourite(self) -> Node:
         """Return the root's child with the largest weight; of equals the one with the larger value."""
         return max(self.root.children, key=lambda child: (child.weight, child.value))
+
+    def lead(self) -> float:
+        """Return by how much the root's heaviest child outweighs the next; 0 for an only child."""
+        weights = sorted((child.weight for child in self.root.children), reverse=True)
+        return weights[0] - weights[1] if len(weights) > 1 else 0.0
 
     def commit(self, path: Iterable[Node]) -> Node:
         """Make the last node of ``path`` the root, keeping what hangs below it."""
