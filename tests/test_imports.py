@@ -27,6 +27,8 @@ ORDER = (
     "models.embedded",
     "models.kv_cache",
     "models.scripted",
+    "models.tree_attention",
+    "models.jobs",
     "models.transformers",
     "evaluation",
     "similarity",
@@ -40,7 +42,12 @@ ORDER = (
 )
 
 HEAVY = {"torch", "transformers", "sentence_transformers", "gguf", "accelerate"}
-AT_ONCE = {"models.transformers": {"torch", "transformers"}, "models.kv_cache": {"torch"}}
+AT_ONCE = {
+    "models.transformers": {"torch", "transformers"},
+    "models.tree_attention": {"torch", "transformers"},
+    "models.jobs": {"torch"},
+    "models.kv_cache": {"torch"},
+}
 LATER = {
     "models.embedded": {"torch", "transformers"},
     "similarity": {"sentence_transformers"},

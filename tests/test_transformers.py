@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from rain_llm import Message, ModelError, ModelNotFoundError, ModelNotSupportedError
-from rain_llm.models.base import LanguageModel
+from rain_llm.models.base import LanguageModel, SteppedModel
+from rain_llm.models.jobs import SampleJob
 from rain_llm.models.transformers import TransformersModel
 from rain_llm.settings import ModelSettings
-from rain_llm.types import Sample, Score, TokenIds
+from rain_llm.types import Sample, Score, Scores, TokenIds
 
 TOLERANCE = 1e-3
 
@@ -360,7 +361,141 @@ def test_a_chat_reads_as_its_template_says(tiny: TransformersModel):
     assert list(tiny.render_chat(chat)) == rendered["input_ids"]
 
 
+# --- pass by pass -------------------------------------------------------------------------------------
+
+
+def replies(model: TransformersModel, jobs: list[Any], joins: list[int]) -> list[Any]:
+    """Step jobs until all are answered; each joins at its own pass."""
+    step = 0
+    while any(job.reply is None for job in jobs):
+        model.step([job for job, at in zip(jobs, joins, strict=True) if at <= step and job.reply is None])
+        step += 1
+    return [job.reply for job in jobs]
+
+
+def said(reply: Any) -> Any:
+    """What a reply says, its numbers up to the tolerance."""
+    if isinstance(reply, Scores):
+        return pytest.approx(reply.logprobs, abs=TOLERANCE)
+    return [(c.tokens, c.ended) for c in reply.continuations]
+
+
+def numbers(reply: Any) -> Any:
+    return reply.logprobs if isinstance(reply, Scores) else said(reply)
+
+
+def several(model: TransformersModel) -> list[Sample | Score]:
+    text = model.encode("The film is good, and the people are kind")
+    return [
+        Sample(text, 3, 9, 1),
+        Sample(text[:5], 2, 4, 2, temperature=1.5),
+        Score(text, ((5,), (6, 7))),
+        Sample((*text, 8), 5, 1, 3, ranked=True),
+        Score(text[:7], ((9, 9, 9),)),
+        Sample(text[3:], 2, 12, 4, top_k=5, greedy_first=True),
+    ]
+
+
+def test_a_model_lets_requests_join_and_leave_between_passes(tiny_folder: Path):
+    model = load(tiny_folder)
+    assert isinstance(model, SteppedModel)
+    requests = several(model)
+    alone = [replies(load(tiny_folder), [model.begin(request)], [0])[0] for request in requests]
+    for joins in ([0] * 6, [0, 1, 2, 3, 4, 5], [5, 0, 5, 1, 0, 2]):
+        model.cache.clear()
+        answered = replies(model, [model.begin(request) for request in requests], joins)
+        for one, other in zip(answered, alone, strict=True):
+            assert numbers(one) == said(other)
+            assert one.forwards == other.forwards
+    (sampled,) = model.sample([request for request in requests[1:2] if isinstance(request, Sample)])
+    assert said(sampled) == said(alone[1])
+    model.cache.check_integrity()
+
+
+def test_samples_and_questions_share_a_pass(tiny_folder: Path):
+    model = load(tiny_folder)
+    jobs = [model.begin(request) for request in several(model)]
+    model.step(jobs)
+    assert model.forwards == 1
+    assert [job.reply is not None for job in jobs] == [False, False, True, True, True, False]
+    assert [job.forwards for job in jobs] == [1] * 6
+    assert sum(job.model_tokens for job in jobs) == model.model_tokens
+
+
+def test_a_job_that_is_given_up_leaves_nothing_behind(tiny_folder: Path):
+    model = load(tiny_folder)
+    first, second = (model.begin(request) for request in several(model)[:2])
+    model.step([first, second])
+    model.cache.clear()  # nor does it matter what is forgotten between two passes
+    (reply,) = replies(model, [second], [0])
+    model = load(tiny_folder)
+    (alone,) = replies(model, [model.begin(several(model)[1])], [0])
+    assert said(reply) == said(alone)
+
+
+def test_a_long_prefix_is_read_in_chunks_and_gives_the_same(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    text = tuple(np.random.default_rng(3).integers(3, 313, 200).tolist())
+    requests: list[Sample | Score] = [
+        Sample(text, 2, 4, 1),
+        Score(text[::-1], ((5,), (6, 7))),
+        Sample(text[:20], 1, 6, 2),
+    ]
+    fresh = load(tiny_folder)
+    whole = replies(fresh, [fresh.begin(request) for request in requests], [0, 0, 0])
+    monkeypatch.setattr("rain_llm.models.jobs.CHUNK", 32)
+    for budget, forgetful in ((1 << 30, False), (1 << 30, True), (1, False)):
+        model = load(tiny_folder)
+        model.cache.max_bytes = budget
+        jobs = [model.begin(request) for request in requests]
+        steps = 0
+        while unfinished := [job for job in jobs if job.reply is None]:
+            for group in [[job] for job in unfinished] if budget == 1 else [unfinished]:
+                model.step(group)
+                if forgetful:
+                    model.cache.clear()
+                model.cache.check_integrity()
+            steps += 1
+            assert steps < 20
+        assert [numbers(job.reply) for job in jobs] == [said(reply) for reply in whole]
+        # Six chunks of 32; the rest goes with the first token.
+        assert [job.forwards for job in jobs[:2]] == [reply.forwards + 6 for reply in whole[:2]]
+        assert sum(job.model_tokens for job in jobs) == model.model_tokens
+
+
 # --- a failing pass -----------------------------------------------------------------------------------
+
+
+def test_a_pass_that_fails_changes_no_job(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    model = load(tiny_folder)
+    requests = several(model)
+    expected = [said(replies(load(tiny_folder), [model.begin(request)], [0])[0]) for request in requests]
+    calls = 0
+
+    def fails_now_and_then(job: Any, *args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls % 3 == 0:
+            raise RuntimeError("out of memory")
+        return decide(job, *args)
+
+    layer = model._network.model.layers[1]
+    jobs = [model.begin(request) for request in requests]
+    model.step(jobs[:2])
+    with monkeypatch.context() as broken:
+        broken.setattr(layer, "forward", lambda *args, **kwargs: 1 / 0)
+        before = [(job.forwards, job.model_tokens, job.reply) for job in jobs]
+        with pytest.raises(ZeroDivisionError):
+            model.step(jobs)
+        model.cache.check_integrity()
+    decide = SampleJob.weigh
+    with monkeypatch.context() as broken:  # the numbers that were drawn are drawn again
+        broken.setattr(SampleJob, "weigh", fails_now_and_then)
+        with pytest.raises(RuntimeError):
+            model.step(jobs)
+    assert [(job.forwards, job.model_tokens, job.reply) for job in jobs] == before
+    assert [numbers(reply) for reply in replies(model, jobs, [0] * 6)] == expected
 
 
 def test_a_pass_that_fails_leaves_the_model_as_it_was(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):

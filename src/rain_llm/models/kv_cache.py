@@ -15,6 +15,8 @@ What changes when:
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -24,6 +26,14 @@ from rain_llm.types import TokenIds
 Slots = NDArray[np.int64]
 
 _ROOT = -1
+
+
+@dataclass
+class Path:
+    """Where a text, or its beginning, was found: need not be looked up again in the same epoch."""
+
+    slots: Slots = field(default_factory=lambda: np.empty(0, np.int64))
+    epoch: int = -1
 
 
 class KVCache:
@@ -36,6 +46,7 @@ class KVCache:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.evictions = 0  # tokens forgotten so far
+        self.epoch = 0  # rises whenever slots are forgotten or moved: paths known before are void
         self._keys: list[torch.Tensor] = []  # a layer: [slots, key heads, head size]
         self._values: list[torch.Tensor] = []
         self._children: dict[tuple[int, int], int] = {}  # (parent slot, token) -> slot
@@ -55,19 +66,27 @@ class KVCache:
         self._clock += 1
         self._inserted.clear()
 
-    def find(self, tokens: TokenIds) -> Slots:
-        """Return the slots of the longest cached beginning of ``tokens``, and touch them."""
-        path = []
-        slot = _ROOT
-        for token in tokens:
+    def find(self, tokens: TokenIds, path: Path | None = None) -> Slots:
+        """Return the slots of the longest cached beginning of ``tokens``, and touch them.
+
+        Args:
+            tokens: the text.
+            path: what was found of it before, or of a beginning of it; brought up to date.
+        """
+        path = path or Path()
+        known = path.slots if path.epoch == self.epoch else path.slots[:0]
+        more = []
+        slot = int(known[-1]) if len(known) else _ROOT
+        for token in tokens[len(known) :]:
             child = self._children.get((slot, token))
             if child is None:
                 break
-            path.append(child)
+            more.append(child)
             slot = child
-        slots = np.array(path, np.int64)
-        self._used[slots] = self._clock
-        return slots
+        path.slots = np.concatenate([known, np.array(more, np.int64)]) if more else known
+        path.epoch = self.epoch
+        self._used[path.slots] = self._clock
+        return path.slots
 
     def insert(self, parent: int, token: int) -> int:
         """Give ``token`` behind the slot ``parent`` (-1: at the start) a slot of its own."""
@@ -104,8 +123,10 @@ class KVCache:
                 arenas[layer] = arena = grown
             arena.index_copy_(0, slots, rows)
 
-    def gather(self, layer: int, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return keys and values, both [slots, heads, size], of one layer."""
+    def gather(self, layer: int, slots: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return keys and values, both [slots, heads, size], of one layer; of a slice, as they lie."""
+        if isinstance(slots, slice):
+            return self._keys[layer][slots], self._values[layer][slots]
         return self._keys[layer].index_select(0, slots), self._values[layer].index_select(0, slots)
 
     # -- memory --------------------------------------------------------------------------------
@@ -161,6 +182,7 @@ class KVCache:
         links = zip(self._parent.tolist(), self._token.tolist(), strict=True)
         self._children = {link: slot for slot, link in enumerate(links)}
         self._free.clear()
+        self.epoch += 1
 
     def _grow(self, capacity: int) -> None:
         before = len(self._used)
@@ -171,6 +193,8 @@ class KVCache:
         self._free.extend(range(capacity - 1, before - 1, -1))
 
     def _forget(self, slots: Slots) -> None:
+        if len(slots):
+            self.epoch += 1
         for slot in slots.tolist():
             del self._children[int(self._parent[slot]), int(self._token[slot])]
         self._used[slots] = 0

@@ -1,242 +1,34 @@
-"""A local causal language model through transformers.
+"""A local causal language model through transformers: loading it, its text, its forward passes.
 
-Every forward pass is one flat row of tokens: all branches of all requests side by side, without
-padding. Each token knows its position and attends to the slots on its own path only (a *tree mask*);
-its keys and values go into the shared :class:`~rain_llm.models.kv_cache.KVCache`. transformers runs
-the network; only the attention is ours, plugged in through its attention interface.
+Every forward pass is one flat row of tokens over one shared cache (``tree_attention``, ``kv_cache``);
+what a request reads and makes of the logits is its job's affair (``jobs``).
 """
 
 from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from jinja2 import TemplateError
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rain_llm.errors import ModelError, ModelNotFoundError, ModelNotSupportedError, PromptError
+from rain_llm.models.base import Job
 from rain_llm.models.embedded import embedded_model, quiet_loading
-from rain_llm.models.kv_cache import KVCache, Slots
+from rain_llm.models.jobs import SampleJob, ScoreJob
+from rain_llm.models.kv_cache import KVCache
+from rain_llm.models.tree_attention import TREE_ATTENTION, Pass
 from rain_llm.settings import ModelSettings
-from rain_llm.types import Continuation, Message, Sample, Samples, Score, Scores, TokenIds
+from rain_llm.types import Message, Sample, Samples, Score, Scores, TokenIds
 
-_ATTENTION = "rain_tree"
 _REWIND_TOLERANCE = 0.02  # of the logits' own spread; bfloat16 needs most of it
-
-
-# --- one forward pass over many branches ------------------------------------------------------------
-
-
-@dataclass
-class _Branch:
-    """A path of slots, and the positions on it that are computed in this pass."""
-
-    path: Slots
-    computed: list[int]
-
-
-@dataclass
-class _Group:
-    """New tokens that lie side by side in the row and look at one common set of slots."""
-
-    start: int
-    stop: int
-    slots: torch.Tensor
-    mask: torch.Tensor  # [new tokens, slots] bool
-    rows_at: torch.Tensor  # [new tokens]: positions in the text
-    slots_at: torch.Tensor  # [slots]: positions in the text
-
-    def within(self, window: int) -> torch.Tensor:
-        """Return the mask with nothing further back than a sliding window."""
-        return self.mask & (self.rows_at[:, None] - self.slots_at[None, :] < window)
-
-
-@dataclass
-class _Pass:
-    """One forward pass: what is computed, and what it looks at."""
-
-    cache: KVCache
-    tokens: list[int] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
-    slots: list[int] = field(default_factory=list)
-    row_of: dict[int, int] = field(default_factory=dict)  # slot -> row
-    branches: list[list[_Branch]] = field(default_factory=list)  # a list for each request
-    groups: list[_Group] = field(default_factory=list)
-    slot_index: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    windows: set[int | None] = field(default_factory=set)  # what the layers asked for
-
-    def open_request(self) -> None:
-        """The branches added from here on may share one group."""
-        self.branches.append([])
-
-    def add(self, tokens: TokenIds, logits: int = 1) -> list[int]:
-        """Bring ``tokens`` into the cache; return the rows of the last ``logits`` of them.
-
-        Those are computed even where they are cached: logits are not kept.
-        """
-        slots = self.cache.find(tokens).tolist()
-        known = len(slots)
-        computed = []
-        for position in range(min(known, len(tokens) - logits), len(tokens)):
-            if position >= known:
-                slots.append(self.cache.insert(slots[-1] if slots else -1, tokens[position]))
-            if slots[position] not in self.row_of:
-                self.row_of[slots[position]] = len(self.tokens)
-                self.tokens.append(tokens[position])
-                self.positions.append(position)
-                self.slots.append(slots[position])
-                computed.append(position)
-        if computed:
-            self.branches[-1].append(_Branch(np.array(slots, np.int64), computed))
-        return [self.row_of[slot] for slot in slots[len(tokens) - logits :]]
-
-    def close(self, device: torch.device) -> None:
-        """Work out what each group of tokens may look at."""
-        start = 0
-        for branches in self.branches:
-            if not branches:
-                continue
-            union = np.unique(np.concatenate([branch.path for branch in branches]))
-            rows = sum(len(branch.computed) for branch in branches)
-            mask = np.zeros((rows, len(union)), bool)
-            position = np.empty(len(union), np.int64)
-            row = 0
-            for branch in branches:
-                columns = np.searchsorted(union, branch.path)
-                steps = np.arange(len(columns))
-                position[columns] = steps
-                until = np.array(branch.computed)[:, None]
-                mask[row : row + len(until), columns] = steps <= until
-                row += len(until)
-            self.groups.append(
-                _Group(
-                    start,
-                    start + rows,
-                    torch.from_numpy(union).to(device),
-                    torch.from_numpy(mask).to(device),
-                    torch.tensor(self.positions[start : start + rows], device=device),
-                    torch.from_numpy(position).to(device),
-                )
-            )
-            start += rows
-        self.slot_index = torch.tensor(self.slots, device=device)
-
-
-def _tree_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,  # [1, heads, tokens, size]
-    key: torch.Tensor,  # [1, key heads, tokens, size]
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    rain_pass: _Pass | None = None,
-    **others: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention of a flat row of tokens, each over its own path in the cache."""
-    unknown = [
-        name for name in ("softcap", "s_aux", "position_bias", "head_mask") if others.get(name) is not None
-    ]
-    if rain_pass is None or unknown:
-        raise ModelNotSupportedError(
-            f"{type(module).__name__} uses {unknown or 'attention that bypasses the cache'}, "
-            "which cannot be rewound here: choose a Llama-, Qwen-, Mistral- or GPT-2-like model"
-        )
-    rain_pass.windows.add(sliding_window)
-    cache, layer = rain_pass.cache, int(module.layer_idx)  # type: ignore[arg-type]
-    cache.write(layer, rain_pass.slot_index, key[0].transpose(0, 1), value[0].transpose(0, 1))
-    heads, key_heads = query.shape[1], key.shape[1]
-    outputs = []
-    for group in rain_pass.groups:
-        keys, values = cache.gather(layer, group.slots)
-        rows = group.stop - group.start
-        # Heads that share keys become more rows of one head: the context is never copied per head.
-        q = query[0, :, group.start : group.stop].reshape(key_heads, heads // key_heads * rows, -1)
-        mask = group.mask if sliding_window is None else group.within(sliding_window)
-        mask = mask.repeat(heads // key_heads, 1)
-        out = torch.nn.functional.scaled_dot_product_attention(
-            q[None],
-            keys.transpose(0, 1)[None],
-            values.transpose(0, 1)[None],
-            mask[None, None],
-            scale=scaling,
-        )
-        outputs.append(out[0].reshape(heads, rows, -1))
-    return torch.cat(outputs, 1).transpose(0, 1)[None], None
-
-
-ALL_ATTENTION_FUNCTIONS.register(_ATTENTION, _tree_attention)
-
-
-# --- sampling -----------------------------------------------------------------------------------------
-
-
-class _Growing:
-    """One Sample request while it is answered."""
-
-    def __init__(self, request: Sample, device: torch.device) -> None:
-        self.request = request
-        self.rng = torch.Generator(device).manual_seed(request.seed)
-        self.tokens: list[list[int]] = [[] for _ in range(request.n)]
-        self.logprobs: list[list[float]] = [[] for _ in range(request.n)]
-        self.end_logprob = [0.0] * request.n
-        self.ended = [False] * request.n
-        self.alive = list(range(request.n))
-        self.model_tokens = 0
-        self.forwards = 0
-
-    def texts(self) -> list[TokenIds]:
-        """What the next pass reads: the prefix alone at first, then each living branch."""
-        if not self.forwards:
-            return [self.request.prefix]
-        return [self.request.prefix + tuple(self.tokens[i]) for i in self.alive]
-
-    def reply(self) -> Samples:
-        branches = zip(self.tokens, self.logprobs, self.ended, self.end_logprob, strict=True)
-        return Samples(
-            tuple(
-                Continuation(tuple(tokens), tuple(logprobs), ended, sum(logprobs) + end)
-                for tokens, logprobs, ended, end in branches
-                if tokens or ended  # a ranking cannot be longer than the vocabulary
-            ),
-            self.model_tokens,
-            self.forwards,
-        )
-
-
-def _draw(logits: torch.Tensor, request: Sample, rng: torch.Generator) -> torch.Tensor:
-    """Draw one token a row.
-
-    The token with the largest ``log p - log e`` wins, e exponential (the Gumbel-max trick): unlike a
-    walk along the cumulative distribution, it is not swayed by rounding errors of the logits, which
-    depend on what else is in the batch.
-    """
-    scores = logits / request.temperature
-    if 0 < request.top_k < scores.shape[-1]:
-        least = scores.topk(request.top_k, -1).values[:, -1:]
-        scores = scores.masked_fill(scores < least, -torch.inf)
-    if request.top_p < 1:
-        ranked, order = scores.sort(-1, descending=True)
-        probabilities = torch.softmax(ranked, -1)
-        outside = probabilities.cumsum(-1) - probabilities >= request.top_p
-        scores = scores.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
-    noise = torch.empty_like(scores).exponential_(generator=rng)
-    drawn = (scores - noise.log_()).argmax(-1)
-    if request.greedy_first:
-        drawn[0] = logits[0].argmax()
-    return drawn
-
-
-# --- the model ------------------------------------------------------------------------------------------
 
 
 class TransformersModel:
@@ -366,124 +158,78 @@ class TransformersModel:
 
     # -- sampling and scoring -------------------------------------------------------------------
 
-    def sample(self, batch: Sequence[Sample]) -> list[Samples]:
-        """Continue each request's prefix, all requests and branches in lockstep."""
-        self._check_lengths((len(request.prefix), request.max_tokens) for request in batch)
-        growing = [_Growing(request, self._device) for request in batch]
-        with self._lock, torch.inference_mode():
-            while active := [g for g in growing if g.alive]:
-                self._advance(active)
-        return [g.reply() for g in growing]
+    def begin(self, request: Sample | Score) -> SampleJob | ScoreJob:
+        """Take up a request; nothing is computed yet."""
+        if isinstance(request, Sample):
+            self._check_length(len(request.prefix), request.max_tokens)
+            return SampleJob(request, self._special, self._piece, self._device)
+        self._check_length(len(request.prefix), max(map(len, request.options)))
+        return ScoreJob(request)
 
-    def score(self, batch: Sequence[Score]) -> list[Scores]:
-        """Weigh each request's options in one forward pass."""
-        self._check_lengths((len(r.prefix), max(map(len, r.options))) for r in batch)
-        replies = []
+    def step(self, jobs: Sequence[Job]) -> None:
+        """Make one forward pass for all jobs: samples grow by a token, questions are answered."""
+        begun = cast("Sequence[SampleJob | ScoreJob]", jobs)
         with self._lock, torch.inference_mode():
             self.cache.begin()
-            forward = _Pass(self.cache)
-            wanted: list[list[list[int]]] = []  # request, option, token -> row of the logits before it
-            for request in batch:
-                forward.open_request()
-                before = len(forward.tokens)
-                rows = [
-                    forward.add(request.prefix + option[:-1], logits=len(option))
-                    for option in request.options
-                ]
-                wanted.append(rows)
-                replies.append(len(forward.tokens) - before)
-            keep = sorted({row for rows in wanted for option in rows for row in option})
-            logprobs = torch.log_softmax(self._run(forward, keep).float(), -1)
-            place = {row: i for i, row in enumerate(keep)}
-            index = [
-                (place[row], token)
-                for request, rows in zip(batch, wanted, strict=True)
-                for option, option_rows in zip(request.options, rows, strict=True)
-                for row, token in zip(option_rows, option, strict=True)
-            ]
-            flat = logprobs[[row for row, _ in index], [token for _, token in index]].tolist()
-        values = iter(flat)
-        return [
-            Scores(
-                tuple(sum(next(values) for _ in option) for option in request.options),
-                model_tokens=cost,
-                forwards=1,
-            )
-            for request, cost in zip(batch, replies, strict=True)
-        ]
+            forward = Pass(self.cache)
+            wanted, costs = [], []
+            try:
+                for job in begun:
+                    before = len(forward.tokens)
+                    wanted.append(job.read(forward))
+                    costs.append(len(forward.tokens) - before)
+                logits = self._run(forward, [row for rows in wanted for row in rows])
+            except BaseException:
+                self.cache.abandon()
+                raise
+            sizes = [len(rows) for rows in wanted]
+            logprobs = torch.log_softmax(logits, -1)
+            parts = zip(begun, torch.split(logits, sizes), torch.split(logprobs, sizes), costs, strict=True)
+            # All decide before the first one keeps anything.
+            decided = [(job, job.weigh(rows, chances), cost) for job, rows, chances, cost in parts]
+            for job, decision, cost in decided:
+                job.accept(decision, cost)  # type: ignore[arg-type]
 
-    def _advance(self, active: list[_Growing]) -> None:
-        """Give every living branch of every request its next token, in one forward pass."""
-        self.cache.begin()
-        forward = _Pass(self.cache)
-        wanted = []
-        for g in active:
-            forward.open_request()
-            before = len(forward.tokens)
-            wanted.append([row for text in g.texts() for row in forward.add(text)])
-            g.model_tokens += len(forward.tokens) - before
-            g.forwards += 1
-        logits = self._run(forward, [row for rows in wanted for row in rows]).float()
-        parts = torch.split(logits, [len(rows) for rows in wanted])
-        for g, rows in zip(active, parts, strict=True):
-            logprobs = torch.log_softmax(rows, -1)
-            if g.request.ranked:
-                best = logprobs[0].topk(min(g.request.n, logprobs.shape[-1]))
-                drawn, chosen = best.indices, best.values
-                g.alive = g.alive[: len(drawn)]
-            else:
-                rows = rows.expand(len(g.alive), -1)  # the first tokens all come from the prefix's logits
-                drawn = _draw(
-                    rows,
-                    replace(g.request, greedy_first=g.request.greedy_first and 0 in g.alive),
-                    g.rng,
-                )
-                chosen = logprobs.expand(len(g.alive), -1).gather(-1, drawn[:, None])[:, 0]
-            for branch, token, logprob in zip(tuple(g.alive), drawn.tolist(), chosen.tolist(), strict=True):
-                self._append(g, branch, token, logprob)
+    def sample(self, batch: Sequence[Sample]) -> list[Samples]:
+        """Continue each request's prefix, all requests and branches in lockstep."""
+        return cast(list[Samples], self._answer(batch))
 
-    def _append(self, g: _Growing, branch: int, token: int, logprob: float) -> None:
-        if token in self._special:
-            g.ended[branch] = True
-            g.end_logprob[branch] = logprob
-            g.alive.remove(branch)
-            return
-        g.tokens[branch].append(token)
-        g.logprobs[branch].append(logprob)
-        full = len(g.tokens[branch]) >= g.request.max_tokens
-        if full or (g.request.ends and self._piece(token).endswith(g.request.ends)):
-            g.alive.remove(branch)
+    def score(self, batch: Sequence[Score]) -> list[Scores]:
+        """Weigh each request's options, all in one forward pass once the prefixes are read."""
+        return cast(list[Scores], self._answer(batch))
+
+    def _answer(self, batch: Sequence[Sample | Score]) -> list[Samples | Scores | None]:
+        jobs = [self.begin(request) for request in batch]
+        while unfinished := [job for job in jobs if job.reply is None]:
+            self.step(unfinished)
+        return [job.reply for job in jobs]
 
     # -- the forward pass -----------------------------------------------------------------------
 
-    def _run(self, forward: _Pass, keep: list[int]) -> torch.Tensor:
-        """Run the network over the pass; return the logits of the rows ``keep``."""
+    def _run(self, forward: Pass, keep: list[int]) -> torch.Tensor:
+        """Run the network over the pass; return the logits of the rows ``keep``, in float32."""
         forward.close(self._device)
-        try:
-            output = self._network(
-                input_ids=torch.tensor([forward.tokens], device=self._device),
-                position_ids=torch.tensor([forward.positions], device=self._device),
-                use_cache=False,
-                logits_to_keep=torch.tensor(keep, device=self._device),
-                rain_pass=forward,
-            )
-        except BaseException:
-            self.cache.abandon()
-            raise
+        output = self._network(
+            input_ids=torch.tensor([forward.tokens], device=self._device),
+            position_ids=torch.tensor([forward.positions], device=self._device),
+            use_cache=False,
+            # Where only a part of a long text is read, no row is wanted: one is the least there is.
+            logits_to_keep=torch.tensor(keep or [0], device=self._device),
+            rain_pass=forward,
+        )
         self.model_tokens += len(forward.tokens)
         self.forwards += 1
-        logits: torch.Tensor = output.logits[0]
+        logits: torch.Tensor = output.logits[0, : len(keep)].float()
         return logits
 
-    def _check_lengths(self, lengths: Iterable[tuple[int, int]]) -> None:
-        for prefix, more in lengths:
-            if prefix < 1:
-                raise PromptError("a prefix of 0 tokens cannot be continued: give at least 1 token")
-            if prefix + more > self.context_length:
-                raise PromptError(
-                    f"{prefix} tokens and {more} more exceed the context of {self.name}, "
-                    f"{self.context_length} tokens: shorten the prompt or ask for fewer tokens"
-                )
+    def _check_length(self, prefix: int, more: int) -> None:
+        if prefix < 1:
+            raise PromptError("a prefix of 0 tokens cannot be continued: give at least 1 token")
+        if prefix + more > self.context_length:
+            raise PromptError(
+                f"{prefix} tokens and {more} more exceed the context of {self.name}, "
+                f"{self.context_length} tokens: shorten the prompt or ask for fewer tokens"
+            )
 
     def _check_rewinding(self) -> None:
         """Compare logits by way of a branch and a rewind with uncached logits."""
@@ -497,10 +243,10 @@ class TransformersModel:
                 self._network.set_attn_implementation("sdpa")
                 plain = self._network(input_ids=torch.tensor([text], device=self._device), use_cache=False)
                 reference = plain.logits[0, -1].float()
-                self._network.set_attn_implementation(_ATTENTION)
+                self._network.set_attn_implementation(TREE_ATTENTION)
                 for step in (text[:6], other, text[:9], text):
                     self.cache.begin()
-                    forward = _Pass(self.cache)
+                    forward = Pass(self.cache)
                     forward.open_request()
                     forward.add(step)
                     logits = self._run(forward, [len(forward.tokens) - 1])[0].float()

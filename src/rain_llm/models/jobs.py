@@ -1,0 +1,199 @@
+"""A request while it is answered, pass by pass: what it reads next, what it makes of the logits.
+
+A job takes part in a forward pass in three steps, so that a pass that fails leaves it as it was:
+
+1. ``read`` adds what it wants computed to the pass;
+2. ``weigh`` looks at its rows of the logits and decides, without keeping anything;
+3. ``accept`` keeps the decision.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Generic, TypeVar
+
+import torch
+
+from rain_llm.models.kv_cache import Path
+from rain_llm.models.tree_attention import Pass
+from rain_llm.types import Continuation, Sample, Samples, Score, Scores, TokenIds
+
+CHUNK = 512
+"""Tokens of a prefix that one pass reads: a long prompt must not hold up the other requests."""
+
+Decision = TypeVar("Decision")
+
+
+class _Job(ABC, Generic[Decision]):
+    """What samples and questions have in common: a prefix that is read first, in chunks if long."""
+
+    def __init__(self, prefix: TokenIds) -> None:
+        self.reply: Samples | Scores | None = None
+        self.forwards = 0
+        self.model_tokens = 0
+        self._prefix = prefix
+        self._path = Path()  # of the prefix
+        self._been_read = 0  # tokens of the prefix that some pass has read for this job
+        self._reading = 0  # and that the open pass will have read
+
+    def read(self, forward: Pass) -> list[int]:
+        """Add what this job needs next to a pass; return the rows whose logits it wants."""
+        forward.open_request()
+        self._reading = len(self._prefix)
+        if len(self._prefix) > CHUNK:
+            # Other work may have pushed out what earlier passes read; counting from the furthest
+            # place reached, every pass gets further all the same.
+            known = len(forward.cache.find(self._prefix, self._path))
+            self._reading = min(len(self._prefix), max(known, self._been_read) + CHUNK)
+        if self._reading < len(self._prefix):
+            forward.add(self._prefix[: self._reading], 0, self._path)
+            return []
+        return self._read_on(forward)
+
+    def weigh(self, logits: torch.Tensor, logprobs: torch.Tensor) -> Decision | None:
+        """Decide by the logits of the rows that ``read`` returned; None while still reading."""
+        return self._decide(logits, logprobs) if self._reading == len(self._prefix) else None
+
+    def accept(self, decision: Decision | None, cost: int) -> None:
+        """Keep the decision, and that the pass computed ``cost`` tokens for this job."""
+        self.forwards += 1
+        self.model_tokens += cost
+        self._been_read = self._reading
+        if decision is not None:
+            self._keep(decision)
+
+    @abstractmethod
+    def _read_on(self, forward: Pass) -> list[int]: ...
+
+    @abstractmethod
+    def _decide(self, logits: torch.Tensor, logprobs: torch.Tensor) -> Decision: ...
+
+    @abstractmethod
+    def _keep(self, decision: Decision) -> None: ...
+
+
+class SampleJob(_Job[list[tuple[int, float]]]):
+    """One Sample request: its living branches grow by a token a pass.
+
+    Args:
+        request: what is asked.
+        special: tokens that end a continuation.
+        piece: the text of a token.
+        device: where the logits are.
+    """
+
+    def __init__(
+        self, request: Sample, special: frozenset[int], piece: Callable[[int], str], device: torch.device
+    ) -> None:
+        super().__init__(request.prefix)
+        self.request = request
+        self._special = special
+        self._piece = piece
+        self._rng = torch.Generator(device).manual_seed(request.seed)
+        self._state = self._rng.get_state()  # after the last pass that was accepted
+        self._texts: list[TokenIds] = []  # of each branch, the prefix included; none before the first token
+        self._paths: list[Path] = []
+        self._logprobs: list[list[float]] = [[] for _ in range(request.n)]
+        self._end_logprob: dict[int, float] = {}  # of the branches that ended
+        self._alive = list(range(request.n))
+
+    def _read_on(self, forward: Pass) -> list[int]:
+        if not self._texts:  # the first tokens all come from the prefix's logits
+            return forward.add(self.request.prefix, 1, self._path)
+        return [row for i in self._alive for row in forward.add(self._texts[i], 1, self._paths[i])]
+
+    def _decide(self, logits: torch.Tensor, logprobs: torch.Tensor) -> list[tuple[int, float]]:
+        if self.request.ranked:  # a ranking cannot be longer than the vocabulary
+            best = logprobs[0].topk(min(self.request.n, logprobs.shape[-1]))
+            return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+        self._rng.set_state(self._state)  # whatever a failed pass has drawn
+        drawn = _draw(logits.expand(len(self._alive), -1), self.request, self._rng)
+        if self.request.greedy_first and self._alive[0] == 0:
+            drawn[0] = logits[0].argmax()
+        chosen = logprobs.expand(len(self._alive), -1).gather(-1, drawn[:, None])[:, 0]
+        return list(zip(drawn.tolist(), chosen.tolist(), strict=True))
+
+    def _keep(self, decision: list[tuple[int, float]]) -> None:
+        self._state = self._rng.get_state()
+        if not self._texts:
+            self._texts = [self.request.prefix] * len(decision)
+            self._paths = [replace(self._path) for _ in decision]
+        alive = []
+        for branch, (token, logprob) in zip(self._alive, decision, strict=False):
+            if token in self._special:
+                self._end_logprob[branch] = logprob
+                continue
+            self._texts[branch] += (token,)
+            self._logprobs[branch].append(logprob)
+            full = len(self._logprobs[branch]) >= self.request.max_tokens
+            if not full and not (self.request.ends and self._piece(token).endswith(self.request.ends)):
+                alive.append(branch)
+        self._alive = alive
+        if not alive:
+            start = len(self.request.prefix)
+            self.reply = Samples(
+                tuple(
+                    Continuation(
+                        text[start:],
+                        tuple(logprobs),
+                        branch in self._end_logprob,
+                        sum(logprobs) + self._end_logprob.get(branch, 0.0),
+                    )
+                    for branch, (text, logprobs) in enumerate(zip(self._texts, self._logprobs, strict=False))
+                ),
+                self.model_tokens,
+                self.forwards,
+            )
+
+
+class ScoreJob(_Job[tuple[float, ...]]):
+    """One Score request: once its prefix is read, all options are weighed in one pass."""
+
+    def __init__(self, request: Score) -> None:
+        super().__init__(request.prefix)
+        self.request = request
+        self._places: list[list[int]] = []  # of each option's tokens among the rows of the open pass
+
+    def _read_on(self, forward: Pass) -> list[int]:
+        forward.cache.find(self.request.prefix, self._path)
+        rows = [
+            forward.add(self.request.prefix + option[:-1], len(option), replace(self._path))
+            for option in self.request.options
+        ]
+        wanted = sorted({row for option in rows for row in option})
+        place = {row: i for i, row in enumerate(wanted)}
+        self._places = [[place[row] for row in option] for option in rows]
+        return wanted
+
+    def _decide(self, logits: torch.Tensor, logprobs: torch.Tensor) -> tuple[float, ...]:
+        tokens = [token for option in self.request.options for token in option]
+        values = iter(logprobs[[place for option in self._places for place in option], tokens].tolist())
+        return tuple(sum(next(values) for _ in option) for option in self.request.options)
+
+    def _keep(self, decision: tuple[float, ...]) -> None:
+        self.reply = Scores(decision, self.model_tokens, self.forwards)
+
+
+def _draw(logits: torch.Tensor, request: Sample, rng: torch.Generator) -> torch.Tensor:
+    """Draw one token a row.
+
+    The token with the largest ``log p - log e`` wins, e exponential (the Gumbel-max trick): unlike a
+    walk along the cumulative distribution, it is not swayed by rounding errors of the logits, which
+    depend on what else is in the batch. Each token of the vocabulary has its number, drawn or not:
+    numbers for the ``top_k`` alone would change hands where two of them change places.
+    """
+    scores = logits / request.temperature
+    if 0 < request.top_k < scores.shape[-1]:
+        least = scores.topk(request.top_k, -1).values[:, -1:]
+        scores = scores.masked_fill(scores < least, -torch.inf)
+    if request.top_p < 1:
+        ranked, order = scores.sort(-1, descending=True)
+        probabilities = torch.softmax(ranked, -1)
+        outside = probabilities.cumsum(-1) - probabilities >= request.top_p
+        scores = scores.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
+    # The same numbers as exponential_ draws, which takes their logarithms one by one.
+    uniform = torch.rand(scores.shape, generator=rng, dtype=torch.float64, device=scores.device)
+    noise = uniform.neg_().log1p_().neg_().to(scores.dtype).log_()
+    return (scores - noise).argmax(-1)
