@@ -10,16 +10,16 @@ SOURCES := constraints.txt $(DISTRIBUTIONS:%=%/pyproject.toml)
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint type docs bench clean
+.PHONY: help setup demo test lint type docs bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 # The embedded model comes out of an installed package: nothing is fetched while the code runs.
-demo test bench: export HF_HUB_OFFLINE := 1
+demo test bench bench-gpu: export HF_HUB_OFFLINE := 1
 # A notice about the theme's successor, printed at every build.
 docs: export NO_MKDOCS_2_WARNING := 1
 
 help: ## List the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-7s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-9s %s\n", $$1, $$2 }'
 
 setup: $(STAMP) ## Make .venv with the three distributions, the embedded model and the tools
 
@@ -53,8 +53,11 @@ docs: setup ## Write the settings page and build the site into site/
 	$(BIN)/python docs/generate_settings.py
 	$(BIN)/mkdocs build --strict --quiet
 
-bench: setup ## Measure: quality against cost
-	$(BIN)/python -m benchmarks
+bench: setup ## Measure what answers cost, against the bars (DATA=folder of public prompts)
+	$(BIN)/python -m benchmarks $(if $(DATA),--data "$(DATA)")
+
+bench-gpu: setup ## Measure large networks on a CUDA device (weights are random)
+	$(BIN)/python -m benchmarks.gpu
 
 clean: ## Remove what was built (the environment stays; remove .venv by hand)
 	rm -rf site dist build .coverage htmlcov .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .codspeed

@@ -19,14 +19,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.baselines import SENTENCE_TOKENS, STOP, best_of
 from benchmarks.judges import ReviewClassifier, vader
 from benchmarks.openings import FILM, HOSTILE
 from rain_llm import Rain, RainSettings
-from rain_llm.evaluation import SelfEvaluator, Subject
-from rain_llm.types import Sample, Scores
 
-SENTENCE_TOKENS = 24
-STOP = (".", "!", "?", "\n")
 TASKS = {
     "sentiment": ("positive_sentiment", "film_openings.jsonl", FILM),
     "civility": ("civility", "civility_openings.jsonl", HOSTILE),
@@ -58,39 +55,6 @@ def openings(task: str, data: Path | None) -> list[tuple[str, bool]]:
         lines = (data / file).read_text(encoding="utf-8").splitlines()
         found += [(json.loads(line)["prompt"], False) for line in lines]
     return found
-
-
-def best_of(rain: Rain, prompts: Sequence[str], n: int, seed: int) -> list[tuple[str, int, int, float]]:
-    """Sample n sentences for each prompt, return the one that the model itself likes best."""
-    runtime = rain.runtime
-    writer = runtime.writer
-    evaluator = SelfEvaluator(rain.settings.evaluation, runtime.judge)
-    ends = STOP
-    asked = [
-        Sample(rain.encode(p), n, SENTENCE_TOKENS, seed * 1009 + i, ends=ends) for i, p in enumerate(prompts)
-    ]
-    made = []
-    for prompt, reply in zip(prompts, writer.sample(asked), strict=True):
-        texts = [_first(writer.decode(c.tokens)) for c in reply.continuations]
-        cost = reply.model_tokens
-        asking = evaluator.judge(Subject(prompt), texts)
-        verdicts = None
-        requests = next(asking)
-        while verdicts is None:
-            replies: list[Scores] = runtime.judge.score(requests)  # type: ignore[arg-type]
-            cost += sum(r.model_tokens for r in replies)
-            try:
-                requests = asking.send(replies)
-            except StopIteration as stop:
-                verdicts = stop.value
-        best = max(range(n), key=lambda i: verdicts[i].score)
-        made.append((texts[best], cost, len(reply.continuations[best].tokens), verdicts[best].score))
-    return made
-
-
-def _first(text: str) -> str:
-    places = [place for stop in STOP if (place := text.find(stop)) >= 0]
-    return text[: min(places)] if places else text
 
 
 def write(method: str, rain: Rain, prompts: Sequence[str], seed: int) -> list[tuple[str, int, int, float]]:
