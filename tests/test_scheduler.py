@@ -224,7 +224,7 @@ def sample(model: ScriptedModel, text: str, n: int = 1, tokens: int = 1, seed: i
 
 
 def score(model: ScriptedModel, text: str, *options: TokenIds) -> Score:
-    return Score(model.encode(text), options or ((4,),))
+    return Score(model.encode(text), options or (model.encode("x"),))
 
 
 def drawn(model: ScriptedModel) -> Asking:
@@ -567,19 +567,24 @@ def test_a_request_that_cannot_be_begun_ends_its_search_only(
     assert stepped.texts == ["fine|a", "a", "a", "a"]
 
 
-def test_a_search_that_asks_on_when_it_is_interrupted_is_ended(stepped: Stepped, passing: Scheduler):
+@pytest.mark.parametrize("ignored", [Interrupted, BaseException])
+def test_a_search_that_asks_on_when_it_is_interrupted_is_ended(
+    stepped: Stepped, passing: Scheduler, ignored: type[BaseException]
+):
     def stubborn() -> Search:
-        while True:
-            with contextlib.suppress(Interrupted):
-                yield [sample(stepped, "a")]
+        for _ in range(3):
+            with contextlib.suppress(ignored):
+                yield [sample(stepped, "a", tokens=9)]
+        return outcome("")
 
-    job = Job(stubborn())
+    job, other = Job(stubborn()), Job(asking([[sample(stepped, "b", tokens=5)]]))
     stepped.at[3] = job.ticket.cancel
-    passing.submit(job.ticket)
+    passing.submit(job.ticket, other.ticket)
     finished = job.wait()[1]
     assert finished.outcome is None
     assert isinstance(finished.cause, RuntimeError)
-    assert len(stepped.passes) == 3
+    assert other.wait()[1].cause is None
+    assert stepped.texts == ["a|b"] * 3 + ["b"] * 2
 
 
 def test_a_search_that_asks_nothing_again_and_again_can_be_cancelled(stepped: Stepped, passing: Scheduler):
@@ -865,6 +870,17 @@ def test_who_waits_in_line_can_still_be_cancelled_or_run_out_of_time(model: Mode
     assert last.outcome().stop_reason is StopReason.EOS
     asked = {model.decode(r.prefix) for batch in model.batches for r in batch if isinstance(r, Sample)}
     assert asked == {"a", "d"}
+
+
+def test_who_leaves_the_line_is_told_while_the_others_run(stepped: Stepped):
+    scheduler = Scheduler(stepped, stepped, Embedding, max_running=1)
+    jobs = [Job(asking([[sample(stepped, text, tokens=6)]])) for text in "abc"]
+    told = []
+    stepped.at = {3: jobs[1].ticket.cancel, 5: lambda: told.append([job.ticket.finished for job in jobs])}
+    scheduler.submit(*(job.ticket for job in jobs))
+    assert [job.outcome().stop_reason.value for job in jobs] == ["eos", "cancelled", "eos"]
+    assert told == [[False, True, False]]
+    assert stepped.texts == ["a"] * 6 + ["c"] * 6
 
 
 # --- the thread -------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import TypeAlias
 
 import numpy as np
@@ -25,6 +26,7 @@ Opinion: TypeAlias = Callable[[str, str], float]
 END = "<|end|>"
 """The word that ends an answer."""
 
+_SPECIAL = (END, "<|user|>", "<|assistant|>", "<|system|>")  # their token ids are their places
 _WORDS = re.compile(r"\s*\w+|\s*[^\w\s]|\s+")
 
 
@@ -63,8 +65,7 @@ class ScriptedModel:
     forwards: int = 0
 
     def __post_init__(self) -> None:
-        self._words: list[str] = [END, "<|user|>", "<|assistant|>", "<|system|>"]
-        self._ids: dict[str, int] = {}
+        self._words: dict[int, str] = {}
         self._lock = threading.RLock()
 
     def encode(self, text: str) -> TokenIds:
@@ -74,14 +75,14 @@ class ScriptedModel:
 
     def decode(self, tokens: TokenIds) -> str:
         """Join words; special tokens are not text."""
-        return "".join(self._words[token] for token in tokens if token > 3)
+        return "".join(self._words[token] for token in tokens if token >= len(_SPECIAL))
 
     def render_chat(self, messages: Sequence[Message]) -> TokenIds:
         """Render each message behind a special token of its role."""
         tokens: list[int] = []
         for message in messages:
-            tokens += [self._words.index(f"<|{message.role}|>"), *self.encode(message.content)]
-        return (*tokens, self._words.index("<|assistant|>"))
+            tokens += [_SPECIAL.index(f"<|{message.role}|>"), *self.encode(message.content)]
+        return (*tokens, _SPECIAL.index("<|assistant|>"))
 
     def sample(self, batch: Sequence[Sample]) -> list[Samples]:
         """Draw continuations word by word."""
@@ -112,10 +113,11 @@ class ScriptedModel:
             ]
 
     def _id(self, word: str) -> int:
-        if word not in self._ids:
-            self._ids[word] = len(self._words)
-            self._words.append(word)
-        return self._ids[word]
+        # By the word alone: draws hang on token ids, and must not hang on what was said before.
+        digest = blake2b(word.encode(), digest_size=6).digest()
+        token = len(_SPECIAL) + int.from_bytes(digest, "little")
+        self._words[token] = word
+        return token
 
     def _check(self, prefix: TokenIds, more: int) -> None:
         if not prefix:
