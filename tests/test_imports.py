@@ -26,6 +26,7 @@ ORDER = (
     "models.base",
     "models.embedded",
     "models.kv_cache",
+    "models.packed",
     "models.scripted",
     "models.tree_attention",
     "models.jobs",
@@ -46,6 +47,7 @@ AT_ONCE = {
     "models.transformers": {"torch", "transformers"},
     "models.tree_attention": {"torch", "transformers"},
     "models.jobs": {"torch"},
+    "models.packed": {"torch", "transformers"},
     "models.kv_cache": {"torch"},
 }
 LATER = {

@@ -24,6 +24,7 @@ from rain_llm.models.base import Job
 from rain_llm.models.embedded import embedded_model, quiet_loading
 from rain_llm.models.jobs import SampleJob, ScoreJob
 from rain_llm.models.kv_cache import KVCache
+from rain_llm.models.packed import pack
 from rain_llm.models.tree_attention import TREE_ATTENTION, Pass
 from rain_llm.settings import ModelSettings
 from rain_llm.types import Message, Sample, Samples, Score, Scores, TokenIds
@@ -64,6 +65,7 @@ class TransformersModel:
         with quiet_loading():
             self._tokenizer, self._network = _load(source, settings.revision, getattr(torch, dtype))
         self._network.requires_grad_(False).eval().to(self._device)
+        pack(self._network)
         self.cache = KVCache(settings.kv_cache_bytes)
         self.model_tokens = 0  # through the network so far
         self.forwards = 0
