@@ -144,7 +144,6 @@ class Ticket:
 
     def advance(self, replies: Sequence[Reply] | None) -> Sequence[Request] | None:
         """Send replies (None: begin); return what it asks next, or None as it has finished."""
-        self.tasks = ()
         return self._drive(lambda: self.search.send(cast("Sequence[Reply]", replies)))
 
     def interrupt(self, reason: StopReason, cause: BaseException | None = None) -> None:
@@ -317,11 +316,11 @@ class Scheduler:
         try:
             model.step([task.job for _, tasks in asking for task in tasks])
         except Exception as error:
-            if len(asking) == 1:
-                asking[0][0].interrupt(StopReason.ERROR, error)
-                return
-            for ticket, _ in asking:  # somebody's job broke the pass, and none has changed: each alone
-                self._pass(model, [ticket])
+            for ticket, _ in asking:
+                if len(asking) == 1:
+                    ticket.interrupt(StopReason.ERROR, error)
+                else:  # somebody's job broke the pass, and none has changed: each search alone
+                    self._pass(model, [ticket])
         else:
             for ticket, tasks in asking:
                 ticket.charge(tasks)
