@@ -1,0 +1,263 @@
+"""Large networks on a CUDA device: Llama-3.2-1B- and Llama-3.1-8B-shaped, bfloat16, random weights.
+
+    python -m benchmarks.gpu [--shape 1b,8b] [--tokens 128] [--repeat 3] [--out build/bench-gpu]
+
+Random weights write nonsense, but each pass costs what it costs with real ones: verdicts are forced.
+Nothing is fetched or saved; the weights are made on the device. Shape ``tiny`` tries the command
+itself anywhere: ``--device cpu --shape tiny``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from benchmarks.meter import Cost, Meter, output
+from benchmarks.networks import build_tokenizer, never_say
+from benchmarks.openings import FILM, HOSTILE
+from benchmarks.scenarios import forced, guarded, of_length, plain
+from rain_llm import RainSettings
+from rain_llm.models import transformers as local
+from rain_llm.settings import ModelSettings
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "1b": {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128_256,
+        "tie_word_embeddings": True,
+    },
+    "8b": {
+        "hidden_size": 4096,
+        "intermediate_size": 14_336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128_256,
+    },
+    "tiny": {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 2048,
+    },
+}
+PROMPTS = (FILM + HOSTILE)[:32]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured of one shape.
+
+    Attributes:
+        weights: bytes that every pass reads. bandwidth: bytes a second of a copy on this device.
+        plain_ms: a token of plain generation. bandwidth_share: of the time that reading the weights
+            alone would take. methods: what each method costs.
+    """
+
+    shape: str
+    weights: int
+    bandwidth: float
+    plain_ms: float
+    bandwidth_share: float
+    methods: list[Line]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method: its costs a token of output, in ratio to plain, and its most memory."""
+
+    method: str
+    wall: float
+    cpu: float
+    tokens: float
+    forwards: float
+    tokens_per_s: float
+    memory: int
+
+
+def build(shape: str, device: str, cache_bytes: int) -> Any:
+    """Make a model of a shape with random weights, on the device, without a file."""
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    tokenizer = build_tokenizer((*FILM, *HOSTILE))
+    config = LlamaConfig(
+        **SHAPES[shape],
+        max_position_embeddings=8192,
+        rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    with torch.device(device):
+        network = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    # What is written must be text: only tokens that the tokenizer has, and no end before the limit.
+    never_say(network, [0, *range(len(tokenizer), config.vocab_size)])
+    settings = ModelSettings(
+        name=f"random-{shape}", device=device, dtype="bfloat16", kv_cache_bytes=cache_bytes
+    )
+    # The check compares logits by their spread, of which random weights have next to none.
+    with (
+        mock.patch.object(local, "_load", lambda *_: (tokenizer, network)),
+        mock.patch.object(local, "_REWIND_TOLERANCE", float("inf")),
+    ):
+        return local.TransformersModel(settings)
+
+
+def weights_read(network: Any) -> int:
+    """Return the bytes of weights that one pass reads: of input embeddings of their own, next to none."""
+    total = sum(parameter.nbytes for parameter in network.parameters())
+    embedding, head = network.get_input_embeddings().weight, network.get_output_embeddings().weight
+    return int(total - (0 if embedding.data_ptr() == head.data_ptr() else embedding.nbytes))
+
+
+def peak_bandwidth(device: str, size: int) -> float:
+    """Return bytes a second that a copy of ``size`` bytes reads and writes, the best of ten."""
+    import torch
+
+    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    best = float("inf")
+    for _ in range(10):
+        _wait(device)
+        began = time.perf_counter()
+        target.copy_(source)
+        _wait(device)
+        best = min(best, time.perf_counter() - began)
+    return 2 * size / best
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def measure(shape: str, device: str, tokens: int, repeat: int = 3) -> Report:
+    """Measure one shape; every answer has ``tokens`` tokens."""
+    import torch
+
+    cuda = device.startswith("cuda")
+    bandwidth = peak_bandwidth(device, (1 << 30) if cuda else (64 << 20))
+    model = build(shape, device, (16 << 30) if cuda else (64 << 20))
+    weights = weights_read(model._network)
+    rain = of_length(RainSettings(), tokens, model)
+
+    def timed(work: Callable[[], Cost]) -> tuple[Cost, int]:
+        """Take the run of median time; return the most memory beyond what stood there before."""
+        tried = []
+        model.cache = type(model.cache)(model.cache.max_bytes)
+        before = torch.cuda.memory_allocated() if cuda else 0
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        for _ in range(repeat):
+            tried.append(work())
+        most = torch.cuda.max_memory_allocated() - before if cuda else max(cost.cache for cost in tried)
+        return sorted(tried, key=lambda cost: cost.wall / cost.output)[len(tried) // 2], int(most)
+
+    def plainly() -> Cost:
+        with Meter(rain) as meter:
+            results = [rain.plain(PROMPTS[0])]
+        return meter.cost(output(results))
+
+    plain(rain, PROMPTS[:1])  # kernels are chosen and loaded at their first use
+    base, memory = timed(plainly)
+    lines = [_line("plain", base, base, memory)]
+    for method, count, fine in (
+        ("RAIN default, all fine", 1, True),
+        ("RAIN default, never fine", 1, False),
+        ("all fine, 8 at once", 8, True),
+        ("all fine, 32 at once", 32, True),
+    ):
+        with forced(rain, fine):
+            cost, memory = timed(lambda n=count: guarded(rain, PROMPTS[:n], at_once=True))  # type: ignore[misc]
+        lines.append(_line(method, cost, base, memory))
+    pass_s = base.wall / base.forwards
+    return Report(
+        shape, weights, bandwidth, 1e3 * base.wall / base.output, weights / pass_s / bandwidth, lines
+    )
+
+
+def _line(method: str, cost: Cost, base: Cost, memory: int) -> Line:
+    wall = (cost.wall / cost.output) / (base.wall / base.output)
+    speed = cost.output / cost.wall
+    return Line(
+        method, wall, cost.cpu_each / base.cpu_each, cost.tokens_each, cost.forwards_each, speed, memory
+    )
+
+
+def markdown(reports: list[Report], device: str) -> str:
+    """Make a table for each shape."""
+    lines = [f"Device: {device}. bfloat16, random weights, forced verdicts.", ""]
+    for report in reports:
+        lines += [
+            f"**{report.shape}**: {report.weights / 1e9:.2f} GB of weights read a pass; plain "
+            f"{report.plain_ms:.2f} ms a token, {report.bandwidth_share:.0%} of the memory-bandwidth limit "
+            f"(a copy on this device, in this run: {report.bandwidth / 1e9:.0f} GB/s, read and written).",
+            "",
+            "| method | wall over plain, a token | CPU over plain | tokens through the model per output "
+            "token | forward passes per output token | output tokens a second "
+            "| memory above the weights, MiB |",
+            "|---|---|---|---|---|---|---|",
+            *(
+                f"| {m.method} | {m.wall:.2f} | {m.cpu:.2f} | {m.tokens:.1f} | {m.forwards:.2f} "
+                f"| {m.tokens_per_s:.1f} | {m.memory / (1 << 20):.0f} |"
+                for m in report.methods
+            ),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print, and write into a folder."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--device", help="default cuda")
+    parser.add_argument("--shape", default="1b,8b", help=f"some of {', '.join(SHAPES)} (default 1b,8b)")
+    parser.add_argument("--tokens", type=int, default=128, help="length of the answers (default 128)")
+    parser.add_argument("--repeat", type=int, default=3, help="repetitions; the median counts (default 3)")
+    parser.add_argument("--out", type=Path, default=Path("build/bench-gpu"), help="default build/bench-gpu")
+    options = parser.parse_args()
+    import torch
+
+    if unknown := [shape for shape in options.shape.split(",") if shape not in SHAPES]:
+        parser.exit(2, f"There is no shape {', '.join(unknown)}: choose from {', '.join(SHAPES)}.\n")
+    if options.device is None and not torch.cuda.is_available():
+        parser.exit(2, "There is no CUDA device here: to try the command, add --device cpu --shape tiny.\n")
+    device = options.device or "cuda"
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else device
+    reports = []
+    for shape in options.shape.split(","):
+        reports.append(measure(shape, device, options.tokens, options.repeat))
+        if device.startswith("cuda"):
+            torch.cuda.empty_cache()
+    text = markdown(reports, name)
+    about = {"device": name, "python": platform.python_version(), "torch": torch.__version__}
+    record = {"about": about | {"tokens": options.tokens}, "shapes": [asdict(report) for report in reports]}
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "bench-gpu.md").write_text(text, encoding="utf-8")
+    (options.out / "bench-gpu.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""The benchmarks measure what they say: on a tiny network, and without any where none is needed."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from benchmarks import __main__ as bench
+from benchmarks import gpu, report
+from benchmarks.baselines import best_of
+from benchmarks.meter import PARTS, Cost, Meter, output
+from benchmarks.scenarios import (
+    Figure,
+    Mixed,
+    default_all_fine,
+    default_mixed,
+    forced,
+    guarded,
+    mixed_prompts,
+    of_length,
+    with_verdicts,
+)
+from benchmarks.table import Row
+from rain_llm import Criterion, RainSettings
+
+EITHER = Criterion(
+    name="either", labels=[("good", "bad")], frames=["{text}\n\nIt is"], threshold=0.5, calibration=None
+)
+SETTINGS = RainSettings().updated(evaluation={"criteria": [EITHER]})
+CANDIDATES = SETTINGS.updated(
+    search={"expansion": "candidates", "commit": "visits", "iterations": 4, "width": 3, "leaves": 1}
+)
+PROMPTS = ("the film is", "kind people answer")
+
+
+def cost(**changes):
+    values = {"output": 10, "tokens": 20, "forwards": 12, "cpu": 2.0, "wall": 1.0}
+    return Cost(**values | {"parts": dict.fromkeys(PARTS, 0.4)} | changes)
+
+
+def test_the_meter_counts_what_usage_counts_and_leaves_no_trace(tiny):
+    rain = of_length(CANDIDATES, 6, tiny)
+    before = dict(vars(tiny))
+    with Meter(rain) as meter:
+        results = [rain.generate(prompt) for prompt in PROMPTS]
+    measured = meter.cost(output(results))
+    assert measured.tokens == sum(result.usage.model_tokens for result in results)
+    assert measured.output == output(results) > 0
+    assert measured.forwards > 0
+    assert sum(measured.parts.values()) == pytest.approx(measured.cpu)
+    assert min(measured.parts[part] for part in ("expand", "simulate", "evaluate")) > 0
+    assert measured.parts["embed"] == 0
+    assert measured.peak > measured.cache > 0
+    assert set(vars(tiny)) <= set(before) | {"context_length", "start", "_special"}  # cached properties
+
+
+def test_forced_verdicts_are_forced_and_asked_for(tiny):
+    with forced(of_length(SETTINGS, 8, tiny), fine=True) as rain:
+        fine = rain.generate(PROMPTS[0])
+        assert fine.accepted
+        assert all(step.iterations == 1 for step in fine.trace.steps)
+        assert fine.usage.evaluation_tokens > 0
+    with forced(rain, fine=False):
+        never = rain.generate(PROMPTS[0])
+        assert not never.accepted
+        assert never.usage.iterations > fine.usage.iterations
+    evaluators = rain.runtime._evaluators.values()
+    assert all(type(evaluator).__name__ == "SelfEvaluator" for evaluator in evaluators)
+
+
+def test_counts_of_a_scenario_are_the_same_each_time(tiny):
+    first, second = (with_verdicts(CANDIDATES, False, PROMPTS, 6, tiny, at_once=True) for _ in range(2))
+    assert (first.tokens, first.forwards, first.output) == (second.tokens, second.forwards, second.output)
+    alone = guarded(of_length(SETTINGS, 6, tiny), PROMPTS)
+    assert alone.forwards > 0
+
+
+def test_what_a_guard_adds_where_all_is_fine(tiny):
+    added = default_all_fine(tiny, 6, force=True, prompts=PROMPTS, settings=SETTINGS)
+    assert added.cpu > 0
+    assert added.extra < 6  # questions, never a second draft
+
+
+def test_mixed_prompts_are_compared_one_by_one(tiny):
+    found = default_mixed([(prompt, 0) for prompt in PROMPTS], 6, tiny, SETTINGS)
+    assert len(found.each) == len(found.searched) == 2
+    assert found.overall > 0
+    assert Mixed(2.0, (1.0, 3.0, 5.0), (False, True, True)).where_searched(50) == 4.0
+    assert Mixed(2.0, (1.0,), (False,)).where_searched(95) == 0.0
+
+
+def test_mixed_prompts_repeat_with_another_seed_where_there_are_too_few(tmp_path):
+    for name in ("film_openings", "hh_red_team_prompts"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"prompt": name}) + "\n", encoding="utf-8")
+    prompts = mixed_prompts(tmp_path, 60)
+    assert prompts[0] == ("film_openings", 0)
+    assert prompts[25] == ("film_openings", 1)
+    assert len(set(prompts[:30])) == 30
+    assert prompts[30:] == [("hh_red_team_prompts", 0)]
+
+
+def test_the_best_of_several_is_one_of_them(tiny):
+    rain = of_length(SETTINGS, 6, tiny)
+    ((text, tokens, length, score),) = best_of(rain, PROMPTS[:1], 3, seed=0, tokens=6, stop=())
+    assert text
+    assert tokens > length > 0
+    assert -1 <= score <= 1
+
+
+def test_the_report_holds_figures_against_their_bars(tmp_path):
+    rows = [Row("plain", cost, 5 << 20, [cost(peak=7 << 20)], [1.0]), Row("a", cost, 0, [cost()], [3.0])]
+    figures = [Figure("one", "x", 2.0, 1.0), Figure("two", "y", 4.0, 3.0, more=True), Figure("two", "z", 1.0)]
+    text = report.markdown(rows, figures, ["a note"])
+    assert "| plain | 2.0 | 1.20 | 1.00 | 1 | 2 | 0.0 | 20.0% |" in text
+    assert "| one | x | 2 | ≤ 1 | **no** |" in text
+    assert "| two | y | 4 | ≥ 3 | yes |" in text
+    assert text.endswith("- a note\n")
+    assert not report.write(tmp_path, text, report.data(rows, figures, [], {}), rows)
+    assert json.loads((tmp_path / "bench.json").read_text())["figures"][0]["met"] is False
+    assert (tmp_path / "bench.svg").read_text().startswith("<?xml")
+
+
+def test_the_command_says_what_it_skips(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench", "--only", "mixed", "--out", str(tmp_path)])
+    bench.main()
+    assert "mixed: skipped, needs --data FOLDER" in capsys.readouterr().out
+    assert (tmp_path / "bench.md").exists()
+    monkeypatch.setattr(sys, "argv", ["bench", "--only", "nothing"])
+    with pytest.raises(SystemExit):
+        bench.main()
+    assert "unknown nothing" in capsys.readouterr().err
+
+
+def test_the_gpu_command_runs_anywhere_on_a_tiny_shape(tmp_path, monkeypatch, capsys):
+    arguments = "--device cpu --shape tiny --tokens 4 --repeat 1 --out"
+    monkeypatch.setattr(sys, "argv", ["gpu", *arguments.split(), str(tmp_path)])
+    gpu.main()
+    assert "**tiny**" in capsys.readouterr().out
+    (shape,) = json.loads((tmp_path / "bench-gpu.json").read_text())["shapes"]
+    assert len(shape["methods"]) == 5
+    assert shape["methods"][0]["forwards"] == 1.0
+    assert shape["bandwidth"] > 0
+
+
+def test_the_gpu_command_needs_a_device(monkeypatch, capsys):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu"])
+    with pytest.raises(SystemExit) as stopped:
+        gpu.main()
+    assert stopped.value.code == 2
+    assert "There is no CUDA device here" in capsys.readouterr().err
