@@ -53,6 +53,7 @@ WORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt-neox": ("GPTNeoXConfig", {}),
     "smollm3": ("SmolLM3Config", {}),
     "olmo2": ("Olmo2Config", {}),
+    "phi": ("PhiConfig", {}),
     "phi3": ("Phi3Config", {"sliding_window": None}),
 }
 

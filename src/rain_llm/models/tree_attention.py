@@ -26,8 +26,8 @@ TREE_ATTENTION = "rain_tree"
 _HIDDEN = -1
 # What an attention call costs, in units of one gathered slot: groups share a call where the padding
 # costs less than calls of their own. Measured on CPU; no result depends on them.
-_CALL_COST = 100.0
-_ROW_COST = 0.1  # of looking at one slot from one row
+_CALL_COST = 200.0
+_ROW_COST = 0.15  # of looking at one slot from one row
 
 
 @dataclass
