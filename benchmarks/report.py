@@ -76,7 +76,7 @@ def chart(rows: Sequence[Row], path: Path) -> None:
     """Draw the CPU of each method, by part, as multiples of plain generation."""
     from matplotlib.figure import Figure as Canvas
 
-    canvas = Canvas(figsize=(9, 0.6 * len(rows) + 1.4), layout="constrained")
+    canvas = Canvas(figsize=(9, 0.6 * len(rows) + 1.6), layout="constrained")
     axes = canvas.subplots()
     names = [row.method for row in rows][::-1]
     cells = [row.cells() for row in rows][::-1]
@@ -89,7 +89,7 @@ def chart(rows: Sequence[Row], path: Path) -> None:
         axes.text(cell["cpu"] * 1.03, place, f"{cell['cpu']:.1f}", va="center")
     axes.set_xlim(0, max(left) * 1.1)
     axes.set_xlabel(f"CPU per output token, {PLAIN} = 1")
-    axes.legend(loc="lower right")
+    canvas.legend(loc="outside upper center", ncols=len(PARTS))
     canvas.savefig(path)
 
 
