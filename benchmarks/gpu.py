@@ -88,8 +88,11 @@ class Line:
     memory: int
 
 
-def build(shape: str, device: str, cache_bytes: int) -> Any:
-    """Make a model of a shape with random weights, on the device, without a file."""
+def build(shape: str, device: str, cache_bytes: int) -> tuple[local.TransformersModel, int]:
+    """Make a model of a shape with random weights, on the device, without a file.
+
+    Returns it and the bytes of its weights that a pass reads.
+    """
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -105,8 +108,7 @@ def build(shape: str, device: str, cache_bytes: int) -> Any:
     torch.manual_seed(0)
     with torch.device(device):
         network = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    # What is written must be text: only tokens that the tokenizer has, and no end before the limit.
-    never_say(network, [0, *range(len(tokenizer), config.vocab_size)])
+    weights = weights_read(network)
     settings = ModelSettings(
         name=f"random-{shape}", device=device, dtype="bfloat16", kv_cache_bytes=cache_bytes
     )
@@ -115,7 +117,10 @@ def build(shape: str, device: str, cache_bytes: int) -> Any:
         mock.patch.object(local, "_load", lambda *_: (tokenizer, network)),
         mock.patch.object(local, "_REWIND_TOLERANCE", float("inf")),
     ):
-        return local.TransformersModel(settings)
+        model = local.TransformersModel(settings)
+    # What is written must be text: only tokens that the tokenizer has, and no end before the limit.
+    never_say(network, [0, *range(len(tokenizer), config.vocab_size)])
+    return model, weights
 
 
 def weights_read(network: Any) -> int:
@@ -154,8 +159,7 @@ def measure(shape: str, device: str, tokens: int, repeat: int = 3) -> Report:
 
     cuda = device.startswith("cuda")
     bandwidth = peak_bandwidth(device, (1 << 30) if cuda else (64 << 20))
-    model = build(shape, device, (16 << 30) if cuda else (64 << 20))
-    weights = weights_read(model._network)
+    model, weights = build(shape, device, (16 << 30) if cuda else (64 << 20))
     rain = of_length(RainSettings(), tokens, model)
 
     def timed(work: Callable[[], Cost]) -> tuple[Cost, int]:

@@ -15,10 +15,10 @@ def never_say(network: Any, tokens: Iterable[int]) -> None:
     """Let a network never sample these tokens."""
     import torch
 
-    head = network.get_output_embeddings()
-    bias = torch.zeros(head.weight.shape[0], dtype=head.weight.dtype, device=head.weight.device)
+    embedding = network.get_input_embeddings().weight
+    bias = torch.zeros(network.config.vocab_size, dtype=embedding.dtype, device=embedding.device)
     bias[list(tokens)] = -1e4
-    head.register_forward_hook(lambda _module, _inputs, logits: logits + bias)
+    network.get_output_embeddings().register_forward_hook(lambda _module, _inputs, logits: logits + bias)
 
 
 def build_tokenizer(texts: Iterable[str], size: int = 1024) -> Any:

@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ import numpy as np
 from benchmarks.baselines import Generate
 from benchmarks.meter import Cost, Meter, output
 from benchmarks.openings import FILM
-from rain_llm import POSITIVE_SENTIMENT, Rain, RainSettings
+from rain_llm import POSITIVE_SENTIMENT, Rain, RainResult, RainSettings
 from rain_llm.evaluation import SelfEvaluator
 from rain_llm.models.base import LanguageModel
-from rain_llm.types import CriterionScore
+from rain_llm.types import CriterionScore, StopReason
 
 PROMPTS = (
     "I think this film is",
@@ -83,10 +83,14 @@ def plain(rain: Rain, prompts: Sequence[str]) -> Cost:
 
 def guarded(rain: Rain, prompts: Sequence[str], at_once: bool = False) -> Cost:
     """Write with the guard, one prompt after another or all at once."""
+    return _answers(rain, prompts, at_once)[1]
+
+
+def _answers(rain: Rain, prompts: Sequence[str], at_once: bool) -> tuple[list[RainResult], Cost]:
     warm(rain)
     with Meter(rain) as meter:
         results = rain.generate_batch(prompts) if at_once else [rain.generate(p) for p in prompts]
-    return meter.cost(output(results))
+    return results, meter.cost(output(results))
 
 
 def warm(rain: Rain) -> None:
@@ -128,7 +132,7 @@ class Overhead:
 
     Attributes:
         cost: of the guarded answers.
-        extra: passes beyond those of plain answers, a prompt (of one length: the texts are drawn anew).
+        extra: passes an answer beyond those of plain generation of the same tokens.
         cpu: ratio to plain, a token.
     """
 
@@ -151,13 +155,11 @@ def default_all_fine(
     ratios = []
     for _ in range(repeat):
         base = plain(rain, prompts)
-        if force:
-            with forced(rain, fine=True):
-                cost = guarded(rain, prompts)
-        else:
-            cost = guarded(rain, prompts)
+        with forced(rain, fine=True) if force else nullcontext():
+            results, cost = _answers(rain, prompts, at_once=False)
         ratios.append(cost.cpu_each / base.cpu_each)
-    extra = (cost.forwards - base.forwards_each * cost.output) / len(prompts)
+    ended = sum(result.stop_reason is StopReason.EOS for result in results)  # an end takes a pass as well
+    extra = (cost.forwards - cost.output - ended) / len(prompts)
     return Overhead(cost, extra, statistics.median(ratios))
 
 
