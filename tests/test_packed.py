@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from transformers.pytorch_utils import Conv1D
 
+from rain_llm.models import packed
 from rain_llm.models.packed import PackedLinear, pack
 from rain_llm.models.transformers import TransformersModel
 from rain_llm.settings import ModelSettings
@@ -84,6 +86,21 @@ def test_a_weight_is_freed_unless_it_is_shared():
     assert torch.equal(network.head.weight, shared)
 
 
+@needs_packing
+def test_weights_are_freed_one_by_one(monkeypatch: pytest.MonkeyPatch):
+    network = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(4)))
+    originals = [weakref.ref(layer.weight) for layer in layers(network)]
+    pack_one, alive = packed._packed, []
+
+    def watched(layer: torch.nn.Module) -> PackedLinear | None:
+        alive.append(sum(original() is not None for original in originals))
+        return pack_one(layer)
+
+    monkeypatch.setattr(packed, "_packed", watched)
+    assert pack(network) == 4
+    assert alive == [4, 3, 2, 1]
+
+
 def broken(*args: Any) -> Any:
     raise RuntimeError("could not create a primitive")
 
@@ -117,8 +134,8 @@ def test_without_packing_the_network_stays_as_it_is(
         model = TransformersModel(ModelSettings(name=str(tiny_folder), device="cpu", dtype=dtype))
     assert all(type(layer) is torch.nn.Linear for layer in layers(model._network))
     question = Score(model.encode("The film is"), ((5,), (6, 7)))
-    (plain,), (packed,) = model.score([question]), tiny.score([question])
-    assert plain.logprobs == pytest.approx(packed.logprobs, abs=TOLERANCE if dtype == "float32" else 0.5)
+    (plain,), (other,) = model.score([question]), tiny.score([question])
+    assert plain.logprobs == pytest.approx(other.logprobs, abs=TOLERANCE if dtype == "float32" else 0.5)
 
 
 @needs_packing

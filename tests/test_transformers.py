@@ -162,6 +162,32 @@ def test_logits_are_those_of_an_uncached_pass(build: Any, kind: tuple[str, dict[
     check_against(folder, model)
 
 
+@pytest.mark.parametrize("call_cost", [0, 1e9], ids=["a call for each", "one call for all"])
+@pytest.mark.parametrize("kind", ["llama", "mistral, window of 4", "gpt2", "gemma3, window of 4"])
+def test_requests_of_any_lengths_share_an_attention_call(
+    build: Any, kind: str, call_cost: float, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("rain_llm.models.tree_attention._CALL_COST", call_cost)
+    folder = build(WORKS[kind])
+    model = load(folder)
+    expected = reference(folder)
+    ids = tuple(np.random.default_rng(6).integers(3, 313, 60).tolist())
+    # One token behind a long text, a long text behind one token, branches, what is cached already.
+    model.score([Score(ids[:50], ((5,),)), Score(ids[30:35], ((5,),))])
+    options = ((5,), (6, 7, 8), (6, 9))
+    texts = [ids[:51], ids[7:40], (9,), ids[:20], ids[30:35], ids[:20]]
+    jobs = [model.begin(Score(text, options)) for text in texts]
+    before = model.forwards
+    model.step(jobs)
+    assert model.forwards == before + 1
+    for text, job in zip(texts, jobs, strict=True):
+        assert isinstance(job.reply, Scores)
+        for option, logprob in zip(options, job.reply.logprobs, strict=True):
+            right = sum(expected(text + option[:i])[token] for i, token in enumerate(option))
+            assert logprob == pytest.approx(float(right), abs=TOLERANCE * len(option))
+    model.cache.check_integrity()
+
+
 @pytest.mark.parametrize("kind", REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_rewound_is_refused_by_name(build: Any, kind: tuple[str, dict[str, Any]]):
     folder = build(kind)

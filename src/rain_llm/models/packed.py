@@ -51,12 +51,16 @@ def pack(network: torch.nn.Module) -> int:
     other owner, as an output layer's often stays with the embedding.
     """
     count = 0
-    for parent in list(network.modules()):
-        for name, layer in list(parent.named_children()):
-            packed = _packed(layer)
-            if packed is not None:
+    parents = [module for module in network.modules() if next(module.children(), None) is not None]
+    for parent in parents:  # no list holds the layers themselves: each is freed when it is replaced
+        for name in [name for name, _ in parent.named_children()]:
+            if packed := _packed(getattr(parent, name)):
                 setattr(parent, name, packed)
                 count += 1
+    if count:
+        # A file of weights is mapped as a whole: the few that are left would keep all of it.
+        for kept in (*network.parameters(), *network.buffers()):
+            kept.data = kept.data.clone()
     return count
 
 
