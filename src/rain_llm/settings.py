@@ -191,7 +191,7 @@ class SearchSettings(Frozen):
         description="'visits': end a step when the iterations that are left cannot change its choice.",
     )
     foresight: int = Field(
-        default=2,
+        default=4,
         ge=0,
         le=16,
         description="'visits': iterations whose requests are asked ahead, in the forward passes of this one; "
@@ -201,12 +201,12 @@ class SearchSettings(Frozen):
     similarity: SimilaritySettings | None = Field(default=None, description="null: no similarity update.")
     addition: AdditionSettings | None = Field(default=None, description="null: no dynamic node addition.")
     deadline_s: float | None = Field(
-        default=None, gt=0, description="Seconds for an answer, checked between rounds; null: none."
+        default=None, gt=0, description="Seconds for an answer, checked before every forward pass; null: none."
     )
     max_model_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="Tokens through the models for an answer, checked between rounds. "
+        description="Tokens through the models for an answer, checked before every forward pass. "
         "Cached ones do not count, so an answer that met this limit may be longer next time.",
     )
 
