@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from rain_llm import Message, PromptError, RainError
-from rain_llm.models.base import LanguageModel
+from rain_llm.models.base import LanguageModel, SteppedModel
 from rain_llm.models.scripted import END, ScriptedModel
-from rain_llm.types import Continuation, Sample, Score, TokenIds
+from rain_llm.types import Continuation, Sample, Samples, Score, Scores, TokenIds
 
 ENDED = -1  # stands for all special tokens together
 TOLERANCE = 1e-3  # nats, promised
@@ -506,6 +506,30 @@ def test_any_request_may_follow_any_other(model: LanguageModel):
     for i in (3, 0, 7, 2, 2, 5, 1, 6, 4, 0):
         model.score([Score(prefix, (model.encode(" good"), model.encode(" bad")))])
         assert tokens(continued(model, requests[i])) == expected[i]
+
+
+# --- and one more of a local model: pass by pass --------------------------------------------------------
+
+
+def test_requests_that_join_and_leave_are_answered_as_alone(case: Case):
+    model = case.model
+    if not isinstance(model, SteppedModel):
+        pytest.skip("answers whole batches only")
+    long = "kind people answer, and cruel people answer; " * 70  # read in several passes
+    samples = varied(model) + [draw(model, long, n=2)] * (model.context_length > 1000)
+    prefix = model.start + model.encode("The film is")
+    question = Score(prefix, (model.encode(" good"), model.encode(" bad thing")))
+    alone = [tokens(continued(model, request)) for request in samples]
+    (weighed,) = model.score([question])
+    waiting: list[Sample | Score] = [*samples, question]
+    jobs = [model.begin(waiting.pop())]
+    while waiting or any(job.reply is None for job in jobs):
+        jobs += [model.begin(waiting.pop())] if waiting else []
+        model.step([job for job in jobs if job.reply is None])
+    first, *others = (job.reply for job in jobs)
+    assert isinstance(first, Scores)
+    assert first.logprobs == pytest.approx(weighed.logprobs, abs=TOLERANCE * 3)
+    assert [tokens(reply.continuations) for reply in reversed(others) if isinstance(reply, Samples)] == alone
 
 
 # --- 7. errors ------------------------------------------------------------------------------------------
