@@ -127,7 +127,8 @@ class Meter:
 
     def _begin(self, original: Callable[[Any], Any], request: Sample | Score) -> Any:
         job = original(request)
-        self._jobs[id(job)] = job, part_of(request)
+        if not self._inside:
+            self._jobs[id(job)] = job, part_of(request)
         return job
 
     def _step(self, original: Callable[[Any], None], jobs: Sequence[Any]) -> None:
