@@ -115,7 +115,7 @@ def build(shape: str, device: str, cache_bytes: int) -> tuple[local.Transformers
     # The check compares logits by their spread, of which random weights have next to none.
     with (
         mock.patch.object(local, "_load", lambda *_: (tokenizer, network)),
-        mock.patch.object(local, "_REWIND_TOLERANCE", float("inf")),
+        mock.patch.dict(local._REWIND_TOLERANCE, dict.fromkeys(local._REWIND_TOLERANCE, float("inf"))),
     ):
         model = local.TransformersModel(settings)
     # What is written must be text: only tokens that the tokenizer has, and no end before the limit.

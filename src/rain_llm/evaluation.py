@@ -236,7 +236,7 @@ class SelfEvaluator:
 
         def ask(text: str, swapped: bool) -> str:
             options = (choice.bad, choice.good) if swapped else (choice.good, choice.bad)
-            return f"{text}\n\n{choice.question}\nOptions:\n(A) {options[0]}\n(B) {options[1]}\nAnswer: ("
+            return f"{text}\n\n{choice.question} (A) {options[0]} (B) {options[1]}\nAnswer: ("
 
         shown = []
         for i, example in enumerate(self._examples(criterion)):

@@ -206,7 +206,7 @@ class RainSearch:
                 if self.tree.is_leaf(path[-1]):
                     break
                 if self.tree.wants_addition(path[-1]):
-                    yield from self._add_candidates(path)
+                    yield from self._draw_children(path)
                 path.append(self.tree.best_child(path[-1]))
             self.tree.hold(path)
             tokens = _tokens(path[1:])
@@ -284,26 +284,33 @@ class RainSearch:
                     look.tokens, look.simulation = look.seen, ()
 
     def _draw_children(self, path: Sequence[Node]) -> Rounds:
-        """Give the leaf of ``path`` (root first) its candidates."""
-        request = self._candidates(path[-1], _tokens(path[1:]), self.settings.search.width)
+        """Give the last node of ``path`` (root first) its candidates, or one more (dynamic addition)."""
+        request = self._candidates(path)
         (reply,) = yield from self._ask([request])
         self.tree.expand(path[-1], self._with_priors(reply.continuations, request.greedy_first))
 
-    def _candidates(self, leaf: Node, tokens: TokenIds, width: int, peek: bool = False) -> Sample:
-        """Ask for a node's children: the likeliest tokens, or one greedy and some sampled sets."""
-        budget, prefix = self.settings.search, self._prefix(tokens)
-        length = min(self.tree.length_below(leaf), self._room(tokens))
-        seed = self._seed(prefix, -width, peek)
+    def _candidates(self, path: Sequence[Node], peek: bool = False) -> Sample:
+        """Ask for children of the last node: the likeliest tokens, or one greedy and some sampled sets.
+
+        If it has children, ask for one more: the next-ranked token, or a sampled set. (The paper's code
+        tries the greedy set again, which is always there already.)
+        """
+        budget, node, tokens = self.settings.search, path[-1], _tokens(path[1:])
+        prefix = self._prefix(tokens)
+        length = min(self.tree.length_below(node), self._room(tokens))
+        more = bool(node.children)
         if length == 1:
-            return Sample(prefix, width, 1, seed, ranked=True)
+            width = len(node.children) + 1 if more else budget.width
+            return Sample(prefix, width, 1, self._seed(prefix, -width, peek), ranked=True)
+        width = 1 if more else budget.width
         return Sample(
             prefix,
             width,
             length,
-            seed,
+            self._seed(prefix, -width, peek),
             budget.candidate_temperature,
             budget.candidate_top_k,
-            greedy_first=True,
+            greedy_first=not more,
         )
 
     def _with_priors(
@@ -317,15 +324,6 @@ class RainSearch:
             sampled.pop(candidates[0].tokens, None)
             probabilities[0] = greedy_prior(probabilities[0], list(sampled.values()))
         return [(c.tokens, c.ended, p) for c, p in zip(candidates, probabilities, strict=True)]
-
-    def _add_candidates(self, path: Sequence[Node]) -> Rounds:
-        """Dynamic node addition: the next-ranked token, or one greedy and one sampled try."""
-        node, tokens = path[-1], _tokens(path[1:])
-        one_token = self.tree.length_below(node) == 1
-        width = len(node.children) + 1 if one_token else 2
-        request = self._candidates(node, tokens, width)
-        (reply,) = yield from self._ask([request])
-        self.tree.expand(node, self._with_priors(reply.continuations, request.greedy_first))
 
     # -- 4 evaluate ------------------------------------------------------------------------------
 
@@ -408,14 +406,16 @@ class RainSearch:
         """
         path = [self.tree.root]
         while True:
-            tokens = _tokens(path[1:])
             if self._lacks_children(path):
-                return None, self._candidates(path[-1], tokens, self.settings.search.width, peek=True)
+                return None, self._candidates(path, peek=True)
             if self.tree.is_leaf(path[-1]):
                 break
+            if self.tree.wants_addition(path[-1]):
+                return None, self._candidates(path, peek=True)
             path.append(self.tree.best_child(path[-1]))
         if self._ends(path):
             return path, None
+        tokens = _tokens(path[1:])
         return path, self._simulation(tokens, self._ahead(tokens), peek=True)
 
     # -- 5 back up -------------------------------------------------------------------------------

@@ -201,7 +201,9 @@ class SearchSettings(Frozen):
     similarity: SimilaritySettings | None = Field(default=None, description="null: no similarity update.")
     addition: AdditionSettings | None = Field(default=None, description="null: no dynamic node addition.")
     deadline_s: float | None = Field(
-        default=None, gt=0, description="Seconds for an answer, checked before every forward pass; null: none."
+        default=None,
+        gt=0,
+        description="Seconds for an answer, checked before every forward pass; null: none.",
     )
     max_model_tokens: int | None = Field(
         default=None,
