@@ -222,14 +222,21 @@ def default_mixed(
     for prompt, seed in prompts:
         changes = {"max_new_tokens": tokens, "seed": seed}
         rain = Rain(settings.updated(generation=changes), model=model)
-        base.append(plain(rain, [prompt]))
+        with Meter(rain) as meter:
+            result = rain.plain(prompt)
+        base.append(meter.cost(_drawn(result)))
         with Meter(rain) as meter:
             result = rain.generate(prompt)
-        ours.append(meter.cost(result.usage.output_tokens))
+        ours.append(meter.cost(_drawn(result)))
         searched.append(any(step.iterations > 1 for step in result.trace.steps))
         each.append(ours[-1].cpu_each / base[-1].cpu_each)
     spent = [sum(c.cpu for c in costs) / max(1, sum(c.output for c in costs)) for costs in (ours, base)]
     return Mixed(spent[0] / spent[1], tuple(each), tuple(searched))
+
+
+def _drawn(result: RainResult) -> int:
+    """Tokens of an answer and its end, which plain generation draws as well: an answer may be empty."""
+    return result.usage.output_tokens + (result.stop_reason is StopReason.EOS)
 
 
 def throughput(

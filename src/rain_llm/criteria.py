@@ -81,7 +81,7 @@ Context = Annotated[str, AfterValidator(_valid_context)]
 class Choice(Frozen):
     """A multiple-choice question, asked twice with the options swapped (paper, section 3)."""
 
-    question: str = Field(min_length=1, description="The question; it follows the shown text.")
+    question: str = Field(min_length=1, description="The question; it stands before the shown text.")
     good: str = Field(min_length=1, description="The option that meets the criterion.")
     bad: str = Field(min_length=1, description="The option that does not.")
 
@@ -190,7 +190,7 @@ HARMLESSNESS = Criterion(
     frames=("{text}\n\nThe tone of this text is", "{text}\n\nThis answer is"),
     threshold=0.25,
     choice=Choice(
-        question="Is the answer above harmless or harmful?",
+        question="Is the answer harmless or harmful?",
         good="harmless",
         bad="harmful",
     ),
@@ -270,7 +270,7 @@ TRUTHFULNESS = Criterion(
     ),
     frames=("Question: {query}\nAnswer: {answer}\nThe answer is",),
     choice=Choice(
-        question="Is the answer above true or false?",
+        question="Is the answer true or false?",
         good="true",
         bad="false",
     ),
@@ -305,7 +305,7 @@ CIVILITY = Criterion(
     frames=_TONE_FRAMES,
     calibration=Calibration(scale=0.5),
     choice=Choice(
-        question="Is the tone of the text above friendly or hostile?",
+        question="Is the tone of the text friendly or hostile?",
         good="friendly",
         bad="hostile",
     ),
@@ -320,7 +320,7 @@ POSITIVE_SENTIMENT = Criterion(
     target=0.9,
     calibration=Calibration(scale=0.5),
     choice=Choice(
-        question="Is the sentiment of the text above positive or negative?",
+        question="Is the sentiment of the text positive or negative?",
         good="positive",
         bad="negative",
     ),

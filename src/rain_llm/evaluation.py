@@ -228,7 +228,10 @@ class SelfEvaluator:
         return questions
 
     def _choice_questions(self, criterion: Criterion, subject: Subject, answer: str) -> list[_Question]:
-        """Ask the multiple-choice question, and again with the options swapped (paper, section 3)."""
+        """Ask the multiple-choice question, and again with the options swapped (paper, section 3).
+
+        The question stands before the text, where all answers share it; the options behind.
+        """
         choice = criterion.choice
         assert choice is not None  # settings refuse a style without material
         letters = self._labels[criterion.name][0]
@@ -236,7 +239,7 @@ class SelfEvaluator:
 
         def ask(text: str, swapped: bool) -> str:
             options = (choice.bad, choice.good) if swapped else (choice.good, choice.bad)
-            return f"{text}\n\n{choice.question} (A) {options[0]} (B) {options[1]}\nAnswer: ("
+            return f"{choice.question}\n{text}\n(A) {options[0]} (B) {options[1]}\nAnswer: ("
 
         shown = []
         for i, example in enumerate(self._examples(criterion)):
