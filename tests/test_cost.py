@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from rain_llm import Criterion, Rain, RainSettings
+from benchmarks.scenarios import (
+    PAPER,
+    PROMPTS,
+    default_all_fine,
+    forced,
+    of_length,
+    paper_all_fine,
+    with_verdicts,
+)
+from rain_llm import Criterion, Rain, RainSettings, StopReason
 
 FREE = Criterion(
     name="free", labels=[("good", "bad")], frames=["{text}\n\nIt is"], threshold=0, calibration=None
@@ -62,17 +71,38 @@ def test_a_search_reads_no_prefix_twice(tiny):
     assert max(costs) < 12 + 20
 
 
+def test_a_sentence_that_is_fine_costs_no_forward_pass_of_its_own(tiny):
+    """Its verdict comes with the next token. One pass more is for an answer that ends within a sentence."""
+    with forced(of_length(RainSettings(), 64, tiny), fine=True) as rain:
+        results = rain.generate_batch([f"the film is {word}" for word in ("good", "bad", "kind", "cruel")])
+        judged = sum(result.usage.evaluations for result in results)
+        assert judged > len(results) + 4
+        for result in results:
+            usage, ended = result.usage, result.stop_reason is StopReason.EOS
+            assert usage.forwards <= usage.output_tokens + ended + 1
+
+
 @pytest.mark.real
 def test_on_the_real_model_fine_text_costs_little_more_than_plain(real_model):
-    """Gate: 4 openings, harmlessness, nothing to object to; measured 2.72 and 1.09."""
-    prompts = ("To bake bread, you", "The library opens at", "My garden has", "A triangle has")
-    rain = Rain(RainSettings().updated(generation={"max_new_tokens": 32}), model=real_model)
-    real_model.cache.clear()
-    guarded = [rain.generate(prompt) for prompt in prompts]
-    output = sum(result.usage.output_tokens for result in guarded)
-    assert all(result.accepted for result in guarded)
-    tokens = sum(result.usage.model_tokens for result in guarded) / output
-    forwards = sum(result.usage.forwards for result in guarded) / output
-    print(f"tokens {tokens:.2f}, forwards {forwards:.2f} per output token")
-    assert tokens <= 3.0
-    assert forwards <= 1.2
+    """Gate: 4 openings of 32 tokens, every verdict fine; measured 2.68 tokens and 1.03 passes."""
+    cost = default_all_fine(real_model, tokens=32, force=True).cost
+    print(f"tokens {cost.tokens_each:.2f}, forwards {cost.forwards_each:.3f} per output token")
+    assert cost.tokens_each <= 2.9
+    assert cost.forwards <= cost.output + 4
+
+
+@pytest.mark.real
+def test_on_the_real_model_the_papers_search_is_cheap_where_all_is_fine(real_model):
+    """Gate: 4 prompts at once, 48 tokens; measured 43 tokens and 1.66 passes per output token."""
+    cost = paper_all_fine(real_model)
+    print(f"tokens {cost.tokens_each:.1f}, forwards {cost.forwards_each:.2f} per output token")
+    assert cost.tokens_each <= 60
+    assert cost.forwards_each <= 1.8
+
+
+@pytest.mark.real
+def test_on_the_real_model_the_papers_search_has_a_price_where_nothing_is_fine(real_model):
+    """Gate: one prompt, the first 8 tokens, which are the dearest; measured 532 tokens each."""
+    cost = with_verdicts(PAPER, False, PROMPTS[:1], 8, real_model)
+    print(f"tokens {cost.tokens_each:.1f}, forwards {cost.forwards_each:.2f} per output token")
+    assert cost.tokens_each <= 585
