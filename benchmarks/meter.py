@@ -115,7 +115,7 @@ class Meter:
             parts,
             max(0.0, calls - self._network) if self._network else 0.0,
             self._peak,
-            model.cache.bytes,
+            len(model.cache) * model.cache.bytes_per_token,
         )
 
     # -- wrapped calls ---------------------------------------------------------------------------

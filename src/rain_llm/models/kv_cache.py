@@ -26,6 +26,7 @@ from rain_llm.types import TokenIds
 Slots = NDArray[np.int64]
 
 _ROOT = -1
+_AT_ONCE = 16384  # slots reserved at least; growing in small steps leaves holes in the process's memory
 
 
 @dataclass
@@ -113,12 +114,12 @@ class KVCache:
         """Store keys and values, both [tokens, heads, size], of one layer in their slots."""
         if layer == len(self._keys):  # the first forward pass tells each layer's shape
             capacity = len(self._used)
-            self._keys.append(keys.new_zeros((capacity, *keys.shape[1:])))
-            self._values.append(values.new_zeros((capacity, *values.shape[1:])))
+            self._keys.append(_reserve(keys, capacity))
+            self._values.append(_reserve(values, capacity))
         for arenas, rows in ((self._keys, keys), (self._values, values)):
             arena = arenas[layer]
             if len(arena) < len(self._used):
-                grown = arena.new_zeros((len(self._used), *arena.shape[1:]))
+                grown = _reserve(arena, len(self._used))
                 grown[: len(arena)] = arena
                 arenas[layer] = arena = grown
             arena.index_copy_(0, slots, rows)
@@ -139,7 +140,7 @@ class KVCache:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all arenas as they stand."""
+        """Bytes of all arenas as they stand; on a CPU, those of slots never used are not taken yet."""
         return sum(arena.numel() * arena.element_size() for arena in self._keys + self._values)
 
     def __len__(self) -> int:
@@ -155,7 +156,8 @@ class KVCache:
         """Grow while the budget allows; else forget the older half; else grow all the same."""
         capacity, allowed = len(self._used), self._allowed
         if capacity < allowed:
-            self._grow(min(max(16, 2 * capacity), allowed))
+            least = _AT_ONCE if self.bytes_per_token else 16
+            self._grow(min(max(least, 2 * capacity), allowed))
             return
         old = np.unique(self._used[(self._used > 0) & (self._used < self._clock)])
         if len(old):
@@ -212,3 +214,13 @@ class KVCache:
                 raise RuntimeError(f"slot {slot} does not know its place")
             if parent != _ROOT and not self._used[parent] >= self._used[slot]:
                 raise RuntimeError(f"slot {slot} hangs behind {parent}, which is older or gone")
+
+
+def _reserve(like: torch.Tensor, capacity: int) -> torch.Tensor:
+    """Return zeros of ``capacity`` slots, each as a slot of ``like``, [slots, heads, size]."""
+    shape = (capacity, *like.shape[1:])
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    # torch would write its zeros; the system hands out numpy's page by page, when one is first used.
+    size = capacity * like.shape[1:].numel() * like.element_size()
+    return torch.from_numpy(np.zeros(size, np.uint8)).view(like.dtype).view(shape)
