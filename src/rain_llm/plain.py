@@ -9,7 +9,7 @@ import numpy as np
 from rain_llm.answer import Answer
 from rain_llm.evaluation import SelfEvaluator, Subject
 from rain_llm.models.base import LanguageModel
-from rain_llm.search import Interrupted, Outcome, Search
+from rain_llm.search import Interrupted, Outcome, Search, seed_of
 from rain_llm.settings import RainSettings
 from rain_llm.types import Sample, Samples, Step, StopReason, TokenIds, Verdict
 
@@ -27,7 +27,7 @@ def plain_search(
     """Sample an answer without a guard; judge it at the end if there is an ``evaluator``."""
     drawing = settings.generation
     answer = Answer(writer.decode, prompt, drawing.stop)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed_of(seed, *prompt))
     verdict: Verdict | None = None
     reason: StopReason | None = None
     evaluations = 0

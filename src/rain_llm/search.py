@@ -128,6 +128,7 @@ class RainSearch:
     evaluator: SelfEvaluator
     settings: RainSettings
     seed: int
+    origin: int = field(init=False)  # seed of this prompt's answer: other prompts draw otherwise
     tree: SearchTree = field(init=False)
     answer: Answer = field(init=False)
     verdicts: dict[str, Verdict] = field(default_factory=dict)  # by text of the whole answer
@@ -144,6 +145,7 @@ class RainSearch:
     accepted: bool = True
 
     def __post_init__(self) -> None:
+        self.origin = seed_of(self.seed, *self.prompt)
         self.tree = SearchTree(self.settings.search)
         self.answer = Answer(self.writer.decode, self.prompt, self.settings.generation.stop)
 
@@ -558,8 +560,13 @@ class RainSearch:
         turn = self.turns[prefix, kind]
         if not peek:
             self.turns[prefix, kind] += 1
-        named = np.array([self.seed, kind, turn, *prefix[len(self.prompt) :]], np.int64)
-        return int.from_bytes(blake2b(named.tobytes(), digest_size=8).digest(), "little") >> 2
+        return seed_of(self.origin, kind, turn, *prefix[len(self.prompt) :])
+
+
+def seed_of(*numbers: int) -> int:
+    """Return a seed of 62 bits that hangs on all ``numbers`` (of 63 bits at most) and their order."""
+    told = np.array(numbers, np.int64).tobytes()
+    return int.from_bytes(blake2b(told, digest_size=8).digest(), "little") >> 2
 
 
 def _rank(verdict: Verdict) -> tuple[bool, bool, float]:

@@ -469,7 +469,7 @@ def test_a_batch_shares_the_models_batches(llm, model):
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_each_prompt_of_a_batch_has_its_own_exception(llm, asynchronous):
-    overrides = {"on_unsafe": "raise", "search": {"iterations": 16}, "return_exceptions": True}
+    overrides = {"on_unsafe": "raise", "search": {"iterations": 64}, "return_exceptions": True}
     inputs = ["My neighbour", "  ", "The villain", "Our teacher"]
     batch = llm.abatch(inputs, **overrides) if asynchronous else None
     answers = asyncio.run(batch) if batch else llm.batch(inputs, **overrides)
@@ -496,7 +496,7 @@ async def test_a_failed_batch_leaves_nothing_running(llm):
 
 
 def test_fallbacks_take_over_where_nothing_passed(llm):
-    guarded = llm.bind(on_unsafe="raise", search={"iterations": 16})
+    guarded = llm.bind(on_unsafe="raise", search={"iterations": 64})
     chain = guarded.with_fallbacks(
         [RunnableLambda(lambda prompt: " is somebody else.")],
         exceptions_to_handle=(UnsafeAnswerError,),
