@@ -877,37 +877,53 @@ WORDS = (" la", " li", " lu", ".", ",", END)
 LIKES = st.dictionaries(st.sampled_from(["la", "li", "lu", ".", "la li"]), st.floats(-3, 3), max_size=4)
 
 
+WEIGHTS = st.lists(st.sampled_from([0.1, 1.0, 5.0]), min_size=6, max_size=6)
+DRAWINGS = st.fixed_dictionaries(
+    {
+        "max_new_tokens": st.integers(1, 9),
+        "seed": st.integers(0, 999),
+        "stop": st.sampled_from([(), ("la li",), (".",), (" lu", "li l"), ("a.",)]),
+    }
+)
+SEARCHES: dict[str, st.SearchStrategy[Any]] = {
+    "token_set_lengths": st.sampled_from([(1,), (2,), (1, 2, 4), (3, 1)]),
+    "simulation_ends": st.sampled_from(["punctuation", "sentence", "answer"]),
+    "simulation_tokens": st.integers(1, 6),
+    "iterations": st.integers(1, 9),
+    "extra_iterations": st.integers(0, 4),
+    "min_visits": st.integers(0, 4),
+    "value_threshold": st.sampled_from([-1.0, 0.0, 0.8]),
+    "width": st.integers(1, 4),
+    "leaves": st.integers(1, 4),
+    "exploration": st.sampled_from([0.0, 0.3, 2.0]),
+    "normalise_values": st.booleans(),
+    "widening": st.sampled_from([0.4, 1.0, 3.0]),
+    "similarity": st.sampled_from([None, {"threshold": 0.5}, {"threshold": 0.5, "share": 1.0}]),
+    "addition": st.sampled_from([None, {"variance": 5.0, "value": 1.0}, {"max_children": 3, "value": 0.2}]),
+    "foresight": st.sampled_from([0, 1, 4, 16]),
+    "stop_when_decided": st.booleans(),
+}
+BY_VISITS = st.fixed_dictionaries(
+    SEARCHES | {"commit": st.just("visits"), "expansion": st.sampled_from(["simulations", "candidates"])}
+)
+BY_VERDICT = st.fixed_dictionaries(
+    SEARCHES | {"commit": st.just("verdict"), "expansion": st.just("simulations")}
+)
+
+
+def run_any(
+    weights: Sequence[float], likes: dict[str, float], settings: RainSettings, **interruption: Any
+) -> Run:
+    model = ScriptedModel(script({"": dict(zip(WORDS, weights, strict=True))}), opinion(wording(**likes)))
+    embedder = WordEmbedder({"la": (1.0, 0.1), "li": (0.9, 0.3), "lu": (0.0, 1.0)})
+    return write(model, settings, embedder=embedder, **interruption)
+
+
 @given(
-    weights=st.lists(st.sampled_from([0.1, 1.0, 5.0]), min_size=6, max_size=6),
+    weights=WEIGHTS,
     likes=LIKES,
-    drawing=st.fixed_dictionaries(
-        {
-            "max_new_tokens": st.integers(1, 9),
-            "seed": st.integers(0, 999),
-            "stop": st.sampled_from([(), ("la li",), (".",), (" lu", "li l"), ("a.",)]),
-        }
-    ),
-    search=st.fixed_dictionaries(
-        {
-            "token_set_lengths": st.sampled_from([(1,), (2,), (1, 2, 4), (3, 1)]),
-            "simulation_ends": st.sampled_from(["punctuation", "sentence", "answer"]),
-            "simulation_tokens": st.integers(1, 6),
-            "iterations": st.integers(1, 9),
-            "extra_iterations": st.integers(0, 4),
-            "min_visits": st.integers(0, 4),
-            "value_threshold": st.sampled_from([-1.0, 0.0, 0.8]),
-            "width": st.integers(1, 4),
-            "leaves": st.integers(1, 4),
-            "exploration": st.sampled_from([0.0, 0.3, 2.0]),
-            "normalise_values": st.booleans(),
-            "widening": st.sampled_from([0.4, 1.0, 3.0]),
-            "similarity": st.sampled_from([None, {"threshold": 0.5}]),
-            "addition": st.sampled_from([None, {"variance": 5.0, "value": 1.0}]),
-            "kind": st.sampled_from(
-                [("simulations", "verdict"), ("simulations", "visits"), ("candidates", "visits")]
-            ),
-        }
-    ),
+    drawing=DRAWINGS,
+    search=st.one_of(BY_VERDICT, BY_VISITS),
     on_unsafe=st.sampled_from(["best", "refuse", "raise"]),
 )
 @hypothesis_settings(max_examples=300)
@@ -918,24 +934,16 @@ def test_any_search_ends_and_adds_up(
     search: dict[str, Any],
     on_unsafe: str,
 ):
-    expansion, commit = search["kind"]
-    search = {name: value for name, value in search.items() if name != "kind"}
-    settings = keeping(
-        generation=drawing,
-        search=search | {"expansion": expansion, "commit": commit},
-        on_unsafe=on_unsafe,
-        refusal=REFUSAL,
-    )
-    model = ScriptedModel(script({"": dict(zip(WORDS, weights, strict=True))}), opinion(wording(**likes)))
-    embedder = WordEmbedder({"la": (1.0, 0.1), "li": (0.9, 0.3), "lu": (0.0, 1.0)})
-    run = write(model, settings, embedder=embedder)
+    settings = keeping(generation=drawing, search=search, on_unsafe=on_unsafe, refusal=REFUSAL)
+    run = run_any(weights, likes, settings)
     outcome = run.outcome
 
     assert outcome.text == "".join(step.text for step in run.steps) + outcome.tail
     assert len(outcome.tokens) <= drawing["max_new_tokens"]
     assert outcome.tokens == tuple(token for step in run.steps for token in step.tokens)
     assert not any(stop in outcome.text.removesuffix(REFUSAL) for stop in drawing["stop"])
-    assert model.decode(outcome.tokens).startswith(outcome.text.removesuffix(REFUSAL).rstrip("\n"))
+    decode = run.search.writer.decode
+    assert decode(outcome.tokens).startswith(outcome.text.removesuffix(REFUSAL).rstrip("\n"))
     reasons = {StopReason.EOS, StopReason.STOP, StopReason.LENGTH}
     unsafe = {"best": set(), "refuse": {StopReason.REFUSED}, "raise": {StopReason.UNSAFE}}[on_unsafe]
     assert outcome.stop_reason in reasons | unsafe
@@ -949,10 +957,86 @@ def test_any_search_ends_and_adds_up(
         # A step that passed speaks for itself; one that did not never carries a verdict that did.
         assert step.accepted or step.verdict is None or not step.verdict.passed
         assert sum(candidate.chosen for candidate in step.candidates) <= 1
-    questions = {model.decode(request.prefix) for request in run.asked(Score)}
+    questions = {decode(request.prefix) for request in run.asked(Score)}
     assert len(questions) <= outcome.evaluations <= outcome.iterations + len(run.steps)
     for node in run.search.tree.root.walk():
         assert (node.held, node.opening) == (0, 0)
+    # Nothing is asked twice, and of what was asked only what may come again is kept.
+    drawn = run.asked(Sample)
+    assert len(set(drawn)) == len(drawn)
+    here = run.search.prompt + outcome.tokens
+    prefixes = [request.prefix for request in run.search.ahead] + [prefix for prefix, _ in run.search.turns]
+    assert all(prefix[: len(here)] == here for prefix in prefixes)
+
+
+@given(weights=WEIGHTS, likes=LIKES, drawing=DRAWINGS, search=BY_VISITS)
+@hypothesis_settings(max_examples=200)
+def test_whatever_the_search_by_visits_foresight_changes_no_choice(
+    weights: list[float], likes: dict[str, float], drawing: dict[str, Any], search: dict[str, Any]
+):
+    settings = keeping(generation=drawing, search=search)
+    blind = run_any(weights, likes, settings.updated(search={"foresight": 0}))
+    run = run_any(weights, likes, settings)
+    assert run.steps == blind.steps
+    assert run.outcome == blind.outcome
+    assert set(run.asked(Score)) == set(blind.asked(Score))
+    assert set(run.asked(Sample)) >= set(blind.asked(Sample))
+
+
+@given(weights=WEIGHTS, likes=LIKES, drawing=DRAWINGS, search=BY_VISITS)
+@hypothesis_settings(max_examples=200)
+def test_a_step_that_is_ended_early_has_the_choice_of_the_whole_budget(
+    weights: list[float], likes: dict[str, float], drawing: dict[str, Any], search: dict[str, Any]
+):
+    """The first one; the next begin from less."""
+    whole, short = (
+        run_any(weights, likes, keeping(generation=drawing, search=search | {"stop_when_decided": stop}))
+        for stop in (False, True)
+    )
+    assert short.steps[0].tokens == whole.steps[0].tokens
+    assert short.steps[0].iterations <= whole.steps[0].iterations
+
+
+@given(weights=WEIGHTS, likes=LIKES, drawing=DRAWINGS, search=BY_VISITS)
+@hypothesis_settings(max_examples=200)
+def test_no_step_takes_more_than_its_budget(
+    weights: list[float], likes: dict[str, float], drawing: dict[str, Any], search: dict[str, Any]
+):
+    run = run_any(weights, likes, keeping(generation=drawing, search=search))
+    inherited = 0
+    for step in run.steps:
+        left = max(search["iterations"] - inherited, search["extra_iterations"])
+        least = 1 if inherited else 2  # a step has a child that was visited
+        assert step.iterations <= max(left, least)
+        inherited = sum(candidate.visits for candidate in step.candidates if candidate.chosen)
+
+
+@given(
+    weights=WEIGHTS,
+    likes=LIKES,
+    drawing=DRAWINGS,
+    search=st.one_of(BY_VERDICT, BY_VISITS),
+    on_unsafe=st.sampled_from(["best", "refuse", "raise"]),
+    place=st.integers(0, 60),
+)
+@hypothesis_settings(max_examples=200)
+def test_whenever_a_search_is_interrupted_only_what_was_accepted_leaves(
+    weights: list[float],
+    likes: dict[str, float],
+    drawing: dict[str, Any],
+    search: dict[str, Any],
+    on_unsafe: str,
+    place: int,
+):
+    settings = keeping(generation=drawing, search=search, on_unsafe=on_unsafe, refusal=REFUSAL)
+    whole = run_any(weights, likes, settings)
+    run = run_any(weights, likes, settings, interrupt_at=place % len(whole.rounds))
+    assert run.outcome.stop_reason is StopReason.CANCELLED
+    assert run.steps == whole.steps[: len(run.steps)]
+    assert run.outcome.tokens == whole.outcome.tokens[: len(run.outcome.tokens)]
+    assert run.outcome.text == "".join(step.text for step in run.steps) + run.outcome.tail
+    assert whole.outcome.text.startswith(run.outcome.text)
+    assert run.outcome.accepted or on_unsafe == "best"
 
 
 def test_another_seed_asks_otherwise():

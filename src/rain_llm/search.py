@@ -180,15 +180,22 @@ class RainSearch:
         budget, tree = self.settings.search, self.tree
         if budget.commit == "verdict":
             verdict = self.best.verdict if self.best else None
-            return (verdict is not None and verdict.on_target) or self.step_iterations >= budget.iterations
+            return (verdict is not None and verdict.on_target) or self._left() <= 0
         if tree.root.children:
             child = tree.favourite()
             if child.visits > budget.min_visits and child.value > budget.value_threshold:
                 return True
-        left = max(budget.iterations, self.inherited + budget.extra_iterations) - tree.root.visits
+        left = self._left()
         if budget.stop_when_decided and tree.lead() > left:
             return True  # an iteration moves no child's weight by more than 1
         return left <= 0 and any(child.visits for child in tree.root.children)
+
+    def _left(self) -> int:
+        """Return the iterations that the budget leaves to this step."""
+        budget = self.settings.search
+        if budget.commit == "verdict":
+            return budget.iterations - self.step_iterations
+        return max(budget.iterations, self.inherited + budget.extra_iterations) - self.tree.root.visits
 
     # -- 1 select --------------------------------------------------------------------------------
 
@@ -200,7 +207,7 @@ class RainSearch:
         budget = self.settings.search
         wanted = budget.leaves if self.step_iterations else 1
         looks = []
-        for _ in range(min(wanted, max(1, budget.iterations - self.step_iterations))):
+        for _ in range(min(wanted, max(1, self._left()))):
             path = [self.tree.root]
             while True:
                 if self._lacks_children(path):
@@ -376,7 +383,8 @@ class RainSearch:
         if not self.settings.search.foresight:
             return []
         going = [look for look in looks if not self._ends(look.path)]
-        return [self._simulation(look.tokens, 1, peek=True) for look in going]
+        heads = dict.fromkeys(self._simulation(look.tokens, 1, peek=True) for look in going)
+        return [head for head in heads if head not in self.ahead]
 
     def _foresee(self, looks: Sequence[_Look]) -> list[Sample]:
         """Return what the next iterations will ask if nothing surprising is heard of ``looks``.
@@ -487,6 +495,7 @@ class RainSearch:
         self.last = verdict
         here = self._prefix(())
         self.ahead = {r: reply for r, reply in self.ahead.items() if r.prefix[: len(here)] == here}
+        self.turns = Counter({k: turn for k, turn in self.turns.items() if k[0][: len(here)] == here})
         return Step(text, tokens, passed, False, verdict, self.step_iterations, candidates)
 
     def _record(self, node: Node, tokens: TokenIds, chosen: set[Node]) -> tuple[Candidate, ...]:
