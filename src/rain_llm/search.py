@@ -239,28 +239,37 @@ class RainSearch:
 
     def _simulate(self, looks: Sequence[_Look]) -> Rounds:
         """Sample on from every leaf, behind the first token where that is known."""
-        ends = _ENDS[self.settings.search.simulation_ends] + self.settings.generation.stop
         growing, requests = [], []
         for look in looks:
-            if look.ends:
-                continue
-            head = self.ahead.pop(self._simulation(look.tokens, 1, peek=True), None)
-            length = self._ahead(look.tokens)
-            if head is not None:
-                (first,) = head.continuations
-                self._seed(self._prefix(look.tokens), 1)  # its turn is over
-                look.simulation, look.terminal = first.tokens, first.ended
-                length -= len(first.tokens)
-                if first.ended or not length or self.writer.decode(first.tokens).endswith(ends):
-                    continue
-            growing.append(look)
-            requests.append(self._simulation(look.seen, length))
+            length = 0 if look.ends else self._take_head(look)
+            if length:
+                growing.append(look)
+                requests.append(self._simulation(look.seen, length))
         if requests:
             replies = yield from self._ask(requests, looks)
             for look, reply in zip(growing, replies, strict=True):
                 (simulation,) = reply.continuations
                 look.simulation += simulation.tokens
                 look.terminal = simulation.ended
+
+    def _take_head(self, look: _Look) -> int:
+        """Begin a simulation with the token that came with the verdict on what stands before it.
+
+        Returns how many tokens may follow; without such a token, as many as a simulation has.
+        """
+        length = self._ahead(look.tokens)
+        head = self.ahead.pop(self._simulation(look.tokens, 1, peek=True), None)
+        if head is None:
+            return length
+        self._seed(self._prefix(look.tokens), 1)  # its turn is over
+        (first,) = head.continuations
+        look.simulation, look.terminal = first.tokens, first.ended
+        over = first.ended or self.writer.decode(first.tokens).endswith(self._ends_of_simulation)
+        return 0 if over else length - len(first.tokens)
+
+    @property
+    def _ends_of_simulation(self) -> tuple[str, ...]:
+        return _ENDS[self.settings.search.simulation_ends] + self.settings.generation.stop
 
     def _simulation(self, tokens: TokenIds, length: int, peek: bool = False) -> Sample:
         """Ask for one continuation behind ``tokens``."""
@@ -273,7 +282,7 @@ class RainSearch:
             drawing.temperature,
             drawing.top_k,
             drawing.top_p,
-            ends=_ENDS[self.settings.search.simulation_ends] + drawing.stop,
+            ends=self._ends_of_simulation,
         )
 
     def _ahead(self, tokens: TokenIds) -> int:
