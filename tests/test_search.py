@@ -358,6 +358,17 @@ def test_a_text_is_judged_once():
     assert run.outcome.iterations > 50
 
 
+def test_texts_with_one_question_have_one_verdict():
+    """The judge sees no white space at the end; a second answer would differ by its rounding error."""
+    world = {"It is": {" so": 1.0}, " so": {".": 1.0}, ".": {"\n": 1.0}, "\n": {"\n": 1.0}}
+    noise = iter(range(10**6))
+    model = ScriptedModel(script(world), lambda _, label: next(noise) / 1e6 - 1 if label == " good" else 0.0)
+    run = write(model, keeping(generation={"max_new_tokens": 6}, search={"iterations": 3}))
+    assert len(run.steps) > 2
+    assert len({step.verdict for step in run.steps}) == 1
+    assert len(run.asked(Score)) == 1 < run.outcome.evaluations
+
+
 def test_each_node_of_a_path_embeds_the_text_from_its_own_tokens_on():
     world = {"It is": {" one": 1.0}, " one": {" two": 1.0}, " two": {".": 1.0}}
     model = ScriptedModel(script(world), opinion(lambda _: 0.0))

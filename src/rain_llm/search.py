@@ -53,6 +53,8 @@ from rain_llm.types import (
     Request,
     Sample,
     Samples,
+    Score,
+    Scores,
     Step,
     StopReason,
     TokenIds,
@@ -132,6 +134,7 @@ class RainSearch:
     tree: SearchTree = field(init=False)
     answer: Answer = field(init=False)
     verdicts: dict[str, Verdict] = field(default_factory=dict)  # by text of the whole answer
+    weighed: dict[bytes, Scores] = field(default_factory=dict)  # by question: texts may share theirs
     heard: dict[Node, tuple[Verdict, Verdict]] = field(default_factory=dict)  # worst and best below
     ahead: dict[Sample, Samples] = field(default_factory=dict)  # replies to what was asked ahead
     turns: Counter[tuple[TokenIds, int]] = field(default_factory=Counter)  # draws from a place
@@ -361,10 +364,18 @@ class RainSearch:
         questions = next(asking)
         verdict = self.settings.search.commit == "verdict"
         foreseen = self._heads(looks) if verdict else self._foresee(looks)
-        replies = yield [*questions, *foreseen]
-        self._remember(foreseen, replies[len(questions) :])
+        # A question asked again would be answered a rounding error apart, which no choice may hang on.
+        names = [_name(question) for question in cast("Sequence[Score]", questions)]
+        unknown = [name not in self.weighed for name in names]
+        asked = [question for question, asks in zip(questions, unknown, strict=True) if asks]
+        replies: Replies = ()
+        if asked or foreseen:
+            replies = yield [*asked, *foreseen]
+        self._remember(foreseen, replies[len(asked) :])
+        answers = iter(cast("Sequence[Scores]", replies[: len(asked)]))
+        self.weighed.update((name, next(answers)) for name, asks in zip(names, unknown, strict=True) if asks)
         try:
-            asking.send(replies[: len(questions)])
+            asking.send([self.weighed[name] for name in names])
         except StopIteration as done:
             self.verdicts.update(zip(new, done.value, strict=True))
         self.evaluations += len(new)
@@ -589,6 +600,13 @@ def seed_of(*numbers: int) -> int:
 
 def _rank(verdict: Verdict) -> tuple[bool, bool, float]:
     return verdict.on_target, verdict.passed, verdict.score
+
+
+def _name(question: Score) -> bytes:
+    """Return a short name that no other question has."""
+    parts = (question.prefix, *question.options)
+    numbers = np.array([number for part in parts for number in (len(part), *part)], np.int64)
+    return blake2b(numbers.tobytes(), digest_size=16).digest()
 
 
 def _tokens(path: Sequence[Node]) -> TokenIds:
