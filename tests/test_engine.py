@@ -16,6 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from rain_llm import (
     GROUNDEDNESS,
@@ -219,6 +222,106 @@ def test_a_neural_model_gives_the_same_answer_by_every_way_of_asking(tiny: Any, 
         return list(await asyncio.gather(*(rain.agenerate(prompt) for prompt in PROMPTS[:2])))
 
     assert [result.text for result in asyncio.run(both())] == alone[:2]
+
+
+def told(result: RainResult) -> Any:
+    """All of a result but its numbers, which a neural model gives up to a tolerance."""
+    steps = [(step.text, step.tokens, step.accepted, step.iterations) for step in result.trace.steps]
+    return result.text, result.stop_reason, result.accepted, steps
+
+
+@given(
+    drawing=st.fixed_dictionaries(
+        {
+            "max_new_tokens": st.integers(1, 8),
+            "seed": st.integers(0, 999),
+            "stop": st.sampled_from([(), ("e",), ("the ", "a")]),
+        }
+    ),
+    search=st.fixed_dictionaries(
+        {
+            "token_set_lengths": st.sampled_from([(1,), (1, 2, 4), (3, 1)]),
+            "simulation_ends": st.sampled_from(["punctuation", "sentence", "answer"]),
+            "simulation_tokens": st.integers(1, 6),
+            "iterations": st.integers(1, 6),
+            "extra_iterations": st.integers(0, 4),
+            "width": st.integers(1, 4),
+            "leaves": st.integers(1, 4),
+            "similarity": st.sampled_from([None, {"threshold": 0.5}]),
+            "addition": st.sampled_from([None, {"variance": 5.0, "value": 1.0}]),
+            "foresight": st.sampled_from([0, 1, 4, 16]),
+        }
+    ),
+    kind=st.sampled_from([("simulations", "verdict"), ("simulations", "visits"), ("candidates", "visits")]),
+    budget=st.sampled_from([1, 100_000, 1 << 30]),
+    chunk=st.sampled_from([5, 512]),
+    apart=st.booleans(),
+)
+@hypothesis_settings(max_examples=25)
+def test_whatever_the_settings_answers_are_the_same_and_every_token_is_counted(
+    tiny: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    drawing: dict[str, Any],
+    search: dict[str, Any],
+    kind: tuple[str, str],
+    budget: int,
+    chunk: int,
+    apart: bool,
+):
+    """Alone, in a batch, or joining one by one; with much memory or next to none."""
+    search = search | {"expansion": kind[0], "commit": kind[1]}
+    judge = babbler() if apart else None
+    rain = Rain(chosen(generation=drawing, search=search), model=tiny, judge=judge, embedder=LengthEmbedder())
+    models = [tiny, judge] if judge else [tiny]
+
+    def spent() -> tuple[int, int]:
+        return sum(model.model_tokens for model in models), sum(model.forwards for model in models)
+
+    with monkeypatch.context() as scarce:
+        scarce.setattr(tiny.cache, "max_bytes", budget)
+        scarce.setattr("rain_llm.models.jobs.CHUNK", chunk)
+        alone = []
+        for prompt in PROMPTS[:3]:
+            tokens, forwards = spent()
+            alone.append(rain.generate(prompt))
+            usage = alone[-1].usage
+            assert (tokens + usage.model_tokens, forwards + usage.forwards) == spent()
+        tokens, forwards = spent()
+        batch = rain.generate_batch(PROMPTS[:3])
+        assert tokens + sum(result.usage.model_tokens for result in batch) == spent()[0]
+        assert forwards + max(result.usage.forwards for result in batch) <= spent()[1]
+        streams = [rain.stream(prompt) for prompt in PROMPTS[:3]]
+        begun = [[next(stream)] for stream in streams]
+        ended = [[*steps, *stream][-1].result for steps, stream in zip(begun, streams, strict=True)]
+        tiny.cache.check_integrity()
+    assert [told(result) for result in batch] == [told(result) for result in alone]
+    assert [told(result) for result in ended if result] == [told(result) for result in alone]
+
+
+@given(
+    kind=st.sampled_from([("simulations", "verdict"), ("simulations", "visits"), ("candidates", "visits")]),
+    foresight=st.sampled_from([0, 4]),
+    limit=st.integers(1, 700),
+)
+@hypothesis_settings(max_examples=20)
+def test_wherever_the_budget_strikes_the_answer_is_a_beginning_and_is_paid(
+    tiny: Any, kind: tuple[str, str], foresight: int, limit: int
+):
+    search = {"expansion": kind[0], "commit": kind[1], "foresight": foresight, "iterations": 5}
+    settings = chosen(generation={"max_new_tokens": 8}, search=search)
+    whole = Rain(settings, model=tiny).generate(PROMPTS[0])
+    tiny.cache.clear()
+    before = tiny.model_tokens, tiny.forwards
+    result = Rain(settings.updated(search={"max_model_tokens": limit}), model=tiny).generate(PROMPTS[0])
+    usage = result.usage
+    assert (before[0] + usage.model_tokens, before[1] + usage.forwards) == (tiny.model_tokens, tiny.forwards)
+    if result.stop_reason is not StopReason.BUDGET:
+        assert told(result) == told(whole)
+        return
+    assert usage.model_tokens >= limit
+    assert whole.text.startswith(result.text)
+    committed = [step.tokens for step in result.trace.steps if step.tokens]
+    assert committed == [step.tokens for step in whole.trace.steps][: len(committed)]
 
 
 @pytest.mark.real
@@ -779,6 +882,22 @@ def test_calibration_by_content_free_texts_is_asked_once():
     rain.generate("Ah")
     second = len([request for request in model.requests if isinstance(request, Score)]) - first
     assert first == second + 3
+
+
+def test_many_threads_with_many_criteria_find_their_evaluators(monkeypatch: pytest.MonkeyPatch):
+    """Whoever makes room for another evaluator does not take one out of somebody's hands."""
+    monkeypatch.setattr("rain_llm.engine._KEPT_EVALUATORS", 1)
+    runtime = Rain(chosen(), model=babbler()).runtime
+    named = [GOOD.model_copy(update={"name": f"good{i}"}) for i in range(8)]
+    asked = [chosen(evaluation={"criteria": [criterion]}).evaluation for criterion in named] * 4
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            for _ in range(20):
+                assert [found.settings for found in pool.map(runtime.evaluator, asked)] == asked
+    finally:
+        sys.setswitchinterval(interval)
 
 
 EXIT = """

@@ -48,11 +48,13 @@ class _Runtime:
 
     def evaluator(self, settings: EvaluationSettings) -> SelfEvaluator:
         """Return the evaluator of these settings: it keeps its calibration between answers."""
-        if settings not in self._evaluators:
+        evaluator = self._evaluators.get(settings)
+        if evaluator is None:
+            evaluator = SelfEvaluator(settings, self.judge)
             if len(self._evaluators) >= _KEPT_EVALUATORS:
                 self._evaluators.clear()
-            self._evaluators[settings] = SelfEvaluator(settings, self.judge)
-        return self._evaluators[settings]
+            self._evaluators[settings] = evaluator  # two threads may make one each: either will do
+        return evaluator
 
 
 _models: weakref.WeakValueDictionary[ModelSettings, LanguageModel] = weakref.WeakValueDictionary()
