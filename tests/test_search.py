@@ -436,6 +436,13 @@ def test_a_rejected_draft_does_not_leave_its_next_token_behind():
         assert all(len(request.prefix) >= place for request in run.search.ahead)
 
 
+def test_verdicts_on_what_was_rewound_are_forgotten():
+    model = ScriptedModel(script(ENDLESS), opinion(wording(lu=-3.0, la=1.0)))
+    run = write(model, keeping(search={"iterations": 6}))
+    assert run.outcome.evaluations > len(run.search.verdicts)
+    assert all(text.startswith(run.outcome.text) for text in run.search.verdicts)
+
+
 def test_a_step_ends_when_what_is_left_cannot_change_its_choice():
     """Never good enough, so the budget would be spent: the first choice is the same, and comes sooner."""
     whole, short = (

@@ -515,6 +515,8 @@ class RainSearch:
         self.last = verdict
         here = self._prefix(())
         self.ahead = {r: reply for r, reply in self.ahead.items() if r.prefix[: len(here)] == here}
+        said = self._text()
+        self.verdicts = {t: found for t, found in self.verdicts.items() if t.startswith(said)}
         self.turns = Counter({k: turn for k, turn in self.turns.items() if k[0][: len(here)] == here})
         return Step(text, tokens, passed, False, verdict, self.step_iterations, candidates)
 
