@@ -139,6 +139,7 @@ class RainSearch:
     ahead: dict[Sample, Samples] = field(default_factory=dict)  # replies to what was asked ahead
     turns: Counter[tuple[TokenIds, int]] = field(default_factory=Counter)  # draws from a place
     best: _Look | None = None  # the best judged text of this step
+    best_at: int = 0  # iterations of this step when it was found
     heard_last: Verdict | None = None
     last: Verdict | None = None  # the verdict that came with the last commitment
     inherited: int = 0  # the root's visits at the beginning of this step
@@ -156,7 +157,8 @@ class RainSearch:
         """Write the answer: yields rounds of requests and accepted steps, returns the outcome."""
         try:
             while True:  # the outer loop
-                self.inherited, self.step_iterations, self.best = self.tree.root.visits, 0, None
+                self.inherited, self.step_iterations = self.tree.root.visits, 0
+                self.best, self.best_at = None, 0
                 while not self._settled():  # the inner loop
                     looks = yield from self._select()
                     yield from self._simulate(looks)
@@ -183,7 +185,10 @@ class RainSearch:
         budget, tree = self.settings.search, self.tree
         if budget.commit == "verdict":
             verdict = self.best.verdict if self.best else None
-            return (verdict is not None and verdict.on_target) or self._left() <= 0
+            if verdict is not None and verdict.on_target:
+                return True
+            idle = self.step_iterations - self.best_at
+            return self._left() <= 0 or (budget.patience is not None and idle >= budget.patience)
         if tree.root.children:
             child = tree.favourite()
             if child.visits > budget.min_visits and child.value > budget.value_threshold:
@@ -455,6 +460,7 @@ class RainSearch:
         embeddings: list[Sequence[Vector]] = [()] * len(looks)
         if self.settings.search.similarity is not None:
             embeddings = yield from self._embed(looks)
+        best_before = self.best
         for look, vectors in zip(looks, embeddings, strict=True):
             verdict = look.verdict
             assert verdict is not None  # _evaluate has judged every look
@@ -467,6 +473,8 @@ class RainSearch:
             if best is None or _rank(verdict) > _rank(best):
                 self.best = look
         self.step_iterations += len(looks)
+        if self.best is not best_before:
+            self.best_at = self.step_iterations
         self.iterations += len(looks)
 
     def _embed(self, looks: Sequence[_Look]) -> Generator[Sequence[Request], Replies, list[Sequence[Vector]]]:

@@ -168,6 +168,12 @@ class SearchSettings(Frozen):
         "the best of the budget; "
         "'visits' commits the child with the largest weight, as the paper does.",
     )
+    patience: int | None = Field(
+        default=None,
+        ge=1,
+        description="'verdict': end a step after so many iterations without a better verdict; null: the "
+        "whole budget.",
+    )
     min_visits: int = Field(
         default=0,
         ge=0,
