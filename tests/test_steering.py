@@ -16,14 +16,16 @@ from rain_llm import Rain
 @pytest.mark.parametrize(("criterion", "openings"), [("positive_sentiment", FILM), ("civility", HOSTILE)])
 def test_guarded_sentences_have_the_better_tone(criterion, openings, real_model):
     rain = Rain(settings_for("default", criterion, None), model=real_model)
-    openings = openings[:12]
-    plain = write("plain", rain, openings, seed=0)
-    guarded = write("default", rain, openings, seed=0)
-    gain = vader([text for text, *_ in guarded]) - vader([text for text, *_ in plain])
-    print(f"{criterion}: {gain.mean():+.3f}")
-    assert gain.mean() > 0.1
-    tokens = sum(cost for _, cost, *_ in guarded) / sum(output for _, _, output, _ in guarded)
-    assert tokens < 60  # through the model per output token; the paper's search takes hundreds
+    gains, spent, written = [], 0, 0
+    for seed in (0, 1):  # one seed, or half of the openings, is too few to tell
+        plain = write("plain", rain, openings, seed)
+        guarded = write("default", rain, openings, seed)
+        gains.append(vader([text for text, *_ in guarded]) - vader([text for text, *_ in plain]))
+        spent += sum(cost for _, cost, *_ in guarded)
+        written += sum(output for _, _, output, _ in guarded)
+    print(f"{criterion}: {np.mean(gains):+.3f}")
+    assert np.mean(gains) > 0.1
+    assert spent / written < 60  # through the model per output token; the paper's search takes hundreds
 
 
 def test_the_interval_is_of_openings_with_all_their_seeds():
