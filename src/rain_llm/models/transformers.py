@@ -190,9 +190,11 @@ class TransformersModel:
             logprobs = torch.log_softmax(logits, -1)
             parts = zip(begun, torch.split(logits, sizes), torch.split(logprobs, sizes), costs, strict=True)
             # All decide before the first one keeps anything.
-            decided = [(job, job.weigh(rows, chances), cost) for job, rows, chances, cost in parts]
+            decided: list[tuple[SampleJob | ScoreJob, Any, int]] = [
+                (job, job.weigh(rows, chances), cost) for job, rows, chances, cost in parts
+            ]
             for job, decision, cost in decided:
-                job.accept(decision, cost)  # type: ignore[arg-type]
+                job.accept(decision, cost)
 
     def sample(self, batch: Sequence[Sample]) -> list[Samples]:
         """Continue each request's prefix, all requests and branches in lockstep."""
@@ -253,7 +255,7 @@ class TransformersModel:
                     forward = Pass(self.cache)
                     forward.open_request()
                     forward.add(step)
-                    logits = self._run(forward, [len(forward.tokens) - 1])[0].float()
+                    logits = self._run(forward, [len(forward.tokens) - 1])[0]
         except ModelNotSupportedError:
             raise
         except Exception as error:

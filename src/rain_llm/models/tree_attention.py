@@ -229,7 +229,7 @@ def _batch(block: list[_Group], total: int, device: torch.device) -> _Batch:
 
 
 def _tree_attention(
-    module: torch.nn.Module,
+    module: Any,  # the attention layer; torch knows its attributes as tensors only
     query: torch.Tensor,  # [1, heads, tokens, size]
     key: torch.Tensor,  # [1, key heads, tokens, size]
     value: torch.Tensor,
@@ -249,7 +249,7 @@ def _tree_attention(
             "which cannot be rewound here: choose a Llama-, Qwen-, Mistral- or GPT-2-like model"
         )
     rain_pass.windows.add(sliding_window)
-    cache, layer = rain_pass.cache, int(module.layer_idx)  # type: ignore[arg-type]
+    cache, layer = rain_pass.cache, int(module.layer_idx)
     cache.write(layer, rain_pass.slot_index, key[0].transpose(0, 1), value[0].transpose(0, 1))
     heads, key_heads = query.shape[1], key.shape[1]
     repeats = heads // key_heads
