@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from benchmarks.meter import PARTS, Cost, peak, reset_peak, tidy
 from rain_llm import Rain
 from rain_llm.evaluation import SelfEvaluator, Subject
-from rain_llm.models.transformers import TransformersModel
-from rain_llm.types import Sample, Scores
+from rain_llm.models.base import LanguageModel
+from rain_llm.types import Sample, Score, Verdict
 
 SENTENCE_TOKENS = 24
 STOP = (".", "!", "?", "\n")
@@ -44,15 +44,12 @@ def best_of(
         texts = [_first(writer.decode(c.tokens), stop) for c in reply.continuations]
         cost = reply.model_tokens
         asking = evaluator.judge(Subject(prompt), texts)
-        verdicts = None
-        requests = next(asking)
-        while verdicts is None:
-            replies: list[Scores] = runtime.judge.score(requests)  # type: ignore[arg-type]
-            cost += sum(r.model_tokens for r in replies)
-            try:
-                requests = asking.send(replies)
-            except StopIteration as stopped:
-                verdicts = stopped.value
+        replies = runtime.judge.score(cast("Sequence[Score]", next(asking)))
+        cost += sum(r.model_tokens for r in replies)
+        try:
+            asking.send(replies)
+        except StopIteration as stopped:  # a judge asks one round
+            verdicts: list[Verdict] = stopped.value
         best = max(range(n), key=lambda i: verdicts[i].score)
         made.append((texts[best], cost, len(reply.continuations[best].tokens), verdicts[best].score))
     return made
@@ -81,7 +78,7 @@ class Generate:
             network: Any = AutoModelForCausalLM.from_pretrained(embedded_model(), dtype=torch.float32)
         return cls(network.eval())
 
-    def cost(self, model: TransformersModel, prompts: Sequence[str], tokens: int) -> Cost:
+    def cost(self, model: LanguageModel, prompts: Sequence[str], tokens: int) -> Cost:
         """Sample exactly ``tokens`` tokens for each prompt, one prompt after another."""
         import torch
 

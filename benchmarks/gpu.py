@@ -15,6 +15,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -189,7 +190,7 @@ def measure(shape: str, device: str, tokens: int, repeat: int = 3) -> Report:
         ("all fine, 32 at once", 32, True),
     ):
         with forced(rain, fine):
-            cost, memory = timed(lambda n=count: guarded(rain, PROMPTS[:n], at_once=True))  # type: ignore[misc]
+            cost, memory = timed(partial(guarded, rain, PROMPTS[:count], at_once=True))
         lines.append(_line(method, cost, base, memory))
     pass_s = base.wall / base.forwards
     return Report(

@@ -172,7 +172,7 @@ def plain_against_generate(rain: Rain, tokens: int = 48, pairs: int = 5) -> tupl
     rain = Rain(rain.settings.updated(generation={"max_new_tokens": tokens, "seed": 0}))
     ratios = []
     for i in range(pairs + 1):
-        ours, base = plain(rain, PROMPTS[:1]), theirs.cost(model, PROMPTS[:1], tokens)  # type: ignore[arg-type]
+        ours, base = plain(rain, PROMPTS[:1]), theirs.cost(model, PROMPTS[:1], tokens)
         if i:
             wall = (ours.wall / ours.output) / (base.wall / base.output)
             ratios.append((wall, ours.cpu_each / base.cpu_each))
