@@ -14,7 +14,7 @@ from typing import cast
 
 from rain_llm.errors import PromptError, SearchError, SettingsError, UnsafeAnswerError
 from rain_llm.evaluation import SelfEvaluator, Subject
-from rain_llm.models.base import Embedder, LanguageModel
+from rain_llm.models.base import Embedder, Forgetful, LanguageModel
 from rain_llm.plain import plain_search
 from rain_llm.scheduler import Event, Finished, Scheduler, Ticket
 from rain_llm.search import RainSearch
@@ -55,6 +55,16 @@ class _Runtime:
                 self._evaluators.clear()
             self._evaluators[settings] = evaluator  # two threads may make one each: either will do
         return evaluator
+
+    def forget(self) -> None:
+        """Drop calibrations and cached prefixes: what comes next costs what it costs at first.
+
+        To be called while nothing is being written, by whoever compares costs.
+        """
+        self._evaluators.clear()
+        for model in (self.writer, self.judge):
+            if isinstance(model, Forgetful):
+                model.forget()
 
 
 _models: weakref.WeakValueDictionary[ModelSettings, LanguageModel] = weakref.WeakValueDictionary()
@@ -278,7 +288,7 @@ class Rain:
                 f"the context of {writer.name}, {writer.context_length} tokens: "
                 "shorten it or ask for fewer tokens"
             )
-        subject = _subject(prompt, context, settings)
+        subject = subject_of(prompt, context, settings)
         evaluator = runtime.evaluator(settings.evaluation) if guarded or judge else None
         if evaluator is not None:
             evaluator.check(subject, room)
@@ -401,7 +411,8 @@ def _models_of(settings: RainSettings) -> tuple[ModelSettings, ModelSettings | N
     return settings.model, settings.evaluation.judge, similarity.embedder
 
 
-def _subject(prompt: Prompt, context: str, settings: RainSettings) -> Subject:
+def subject_of(prompt: Prompt, context: str, settings: RainSettings) -> Subject:
+    """Return what the judge is told of a prompt."""
     if isinstance(prompt, str):
         return Subject(prompt, context, settings.generation.chat_template)
     turns = [message.content for message in prompt if message.role == "user"]

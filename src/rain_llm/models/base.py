@@ -112,6 +112,15 @@ class SteppedModel(LanguageModel, Protocol):
 
 
 @runtime_checkable
+class Forgetful(Protocol):
+    """A model that keeps what it has read, and can let go of it."""
+
+    def forget(self) -> None:
+        """Drop every cached prefix; afterwards everything costs, and is computed, as at first."""
+        ...
+
+
+@runtime_checkable
 class Embedder(Protocol):
     """Turns sentences into unit vectors."""
 

@@ -105,8 +105,9 @@ class KVCache:
         self._inserted.clear()
 
     def clear(self) -> None:
-        """Forget all tokens; the arenas stay."""
+        """Forget all tokens; the arenas stay, and their slots are given out as at first."""
         self._forget(np.array(list(self._children.values()), np.int64))
+        self._free = list(reversed(range(len(self._used))))
 
     # -- keys and values -----------------------------------------------------------------------
 

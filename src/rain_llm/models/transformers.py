@@ -210,6 +210,11 @@ class TransformersModel:
             self.step(unfinished)
         return [job.reply for job in jobs]
 
+    def forget(self) -> None:
+        """Drop every cached prefix."""
+        with self._lock:
+            self.cache.clear()
+
     # -- the forward pass -----------------------------------------------------------------------
 
     def _run(self, forward: Pass, keep: list[int]) -> torch.Tensor:
