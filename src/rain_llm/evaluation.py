@@ -19,7 +19,7 @@ import math
 import re
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeAlias, TypeVar, cast
 
 from rain_llm.criteria import Criterion, Example
 from rain_llm.errors import LabelError, PromptError
@@ -27,9 +27,14 @@ from rain_llm.models.base import LanguageModel
 from rain_llm.settings import EvaluationSettings
 from rain_llm.types import CriterionScore, Message, Reply, Request, Score, Scores, TokenIds, Verdict
 
-Asking = Generator[Sequence[Request], Sequence[Reply], list[Verdict]]
+Evidence: TypeAlias = tuple[float, ...]
+"""What a judge says of a text and a criterion, nats: one number a question, positive for good."""
 
-_CONTENT_FREE = ("", "N/A", "[...]")
+Answered = TypeVar("Answered")
+Asking: TypeAlias = Generator[Sequence[Request], Sequence[Reply], Answered]
+"""Yields one round of Score requests, takes the replies and returns what they come to."""
+
+CONTENT_FREE = ("", "N/A", "[...]")
 """Texts that say nothing (contextual calibration, Zhao et al. 2021, arXiv 2102.09690)."""
 
 _KEPT_CENTERS = 1024  # by query, there is one for each prompt
@@ -104,7 +109,7 @@ class SelfEvaluator:
                     "shorten the prompt or ask for fewer tokens"
                 )
 
-    def judge(self, subject: Subject, answers: Sequence[str]) -> Asking:
+    def judge(self, subject: Subject, answers: Sequence[str]) -> Asking[list[Verdict]]:
         """Judge each answer to ``subject``. Yields one round of Score requests."""
         centers = {c.name: self._center(c, subject) for c in self.settings.criteria}
         unknown = [
@@ -120,14 +125,14 @@ class SelfEvaluator:
         ]
         evidence = iter((yield from self._ask(asked)))
         for criterion, variants in unknown:
-            center = sum(next(evidence)[0] for _ in variants) / len(variants)
+            center = sum(log_odds(next(evidence)) for _ in variants) / len(variants)
             centers[criterion.name] = self._centers[self._center_key(criterion, subject)] = center
         while len(self._centers) > _KEPT_CENTERS:
             del self._centers[next(iter(self._centers))]
         verdicts = []
         for _ in answers:
             scores = tuple(
-                self._criterion_score(criterion, centers[criterion.name], *next(evidence))
+                self._criterion_score(criterion, centers[criterion.name], next(evidence))
                 for criterion in self.settings.criteria
             )
             weights = [criterion.weight for criterion in self.settings.criteria]
@@ -142,22 +147,36 @@ class SelfEvaluator:
             )
         return verdicts
 
+    def evidence(self, subject: Subject, answers: Sequence[str]) -> Asking[list[list[Evidence]]]:
+        """Ask what :meth:`judge` asks of each answer; return its evidence on each criterion.
+
+        The questions of a choice come as they are and, with ``swap``, with the options swapped; those
+        about labels frame by frame, and pair by pair within a frame.
+        """
+        asked = [
+            [self._questions(criterion, subject, answer) for criterion in self.settings.criteria]
+            for answer in answers
+        ]
+        evidence = iter((yield from self._ask([questions for answer in asked for questions in answer])))
+        return [[next(evidence) for _ in answer] for answer in asked]
+
     # -- from evidence to a score ----------------------------------------------------------------
 
     def _criterion_score(
-        self, criterion: Criterion, center: float | None, log_odds: float, votes: float
+        self, criterion: Criterion, center: float | None, evidence: Evidence
     ) -> CriterionScore:
+        odds = log_odds(evidence)
         threshold = criterion.threshold
         target = threshold if criterion.target is None else criterion.target
         if self.settings.mode == "hard":
-            probability = votes
+            probability = votes(evidence)
             threshold, target = max(threshold, 0.5), max(target, 0.5)  # a tie never passes
         else:
             scale = criterion.calibration.scale if criterion.calibration else 1.0
-            logit = (log_odds - (center or 0.0)) / scale
+            logit = (odds - (center or 0.0)) / scale
             probability = 1 / (1 + math.exp(-max(-700.0, min(700.0, logit))))
         return CriterionScore(
-            criterion.name, probability, threshold, probability > threshold, probability > target, log_odds
+            criterion.name, probability, threshold, probability > threshold, probability > target, odds
         )
 
     def _center(self, criterion: Criterion, subject: Subject) -> float | None:
@@ -174,33 +193,23 @@ class SelfEvaluator:
         if criterion.calibration is not None and criterion.calibration.center == "query":
             return [self._questions(criterion, subject, "")]
         nothing = Subject("", "", subject.dialogue)
-        return [self._questions(criterion, nothing, text) for text in _CONTENT_FREE]
+        return [self._questions(criterion, nothing, text) for text in CONTENT_FREE]
 
     @staticmethod
     def _center_key(criterion: Criterion, subject: Subject) -> str:
         by_query = criterion.calibration is not None and criterion.calibration.center == "query"
         return f"{criterion.name}\0{subject if by_query else subject.dialogue}"
 
-    def _ask(
-        self, groups: Sequence[Sequence[_Question]]
-    ) -> Generator[Sequence[Request], Sequence[Reply], list[tuple[float, float]]]:
-        """Ask all questions in one round.
-
-        Returns for each group its mean evidence, and the share of its questions that vote for good
-        (a tie is half a vote): with the two orders of a choice, the paper's v is twice that less 1.
-        """
+    def _ask(self, groups: Sequence[Sequence[_Question]]) -> Asking[list[Evidence]]:
+        """Ask all questions in one round; return each group's evidence."""
         sides = [side for group in groups for question in group for side in (question.good, question.bad)]
         scores = list(dict.fromkeys(score for score, _ in sides))
         replies = cast(Sequence[Scores], (yield scores))
         logprobs = {score: reply.logprobs for score, reply in zip(scores, replies, strict=True)}
-        results = []
-        for group in groups:
-            evidence = [
-                (logprobs[q.good[0]][q.good[1]] - logprobs[q.bad[0]][q.bad[1]]) / q.tokens for q in group
-            ]
-            votes = [0.5 + 0.5 * ((e > 0) - (e < 0)) for e in evidence]
-            results.append((sum(evidence) / len(evidence), sum(votes) / len(votes)))
-        return results
+        return [
+            tuple((logprobs[q.good[0]][q.good[1]] - logprobs[q.bad[0]][q.bad[1]]) / q.tokens for q in group)
+            for group in groups
+        ]
 
     # -- from a text to questions ------------------------------------------------------------------
 
@@ -303,6 +312,19 @@ class SelfEvaluator:
                 )
             found.append(tokens)
         return tuple(found)
+
+
+def log_odds(evidence: Evidence) -> float:
+    """Return the mean evidence, nats: the soft score before calibration."""
+    return sum(evidence) / len(evidence)
+
+
+def votes(evidence: Evidence) -> float:
+    """Return the share of questions that vote for good, in [0, 1]; a tie is half a vote.
+
+    With the two orders of a choice, the paper's v is twice that less 1.
+    """
+    return sum(0.5 + 0.5 * ((e > 0) - (e < 0)) for e in evidence) / len(evidence)
 
 
 def _shape(subject: Subject) -> str:
