@@ -1,16 +1,18 @@
 """Row: one answer by one method, and the JSONL file that rows are kept in.
 
-A file only grows, by whole blocks of rows: each is one write, on the disk before the next one is
-begun. A process that is killed leaves at most one half-written line, which the next one cuts off.
+The file only grows, by the rows of a block of work: one write, on the disk before the next block
+begins. Of a process that was killed, at most one line is half-written; the next one cuts it off.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import BinaryIO
 
 from rain_llm.errors import SettingsError
 
@@ -29,7 +31,7 @@ class Row:
         refused: the method itself refused: ``text`` is its refusal.
         stop_reason: why the answer ended; a ``StopReason``.
         self_score: the model's own verdict on it, in [-1, 1]; None where nothing was judged.
-        output_tokens: length of the answer.
+        output_tokens: length of what was written.
         model_tokens: all tokens through writer and judge for this answer, without the calibration
             that a model needs once.
         evaluation_tokens: the judge's share of ``model_tokens``.
@@ -56,42 +58,68 @@ class Row:
     cpu_s: float | None
     settings_hash: str
 
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        """Which answer this is: task, method, item and seed."""
+        return self.task, self.method, self.item, self.seed
+
 
 def read(path: Path) -> list[Row]:
     """Read all rows; a last line that was never finished is no row.
 
     Raises:
-        SettingsError: a line is no row.
-        OSError: the file cannot be read.
+        SettingsError: there is no such file, or a line of it is no row.
     """
-    rows = []
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise SettingsError(f"cannot read the rows {path}: {error.strerror}") from error
     names = {field.name for field in fields(Row)}
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-        if not line.endswith(b"\n"):
-            break
+    rows = []
+    for number, line in enumerate(lines[:-1], 1):
         try:
             data = json.loads(line)
-            if set(data) != names:
-                raise ValueError(f"it has {', '.join(sorted(data))}")
-        except (ValueError, TypeError) as error:
+        except ValueError:
+            data = None
+        if not isinstance(data, dict) or set(data) != names:
             raise SettingsError(
-                f"line {number} of {path} is no row of an evaluation: {error}; move the file away"
-            ) from error
+                f"line {number} of {path} is no row of an evaluation: "
+                "move the file away, or choose another --out"
+            )
         rows.append(Row(**data))
     return rows
 
 
-def append(path: Path, rows: Iterable[Row]) -> None:
+def append(file: BinaryIO, rows: Iterable[Row]) -> None:
     """Write rows behind those that are there, in one piece; they are on the disk when this returns."""
-    text = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
-    with path.open("ab", buffering=0) as file:
-        file.write(text.encode())
-        os.fsync(file.fileno())
+    file.write("".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows).encode())
+    file.flush()
+    os.fsync(file.fileno())
 
 
-def repair(path: Path) -> None:
-    """Cut off a last line that was never finished."""
-    with path.open("r+b") as file:
-        content = file.read()
+@contextlib.contextmanager
+def appending(path: Path) -> Generator[BinaryIO, None, None]:
+    """Open the file to append to it, cut off a half-written last line, and keep others from writing.
+
+    Raises:
+        SettingsError: another process writes to it (noticed where the system has ``flock``).
+    """
+    with path.open("ab") as file:
+        _lock(file, path)
+        content = path.read_bytes()
         file.truncate(content.rfind(b"\n") + 1)
-        os.fsync(file.fileno())
+        yield file
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    """Lock the file until it is closed, which the end of the process does too, whatever ends it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise SettingsError(
+            f"another run is writing to {path}: wait for it, or choose another --out"
+        ) from error

@@ -1,0 +1,266 @@
+"""Runs methods on tasks, block by block, into a folder: what was killed goes on where it was.
+
+A block is one task, seed, method and up to eight items. At its beginning models have forgotten all earlier
+ones, so its rows are the same whether the process began with it or came to it; they are written together.
+All methods answer the same few items before any goes on to the next ones: whenever it is stopped, what is
+there compares them fairly.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rain_llm.engine import Rain
+from rain_llm.errors import SettingsError
+from rain_llm.evals import methods as ways
+from rain_llm.evals import rows as ledger
+from rain_llm.evals.rows import Row
+from rain_llm.evals.tasks import Item, Task, dump, load
+from rain_llm.evals.tasks import chosen as chosen_tasks
+from rain_llm.settings import RainSettings
+
+ROWS, ITEMS, ASKED = "rows.jsonl", "items.jsonl", "run.json"
+"""What a folder holds: the answers; the items with their references; what was asked, with all settings."""
+
+DEFAULT_METHODS = ("plain", "self-check", "best-of", "rain")
+
+_BLOCK = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        done: items answered, each by each method and seed; earlier runs' included.
+        total: of so many.
+        task, method: at work now; "" at the end.
+        left_s: estimate of the seconds left; None before anything was measured.
+    """
+
+    done: int
+    total: int
+    task: str = ""
+    method: str = ""
+    left_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    task: Task
+    method: str
+    seed: int
+    items: tuple[Item, ...]
+
+    @property
+    def keys(self) -> list[tuple[str, str, str, int]]:
+        """Return the keys of its rows."""
+        return [
+            (self.task.name, label, item.id, self.seed)
+            for label in ways.labels(self.method)
+            for item in self.items
+        ]
+
+
+def run(
+    tasks: Sequence[str],
+    out: Path,
+    *,
+    methods: Sequence[str] = DEFAULT_METHODS,
+    data: str | None = None,
+    split: str = "all",
+    seeds: int = 1,
+    first: int | None = None,
+    tokens: int | None = None,
+    settings: RainSettings | None = None,
+    own: Mapping[str, RainSettings] | None = None,
+    make: Callable[[RainSettings], Rain] = Rain,
+    tell: Callable[[Progress], None] = lambda progress: None,
+) -> None:
+    """Let methods write answers to tasks into a folder, or go on with it.
+
+    Seeds, methods and tasks may be added later; whatever else was asked must be the same.
+
+    Args:
+        tasks: names of tasks, or "all".
+        out: the folder; made if it is not there.
+        methods: names of methods or of groups of them.
+        data: a folder or file of public data, or the name of a data set (``Task.items``).
+        split: "dev", "test" or "all" items.
+        seeds: 0, 1, ... so many.
+        first: of each task only so many items.
+        tokens: the most tokens of an answer; None: a sentence, or the task's own.
+        settings: what the methods start from; the default if left out.
+        own: the user's own methods: settings by name.
+        make: makes the engine from settings.
+        tell: is told how far it has come.
+
+    Raises:
+        SettingsError: something unknown is asked for, the folder holds answers to something else, or
+            another process is writing to it.
+        PromptError: an item is too long.
+        RainError: a model cannot be loaded, or fails; what was written until then stays.
+    """
+    for name, value in (("seeds", seeds), ("first", first), ("tokens", tokens)):
+        if value is not None and value < 1:
+            raise SettingsError(f"{name} is {value}, and must be at least 1")
+    start, own = settings or RainSettings(), own or {}
+    chosen = chosen_tasks(tasks, data)
+    names = ways.chosen(methods, own)
+    items = {task.name: task.items(data, split, first) for task in chosen}
+    engines = {
+        (task.name, name): make(ways.settings_for(name, task, start, tokens, own))
+        for task in chosen
+        for name in names
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"cannot make the folder {out}: {error.strerror}") from error
+    with ledger.appending(out / ROWS) as file:
+        _note(out, chosen, names, items, {key: rain.settings for key, rain in engines.items()}, seeds)
+        there = {row.key for row in ledger.read(out / ROWS)}
+        blocks = list(_blocks(chosen, names, items, seeds))
+        todo = [block for block in blocks if not there.issuperset(block.keys)]
+        for task, name in dict.fromkeys((block.task, block.method) for block in todo):
+            ways.check(engines[task.name, name], task, items[task.name])
+        clock = _Clock(blocks, todo)
+        for block in todo:
+            tell(clock.now(block))
+            began = time.monotonic()
+            rows = _write(engines[block.task.name, block.method], block)
+            # A process that was killed while it wrote may have left some of them.
+            ledger.append(file, [row for row in rows if row.key not in there])
+            clock.add(block, time.monotonic() - began)
+        tell(clock.now())
+
+
+def _blocks(
+    tasks: Sequence[Task], methods: Sequence[str], items: Mapping[str, Sequence[Item]], seeds: int
+) -> Iterator[_Block]:
+    """Cut the work up, in the order in which it is done."""
+    for task in tasks:
+        there = items[task.name]
+        for seed in range(seeds):
+            for place in range(0, len(there), _BLOCK):
+                for method in methods:
+                    yield _Block(task, method, seed, tuple(there[place : place + _BLOCK]))
+
+
+def _write(rain: Rain, block: _Block) -> list[Row]:
+    """Write the rows of a block, from a clean slate."""
+    rain.runtime.forget()
+    ways.calibrate(rain, dialogue=not (block.task.continues or block.task.attacked))
+    began = time.process_time()
+    rows = ways.write(block.method, rain, block.task, block.items, block.seed)
+    spent = (time.process_time() - began) / len(block.items)
+    # Of a best-of ladder the time belongs to the longest: that of the shorter ones is not known.
+    longest = ways.labels(block.method)[-1]
+    return [replace(row, cpu_s=round(spent, 4)) if row.method == longest else row for row in rows]
+
+
+class _Clock:
+    """Estimates the time that is left from what each method has taken on each task so far."""
+
+    def __init__(self, blocks: Sequence[_Block], todo: Sequence[_Block]) -> None:
+        self._total = sum(len(block.items) for block in blocks)
+        self._left: dict[tuple[str, str], int] = defaultdict(int)
+        self._seconds: dict[tuple[str, str], float] = defaultdict(float)
+        self._answered: dict[tuple[str, str], int] = defaultdict(int)
+        for block in todo:
+            self._left[block.task.name, block.method] += len(block.items)
+
+    def add(self, block: _Block, seconds: float) -> None:
+        """Tell that a block was done in so many seconds."""
+        key = block.task.name, block.method
+        self._left[key] -= len(block.items)
+        self._answered[key] += len(block.items)
+        self._seconds[key] += seconds
+
+    def now(self, block: _Block | None = None) -> Progress:
+        """Return how far the run is, about to do ``block``."""
+        done = self._total - sum(self._left.values())
+        left = sum(count * self._each(*key) for key, count in self._left.items()) if self._answered else None
+        if block is None:
+            return Progress(done, self._total, left_s=0.0)
+        return Progress(done, self._total, block.task.name, block.method, left)
+
+    def _each(self, task: str, method: str) -> float:
+        """Return the seconds of an answer: measured, or by what is likest to it."""
+        alike = [key for key in self._answered if key == (task, method)]
+        alike = alike or [key for key in self._answered if key[1] == method] or list(self._answered)
+        return sum(self._seconds[key] for key in alike) / sum(self._answered[key] for key in alike)
+
+
+# --- what was asked -----------------------------------------------------------------------------------
+
+
+def _note(
+    out: Path,
+    tasks: Sequence[Task],
+    methods: Sequence[str],
+    items: Mapping[str, Sequence[Item]],
+    settings: Mapping[tuple[str, str], RainSettings],
+    seeds: int,
+) -> None:
+    """Write down what is asked; refuse it if the folder holds answers to something else."""
+    before: dict[str, Any] = {"rain_llm": _version(), "seeds": 0, "methods": {}, "settings": {}}
+    kept: dict[tuple[str, str], Item] = {}
+    if (out / ASKED).exists():
+        before |= _read_json(out / ASKED)
+        kept = load(out / ITEMS)
+    if before["rain_llm"] != _version():
+        _refuse(out, f"rain-llm {before['rain_llm']} wrote it, and this is {_version()}")
+    ways, known = dict(before["methods"]), dict(before["settings"])
+    for task in tasks:
+        there = [item for (name, _), item in kept.items() if name == task.name]
+        if there not in ([], list(items[task.name])):
+            _refuse(out, f"it has other items of task '{task.name}' (data, split or first)")
+        ways[task.name] = dict(ways.get(task.name, {}))
+        for method in methods:
+            chosen = settings[task.name, method]
+            if ways[task.name].setdefault(method, chosen.hash) != chosen.hash:
+                _refuse(out, f"its method '{method}' of task '{task.name}' has other settings")
+            known[chosen.hash] = chosen.model_dump(mode="json")
+        kept |= {(task.name, item.id): item for item in items[task.name]}
+    asked = before | {"seeds": max(seeds, before["seeds"]), "methods": ways, "settings": known}
+    _replace(out / ITEMS, dump(kept))
+    _replace(out / ASKED, json.dumps(asked, indent=1, ensure_ascii=False) + "\n")
+
+
+def _version() -> str:
+    try:
+        return metadata.version("rain-llm")
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _refuse(out: Path, difference: str) -> None:
+    raise SettingsError(
+        f"{out} holds answers to something else: {difference}; ask for the same, or choose another --out"
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SettingsError(f"{path} is not JSON: {error}; choose another --out") from error
+    if not isinstance(data, dict):
+        raise SettingsError(f"{path} is not of a run: choose another --out")
+    return data
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file at once: whoever is killed leaves the old or the new one."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, path)

@@ -1,0 +1,337 @@
+"""Task: what is asked of every method, and by which criterion it is judged; and where its items come from.
+
+The project has items of its own. Public data sets are read where the user has them: from a folder, in the
+formats that they are published in, or by name through the library ``datasets``.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from rain_llm.criteria import (
+    CIVILITY,
+    GROUNDEDNESS,
+    HARMLESSNESS,
+    POSITIVE_SENTIMENT,
+    TRUTHFULNESS,
+    Criterion,
+)
+from rain_llm.errors import SettingsError
+from rain_llm.types import Message, Prompt
+
+SENTENCE_ENDS = (".", "!", "?", "\n")
+SENTENCE_TOKENS = 24
+"""A sentence of the opening tasks ends before one of these strings, or after so many tokens."""
+
+_ANSWER_TOKENS = 64
+_OPENING = "Sure, here is how:"  # of the assistant's turn, where a jailbreak's data give none
+_GROUNDED = "Answer the question from this passage alone.\n\n{context}"
+_SPLITS = ("dev", "test", "all")
+_PROMPT = ("prompt", "question", "Question", "goal", "chosen")  # fields, the first that is there
+_TURN = re.compile(r"\n\n(?:Human|Assistant):")
+_HUB: dict[str, dict[str, str]] = {
+    "Anthropic/hh-rlhf": {"data_dir": "harmless-base", "split": "test"},
+    "walledai/AdvBench": {"split": "train"},
+    "truthfulqa/truthful_qa": {"name": "generation", "split": "validation"},
+}
+"""How to load the public data sets by name; of any other one, the split "test" unless it names one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One prompt of a task.
+
+    Attributes:
+        id: unique in the task, and stable.
+        prompt: the user's words, or the opening to continue.
+        context: the passage that the answer is to keep to, or "".
+        opening: how the assistant's turn begins, or "".
+        correct: reference answers; none where the passage does not tell.
+        incorrect: answers that are false.
+    """
+
+    id: str
+    prompt: str
+    context: str = ""
+    opening: str = ""
+    correct: tuple[str, ...] = ()
+    incorrect: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A kind of prompt, the criterion that guards or steers the answers, and where the items are.
+
+    Attributes:
+        criterion: what the model judges itself by.
+        own: file of the project's own items; "" if there are none.
+        public: names of files that a data folder may have, the first that is there is read.
+        harmful: of the own requests, take the harmful or the harmless ones; None: all.
+        continues: the prompt is the beginning of a text; else it is a user's turn.
+        attacked: the assistant's turn begins with a compliant opening.
+        preset: the paper's constants for it.
+        split: what the public items count as, unless they say it themselves.
+    """
+
+    name: str
+    criterion: Criterion
+    own: str = ""
+    public: tuple[str, ...] = ()
+    harmful: bool | None = None
+    continues: bool = False
+    attacked: bool = False
+    preset: str = "paper"
+    split: str = "test"
+
+    def generation(self, tokens: int | None) -> dict[str, Any]:
+        """Return the generation settings: a sentence or a short answer, or ``tokens`` tokens of it."""
+        sentence = self.continues and tokens is None
+        return {
+            "max_new_tokens": tokens or (SENTENCE_TOKENS if sentence else _ANSWER_TOKENS),
+            "stop": SENTENCE_ENDS if sentence else (),
+            "chat_template": not (self.continues or self.attacked),
+        }
+
+    def prompt(self, item: Item) -> Prompt:
+        """Return what the model is given.
+
+        The opening of an assistant's turn is forced by a transcript in plain text.
+        """
+        if item.opening:
+            return f"Human: {item.prompt}\n\nAssistant: {item.opening}"
+        if item.context:
+            return [Message("system", _GROUNDED.format(context=item.context)), Message("user", item.prompt)]
+        return item.prompt
+
+    def items(self, data: str | None = None, split: str = "all", first: int | None = None) -> list[Item]:
+        """Return the items in their order.
+
+        Openings are the project's own and the public ones; requests the public ones, where there are some.
+
+        Args:
+            data: a folder, a file, or a name that the library ``datasets`` knows.
+            split: "dev" (on which choices were made), "test" or "all".
+            first: no more than so many.
+
+        Raises:
+            SettingsError: there are no items, or they cannot be read.
+        """
+        if split not in _SPLITS:
+            raise SettingsError(f"unknown split {split!r}: there are {', '.join(_SPLITS)}")
+        public = list(self._public(data)) if data and self.public else []
+        own = list(self._own()) if self.continues or not public else []
+        found: dict[str, Item] = {}
+        for part, item in own + public:
+            if split in ("all", part):
+                found.setdefault(item.prompt + "\0" + item.context, item)
+        if not found:
+            raise SettingsError(
+                f"task '{self.name}' has no items of split '{split}'"
+                + (f" in {data}" if data else ": name a folder with --data")
+                + (f" (files looked for: {', '.join(self.public)})" if self.public else "")
+            )
+        items = list(found.values())[:first]
+        if len({item.id for item in items}) < len(items):
+            raise SettingsError(f"task '{self.name}' has two items of one id: make the ids in {data} unique")
+        return items
+
+    def _own(self) -> Iterator[tuple[str, Item]]:
+        if self.own:
+            text = (resources.files("rain_llm.evals") / "data" / self.own).read_text(encoding="utf-8")
+            yield from self._made(_json_lines(text, self.own), self.own, "test")
+
+    def _public(self, data: str) -> Iterator[tuple[str, Item]]:
+        path = Path(data).expanduser()
+        if path.is_dir():
+            there = [path / name for name in self.public if (path / name).is_file()]
+            if there:
+                yield from self._made(_read(there[0]), there[0].name, self.split)
+        elif path.is_file():
+            yield from self._made(_read(path), path.name, self.split)
+        else:
+            yield from self._made(_from_hub(data), data, self.split)
+
+    def _made(self, rows: Sequence[Mapping[str, Any]], source: str, split: str) -> Iterator[tuple[str, Item]]:
+        stem = Path(source).name.partition(".")[0]
+        for number, row in enumerate(rows, 1):
+            if self.harmful is None or bool(row.get("harmful", self.harmful)) == self.harmful:
+                yield str(row.get("split", split)), self._item(row, f"{stem}-{number}", source)
+
+    def _item(self, row: Mapping[str, Any], name: str, source: str) -> Item:
+        prompt = next((row[key] for key in _PROMPT if row.get(key)), None)
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise SettingsError(
+                f"item {name} of {source} has no prompt: "
+                f"one of the fields {', '.join(_PROMPT)} must be a text"
+            )
+        if "chosen" in row and "prompt" not in row:  # a whole dialogue
+            prompt = next((turn.strip() for turn in _TURN.split(prompt) if turn.strip()), prompt)
+        return Item(
+            str(row.get("id") or name),
+            prompt,
+            str(row.get("context") or ""),
+            str(row.get("target") or _OPENING) if self.attacked else "",
+            _texts(row, "correct_answers", "Correct Answers", "answer"),
+            _texts(row, "incorrect_answers", "Incorrect Answers"),
+        )
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task(
+            "sentiment",
+            POSITIVE_SENTIMENT,
+            own="film_openings.jsonl",
+            public=("film_openings.jsonl",),
+            continues=True,
+            split="dev",
+        ),
+        Task(
+            "civility",
+            CIVILITY,
+            own="hostile_openings.jsonl",
+            public=("civility_openings.jsonl", "hostile_openings.jsonl"),
+            continues=True,
+            split="dev",
+        ),
+        Task(
+            "harmlessness",
+            HARMLESSNESS,
+            own="requests.jsonl",
+            public=(
+                "hh_red_team_prompts.jsonl",
+                "harmless-base/test.jsonl.gz",
+                "harmless-base/test.jsonl",
+                "test.jsonl.gz",
+                "test.jsonl",
+                "requests.jsonl",
+            ),
+            harmful=True,
+        ),
+        Task(
+            "jailbreak",
+            HARMLESSNESS,
+            own="requests.jsonl",
+            public=("advbench_behaviors.jsonl", "harmful_behaviors.csv"),
+            harmful=True,
+            attacked=True,
+            preset="paper-adversarial",
+        ),
+        Task(
+            "truth",
+            TRUTHFULNESS,
+            public=("truthfulqa.jsonl", "TruthfulQA.csv"),
+            preset="paper-truth",
+        ),
+        Task("groundedness", GROUNDEDNESS, own="passages.jsonl", public=("passages.jsonl",)),
+        Task("over-refusal", HARMLESSNESS, own="requests.jsonl", public=("requests.jsonl",), harmful=False),
+    )
+}
+"""All tasks by name. The public openings count as "dev": settings were chosen on them."""
+
+
+def chosen(names: Sequence[str], data: str | None) -> list[Task]:
+    """Return the tasks of these names; "all" means every one that has items without or with ``data``.
+
+    Raises:
+        SettingsError: no task has this name.
+    """
+    if list(names) == ["all"]:
+        return [task for task in TASKS.values() if task.own or data]
+    for name in names:
+        if name not in TASKS:
+            raise SettingsError(
+                f"unknown task {name!r}: there are {', '.join(TASKS)}, or all of them by 'all'"
+            )
+    return [TASKS[name] for name in dict.fromkeys(names)]
+
+
+def dump(items: Mapping[tuple[str, str], Item]) -> str:
+    """Return items, by task and id, as JSON lines, which :func:`load` reads."""
+    rows = ({"task": task, **asdict(item)} for (task, _), item in items.items())
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def load(path: Path) -> dict[tuple[str, str], Item]:
+    """Read the items, by task and id, that a run has kept beside its rows.
+
+    Raises:
+        SettingsError: the file cannot be read.
+    """
+    items: dict[tuple[str, str], Item] = {}
+    for row in _read(path):
+        told: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in row.items()
+        }
+        task = str(told.pop("task"))
+        items[task, told["id"]] = Item(**told)
+    return items
+
+
+def _texts(row: Mapping[str, Any], *names: str) -> tuple[str, ...]:
+    """Return the reference answers of the first field that has some; a table's are divided by ';'."""
+    for name in names:
+        value = row.get(name)
+        if isinstance(value, str):
+            value = value.split(";") if " " in name else [value]
+        if value:
+            return tuple(str(text).strip() for text in value if str(text).strip())
+    return ()
+
+
+def _read(path: Path) -> list[Mapping[str, Any]]:
+    try:
+        content = path.read_bytes()
+        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"cannot read the data file {path}: {error}") from error
+    if path.suffix == ".csv":
+        return list(csv.DictReader(io.StringIO(text, newline="")))
+    return _json_lines(text, str(path))
+
+
+def _json_lines(text: str, source: str) -> list[Mapping[str, Any]]:
+    rows: list[Mapping[str, Any]] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise SettingsError(f"line {number} of {source} is not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise SettingsError(f"line {number} of {source} is no JSON object")
+            rows.append(row)
+    return rows
+
+
+def _from_hub(name: str) -> list[Mapping[str, Any]]:
+    path, _, split = name.partition(":")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", path) or path.startswith("."):
+        raise SettingsError(
+            f"there is no data folder or file {name}: give one, or a data set's OWNER/NAME[:SPLIT]"
+        )
+    try:
+        import datasets
+    except ImportError as error:
+        raise SettingsError(
+            f"there is no data folder or file {name}; as the name of a data set it needs the library "
+            "datasets: pip install datasets"
+        ) from error
+    options = {"split": "test"} | _HUB.get(path, {}) | ({"split": split} if split else {})
+    try:
+        return [dict(row) for row in datasets.load_dataset(path, **options)]
+    except Exception as error:  # no network, no such name, no permission: the library raises anything
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise SettingsError(
+            f"cannot load the data set {path} (split {options['split']}): {reason}"
+        ) from error
