@@ -1,0 +1,136 @@
+"""A report's parts, and how they become Markdown or one self-contained HTML page."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+
+MARKS = {"better": "▲", "worse": "▼", "more": "↑", "less": "↓", "not told apart": "○", "": ""}
+"""What stands beside a difference."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A figure in a table.
+
+    Attributes:
+        text: the figure.
+        beside: its interval, or its difference to something with the interval of that.
+        verdict: one of ``MARKS``.
+    """
+
+    text: str
+    beside: str = ""
+    verdict: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Cells under a head; the first cell of a row names it."""
+
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """What methods wrote to one prompt: (method, answer, what the main judge says)."""
+
+    prompt: str
+    answers: Sequence[tuple[str, str, str]]
+
+
+@dataclass
+class Section:
+    """All that is said of one task.
+
+    Attributes:
+        plots: quality against tokens: (caption, SVG).
+        forest: differences to plain, as SVG.
+        upsetting: its texts may be offensive.
+    """
+
+    task: str
+    about: str
+    tables: list[Table] = field(default_factory=list)
+    plots: list[tuple[str, str]] = field(default_factory=list)
+    forest: str = ""
+    examples: list[Example] = field(default_factory=list)
+    upsetting: bool = False
+
+
+@dataclass
+class Page:
+    """A report.
+
+    Attributes:
+        about: what was run.
+        findings: what came out, in one table.
+        legend: (figure, what it is, what must be known of it).
+        reading: how to read it, a sentence each.
+    """
+
+    about: list[str]
+    findings: Table
+    sections: list[Section]
+    legend: list[tuple[str, str, str]]
+    reading: list[str]
+
+
+def as_html(page: Page) -> str:
+    """Make the HTML page: no scripts, nothing loaded from elsewhere; all texts escaped."""
+    from jinja2 import Environment
+
+    source = resources.files("rain_llm.evals").joinpath("page.html.j2").read_text(encoding="utf-8")
+    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
+    return template.render(page=page, marks=MARKS)
+
+
+def as_markdown(page: Page) -> str:
+    """Make the Markdown page; texts of models are escaped, and folded away where they may upset."""
+    lines = ["# What guarding the model does", "", " · ".join(page.about), "", "## In short", ""]
+    lines += [*_table(page.findings), "", page.findings.note]
+    for section in page.sections:
+        lines += ["", f"## {section.task}", "", section.about]
+        for table in section.tables:
+            lines += ["", f"**{table.caption}**", "", *_table(table)]
+            lines += ["", table.note] if table.note else []
+        lines += ["", *_examples(section)]
+    lines += ["", "## What the figures are", ""]
+    lines += [f"- **{name}**: {about}" + f" ({note})" * bool(note) for name, about, note in page.legend]
+    lines += ["", "## How to read them", "", *(f"- {line}" for line in page.reading)]
+    return "\n".join(lines) + "\n"
+
+
+def _table(table: Table) -> list[str]:
+    rows = [[_cell(cell) for cell in row] for row in table.rows]
+    return [_row(table.head), "|" + "---|" * len(table.head), *map(_row, rows)]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _cell(cell: Cell) -> str:
+    return " ".join(filter(None, (cell.text, cell.beside, MARKS[cell.verdict])))
+
+
+def _examples(section: Section) -> list[str]:
+    warning = ", which may be offensive" * section.upsetting
+    lines = ["<details>", f"<summary>Examples{warning}</summary>", ""] if section.examples else []
+    for example in section.examples:
+        lines += [f"> {_plain(example.prompt)}", ""]
+        lines += [f"- {method} ({figure}): {_plain(text)}" for method, text, figure in example.answers]
+        lines += [""]
+    return lines + ["</details>"] * bool(lines)
+
+
+def _plain(text: str) -> str:
+    """Let a model's text say nothing to a Markdown reader, and stay on one line."""
+    marked = re.sub(r"([\\`*_{}\[\]()#+!|~^$@:])", r"\\\1", " ⏎ ".join(text.strip().splitlines()))
+    return html.escape(marked, quote=False) or "(nothing)"
