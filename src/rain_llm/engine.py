@@ -140,14 +140,7 @@ class Rain:
         Raises:
             As ``generate``; the first prompt's error after all have ended.
         """
-        jobs = self._jobs(prompts, context, settings, guarded=True)
-        if jobs:
-            self.runtime.scheduler.submit(*(job.ticket for job in jobs))
-        results = [_attempt(job.listen(submit=False)) for job in jobs]
-        for result in results:
-            if isinstance(result, Exception):
-                raise result
-        return cast("list[RainResult]", results)
+        return self._all(self._jobs(prompts, context, settings, guarded=True))
 
     def stream(
         self, prompt: Prompt, *, context: str = "", settings: RainSettings | None = None
@@ -184,6 +177,17 @@ class Rain:
         """Write with the same model unguarded; with ``judge``, the finished text gets a verdict."""
         (job,) = self._jobs([prompt], context, settings, guarded=False, judge=judge)
         return _last(job.listen())
+
+    def plain_batch(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        context: str = "",
+        settings: RainSettings | None = None,
+        judge: bool = False,
+    ) -> list[RainResult]:
+        """Write after each prompt unguarded, all at once; each is what :meth:`plain` gives alone."""
+        return self._all(self._jobs(prompts, context, settings, guarded=False, judge=judge))
 
     def plain_stream(
         self, prompt: Prompt, *, settings: RainSettings | None = None
@@ -267,6 +271,16 @@ class Rain:
     ) -> list[_Job]:
         settings = self._checked(prompts, settings)
         return [self._prepare(prompt, context, settings, guarded, judge) for prompt in prompts]
+
+    def _all(self, jobs: Sequence[_Job]) -> list[RainResult]:
+        """Let all jobs begin at once; return their results, or raise the first one's error."""
+        if jobs:
+            self.runtime.scheduler.submit(*(job.ticket for job in jobs))
+        results = [_attempt(job.listen(submit=False)) for job in jobs]
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        return cast("list[RainResult]", results)
 
     def _prepare(
         self,

@@ -222,20 +222,16 @@ def write(method: str, rain: Rain, task: Task, items: Sequence[Item], seed: int)
             for prompt, item in zip(prompts, items, strict=True)
         ]
         return [row(f"best-of-{n}", place, best(some[:n])) for n in ladder for place, some in enumerate(made)]
-    if method == "plain":
-        results = [rain.plain(prompt, settings=settings) for prompt in prompts]
-    elif method == "self-check":
-        results = [
-            _checked(rain.plain(prompt, context=item.context, settings=settings, judge=True), settings)
-            for prompt, item in zip(prompts, items, strict=True)
-        ]
-    elif any(item.context for item in items):
-        results = [
-            rain.generate(prompt, context=item.context, settings=settings)
-            for prompt, item in zip(prompts, items, strict=True)
-        ]
+    contexts = {item.context for item in items}
+    if len(contexts) > 1:  # a batch has one passage
+        return [row for item in items for row in write(method, rain, task, [item], seed)]
+    (context,) = contexts
+    if method in UNGUARDED:
+        judge = method == "self-check"
+        results = rain.plain_batch(prompts, context=context, settings=settings, judge=judge)
+        results = [_checked(result, settings) for result in results] if judge else results
     else:
-        results = rain.generate_batch(prompts, settings=settings)
+        results = rain.generate_batch(prompts, context=context, settings=settings)
     return [row(method, place, result) for place, result in enumerate(results)]
 
 
