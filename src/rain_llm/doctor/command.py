@@ -1,0 +1,162 @@
+"""``rain doctor``: the command line of the examination."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import TypeAdapter
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from rain_llm.criteria import BUILT_IN, Criterion
+from rain_llm.demo import loading
+from rain_llm.doctor.examine import Diagnosis, Examination, Trust, examine, expected
+from rain_llm.doctor.items import Item, read, shipped
+from rain_llm.doctor.report import page, sentence, summary, title
+from rain_llm.doctor.settings_file import settings_file
+from rain_llm.engine import Rain
+from rain_llm.errors import SettingsError
+from rain_llm.models.base import LanguageModel
+from rain_llm.settings import EvaluationSettings, RainSettings
+
+_WIDTH = 100
+EXIT_CODES = "Exit codes: 0 examined, 1 error, 2 usage, 3 with --strict: something can't be judged."
+
+
+def doctor(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL", help="Folder or hub name; left out: the embedded model."),
+    ] = None,
+    criterion: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help=f"What to examine, repeatable: {', '.join(BUILT_IN)}."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.jsonl", help="Your own labelled answers; left out: those that ship."),
+    ] = None,
+    settings: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Settings, YAML or JSON: judge and criteria."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.yaml", help="Write settings with what was fitted there.")
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="Write the whole diagnosis there.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what there is.")] = False,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of the split and the intervals.")] = 0,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 3 if a judgement is not above chance.")
+    ] = False,
+) -> None:
+    """Find out whether MODEL can judge answers, how to ask it, and from which score on to trust it."""
+    chosen = RainSettings.from_file(settings) if settings else RainSettings()
+    criteria = _criteria(criterion or [], chosen.evaluation if settings else None)
+    if data is not None and len(criteria) > 1:
+        raise typer.BadParameter(
+            "say what the answers are labelled for: --criterion NAME", param_hint="--data"
+        )
+    items = {c.name: read(data) if data else shipped(c.name) for c in criteria}
+    for path in (out, json):
+        if path is not None:
+            _check_target(path, force)
+
+    began = time.monotonic()
+    judge_settings = chosen.evaluation.judge or chosen.model
+    if model is not None:
+        judge_settings = judge_settings.model_copy(update={"name": model, "revision": None})
+    progress = Console(file=sys.stderr, highlight=False)
+    alone = RainSettings(model=judge_settings)
+    with progress.status(loading(alone)):
+        judge = _judge(alone)
+    console = Console(highlight=False)
+    console.width = min(console.width, _WIDTH)
+    sizes = ", ".join(str(len(found)) for found in items.values())
+    source = str(data) if data else "those that ship"
+    console.print(title(judge.name, f"{sizes} labelled answers, {source}", seed))
+    examinations = []
+    for number, one in enumerate(criteria, 1):
+        task = f"{one.name}, {number} of {len(criteria)}"
+        found = _examined(judge, one, chosen.evaluation, items[one.name], seed, progress, task)
+        console.print(page(found))
+        examinations.append(found)
+    diagnosis = Diagnosis(
+        judge.name,
+        judge_settings,
+        chosen.evaluation.judge is not None,
+        source,
+        seed,
+        tuple(examinations),
+        time.monotonic() - began,
+    )
+    console.print(summary(diagnosis))
+    _save(diagnosis, out, json, criterion or [], console)
+    if strict and not all(e.trust in (Trust.YES, Trust.WEAK) for e in examinations):
+        raise typer.Exit(3)
+
+
+def _judge(settings: RainSettings) -> LanguageModel:
+    """Load the model that is examined: the one place where a test puts its own."""
+    return Rain(settings).runtime.judge
+
+
+def _criteria(names: list[str], own: EvaluationSettings | None) -> list[Criterion]:
+    """Find the criteria by name: those of the user's settings before the built-in ones."""
+    known = BUILT_IN | {c.name: c for c in (own.criteria if own else ())}
+    for name in names:
+        if name not in known:
+            raise SettingsError(
+                f"unknown criterion '{name}': there are {', '.join(known)}; "
+                "put one of your own into a settings file and name it with --settings FILE"
+            )
+    if names:
+        return [known[name] for name in dict.fromkeys(names)]
+    return list(own.criteria if own else BUILT_IN.values())
+
+
+def _check_target(path: Path, force: bool) -> None:
+    """Find out before a model runs."""
+    if path.exists() and not force:
+        raise SettingsError(f"{path} exists: name another file, or overwrite it with --force")
+    if path.is_dir() or not path.parent.is_dir():
+        raise SettingsError(f"cannot write {path}: name a file in a folder that exists")
+
+
+def _examined(
+    judge: LanguageModel,
+    criterion: Criterion,
+    as_set: EvaluationSettings,
+    items: list[Item],
+    seed: int,
+    console: Console,
+    task: str,
+) -> Examination:
+    """Examine one criterion; how far it is can be watched, and nothing of that stays."""
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task(task, total=expected(criterion, as_set, items))
+        return examine(judge, criterion, as_set, items, seed, lambda n: progress.advance(bar, n))
+
+
+def _save(
+    diagnosis: Diagnosis, out: Path | None, json: Path | None, named: list[str], console: Console
+) -> None:
+    line = Text("\n")
+    tokens = sum(examination.model_tokens for examination in diagnosis.examinations)
+    line.append(f"{tokens:,} tokens through the model, {diagnosis.seconds:.0f} s", "dim")
+    if json is not None:
+        whole = {"verdict": sentence(diagnosis), **TypeAdapter(Diagnosis).dump_python(diagnosis, mode="json")}
+        json.write_bytes(TypeAdapter(dict).dump_json(whole, indent=2) + b"\n")
+        line.append(f"\nThe whole diagnosis: {json}")
+    if out is not None:
+        out.write_text(settings_file(diagnosis, named), encoding="utf-8")
+        line.append(f'\nSettings: {out}; use them: rain generate --settings {out} "..."')
+    console.print(line)

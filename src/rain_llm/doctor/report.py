@@ -1,0 +1,168 @@
+"""What the doctor says: a page for each criterion, and one sentence in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from rain_llm.doctor.examine import CHANCE, SAID, TRUSTED, Diagnosis, Examination, Measures, Trust
+from rain_llm.doctor.measures import Interval
+
+_COLOURS = {Trust.YES: "green", Trust.WEAK: "yellow", Trust.NO: "red", Trust.INVERTED: "magenta"}
+_BAR = 21  # characters from AUC 0 to AUC 1; odd, so that chance has one of its own
+
+
+def sentence(diagnosis: Diagnosis) -> str:
+    """Say in one sentence what the model can judge."""
+    names = {trust: [e.criterion.name for e in diagnosis.examinations if e.trust is trust] for trust in Trust}
+    parts = []
+    if names[Trust.YES]:
+        parts.append(f"can judge {_listed(names[Trust.YES])}")
+    if names[Trust.WEAK]:
+        parts.append(f"judges {_listed(names[Trust.WEAK])} weakly")
+    if names[Trust.NO]:
+        parts.append(f"can't judge {_listed(names[Trust.NO], 'or')}")
+    if names[Trust.INVERTED]:
+        parts.append(f"judges {_listed(names[Trust.INVERTED])} the wrong way round")
+    return f"This model {', and it '.join([', '.join(parts[:-1]), parts[-1]] if parts[1:] else parts)}."
+
+
+# --- pages --------------------------------------------------------------------------------------------
+
+
+def title(model: str, source: str, seed: int) -> Group:
+    """Say who is examined on what, and what the columns are."""
+    head = Text.assemble(("rain doctor", "bold cyan"), f": can {model} judge?")
+    legend = (
+        f"{source}: one half ranks the ways to ask and fits, the other reports. Seed {seed}.\n\n"
+        "AUC     the chance that a good answer scores above a bad one, its 95 % interval; 0.5 is a coin\n"
+        "hard    right votes, a tie being half right    ties    votes that say nothing\n"
+        "empty   log-odds of a text that says nothing   A first preference for the letter A, both in nats\n"
+        f"green: the interval lies above {TRUSTED:g}, yellow: above {CHANCE:g}   "
+        "▸ recommended   ∙ as set"
+    )
+    return Group(head, Text(legend, "dim"))
+
+
+def page(examination: Examination) -> Group:
+    """Show everything that was found about a criterion."""
+    title = Text(f"\n{examination.criterion.name} ", "bold")
+    title.append(SAID[examination.trust], f"bold {_COLOURS[examination.trust]}")
+    return Group(title, Text(), _measured(examination), _fitted(examination))
+
+
+def summary(diagnosis: Diagnosis) -> Group:
+    """Show all criteria in a table, and the sentence."""
+    table = _table("verdict", 20, "complete answers", "cut off", "asked as")
+    for examination in diagnosis.examinations:
+        held = examination.recommended
+        table.add_row(
+            Text(examination.criterion.name, f"bold {_COLOURS[examination.trust]}"),
+            _interval(held.complete.auc, held.trust),
+            _interval(held.cut.auc, held.cut.trust),
+            held.style.name,
+        )
+    verdict = Text(f"\n{sentence(diagnosis)}", "bold")
+    return Group(Text(), table, verdict, _advice(diagnosis))
+
+
+def _measured(examination: Examination) -> Table:
+    """Rank the styles, as one half saw them; then what the other half says of those that matter."""
+    table = _table("ranked on one half", 25, "AUC", "", "hard", "ties", "empty", "A first")
+    for ranked in examination.ranking:
+        style = ranked.style
+        marks = "▸" if style == examination.recommended.style else " "
+        marks += "∙" if style == examination.as_set.style else " "
+        letters = "" if ranked.position_bias is None else f"{ranked.position_bias:+.1f}"
+        _row(table, f"{marks} {style.name}", ranked.measures, f"{ranked.label_bias:+.1f}", letters)
+    for name, _ in examination.refused:
+        table.add_row(Text(f"   {name}", "dim"), Text("cannot be asked", "dim"))
+    table.add_section()
+    table.add_row(Text("on the other half", "bold"))
+    finalists = {held.style.name: held for held in (examination.recommended, examination.as_set)}
+    for name, held in finalists.items():
+        _row(table, f"   {name}", held.complete)
+        _row(table, "     cut off", held.cut)
+    return table
+
+
+def _row(table: Table, name: str, measures: Measures, *more: str) -> None:
+    trust = measures.trust
+    table.add_row(
+        Text(name, "bold" if name.startswith("▸") else ""),
+        _interval(measures.auc, trust),
+        _bar(measures.auc, trust),
+        _share(measures.hard),
+        Text(_share(measures.ties), "red" if measures.ties > 0.5 else ""),
+        *more,
+    )
+
+
+def _fitted(examination: Examination) -> Text:
+    held = examination.recommended
+    if held.fit is None or held.passing is None:
+        return Text("\n   Nothing fitted: higher scores did not mean better answers.", "red")
+    now = examination.passing_as_set
+    said = "  ".join(f"{b.said:.2f}" for b in held.curve)
+    was = "  ".join(f"{b.was:.2f}" for b in held.curve)
+    return Text.assemble(
+        ("\n   fitted       ", "dim"),
+        f"sigmoid((log-odds - ({held.fit.center:.2f})) / {held.fit.scale:.2f}), "
+        f"passes above {held.fit.threshold:.2f}\n",
+        ("   passes       ", "dim"),
+        f"{_share(held.passing.good)} of the good, {_share(held.passing.bad)} of the bad",
+        (f"   as set: {_share(now.good)} and {_share(now.bad)}\n", "dim"),
+        ("   probability  ", "dim"),
+        f"said {said}\n",
+        ("                ", "dim"),
+        f"was  {was}   off by {held.calibration_error:.2f} on average",
+    )
+
+
+def _advice(diagnosis: Diagnosis) -> Text:
+    trusted = {examination.trust for examination in diagnosis.examinations}
+    advice = Text("", "dim")
+    if trusted & {Trust.NO, Trust.INVERTED}:
+        advice.append("What it can't judge, it can't guard: take a larger judge (evaluation.judge). ")
+    if Trust.WEAK in trusted:
+        advice.append("More labelled answers make a weak verdict clear, one way or the other. ")
+    if Trust.YES in trusted:
+        advice.append("Trust holds for answers like those examined: examine on your own with --data. ")
+    return advice
+
+
+def _table(first: str, width: int, *headings: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(first, min_width=width, no_wrap=True)
+    for heading in headings:
+        right = heading in ("hard", "ties", "empty", "A first")
+        table.add_column(heading, justify="right" if right else "left", no_wrap=True)
+    return table
+
+
+def _interval(auc: Interval, trust: Trust) -> Text:
+    shown = Text(f"{auc.value:.2f}", f"bold {_COLOURS[trust]}")
+    return shown.append(f" [{auc.low:.2f}, {auc.high:.2f}]", "not bold")
+
+
+def _bar(auc: Interval, trust: Trust) -> Text:
+    """Draw an interval between 0 and 1, with chance in the middle."""
+    low, value, high = (round(end * (_BAR - 1)) for end in (auc.low, auc.value, auc.high))
+    shown = Text()
+    for place in range(_BAR):
+        inside = low <= place <= high
+        sign = "●" if place == value else "━" if inside else "┊" if place == _BAR // 2 else "·"
+        shown.append(sign, _COLOURS[trust] if inside else "dim")
+    return shown
+
+
+def _share(share: float) -> str:
+    return f"{share:.0%}".replace("%", " %")
+
+
+def _listed(names: Sequence[str], joint: str = "and") -> str:
+    return f" {joint} ".join([*([", ".join(names[:-1])] if names[1:] else []), names[-1]])

@@ -1,0 +1,95 @@
+"""What was fitted, as a settings file that ``RainSettings.from_file`` loads."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from rain_llm.doctor.examine import SAID, Diagnosis, Held, Trust
+
+
+def settings_file(diagnosis: Diagnosis, named: Sequence[str]) -> str:
+    """Write YAML with what was fitted, for ``RainSettings.from_file``.
+
+    It holds the criteria that can be judged, weakly or better, and says in a comment why the others
+    are left out. All criteria of a file are asked in one kind of style: that of most of them.
+
+    Args:
+        diagnosis: what was found.
+        named: criteria that were asked for by name: these hold even if they need a context.
+    """
+    usable = [e for e in diagnosis.examinations if e.trust in (Trust.YES, Trust.WEAK)]
+    kinds = Counter(e.recommended.style.kind for e in usable)
+    kind = kinds.most_common(1)[0][0] if kinds else None
+    blocks, kept = [], 0
+    for examination in diagnosis.examinations:
+        name, held = examination.criterion.name, examination.recommended
+        auc = held.complete.auc
+        said = f"{name} {SAID[examination.trust]}: AUC {auc.value:.2f} [{auc.low:.2f}, {auc.high:.2f}]"
+        block = ""
+        if examination not in usable:
+            said += "; left out."
+        elif held.style.kind != kind:
+            said += f",\nbut asked otherwise ({held.style.name}): rain doctor --criterion {name} --out FILE"
+        else:
+            block = yaml.dump(
+                [_criterion(held)],
+                Dumper=_Dumper,
+                sort_keys=False,
+                default_flow_style=None,
+                width=1000,
+                allow_unicode=True,
+            )
+            if examination.criterion.needs_context and name not in named:
+                said += ".\nIt needs a context with every answer; take away the '#' to judge by it:"
+                block = textwrap.indent(block, "# ")
+            else:
+                kept += 1
+        blocks.append(textwrap.indent(said, "# ") + "\n" + block)
+    head = (
+        f"# Fitted by `rain doctor` to {diagnosis.model}; answers: {diagnosis.data}; seed {diagnosis.seed}.\n"
+        "# AUC: the chance that a good answer scores above a bad one, on answers that nothing was\n"
+        "# fitted to, with its 95 % interval; 0.5 is a coin.\n"
+    )
+    model = {"name": None, **diagnosis.settings.model_dump(mode="json", exclude_defaults=True)}
+    data: dict[str, Any] = {"evaluation": {"judge": model}} if diagnosis.judges_only else {"model": model}
+    if not (kept and kind):
+        return head + yaml.safe_dump(data, sort_keys=False) + "".join(blocks)
+    asked = dict(zip(("style", "chat_template", "examples"), kind, strict=True))
+    data["evaluation"] = {**data.get("evaluation", {}), **asked, "mode": "soft"}
+    return (
+        head
+        + yaml.safe_dump(data, sort_keys=False)
+        + "  criteria:\n"
+        + textwrap.indent("".join(blocks), "    ")
+    )
+
+
+def _criterion(held: Held) -> dict[str, Any]:
+    """Return a criterion with what its style needs, and what was fitted."""
+    criterion, fitted = held.style.criterion, held.fit
+    assert fitted is not None  # what can be judged has been fitted
+    style, _, examples = held.style.kind
+    material = {"labels", "frames"} if style == "labels" else {style}
+    material |= {"examples"} if examples else set()
+    unused = {"labels", "frames", "choice", "channel", "examples"} - material
+    shown = criterion.model_dump(mode="json", exclude_defaults=True, exclude=unused)
+    shown["threshold"] = round(fitted.threshold, 4)
+    if criterion.target is not None:  # as many good answers are above it as below
+        shown["target"] = max(shown["threshold"], round(fitted.clear, 4))
+    return {**shown, "calibration": {"center": round(fitted.center, 4), "scale": round(fitted.scale, 4)}}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes frames on one line, and short lists too."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _text)

@@ -1,0 +1,97 @@
+"""Ways to ask for a criterion: each is the settings of an evaluation, with one criterion.
+
+They differ in ``style``, ``chat_template`` and ``examples``, which all criteria of a settings file
+share, and in the criterion's own frames and labels. Whether soft scores or hard votes are read from
+a question is none of its style: the same answers tell both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from rain_llm.criteria import Criterion, placeholders
+from rain_llm.errors import LabelError, ModelNotSupportedError
+from rain_llm.evaluation import SelfEvaluator
+from rain_llm.models.base import LanguageModel
+from rain_llm.settings import EvaluationSettings
+from rain_llm.types import Message
+
+Kind: TypeAlias = tuple[Literal["labels", "choice", "channel"], bool, bool]
+"""What the criteria of one settings file have in common: style, chat template, worked examples."""
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """A way to ask.
+
+    Attributes:
+        name: for people, such as "labels, frame 2".
+        settings: soft, with one criterion.
+    """
+
+    name: str
+    settings: EvaluationSettings
+
+    @property
+    def criterion(self) -> Criterion:
+        """The criterion, with the frames and labels of this style."""
+        return self.settings.criteria[0]
+
+    @property
+    def kind(self) -> Kind:
+        """What it shares with all criteria of a settings file."""
+        return self.settings.style, self.settings.chat_template, self.settings.examples
+
+
+def styles(criterion: Criterion, as_set: EvaluationSettings) -> list[Style]:
+    """Return the ways to ask for a criterion: first as the settings do, then all that it has material for."""
+    own = EvaluationSettings(
+        criteria=(criterion,),
+        style=as_set.style,
+        examples=as_set.examples,
+        chat_template=as_set.chat_template,
+    )
+    found: dict[EvaluationSettings, str] = {}
+
+    def add(name: str, changes: dict[str, Any] | None = None, **parts: Any) -> None:
+        asked = criterion.model_copy(update=changes or {})
+        found.setdefault(EvaluationSettings(criteria=(asked,), **parts), name)
+
+    if criterion.labels:
+        add("labels")
+        if len(criterion.frames) > 1:
+            for number, frame in enumerate(criterion.frames, 1):
+                add(f"labels, frame {number}", {"frames": (frame,)})
+        add("labels, first pair", {"labels": criterion.labels[:1]})
+        add("labels, yes or no", _yes_or_no(criterion))
+        add("labels, chat template", chat_template=True)
+    if criterion.choice:
+        add("choice", style="choice")
+        add("choice, chat template", style="choice", chat_template=True)
+        if criterion.examples:
+            add("choice, examples", style="choice", examples=True)
+    if criterion.channel:
+        add("channel", style="channel")
+    first = Style(found.pop(own, "as set"), own)
+    return [first, *(Style(name, settings) for settings, name in found.items())]
+
+
+def askable(style: Style, judge: LanguageModel) -> str | None:
+    """Return why a judge cannot be asked this way; None if it can."""
+    try:
+        if style.settings.chat_template:
+            judge.render_chat([Message("user", "?")])
+        SelfEvaluator(style.settings, judge)
+    except (LabelError, ModelNotSupportedError) as error:
+        return str(error)
+    return None
+
+
+def _yes_or_no(criterion: Criterion) -> dict[str, Any]:
+    """Ask whether the text is what the first good word says, below what the first frame shows."""
+    shown = criterion.frames[0].rpartition("\n")[0].rstrip()
+    if not placeholders(shown) & {"text", "answer"}:
+        shown = "{text}"
+    question = f"Is this {criterion.labels[0][0].strip()}, yes or no?"
+    return {"labels": (("yes", "no"),), "frames": (f"{shown}\n{question}\nAnswer:",)}
