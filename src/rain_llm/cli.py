@@ -1,4 +1,4 @@
-"""The command line: ``rain generate`` and ``rain demo``.
+"""The command line: ``rain generate``, ``rain demo`` and ``rain doctor``.
 
 The answer goes to stdout and everything that is said about it to stderr, so that a pipe gets
 nothing but accepted text. Whatever goes wrong is one line. No model is imported before it is needed.
@@ -22,6 +22,8 @@ from rich.text import Text
 
 from rain_llm.criteria import BUILT_IN, CIVILITY, POSITIVE_SENTIMENT
 from rain_llm.demo import FILM, HOSTILE, Opening, loading, show
+from rain_llm.doctor.command import EXIT_CODES as _EXAMINED
+from rain_llm.doctor.command import doctor
 from rain_llm.engine import Rain
 from rain_llm.errors import PromptError, RainError, SearchError, SettingsError, UnsafeAnswerError
 from rain_llm.settings import RainSettings, explain
@@ -299,3 +301,8 @@ def demo(
     show(_rain, openings, seed, page, progress)
     if save_svg is not None:
         page.save_svg(str(save_svg), title="rain demo")
+
+
+# --- rain doctor --------------------------------------------------------------------------------------
+
+app.command(epilog=_EXAMINED)(doctor)
