@@ -68,11 +68,6 @@ class Judge:
     note: Callable[[Items], str] = lambda items: ""
     lacking: str = ""
 
-    @property
-    def keeps(self) -> bool:
-        """Whether what it says is worth keeping: it took a model."""
-        return bool(self.model) or self.see is None
-
 
 # --- by wording ---------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 
@@ -39,10 +39,10 @@ class Judged:
 
 @dataclass
 class _Said:
-    """What a judge said before: by key of the answer, by which model, and what is to be known of it."""
+    """What a judge says, by key of the answer; and what must be known of it."""
 
-    model: str
-    note: str
+    judge: Judge
+    note: str = ""
     figures: dict[str, float] = field(default_factory=dict)
 
 
@@ -62,7 +62,7 @@ def judge(
         rows: of any tasks.
         items: what is known of their prompts; every one must be there.
         kept: JSON lines: what the judges are, then what they say of each row. What a model said before
-            of an equal answer is taken from there.
+            of an equal answer is taken from there, as are judges of the user's own from before.
         writer: what weighs the answers for fluency; None: only what is kept.
         data: a folder with labelled review sentences; None: of the review classifier only what is kept.
         own: the user's own judges; they see everything.
@@ -70,42 +70,47 @@ def judge(
 
     Raises:
         SettingsError: a library is missing, or ``kept`` cannot be read.
+        ModelError: a judge's model fails.
     """
     check()
     keys = [_key(row) for row in rows]
     once = dict(zip(keys, rows, strict=True))
     before = _read(kept)
-    said: dict[str, _Said] = {}
+    judges = {name: old.judge for name, old in before.items()}
+    judges |= {judge.name: judge for judge in (*with_models(writer, data, progress), *own)}
+    said = dict(before)
     judged = Judged()
-    for judge in (*with_models(writer, data, progress), *own):
+    for name, judge in judges.items():
+        known, old = _Said(judge), before.get(name)
+        if old is not None and (judge.see is None or judge.model == old.judge.model):
+            known = _Said(replace(judge, model=old.judge.model), old.note, old.figures)
+        said[name] = known
         wanted = [key for key, row in once.items() if judge.sees(row, items[row.task, row.item])]
-        known = before.get(judge.name)
-        if known is None or (judge.see is not None and judge.model != known.model) or not judge.keeps:
-            known = _Said(judge.model, "")
         new = [key for key in wanted if key not in known.figures]
         if new and judge.see is not None:
             progress(f"{judge.title}: {len(new)} answers")
             found = judge.see([once[key] for key in new], items).tolist()
             known.figures |= {k: v for k, v in zip(new, found, strict=True) if not math.isnan(v)}
             known.note = judge.note(items)
-        said[judge.name] = known
-        _enter(judged, judge, known, keys, wanted)
-    _write(kept, rows, keys, judged, said)
+            if judge.model:  # what has cost something is safe at once
+                _write(kept, rows, keys, said)
+        _enter(judged, known, keys, wanted)
+    _write(kept, rows, keys, said)
     return judged
 
 
-def _enter(judged: Judged, judge: Judge, known: _Said, keys: Sequence[str], wanted: Sequence[str]) -> None:
-    without = sum(key not in known.figures for key in wanted)
-    notes = [known.note]
-    if judge.keeps and without:
+def _enter(judged: Judged, said: _Said, keys: Sequence[str], wanted: Sequence[str]) -> None:
+    judge, notes = said.judge, [said.note]
+    without = sum(key not in said.figures for key in wanted)
+    if without and (judge.model or judge.see is None):
         notes.append(f"no figure for {without} of {len(wanted)} answers")
         if judge.see is None:
             notes.append(judge.lacking)
     if without < len(wanted):
         judged.judges[judge.name] = judge
-        judged.columns[judge.name] = np.array([known.figures.get(key, math.nan) for key in keys])
-    if wanted and (note := "; ".join(filter(None, notes))):
-        judged.notes[judge.name] = note
+        judged.columns[judge.name] = np.array([said.figures.get(key, math.nan) for key in keys])
+    if wanted and any(notes):
+        judged.notes[judge.name] = "; ".join(filter(None, notes))
 
 
 def _key(row: Row) -> str:
@@ -115,32 +120,43 @@ def _key(row: Row) -> str:
 
 
 def _read(path: Path) -> dict[str, _Said]:
+    """Read what models said; what needs no model is soon said again."""
     if not path.is_file():
         return {}
+    said: dict[str, _Said] = {}
     try:
-        head, *lines = path.read_text(encoding="utf-8").splitlines()
-        said = {
-            name: _Said(about["model"], about["note"]) for name, about in json.loads(head)["judges"].items()
-        }
+        head, *lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+        for name, about in head["judges"].items():
+            if about["model"]:
+                note = about.pop("note")
+                said[name] = _Said(Judge(name, see=None, lacking="it was not asked again", **about), note)
         for line in lines:
-            entry = json.loads(line)
-            for name in said.keys() & entry.keys():
-                said[name].figures[entry["key"]] = float(entry[name])
+            for name in said.keys() & line.keys():
+                said[name].figures[line["key"]] = float(line[name])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SettingsError(f"{path} is no file of judged answers ({error!r}): move it away") from error
     return said
 
 
-def _write(
-    path: Path, rows: Sequence[Row], keys: Sequence[str], judged: Judged, said: dict[str, _Said]
-) -> None:
-    """Write beside the file, then rename: a killed process leaves no half behind."""
-    head = {name: {"model": said[name].model, "note": said[name].note} for name in judged.columns}
+def _write(path: Path, rows: Sequence[Row], keys: Sequence[str], said: dict[str, _Said]) -> None:
+    """Write beside the file, then rename: a killed process leaves the old one."""
+    head = {
+        name: {
+            "title": known.judge.title,
+            "about": known.judge.about,
+            "better": known.judge.better,
+            "share": known.judge.share,
+            "model": known.judge.model,
+            "note": known.note,
+        }
+        for name, known in said.items()
+        if known.figures
+    }
     lines = [json.dumps({"judges": head})]
-    for i, (row, key) in enumerate(zip(rows, keys, strict=True)):
-        figures = {name: float(column[i]) for name, column in judged.columns.items()}
+    for row, key in zip(rows, keys, strict=True):
         names = {"key": key, "task": row.task, "method": row.method, "item": row.item, "seed": row.seed}
-        lines.append(json.dumps(names | {n: round(v, 6) for n, v in figures.items() if not math.isnan(v)}))
-    half = path.with_suffix(".part")
+        figures = {name: round(said[name].figures[key], 6) for name in head if key in said[name].figures}
+        lines.append(json.dumps(names | figures))
+    half = path.with_name(path.name + ".new")
     half.write_text("\n".join(lines) + "\n", encoding="utf-8")
     os.replace(half, path)

@@ -18,7 +18,7 @@ import numpy as np
 from rain_llm.errors import SettingsError
 from rain_llm.evals import plots
 from rain_llm.evals import rows as ledger
-from rain_llm.evals.judges import Judge, Progress
+from rain_llm.evals.judges import BUILT_IN, Judge, Progress
 from rain_llm.evals.judging import Judged, judge
 from rain_llm.evals.methods import GROUPS, VARIANTS
 from rain_llm.evals.page import Cell, Example, Page, Section, Table, as_html, as_markdown
@@ -211,7 +211,7 @@ class _Study:
                 for name, column in judged.columns.items():
                     if not math.isnan(column[i]):
                         self._values[name][row.method][row.item, row.seed] = float(column[i])
-        own = tuple(name for name in judged.judges if name.partition(":")[0] in ("transformers", "langchain"))
+        own = [name for name in judged.judges if name not in BUILT_IN]
         there = {name for name in self._values if self._values[name]}
         self.aims = [name for name in (*AIMS.get(task, ()), *own) if name in there]
         self.helps = [name for name in HELPFULNESS if name in there and name not in self.aims]

@@ -68,12 +68,13 @@ def share(values: Values) -> Estimate:
     bound for as many items stands in for the bootstrap.
     """
     estimate = mean(values)
+    low, high = np.clip((estimate.low, estimate.high), 0.0, 1.0).tolist()
     unseen = 1 - (_OUTSIDE / 2) ** (1 / max(1, estimate.items))
     if estimate.value == 0:
-        return replace(estimate, high=unseen)
-    if estimate.value == 1:
-        return replace(estimate, low=1 - unseen)
-    return estimate
+        high = unseen
+    elif estimate.value == 1:
+        low = 1 - unseen
+    return replace(estimate, low=low, high=high)
 
 
 def difference(values: Values, base: Values) -> Estimate:
