@@ -1,0 +1,172 @@
+"""``rain eval``: from the command line to a run and its report."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+
+from rain_llm.engine import Rain
+from rain_llm.errors import SettingsError
+from rain_llm.evals import judges, own_judges, report
+from rain_llm.evals.methods import GROUPS, UNGUARDED
+from rain_llm.evals.runner import DEFAULT_METHODS, Progress, run
+from rain_llm.evals.tasks import TASKS
+from rain_llm.settings import RainSettings
+
+
+def _rain(settings: RainSettings) -> Rain:
+    """Make the engine: the one place where a test puts its own model."""
+    return Rain(settings)
+
+
+def evaluate(
+    suite: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SUITE", help=f"Tasks: {', '.join(TASKS)}; or all."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Folder or hub name; left out: the embedded model.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Public data: a folder, a file, or a data set's OWNER/NAME."),
+    ] = None,
+    split: Annotated[str, typer.Option(metavar="dev|test|all", help="Which items.")] = "all",
+    methods: Annotated[
+        str,
+        typer.Option(
+            metavar="A,B,...",
+            help=f"{', '.join(UNGUARDED)}, best-of-N, rain, rain-paper, ... (docs/eval.md); groups: "
+            f"{', '.join(GROUPS)}; NAME=settings.yaml for your own.",
+        ),
+    ] = ",".join(DEFAULT_METHODS),
+    seeds: Annotated[int, typer.Option(metavar="N", help="So many, from 0 on.")] = 1,
+    first: Annotated[int | None, typer.Option(metavar="N", help="Only so many items of each task.")] = None,
+    tokens: Annotated[
+        str | None, typer.Option(metavar="sentence|N", help="Length of an answer; left out: the task's own.")
+    ] = None,
+    settings: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Settings that the methods start from, YAML or JSON.")
+    ] = None,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND:NAME",
+            help="A judge of your own, repeatable: transformers:FOLDER[:LABEL], langchain:PROVIDER:MODEL.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Where rows and report go; a run that was stopped goes on there."
+        ),
+    ] = None,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Make the report of --out again; no model writes.")
+    ] = False,
+) -> None:
+    """Let several methods answer the same prompts, and let independent judges compare them.
+
+    Stopped at any moment, the same command goes on where it was.
+    """
+    names = [name for part in suite or () for name in part.split(",") if name]
+    if not names and not (report_only and out):
+        raise typer.BadParameter(f"name tasks: {', '.join(TASKS)}; or all", param_hint="SUITE")
+    folder = out or Path("rain-eval") / "-".join(names)
+    judges.check()
+    others = own_judges.named(judge or ())
+    writer = None
+    with _Watch() as watch:
+        if not report_only:
+            start = RainSettings.from_file(settings) if settings else RainSettings()
+            if model is not None:
+                start = start.updated(model={"name": model})
+            ways, own = _methods(methods)
+            run(
+                names,
+                folder,
+                methods=ways,
+                data=data,
+                split=split,
+                seeds=seeds,
+                first=first,
+                tokens=_tokens(tokens),
+                settings=start,
+                own=own,
+                make=_rain,
+                tell=watch.tell,
+            )
+            writer = _rain(start).runtime.writer  # weighs the answers for fluency
+        page = report.write(folder, writer=writer, data=data, own=others, progress=watch.say)
+    typer.echo(page)
+
+
+def _methods(text: str) -> tuple[list[str], dict[str, RainSettings]]:
+    """Split the names of methods; read the user's own settings files."""
+    names, own = [], {}
+    for part in text.split(","):
+        name, is_own, file = part.strip().partition("=")
+        if is_own:
+            own[name] = RainSettings.from_file(file)
+        names.append(name)
+    return names, own
+
+
+def _tokens(text: str | None) -> int | None:
+    if text is None or text == "sentence":
+        return None
+    if not text.isdecimal():
+        raise SettingsError(f"--tokens {text} is neither a number nor 'sentence'")
+    return int(text)
+
+
+class _Watch:
+    """A bar with the time that is left, where somebody sees it."""
+
+    def __init__(self) -> None:
+        console = Console(file=sys.stderr)
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("loading the model", total=None, left="")
+
+    def __enter__(self) -> _Watch:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def tell(self, progress: Progress) -> None:
+        """Show how far the run is."""
+        self._bar.update(
+            self._task,
+            description=f"{progress.task}: {progress.method}",
+            completed=progress.done,
+            total=progress.total,
+            left="" if progress.left_s is None else f"about {_spell(progress.left_s)} left",
+        )
+
+    def say(self, line: str) -> None:
+        """Show what goes on behind the run."""
+        self._bar.update(self._task, description=line, left="")
+
+
+def _spell(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
