@@ -47,6 +47,20 @@ ORDER = (
     "doctor.report",
     "doctor.settings_file",
     "doctor.command",
+    "evals",
+    "evals.rows",
+    "evals.tasks",
+    "evals.methods",
+    "evals.runner",
+    "evals.wording",
+    "evals.statistics",
+    "evals.plots",
+    "evals.page",
+    "evals.judges",
+    "evals.own_judges",
+    "evals.judging",
+    "evals.report",
+    "evals.command",
     "cli",
 )
 
@@ -61,6 +75,7 @@ AT_ONCE = {
 LATER = {
     "models.embedded": {"torch", "transformers"},
     "similarity": {"sentence_transformers"},
+    "evals.own_judges": {"transformers"},
 }
 
 PUBLIC = [

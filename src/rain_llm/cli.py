@@ -1,4 +1,4 @@
-"""The command line: ``rain generate``, ``rain demo`` and ``rain doctor``.
+"""The command line: ``rain generate``, ``rain demo``, ``rain doctor`` and ``rain eval``.
 
 The answer goes to stdout and everything that is said about it to stderr, so that a pipe gets
 nothing but accepted text. Whatever goes wrong is one line. No model is imported before it is needed.
@@ -26,6 +26,7 @@ from rain_llm.doctor.command import EXIT_CODES as _EXAMINED
 from rain_llm.doctor.command import doctor
 from rain_llm.engine import Rain
 from rain_llm.errors import PromptError, RainError, SearchError, SettingsError, UnsafeAnswerError
+from rain_llm.evals.command import evaluate
 from rain_llm.settings import RainSettings, explain
 from rain_llm.types import RainResult, Step, StopReason
 
@@ -306,3 +307,8 @@ def demo(
 # --- rain doctor --------------------------------------------------------------------------------------
 
 app.command(epilog=_EXAMINED)(doctor)
+
+
+# --- rain eval ----------------------------------------------------------------------------------------
+
+app.command("eval")(evaluate)
