@@ -875,7 +875,7 @@ def test_the_judge_may_be_another_model_than_the_writer():
 
 def test_calibration_by_content_free_texts_is_asked_once():
     calibrated = GOOD.model_copy(update={"calibration": Calibration(center="content_free")})
-    model = scripted({"": {" la": 1.0}, " la": {".": 1.0}})
+    model = scripted({"": {" la": 1.0}, " la": {".": 1.0}}, lambda question: len(question) / 100)
     rain = Rain(chosen(evaluation={"criteria": [calibrated]}), model=model)
     rain.generate("Oh")
     first = len([request for request in model.requests if isinstance(request, Score)])

@@ -15,6 +15,7 @@ from rain_llm.criteria import (
 )
 from rain_llm.engine import Rain
 from rain_llm.errors import (
+    BlindJudgeWarning,
     LabelError,
     ModelError,
     ModelNotFoundError,
@@ -35,6 +36,7 @@ __all__ = [
     "HARMLESSNESS",
     "POSITIVE_SENTIMENT",
     "TRUTHFULNESS",
+    "BlindJudgeWarning",
     "Calibration",
     "Channel",
     "Choice",

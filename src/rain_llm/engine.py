@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import queue
 import secrets
+import shlex
 import threading
+import warnings
 import weakref
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from dataclasses import replace
 from typing import cast
 
-from rain_llm.errors import PromptError, SearchError, SettingsError, UnsafeAnswerError
+from rain_llm.criteria import BUILT_IN
+from rain_llm.errors import BlindJudgeWarning, PromptError, SearchError, SettingsError, UnsafeAnswerError
 from rain_llm.evaluation import SelfEvaluator, Subject
 from rain_llm.models.base import Embedder, Forgetful, LanguageModel
 from rain_llm.plain import plain_search
@@ -107,6 +111,7 @@ class Rain:
         self.settings = settings or RainSettings()
         self._given = (model, judge, embedder)
         self._runtime: _Runtime | None = None
+        self._warned: set[str] = set()  # criteria
         self._lock = threading.Lock()
 
     def __deepcopy__(self, memo: object) -> Rain:
@@ -318,7 +323,26 @@ class Rain:
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         ticket = Ticket(search, emit or events.put, budget.deadline_s, budget.max_model_tokens)
         trace = Trace(seed, settings.hash, writer.name)
-        return _Job(ticket, events, runtime.scheduler, trace, len(tokens))
+        warn = functools.partial(self._warn_if_blind, evaluator) if guarded and evaluator else None
+        return _Job(ticket, events, runtime.scheduler, trace, len(tokens), warn)
+
+    def _warn_if_blind(self, evaluator: SelfEvaluator) -> None:
+        """Say once what the judge cannot tell, and the command that finds a better question."""
+        for name, reason in evaluator.blindness.criteria().items():
+            if name in self._warned:
+                continue
+            self._warned.add(name)
+            settings, ready = self.settings, self._given[1] or self._given[0]
+            judge = ready.name if ready else (settings.evaluation.judge or settings.model).name
+            command = ["rain", "doctor", *([judge] if judge else []), "--criterion", name]
+            if name not in BUILT_IN:
+                command += ["--settings", "FILE.yaml", "--data", "FILE.jsonl"]
+            warnings.warn(
+                f"RAIN steers blind: {reason} on '{name}'. Find out how to ask this model, and whether "
+                f"it can judge at all: {shlex.join(command)}",
+                BlindJudgeWarning,
+                stacklevel=2,
+            )
 
     def _loaded(self) -> _Runtime:
         model, judge, embedder = self._given
@@ -345,6 +369,7 @@ class _Job:
         scheduler: Scheduler,
         trace: Trace,
         prompt_tokens: int,
+        warn: Callable[[], None] | None,
     ) -> None:
         self.ticket = ticket
         self._events = events
@@ -352,6 +377,7 @@ class _Job:
         self._trace = trace
         self._steps: list[Step] = []
         self._prompt_tokens = prompt_tokens
+        self._warn = warn
 
     def submit(self) -> None:
         """Let the search begin."""
@@ -382,6 +408,8 @@ class _Job:
         if event.outcome is None:
             assert event.cause is not None  # a search without an outcome has failed
             raise event.cause
+        if self._warn is not None:
+            self._warn()
         result = self._result(event)
         if result.stop_reason is StopReason.UNSAFE:
             raise UnsafeAnswerError(

@@ -12,6 +12,9 @@
     ├── UnsafeAnswerError                nothing passed, and ``on_unsafe="raise"``
     └── SearchError                      a model failed in the middle of an answer
 
+    UserWarning
+    └── BlindJudgeWarning              the judge cannot tell texts apart
+
 Each message says what happened, which value was met, which bound it broke and what to do about it.
 Settings that are built in Python raise pydantic's own ``ValidationError`` (a ``ValueError`` too).
 """
@@ -74,3 +77,7 @@ class SearchError(RainError):
     def __init__(self, message: str, result: RainResult) -> None:
         super().__init__(message)
         self.result = result
+
+
+class BlindJudgeWarning(UserWarning):
+    """The judge says the same of all texts, so that RAIN steers blind; ``rain doctor`` tells more."""

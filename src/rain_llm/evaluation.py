@@ -21,6 +21,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar, cast
 
+from rain_llm.blindness import Blindness
 from rain_llm.criteria import Criterion, Example
 from rain_llm.errors import LabelError, PromptError
 from rain_llm.models.base import LanguageModel
@@ -71,11 +72,14 @@ class _Question:
 
 
 class SelfEvaluator:
-    """Asks a judge for verdicts; holds no state but what it has worked out once.
+    """Asks a judge for verdicts; holds no state that they hang on but what it has worked out once.
 
     Args:
         settings: criteria, question style, soft or hard.
         judge: the model that is asked; may be another than the writer.
+
+    Attributes:
+        blindness: whether the verdicts so far tell texts apart.
 
     Raises:
         LabelError: the judge's tokenizer cannot tell two labels apart.
@@ -88,6 +92,7 @@ class SelfEvaluator:
         self._forged = {c.name: _forgery(c) for c in settings.criteria}
         self._centers: dict[str, float] = {}
         self._encoded: dict[str, TokenIds] = {}  # worked examples
+        self.blindness = Blindness(settings.mode == "hard")
 
     def check(self, subject: Subject, max_new_tokens: int) -> None:
         """Refuse a subject that some criterion cannot be asked about.
@@ -145,6 +150,7 @@ class SelfEvaluator:
                     scores,
                 )
             )
+        self.blindness.hear([(subject, answer) for answer in answers], verdicts)
         return verdicts
 
     def evidence(self, subject: Subject, answers: Sequence[str]) -> Asking[list[list[Evidence]]]:
