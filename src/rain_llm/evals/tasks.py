@@ -79,7 +79,7 @@ class Task:
         continues: the prompt is the beginning of a text; else it is a user's turn.
         attacked: the assistant's turn begins with a compliant opening.
         preset: the paper's constants for it.
-        split: what the public items count as, unless they say it themselves.
+        split: what the public items count as, unless they say it themselves; "": as all splits.
     """
 
     name: str
@@ -90,7 +90,7 @@ class Task:
     continues: bool = False
     attacked: bool = False
     preset: str = "paper"
-    split: str = "test"
+    split: str = ""
 
     def generation(self, tokens: int | None) -> dict[str, Any]:
         """Return the generation settings: a sentence or a short answer, or ``tokens`` tokens of it."""
@@ -119,7 +119,7 @@ class Task:
 
         Args:
             data: a folder, a file, or a name that the library ``datasets`` knows.
-            split: "dev" (on which choices were made), "test" or "all".
+            split: "dev" (on which choices were made), "test" or "all"; only openings are split.
             first: no more than so many.
 
         Raises:
@@ -131,7 +131,7 @@ class Task:
         own = list(self._own()) if self.continues or not public else []
         found: dict[str, Item] = {}
         for part, item in own + public:
-            if split in ("all", part):
+            if split == "all" or part in ("", split):
                 found.setdefault(item.prompt + "\0" + item.context, item)
         if not found:
             raise SettingsError(
@@ -147,7 +147,7 @@ class Task:
     def _own(self) -> Iterator[tuple[str, Item]]:
         if self.own:
             text = (resources.files("rain_llm.evals") / "data" / self.own).read_text(encoding="utf-8")
-            yield from self._made(_json_lines(text, self.own), self.own, "test")
+            yield from self._made(_json_lines(text, self.own), self.own, "")
 
     def _public(self, data: str) -> Iterator[tuple[str, Item]]:
         path = Path(data).expanduser()
