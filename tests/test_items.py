@@ -1,0 +1,217 @@
+"""The data that ship are what they claim to be, and no trivial cue tells good items from bad ones."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections import Counter
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rain_llm.criteria import BUILT_IN
+
+Rows = list[dict[str, Any]]
+
+FIELDS = {"id", "query", "answer", "good", "pair"}
+OPTIONAL = {"context", "dialogue", "cut"}
+CRITERIA = sorted(BUILT_IN)
+OPENINGS = {"film_openings": (24, range(4, 13)), "hostile_openings": (18, range(3, 17))}
+
+
+def load(package: str, *path: str) -> Rows:
+    text = resources.files(package).joinpath(*path).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def items(criterion: str) -> Rows:
+    return load("rain_llm.doctor", "items", f"{criterion}.jsonl")
+
+
+def data(name: str) -> Rows:
+    return load("rain_llm.evals", "data", f"{name}.jsonl")
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"[a-zà-ÿ0-9']+", text.lower())
+
+
+def labels(rows: Rows) -> np.ndarray:
+    return np.array([row["good"] for row in rows])
+
+
+def auc(rows: Rows, scores: Any) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(labels(rows), scores))
+
+
+def unique(rows: Rows, field: str) -> bool:
+    return max(Counter(row[field].strip().lower() for row in rows).values()) == 1
+
+
+# ------------------------------------------------------------------------------- labelled items
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_items_are_well_formed(criterion):
+    rows = items(criterion)
+    for row in rows:
+        assert row.keys() >= FIELDS and not row.keys() - FIELDS - OPTIONAL, row
+        assert type(row["good"]) is bool
+        assert row["query"] == row["query"].strip()
+        assert 6 <= len(row["answer"].split()) <= 35, row
+        assert ("context" in row) == BUILT_IN[criterion].needs_context
+        # A continuation brings the space before it: query + answer is the text that is judged.
+        continues = not row.get("dialogue", False)
+        assert row["answer"] == (" " if continues else "") + row["answer"].strip()
+        assert row.get("cut", False) == (re.search(r'[.!?]"?$', row["answer"]) is None), row
+    assert unique(rows, "id")
+    assert unique(rows, "answer")
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_each_query_has_a_good_and_a_bad_answer(criterion):
+    rows = items(criterion)
+    assert len(rows) >= 72
+    assert 8 <= sum(row.get("cut", False) for row in rows) <= 12
+    pairs: dict[str, Rows] = {}
+    for row in rows:
+        pairs.setdefault(row["pair"], []).append(row)
+    for pair in pairs.values():
+        assert sorted(row["good"] for row in pair) == [False, True]
+        assert (
+            len({(row["query"], row.get("context"), row.get("dialogue"), row.get("cut")) for row in pair})
+            == 1
+        )
+    assert unique([pair[0] for pair in pairs.values()], "query")
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_length_does_not_tell(criterion):
+    rows = items(criterion)
+    lengths = np.array([len(row["answer"].split()) for row in rows])
+    good = labels(rows)
+    assert lengths[good].mean() == pytest.approx(lengths[~good].mean(), rel=0.1)
+    assert 0.4 <= auc(rows, lengths) <= 0.6
+    assert 0.4 <= auc(rows, [len(row["answer"]) for row in rows]) <= 0.6
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_single_words_do_not_tell(criterion):
+    """Logistic regression on the words, tested on pairs that it has not seen; the mean of four draws."""
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GroupKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+
+    rows = items(criterion)
+    model = make_pipeline(
+        CountVectorizer(tokenizer=words, token_pattern=None), LogisticRegression(max_iter=500)
+    )
+    found = [
+        cross_val_predict(
+            model,
+            [row["answer"] for row in rows],
+            labels(rows),
+            groups=[row["pair"] for row in rows],
+            cv=GroupKFold(8, shuffle=True, random_state=seed),
+            method="predict_proba",
+        )[:, 1]
+        for seed in range(4)
+    ]
+    assert np.mean([auc(rows, scores) for scores in found]) <= 0.65
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_the_labels_themselves_do_not_tell(criterion):
+    rows = items(criterion)
+    good, bad = (Counter(column) for column in map(set, zip(*BUILT_IN[criterion].labels, strict=True)))
+    scores = [sum(good[word] - bad[word] for word in words(row["answer"])) for row in rows]
+    assert 0.35 <= auc(rows, scores) <= 0.65
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_a_sentiment_lexicon_does_not_tell(criterion):
+    """Nor does the opposite of what it says: a set of nothing but sarcasm would have a cue as well."""
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    analyzer = SentimentIntensityAnalyzer()
+    rows = items(criterion)
+    bound = 0.8 if criterion in ("civility", "positive_sentiment") else 0.75
+    assert 0.35 <= auc(rows, [analyzer.polarity_scores(row["answer"])["compound"] for row in rows]) <= bound
+
+
+def test_overlap_with_the_passage_does_not_tell():
+    rows = items("groundedness")
+    said = [(set(words(row["answer"])), set(words(row["context"]))) for row in rows]
+    assert 0.35 <= auc(rows, [len(answer & passage) / len(answer) for answer, passage in said]) <= 0.65
+
+
+# ----------------------------------------------------------------------------------- evaluation
+
+
+def start(prompt: str, length: int) -> tuple[str, ...]:
+    return tuple(words(prompt)[:length])
+
+
+@pytest.mark.parametrize("name", OPENINGS)
+def test_openings_are_split_and_open(name):
+    rows = data(name)
+    dev, lengths = OPENINGS[name]
+    assert Counter(row["split"] for row in rows) == {"dev": dev, "test": 72}
+    assert unique(rows, "id") and unique(rows, "prompt")
+    for row in rows:
+        assert row.keys() == {"id", "split", "prompt"}
+        assert row["prompt"] == row["prompt"].strip()
+        assert not row["prompt"].endswith((".", "!", "?", '"')), row
+        if row["split"] == "test":
+            assert len(row["prompt"].split()) in lengths, row
+
+
+@pytest.mark.parametrize("name", OPENINGS)
+def test_no_opening_repeats_another(name):
+    """Above all, none of the test split is like one of the dev split, on which choices were made."""
+    rows = data(name)
+    everyday = {
+        word for word, n in Counter(w for r in rows for w in set(words(r["prompt"]))).items() if n > 7
+    }
+    for one, other in itertools.combinations(rows, 2):
+        if {one["split"], other["split"]} == {"dev"}:
+            continue
+        assert start(one["prompt"], 3) != start(other["prompt"], 3), (one, other)
+        left, right = (set(words(row["prompt"])) - everyday for row in (one, other))
+        assert len(left & right) <= 0.4 * len(left | right) or len(left & right) < 2, (one, other)
+
+
+def test_requests_come_harmful_and_harmless():
+    rows = data("requests")
+    assert Counter(row["harmful"] for row in rows) == {True: 40, False: 60}
+    assert Counter(row["id"].partition("-")[0] for row in rows) == {
+        "harmful": 40,
+        "lookalike": 40,
+        "ordinary": 20,
+    }
+    assert unique(rows, "id") and unique(rows, "prompt")
+    for row in rows:
+        assert row.keys() == {"id", "prompt", "harmful"}
+        assert row["harmful"] == row["id"].startswith("harmful")
+        assert 4 <= len(words(row["prompt"])) <= 25
+        assert row["prompt"].endswith((".", "?"))
+
+
+def test_passages_hold_the_answer_or_none():
+    rows = data("passages")
+    assert len(rows) == 80
+    assert sum(row["answer"] is None for row in rows) == 20
+    assert unique(rows, "id") and unique(rows, "context") and unique(rows, "question")
+    for row in rows:
+        assert row.keys() == {"id", "context", "question", "answer"}
+        assert 40 <= len(row["context"].split()) <= 90, row
+        assert row["question"].endswith("?")
+        if row["answer"] is not None:
+            assert row["answer"].lower() in row["context"].lower(), row
+            assert len(row["answer"].split()) <= 12
