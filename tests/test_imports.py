@@ -60,6 +60,7 @@ ORDER = (
     "evals.judges",
     "evals.own_judges",
     "evals.judging",
+    "evals.study",
     "evals.report",
     "evals.command",
     "cli",

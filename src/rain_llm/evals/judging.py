@@ -76,9 +76,9 @@ def judge(
     keys = [_key(row) for row in rows]
     once = dict(zip(keys, rows, strict=True))
     before = _read(kept)
-    judges = {name: old.judge for name, old in before.items()}
-    judges |= {judge.name: judge for judge in (*with_models(writer, data, progress), *own)}
-    said = dict(before)
+    judges = {judge.name: judge for judge in (*with_models(writer, data, progress), *own)}
+    judges |= {name: old.judge for name, old in before.items() if name not in judges}
+    said: dict[str, _Said] = {}
     judged = Judged()
     for name, judge in judges.items():
         known, old = _Said(judge), before.get(name)
@@ -93,7 +93,7 @@ def judge(
             known.figures |= {k: v for k, v in zip(new, found, strict=True) if not math.isnan(v)}
             known.note = judge.note(items)
             if judge.model:  # what has cost something is safe at once
-                _write(kept, rows, keys, said)
+                _write(kept, rows, keys, before | said)
         _enter(judged, known, keys, wanted)
     _write(kept, rows, keys, said)
     return judged

@@ -29,12 +29,17 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Cells under a head; the first cell of a row names it."""
+    """Cells under a head; the first cell of a row names it.
+
+    Attributes:
+        strong: names of the rows that the eye is to find.
+    """
 
     caption: str
     head: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     note: str = ""
+    strong: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,7 +111,8 @@ def forest(methods: Sequence[str], columns: Sequence[Effects]) -> str:
     for place, column in enumerate(columns):
         left = _NAMES + place * _COLUMN
         sign = column.better or 1
-        reach = max((abs(end) for e, _ in column.changes for end in _ends(e)), default=0) or 0.1
+        known = [e for e, _ in column.changes if e.answers]
+        reach = max((abs(end) for e in known for end in _ends(e)), default=0) or 0.1
         x = _Axis([-reach * 1.08, reach * 1.08], (left + 12, left + _COLUMN - 8))
         step = _round_down(0.85 * reach)
         parts += [_text(x(0), 16, column.title, "middle strong")]
@@ -120,13 +121,13 @@ def forest(methods: Sequence[str], columns: Sequence[Effects]) -> str:
             parts += [_line(x(tick), _HEAD - 6, x(tick), bottom, "zero" if tick == 0 else "grid")]
             parts += [_text(x(tick), bottom + 14, column.write(sign * tick) if tick else "0", "middle tick")]
         for row, (estimate, verdict) in enumerate(column.changes):
-            if math.isnan(estimate.value):
+            if not estimate.answers:
                 continue
             middle = _HEAD + _ROW * (row + 0.5)
             low, high = sorted(sign * end for end in _ends(estimate))
             told = (
                 f"{methods[row]}, {column.title}: {column.write(estimate.value)} "
-                f"[{column.write(estimate.low)}, {column.write(estimate.high)}], {verdict}"
+                f"[{', '.join(map(column.write, _ends(estimate)))}], {verdict}"
             )
             parts += [
                 f'<g class="{escape(verdict.replace(" ", "-"))}"><title>{escape(told)}</title>'

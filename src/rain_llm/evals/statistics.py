@@ -71,9 +71,9 @@ def share(values: Values) -> Estimate:
     low, high = np.clip((estimate.low, estimate.high), 0.0, 1.0).tolist()
     unseen = 1 - (_OUTSIDE / 2) ** (1 / max(1, estimate.items))
     if estimate.value == 0:
-        high = unseen
+        low, high = 0.0, unseen
     elif estimate.value == 1:
-        low = 1 - unseen
+        low, high = 1 - unseen, 1.0
     return replace(estimate, low=low, high=high)
 
 

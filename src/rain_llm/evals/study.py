@@ -1,0 +1,430 @@
+"""What is said of one task: tables, plots and examples, from its rows and what the judges say of them."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from rain_llm.evals import plots
+from rain_llm.evals.judges import BUILT_IN, Judge
+from rain_llm.evals.judging import Judged
+from rain_llm.evals.methods import GROUPS, VARIANTS
+from rain_llm.evals.page import MARKS, Cell, Example, Section, Table
+from rain_llm.evals.rows import Row
+from rain_llm.evals.statistics import (
+    BEST_OF,
+    Estimate,
+    Values,
+    difference,
+    equal_tokens,
+    mean,
+    ratio,
+    share,
+)
+
+AIMS = {
+    "sentiment": ("vader", "positive", "review"),
+    "civility": ("hostile", "insult", "vader", "profanity"),
+    "harmlessness": ("refused_harmful", "profane", "insult", "hostile"),
+    "jailbreak": ("refused_harmful", "profane", "insult", "hostile"),
+    "truth": ("truth", "truthful"),
+    "groundedness": ("unsupported", "reference", "overlap", "admits"),
+    "over-refusal": ("needless_refusal", "profane", "insult"),
+}
+"""The judges of what each task is about, the main one first."""
+
+HELPFULNESS = ("needless_refusal", "fluency", "relevance", "repetition", "length")
+_UPSETTING = ("civility", "harmlessness", "jailbreak")
+_EXAMPLES = 3  # items, evenly spaced: nobody chose them
+_PLAIN = "plain"
+# --- numbers as text ------------------------------------------------------------------------------------
+
+
+class _Scale:
+    """Writes figures of one judge: as many digits as their intervals allow."""
+
+    def __init__(self, judge: Judge, estimates: Sequence[Estimate], changes: Sequence[Estimate] = ()) -> None:
+        self._factor, self._unit = (100.0, " %") if judge.share else (1.0, "")
+        widths = [(e.high - e.low) / 2 * self._factor for e in estimates if e.high - e.low > 1e-9]
+        width = float(np.median(widths)) if widths else self._factor
+        self._digits = min(3, max(0, -math.floor(math.log10(width / 3))))
+        while any(e.differs_from(0) and self._hides(e) for e in changes) and self._digits < 5:
+            self._digits += 1
+
+    def value(self, value: float, sign: bool = False) -> str:
+        """Write a number without its unit."""
+        if math.isnan(value):
+            return "–"
+        rounded = round(value * self._factor, self._digits)
+        if rounded == 0:
+            return "0"
+        return f"{rounded:{'+' if sign else ''}.{self._digits}f}".replace("-", "−")
+
+    def _hides(self, estimate: Estimate) -> bool:
+        """Tell whether rounding moves an end of an interval onto zero."""
+        return any(round(end * self._factor, self._digits) == 0 for end in (estimate.low, estimate.high))
+
+    def signed(self, value: float) -> str:
+        """Write a difference."""
+        return self.value(value, sign=True)
+
+    def figure(self, value: float) -> str:
+        """Write a number with its unit."""
+        return self.value(value) + ("" if math.isnan(value) else self._unit)
+
+    def interval(self, estimate: Estimate, sign: bool = False) -> str:
+        """Write the interval, in brackets."""
+        if math.isnan(estimate.low):
+            return ""
+        return f"[{self.value(estimate.low, sign)}, {self.value(estimate.high, sign)}]"
+
+    def change(self, estimate: Estimate) -> str:
+        """Write a difference with its interval; that of shares is in percentage points."""
+        if estimate.low == estimate.high == estimate.value == 0:
+            return "0"
+        return f"{self.value(estimate.value, sign=True)} {self.interval(estimate, sign=True)}".rstrip()
+
+
+def _verdict(estimate: Estimate, better: int) -> str:
+    if not estimate.differs_from(0):
+        return "not told apart"
+    if better == 0:
+        return "more" if estimate.value > 0 else "less"
+    return "better" if estimate.value * better > 0 else "worse"
+
+
+# --- one task ---------------------------------------------------------------------------------------------
+
+
+class Study:
+    """The answers to one task, by all methods."""
+
+    def __init__(self, task: str, rows: Sequence[Row], judged: Judged) -> None:
+        self.task = task
+        self._judges = judged.judges
+        self._rows: dict[str, list[Row]] = defaultdict(list)
+        self._values: dict[str, dict[str, dict[tuple[str, int], float]]] = defaultdict(
+            lambda: defaultdict(dict)
+        )
+        for i, row in enumerate(rows):
+            if row.task == task:
+                self._rows[row.method].append(row)
+                for name, column in judged.columns.items():
+                    if not math.isnan(column[i]):
+                        self._values[name][row.method][row.item, row.seed] = float(column[i])
+        own = [name for name in judged.judges if name not in BUILT_IN]
+        there = {name for name in self._values if self._values[name]}
+        self.aims = [name for name in (*AIMS.get(task, ()), *own) if name in there]
+        self.helps = [name for name in HELPFULNESS if name in there and name not in self.aims]
+        parts = GROUPS["ablations"]
+        self.ablations = [name for name in self._rows if name in parts]
+        self.methods = sorted((name for name in self._rows if name not in parts), key=_order)
+        self.rain = [n for n in self.methods if n not in (_PLAIN, "self-check") and not BEST_OF.fullmatch(n)]
+        self._all = [row for found in self._rows.values() for row in found]
+
+    # -- figures -----------------------------------------------------------------------------------
+
+    def of(self, name: str, method: str) -> Values:
+        """Return a judge's figures of a method's answers."""
+        return self._values[name][method]
+
+    def level(self, name: str, method: str) -> Estimate:
+        """Estimate a method's mean figure."""
+        return (share if self._judges[name].share else mean)(self.of(name, method))
+
+    def change(self, name: str, method: str, base: str) -> Estimate:
+        """Estimate the paired difference of two methods."""
+        return difference(self.of(name, method), self.of(name, base))
+
+    def counts(self, method: str, what: str) -> Values:
+        """Return a number that stands in the rows themselves."""
+        return {
+            (row.item, row.seed): float(value)
+            for row in self._rows[method]
+            if (value := getattr(row, what)) is not None
+        }
+
+    # -- what is said ----------------------------------------------------------------------------------
+
+    def findings(self) -> list[list[Cell]]:
+        """Say of each RAIN method what the main judge says: against plain and at equal tokens."""
+        lines = []
+        for method in self.rain if self.aims else ():
+            name = self.aims[0]
+            judge = self._judges[name]
+            level, plain = self.level(name, method), self.level(name, _PLAIN)
+            scale = _Scale(judge, [level])
+            enough, fewer = equal_tokens(self._all, method)
+            rival = enough or fewer
+            lines.append(
+                [
+                    Cell(self.task, _head(judge)),
+                    Cell(method),
+                    Cell(scale.figure(level.value), scale.interval(level)),
+                    Cell(scale.figure(plain.value)),
+                    self._change(name, method, _PLAIN),
+                    Cell(f"{_mean(self.counts(method, 'model_tokens')):.0f}"),
+                    Cell(f"N = {rival}", "" if enough else "which costs less") if rival else Cell("–"),
+                    self._change(name, method, f"best-of-{rival}") if rival else Cell("–"),
+                    self._others(method),
+                ]
+            )
+        return lines
+
+    def _others(self, method: str) -> Cell:
+        """Name the other figures that are told apart from plain."""
+        told: dict[str, list[str]] = defaultdict(list)
+        for name in (*self.aims[1:], *self.helps):
+            change = self.change(name, method, _PLAIN)
+            told[_verdict(change, self._judges[name].better)].append(self._judges[name].title)
+        apart = [f"{MARKS[verdict]} {', '.join(told[verdict])}" for verdict in MARKS if told[verdict]]
+        return Cell("", "; ".join(line for line in apart if not line.startswith(MARKS["not told apart"])))
+
+    def section(self) -> Section:
+        """Make all tables and plots."""
+        items = len({row.item for row in self._all})
+        seeds = len({row.seed for row in self._all})
+        most = max(map(len, self._rows.values()))
+        about = f"{items} items × {seeds} seeds."
+        short = [f"{m} {len(found)}" for m, found in self._rows.items() if len(found) < most]
+        if short:
+            about += (
+                f" Not all methods have answered all {most}: {', '.join(short)}; differences rest on what "
+                "both have."
+            )
+        section = Section(self.task, about, upsetting=self.task in _UPSETTING)
+        if self.aims:
+            section.tables.append(self._figures("What it is about", self.aims))
+        if self.helps:
+            section.tables.append(self._figures("Is it still of use?", self.helps))
+        section.tables.append(self._cost())
+        section.tables += self._equal_tokens() + self._ablations()
+        section.plots = self._plots()
+        section.forest = self._forest()
+        section.examples = self._examples()
+        return section
+
+    # -- tables ----------------------------------------------------------------------------------------
+
+    def _figures(self, caption: str, names: Sequence[str]) -> Table:
+        columns = []
+        for name in names:
+            judge = self._judges[name]
+            levels = {method: self.level(name, method) for method in self.methods}
+            changes = {
+                method: self.change(name, method, _PLAIN) for method in self.methods if _PLAIN in self._rows
+            }
+            scale = _Scale(judge, list(levels.values()), list(changes.values()))
+            cells = []
+            for method, level in levels.items():
+                if method == _PLAIN or _PLAIN not in self._rows:
+                    cells.append(Cell(scale.figure(level.value), scale.interval(level)))
+                elif not level.answers:
+                    cells.append(Cell("–"))
+                else:
+                    change = changes[method]
+                    beside = f"({scale.change(change)})"
+                    cells.append(Cell(scale.figure(level.value), beside, _verdict(change, judge.better)))
+            columns.append(cells)
+        head = ("method", *(_head(self._judges[name]) for name in names))
+        rows = [[Cell(method), *cells] for method, *cells in zip(self.methods, *columns, strict=True)]
+        note = "plain with its interval; all others with their difference to plain, and the interval of that."
+        note = note if _PLAIN in self._rows else "In brackets: the interval."
+        return Table(caption, head, rows, note, strong=self.rain)
+
+    def _cost(self) -> Table:
+        rows = []
+        plain = self.counts(_PLAIN, "model_tokens")
+        cpu = _mean(self.counts(_PLAIN, "cpu_s"))
+        for method in self.methods:
+            tokens = self.counts(method, "model_tokens")
+            level = mean(tokens)
+            cells = [Cell(method), _measured(level, 0)]
+            if plain:
+                cells.append(_measured(ratio(tokens, plain), 1))
+            spent = _mean(self.counts(method, "cpu_s"))
+            judged = _mean(self.counts(method, "evaluation_tokens")) / level.value
+            cells += [
+                Cell(f"{_mean(tokens) / max(1.0, _mean(self.counts(method, 'output_tokens'))):.1f}"),
+                Cell(_percent(judged)),
+                Cell(f"{_mean(self.counts(method, 'forwards')):.0f}"),
+                Cell("–" if math.isnan(spent / cpu) else f"{spent / cpu:.1f}"),
+                Cell(
+                    _percent(_mean(self.counts(method, "accepted")))
+                    if self.counts(method, "self_score")
+                    else "–"
+                ),
+                Cell(f"{len(tokens)}"),
+            ]
+            rows.append(cells)
+        head = ["method", "tokens through the model", *(["× plain"] if plain else [])]
+        head += ["per output token", "of these judging", "forwards", "CPU × plain", "accepted", "answers"]
+        return Table("What it costs, for an answer", head, rows, strong=self.rain)
+
+    def _equal_tokens(self) -> list[Table]:
+        rows = []
+        for method in self.rain:
+            enough, fewer = equal_tokens(self._all, method)
+            for n in (enough, fewer):
+                if n is None:
+                    continue
+                rival = f"best-of-{n}"
+                tokens = [_mean(self.counts(name, "model_tokens")) for name in (method, rival)]
+                rows.append(
+                    [
+                        Cell(method),
+                        Cell(rival, "" if n == enough else "(costs less)"),
+                        Cell(f"{tokens[0]:.0f} : {tokens[1]:.0f}"),
+                        *(self._change(name, method, rival) for name in (*self.aims, *self.helps)),
+                    ]
+                )
+        if not rows:
+            return []
+        titles = [_head(self._judges[name]) for name in (*self.aims, *self.helps)]
+        return [
+            Table(
+                "Against best-of-N at equal tokens",
+                ("method", "against", "tokens", *titles),
+                rows,
+                "Differences of the method to best-of-N: the smallest N that costs at least as much as the "
+                "method, and the next smaller one.",
+            )
+        ]
+
+    def _ablations(self) -> list[Table]:
+        rows = []
+        for method in self.ablations:
+            base = _base(method)
+            if base not in self._rows:
+                continue
+            times = ratio(self.counts(method, "model_tokens"), self.counts(base, "model_tokens"))
+            rows.append(
+                [
+                    Cell(method, f"({VARIANTS[method].tells})"),
+                    Cell(base),
+                    _measured(times, 2),
+                    *(self._change(name, method, base) for name in (*self.aims, *self.helps)),
+                ]
+            )
+        if not rows:
+            return []
+        titles = [_head(self._judges[name]) for name in (*self.aims, *self.helps)]
+        return [
+            Table(
+                "Each part changed or switched off",
+                ("what", "compared with", "its tokens ×", *titles),
+                rows,
+                "Differences to what it is compared with: where it is worse, the part helps.",
+            )
+        ]
+
+    def _change(self, name: str, method: str, base: str) -> Cell:
+        change = self.change(name, method, base)
+        if not change.answers:
+            return Cell("–")
+        judge = self._judges[name]
+        scale = _Scale(judge, [change], [change])
+        text = scale.value(change.value, sign=True)
+        return Cell(text, scale.interval(change, sign=True), _verdict(change, judge.better))
+
+    # -- plots and examples ----------------------------------------------------------------------------
+
+    def _plots(self) -> list[tuple[str, str]]:
+        """Plot quality against tokens, for each judge of what the task is about."""
+        made = []
+        for name in self.aims:
+            judge = self._judges[name]
+            points = []
+            for method in (*self.methods, *self.ablations):
+                quality = self.level(name, method)
+                if not quality.answers:
+                    continue
+                drafts = BEST_OF.fullmatch(method)
+                kind = "ladder" if drafts else "rain" if method in self.rain else "plain"
+                if method in self.ablations:
+                    kind = "part"
+                label = "" if kind == "part" else drafts[1] if drafts else method
+                tokens = mean(self.counts(method, "model_tokens"))
+                points.append(plots.Point(method, tokens, quality, kind, label))
+            scale = _Scale(judge, [point.quality for point in points])
+            made.append((_head(judge), plots.curve(points, judge.title, scale.figure)))
+        return made
+
+    def _forest(self) -> str:
+        """Plot the differences to plain, methods by judges."""
+        methods = [method for method in self.methods if method != _PLAIN]
+        if _PLAIN not in self._rows or not methods:
+            return ""
+        columns = []
+        for name in (*self.aims, *self.helps):
+            judge = self._judges[name]
+            changes = [self.change(name, method, _PLAIN) for method in methods]
+            scale = _Scale(judge, changes)
+            told = [(change, _verdict(change, judge.better)) for change in changes]
+            columns.append(plots.Effects(judge.title, judge.better, told, scale.signed))
+        return plots.forest(methods, columns)
+
+    def _examples(self) -> list[Example]:
+        """Show evenly spaced items of the first seed: nobody chose them."""
+        shown = [_PLAIN, "self-check"]
+        for method in self.rain:
+            enough, fewer = equal_tokens(self._all, method)
+            shown += [f"best-of-{enough or fewer}", method]
+        shown = [method for method in dict.fromkeys(shown) if method in self._rows]
+        seed = min(row.seed for row in self._all)
+        answers = {(row.method, row.item): row for row in self._all if row.seed == seed}
+        items = list(dict.fromkeys(row.item for row in self._all))
+        places = np.linspace(0, len(items) - 1, min(_EXAMPLES, len(items))).round().astype(int)
+        examples = []
+        for item in (items[place] for place in places):
+            told = []
+            for method in shown:
+                row = answers.get((method, item))
+                if row is not None:
+                    told.append((method, row.text, self._said_of(row)))
+            if told:
+                examples.append(Example(answers[told[0][0], item].prompt, told))
+        return examples
+
+    def _said_of(self, row: Row) -> str:
+        values = [
+            (self._judges[name], self.of(name, row.method).get((row.item, row.seed)))
+            for name in self.aims[:2]
+        ]
+        return ", ".join(
+            f"{judge.title} {('no', 'yes')[bool(value)] if judge.share else f'{value:.2f}'}".replace("-", "−")
+            for judge, value in values
+            if value is not None
+        )
+
+
+def _mean(values: Values) -> float:
+    return float(np.mean(list(values.values()))) if values else math.nan
+
+
+def _measured(estimate: Estimate, digits: int) -> Cell:
+    if math.isnan(estimate.value):
+        return Cell("–")
+    interval = f"[{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+    return Cell(f"{estimate.value:.{digits}f}", "" if math.isnan(estimate.low) else interval)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.0f} %"
+
+
+def _order(method: str) -> int:
+    drafts = BEST_OF.fullmatch(method)
+    return int(drafts[1]) if drafts else {_PLAIN: -1, "self-check": 0}.get(method, 1 << 30)
+
+
+def _head(judge: Judge) -> str:
+    return f"{judge.title} {'↑' if judge.better > 0 else '↓' if judge.better < 0 else ''}".rstrip()
+
+
+def _base(method: str) -> str:
+    """Return what an ablation is an ablation of: the longest method that its name begins with."""
+    return max((name for name in VARIANTS if method.startswith(name + "-")), key=len, default="rain")
