@@ -79,9 +79,9 @@ def doctor(
         judge = _judge(alone)
     console = Console(highlight=False)
     console.width = min(console.width, _WIDTH)
-    sizes = ", ".join(str(len(found)) for found in items.values())
+    size = sum(len(found) for found in items.values())
     source = str(data) if data else "those that ship"
-    console.print(title(judge.name, f"{sizes} labelled answers, {source}", seed))
+    console.print(title(judge.name, f"{size} labelled answers, {source}", seed))
     examinations = []
     for number, one in enumerate(criteria, 1):
         task = f"{one.name}, {number} of {len(criteria)}"

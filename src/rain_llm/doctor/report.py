@@ -111,8 +111,8 @@ def _fitted(examination: Examination) -> Text:
     was = "  ".join(f"{b.was:.2f}" for b in held.curve)
     return Text.assemble(
         ("\n   fitted       ", "dim"),
-        f"sigmoid((log-odds - ({held.fit.center:.2f})) / {held.fit.scale:.2f}), "
-        f"passes above {held.fit.threshold:.2f}\n",
+        f"center {held.fit.center:+.2f}, scale {held.fit.scale:.2f} nats; "
+        f"an answer passes above {held.fit.threshold:.2f}\n",
         ("   passes       ", "dim"),
         f"{_share(held.passing.good)} of the good, {_share(held.passing.bad)} of the bad",
         (f"   as set: {_share(now.good)} and {_share(now.bad)}\n", "dim"),
