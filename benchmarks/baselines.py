@@ -1,63 +1,14 @@
-"""What RAIN is compared with: best-of-N at the same criterion, and transformers' own ``generate``."""
+"""What RAIN is compared with: transformers' own ``generate``."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from benchmarks.meter import PARTS, Cost, peak, reset_peak, tidy
-from rain_llm import Rain
-from rain_llm.evaluation import SelfEvaluator, Subject
 from rain_llm.models.base import LanguageModel
-from rain_llm.types import Sample, Score, Verdict
-
-SENTENCE_TOKENS = 24
-STOP = (".", "!", "?", "\n")
-
-
-def best_of(
-    rain: Rain,
-    prompts: Sequence[str],
-    n: int,
-    seed: int,
-    tokens: int = SENTENCE_TOKENS,
-    stop: tuple[str, ...] = STOP,
-    evaluator: SelfEvaluator | None = None,
-) -> list[tuple[str, int, int, float]]:
-    """Sample n texts for each prompt, return the one that the model itself likes best.
-
-    Args:
-        tokens, stop: a text ends after so many tokens, or before the first of these strings.
-        evaluator: one that knows its calibration; a new one finds it first.
-
-    Returns:
-        For each prompt the text, tokens through the model, tokens of the text, and its score.
-    """
-    runtime = rain.runtime
-    writer = runtime.writer
-    evaluator = evaluator or SelfEvaluator(rain.settings.evaluation, runtime.judge)
-    asked = [Sample(rain.encode(p), n, tokens, seed * 1009 + i, ends=stop) for i, p in enumerate(prompts)]
-    made = []
-    for prompt, reply in zip(prompts, writer.sample(asked), strict=True):
-        texts = [_first(writer.decode(c.tokens), stop) for c in reply.continuations]
-        cost = reply.model_tokens
-        asking = evaluator.judge(Subject(prompt), texts)
-        replies = runtime.judge.score(cast("Sequence[Score]", next(asking)))
-        cost += sum(r.model_tokens for r in replies)
-        try:
-            asking.send(replies)
-        except StopIteration as stopped:  # a judge asks one round
-            verdicts: list[Verdict] = stopped.value
-        best = max(range(n), key=lambda i: verdicts[i].score)
-        made.append((texts[best], cost, len(reply.continuations[best].tokens), verdicts[best].score))
-    return made
-
-
-def _first(text: str, stop: Sequence[str]) -> str:
-    places = [place for end in stop if (place := text.find(end)) >= 0]
-    return text[: min(places)] if places else text
 
 
 @dataclass

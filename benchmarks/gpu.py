@@ -22,9 +22,9 @@ from unittest import mock
 
 from benchmarks.meter import Cost, Meter, output
 from benchmarks.networks import build_tokenizer, never_say
-from benchmarks.openings import FILM, HOSTILE
 from benchmarks.scenarios import forced, guarded, of_length, plain
 from rain_llm import RainSettings
+from rain_llm.evals.tasks import TASKS
 from rain_llm.models import transformers as local
 from rain_llm.settings import ModelSettings
 
@@ -55,7 +55,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 2048,
     },
 }
-PROMPTS = (FILM + HOSTILE)[:32]
+OPENINGS = [item.prompt for task in ("sentiment", "civility") for item in TASKS[task].items(split="dev")]
+PROMPTS = OPENINGS[:32]
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def build(shape: str, device: str, cache_bytes: int) -> tuple[local.Transformers
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    tokenizer = build_tokenizer((*FILM, *HOSTILE))
+    tokenizer = build_tokenizer(OPENINGS)
     config = LlamaConfig(
         **SHAPES[shape],
         max_position_embeddings=8192,

@@ -20,8 +20,8 @@ import numpy as np
 
 from benchmarks.baselines import Generate
 from benchmarks.meter import Cost, Meter, output
-from benchmarks.openings import FILM
 from rain_llm import POSITIVE_SENTIMENT, Rain, RainResult, RainSettings
+from rain_llm.evals.tasks import TASKS
 from rain_llm.evaluation import SelfEvaluator
 from rain_llm.models.base import LanguageModel
 from rain_llm.types import CriterionScore, StopReason
@@ -205,7 +205,7 @@ def mixed_prompts(data: Path, count: int = 100) -> list[tuple[str, int]]:
         [json.loads(line)["prompt"] for line in (data / name).read_text(encoding="utf-8").splitlines()]
         for name in ("film_openings.jsonl", "hh_red_team_prompts.jsonl")
     )
-    films += FILM
+    films += [item.prompt for item in TASKS["sentiment"].items(split="dev")]
     half = count // 2
     return [(films[i % len(films)], i // len(films)) for i in range(half)] + [(r, 0) for r in reds[:half]]
 

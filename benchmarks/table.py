@@ -7,10 +7,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from benchmarks.baselines import Generate, best_of
+from benchmarks.baselines import Generate
 from benchmarks.meter import PARTS, Cost, Meter, rss
 from benchmarks.scenarios import DEFAULT, PAPER, PROMPTS, guarded, of_length, plain, warm
 from rain_llm import POSITIVE_SENTIMENT, Rain
+from rain_llm.evals.methods import best, drafts
 from rain_llm.models.transformers import TransformersModel
 
 CHOSEN = PROMPTS[:2]
@@ -67,10 +68,9 @@ def measure(tokens: int = 16, repeat: int = 5, patience_s: float = 60) -> list[R
         loaded = rss()
 
     def best_of_8() -> Cost:
-        evaluator = steering.runtime.evaluator(steering.settings.evaluation)
         with Meter(steering) as meter:
-            made = [best_of(steering, [p], 8, 0, tokens, (), evaluator)[0] for p in CHOSEN]
-        return meter.cost(sum(length for _, _, length, _ in made))
+            made = [best(drafts(steering, prompt, 8)) for prompt in CHOSEN]
+        return meter.cost(sum(result.usage.output_tokens for result in made))
 
     methods: dict[str, Callable[[], Cost]] = {
         PLAIN: lambda: plain(default, CHOSEN),

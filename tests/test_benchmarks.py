@@ -9,7 +9,6 @@ import pytest
 
 from benchmarks import __main__ as bench
 from benchmarks import gpu, report
-from benchmarks.baselines import best_of
 from benchmarks.meter import PARTS, Cost, Meter, output
 from benchmarks.scenarios import (
     Figure,
@@ -99,14 +98,6 @@ def test_mixed_prompts_repeat_with_another_seed_where_there_are_too_few(tmp_path
     assert prompts[25] == ("film_openings", 1)
     assert len(set(prompts[:30])) == 30
     assert prompts[30:] == [("hh_red_team_prompts", 0)]
-
-
-def test_the_best_of_several_is_one_of_them(tiny):
-    rain = of_length(SETTINGS, 6, tiny)
-    ((text, tokens, length, score),) = best_of(rain, PROMPTS[:1], 3, seed=0, tokens=6, stop=())
-    assert text
-    assert tokens > length > 0
-    assert -1 <= score <= 1
 
 
 def test_the_report_holds_figures_against_their_bars(tmp_path):
