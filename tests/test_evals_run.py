@@ -551,3 +551,13 @@ def test_the_real_model_repeats_itself_in_any_order(tmp_path, real_model):
     for name in reversed(names):
         parts = made(tmp_path / "b", [name])
     assert parts == whole
+
+
+def test_the_page_names_every_task_and_method():
+    page = (Path(__file__).parent.parent / "docs" / "eval.md").read_text(encoding="utf-8")
+    missing = [name for name in (*TASKS, *methods.UNGUARDED, *methods.VARIANTS) if f"`{name}`" not in page]
+    assert missing == []
+    for task in TASKS.values():
+        own = len(task.items()) if task.own else 0
+        assert f"| `{task.name}` | " in page
+        assert own == 0 or f"| {own} " in page
