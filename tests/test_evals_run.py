@@ -16,9 +16,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
-from rain_llm import BUILT_IN, CIVILITY, HARMLESSNESS, PromptError, Rain, RainSettings, SettingsError
-from rain_llm.evals import methods, rows, tasks
+from rain_llm import BUILT_IN, CIVILITY, HARMLESSNESS, PromptError, Rain, RainSettings, SettingsError, cli
+from rain_llm.evals import command, methods, rows, tasks
 from rain_llm.evals.runner import ITEMS, ROWS, run
 from rain_llm.evals.tasks import TASKS, Item
 from rain_llm.models.scripted import END, ScriptedModel
@@ -502,6 +503,89 @@ def process(out, data):
     made = subprocess.Popen([sys.executable, "-c", code, str(out), data], stdout=subprocess.PIPE, text=True)
     assert made.stdout.readline() == "begun\n"
     return made
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rain(monkeypatch, capsys):
+    """Run ``rain eval`` on the scripted model: code, stdout, stderr."""
+    monkeypatch.setattr(command, "_rain", engine)
+
+    def run(*args):
+        code = cli.main(["eval", *(str(arg) for arg in args)])
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+def test_the_command_runs_goes_on_and_reports(rain, tmp_path, data):
+    (tmp_path / "quick.yaml").write_text("search: {iterations: 2}\n", encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text("search: {iterations: 3}\n", encoding="utf-8")
+    out = tmp_path / "out"
+    options = ("--data", data, "--out", out, "--tokens", "4", "--settings", tmp_path / "quick.yaml")
+    ways = f"plain,mine={tmp_path / 'mine.yaml'}"
+    code, said, told = rain("harmlessness", *options, "--methods", ways, "--first", "3")
+    assert (code, said, told) == (0, f"{out / 'report.html'}\n", "")
+    made = rows.read(out / ROWS)
+    assert [(row.method, row.item) for row in made] == [
+        (method, f"requests-{n}") for method in ("plain", "mine") for n in (1, 2, 3)
+    ]
+    report = (out / "report.md").read_text(encoding="utf-8")
+    assert "mine" in report
+    assert (
+        rain("harmlessness", *options, "--methods", "plain,best-of-2", "--first", "3", "--seeds", "2")[0] == 0
+    )
+    assert len(rows.read(out / ROWS)) == 3 * 2 + 3 + 3 * 2
+    (out / "report.md").unlink()
+    asked = len(MODEL.requests)
+    assert rain("--report-only", "--out", out)[0] == 0
+    assert "best-of-2" in (out / "report.md").read_text(encoding="utf-8")
+    assert len(MODEL.requests) == asked
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        ((), 2, "name tasks: sentiment, civility"),
+        (("--report-only",), 2, "name tasks"),
+        (("moods",), 1, "unknown task 'moods': there are sentiment"),
+        (("sentiment", "--methods", "rain,brain"), 1, "unknown method 'brain'"),
+        (("sentiment", "--methods", "mine=nowhere.yaml"), 1, "cannot read the settings file nowhere.yaml"),
+        (("sentiment", "--tokens", "few"), 1, "--tokens few is neither a number nor 'sentence'"),
+        (("sentiment", "--split", "train"), 1, "unknown split 'train'"),
+        (("sentiment", "--seeds", "0"), 1, "seeds is 0, and must be at least 1"),
+        (("truth",), 1, "task 'truth' has no items"),
+        (("truth", "--data", "./nowhere"), 1, "there is no data folder or file ./nowhere"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing_behind(rain, tmp_path, monkeypatch, args, code, says):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    ended, said, told = rain(*args)
+    assert (ended, said) == (code, "")
+    assert told.startswith("rain: ")
+    assert says in told
+    assert told.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_terminal_sees_how_long_it_will_take(rain, tmp_path, data, monkeypatch):
+    monkeypatch.setattr(Console, "is_terminal", True)
+    _, _, told = rain("harmlessness", "--data", data, "--out", tmp_path / "o", "--methods", "plain,rain")
+    assert "harmlessness: rain" in told
+    assert "left" in told
+
+
+@pytest.mark.parametrize(
+    ("seconds", "says"), [(3.4, "3 s"), (90.0, "2 min"), (3540.0, "59 min"), (3700.0, "1 h 02 min")]
+)
+def test_time_is_spelt(seconds, says):
+    assert command._spell(seconds) == says
+
+
+# --- killed -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
