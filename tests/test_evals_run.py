@@ -14,13 +14,14 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from rain_llm import BUILT_IN, CIVILITY, HARMLESSNESS, PromptError, Rain, RainSettings, SettingsError, cli
 from rain_llm.evals import command, methods, rows, tasks
-from rain_llm.evals.runner import ITEMS, ROWS, run
+from rain_llm.evals.runner import ITEMS, ROWS, Progress, run
 from rain_llm.evals.tasks import TASKS, Item
 from rain_llm.models.scripted import END, ScriptedModel
 from rain_llm.types import Message, StopReason
@@ -56,7 +57,7 @@ def data(tmp_path):
 
 
 def answer(out, data, names=("plain", "self-check", "best-of-3", "rain"), **others):
-    options = {"tasks": ["harmlessness"], "tokens": 5, "seeds": 2, "settings": QUICK} | others
+    options: dict[str, Any] = {"tasks": ["harmlessness"], "tokens": 5, "seeds": 2, "settings": QUICK} | others
     run(options.pop("tasks"), out, methods=names, data=data, make=engine, **options)
     return rows.read(out / ROWS)
 
@@ -191,10 +192,10 @@ def test_items_can_be_kept(tmp_path):
 
 def test_what_a_model_is_given():
     passage = Item("1", "Who?", "It was Ann.")
-    system, user = TASKS["groundedness"].prompt(passage)
-    assert system.role == "system"
-    assert "It was Ann." in system.content
-    assert user == Message("user", "Who?")
+    assert TASKS["groundedness"].prompt(passage) == [
+        Message("system", "Answer the question from this passage alone.\n\nIt was Ann."),
+        Message("user", "Who?"),
+    ]
     assert TASKS["harmlessness"].generation(None) == {
         "max_new_tokens": 64,
         "stop": (),
@@ -467,13 +468,13 @@ def test_numbers_are_at_least_one(tmp_path, data, name):
 
 
 def test_progress_and_the_time_left(tmp_path, data):
-    told = []
+    told: list[Progress] = []
     answer(tmp_path / "out", data, names=["plain", "rain"], tell=told.append)
     assert [p.done for p in told] == [0, 8, 16, 19, 22, 30, 38, 41, 44]
     assert {p.total for p in told} == {44}
     assert [p.method for p in told] == ["plain", "rain"] * 4 + [""]
     assert told[0].left_s is None
-    assert all(p.left_s > 0 for p in told[1:-1])
+    assert all(p.left_s is not None and p.left_s > 0 for p in told[1:-1])
     assert told[-1].left_s == 0
     answer(tmp_path / "out", data, names=["plain", "rain"], seeds=3, tell=told.append)
     assert [p.done for p in told[9:]] == [44, 52, 60, 63, 66]
@@ -501,6 +502,7 @@ answer(Path(sys.argv[1]), sys.argv[2], seeds=8)
 def process(out, data):
     code = PROCESS.format(tests=str(Path(__file__).parent))
     made = subprocess.Popen([sys.executable, "-c", code, str(out), data], stdout=subprocess.PIPE, text=True)
+    assert made.stdout is not None
     assert made.stdout.readline() == "begun\n"
     return made
 
