@@ -458,6 +458,7 @@ def test_an_item_that_is_too_long_is_told_before_anything_is_written(tmp_path, d
             answer(tmp_path / "out", data, names=[name])
     assert len(MODEL.requests) == asked
     assert rows.read(tmp_path / "out" / ROWS) == []
+    assert answer(tmp_path / "out", data, first=11, tokens=6), "nothing was written that it would not fit to"
 
 
 @pytest.mark.parametrize("name", ["seeds", "first", "tokens"])

@@ -126,8 +126,10 @@ def run(
     except OSError as error:
         raise SettingsError(f"cannot make the folder {out}: {error.strerror}") from error
     with ledger.appending(out / ROWS) as file:
-        _note(out, chosen, names, items, {key: rain.settings for key, rain in engines.items()}, seeds)
         there = {row.key for row in ledger.read(out / ROWS)}
+        if not there:  # whatever was asked before, nothing came of it
+            (out / ASKED).unlink(missing_ok=True)
+        _note(out, chosen, names, items, {key: rain.settings for key, rain in engines.items()}, seeds)
         blocks = list(_blocks(chosen, names, items, seeds))
         todo = [block for block in blocks if not there.issuperset(block.keys)]
         for task, name in dict.fromkeys((block.task, block.method) for block in todo):
