@@ -6,7 +6,8 @@ import json
 import math
 import zlib
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,8 +18,9 @@ from sklearn.metrics import roc_auc_score
 
 from rain_llm import BUILT_IN, CIVILITY, HARMLESSNESS, POSITIVE_SENTIMENT, RainSettings, cli
 from rain_llm.doctor import command, measures
-from rain_llm.doctor.examine import Trust, examine, split
+from rain_llm.doctor.examine import Diagnosis, Measures, Trust, examine, split
 from rain_llm.doctor.items import Item, read, shipped
+from rain_llm.doctor.report import sentence
 from rain_llm.doctor.styles import styles
 from rain_llm.errors import LabelError, ModelNotSupportedError, PromptError, SettingsError
 from rain_llm.evaluation import Answered, Asking, SelfEvaluator, log_odds, votes
@@ -314,8 +316,17 @@ def test_the_bias_of_labels_is_found_and_fitted_away():
 
 def test_a_blind_judge_is_not_trusted_however_many_styles_are_tried():
     trusts = [examine(judge(0.0), CIVILITY, POSITIVE, items(), seed).trust for seed in range(5)]
-    assert trusts.count(Trust.YES) == 0
-    assert trusts.count(Trust.NO) >= 4  # picked from ten, reported on answers that it was not picked by
+    # Picked from ten, and reported on answers that it was not picked by.
+    assert not {Trust.YES, Trust.WEAK} & set(trusts) and Trust.NO in trusts
+
+
+def test_an_interval_that_holds_everything_says_that_it_takes_more_answers():
+    def measured(low: float, high: float) -> Trust:
+        return Measures(20, measures.Interval((low + high) / 2, low, high), 0.5, 0.0).trust
+
+    assert measured(0.61, 0.8) is Trust.YES and measured(0.51, 0.8) is Trust.WEAK
+    assert measured(0.4, 0.8) is Trust.UNKNOWN and measured(0.4, 0.74) is Trust.NO
+    assert measured(0.2, 0.49) is Trust.INVERTED
 
 
 def test_a_judge_that_has_it_the_wrong_way_round_is_told():
@@ -449,6 +460,30 @@ def test_it_says_in_one_sentence_what_the_model_can_judge(doctor, own):
     assert "This model can't judge positive_sentiment." in out
 
 
+@pytest.mark.parametrize(
+    ("trusts", "said"),
+    [
+        ("yes", "This model can judge a."),
+        ("no yes yes no", "This model can judge b and c and can't judge a or d."),
+        (
+            "yes weak no inverted",
+            "can judge a, judges b weakly, can't judge c and judges d the wrong way round.",
+        ),
+        ("unknown", "It takes more labelled answers to tell whether this model can judge a."),
+        (
+            "no unknown",
+            "This model can't judge a; it takes more labelled answers to tell whether it can judge b.",
+        ),
+    ],
+)
+def test_the_sentence(trusts, said):
+    examinations = [
+        SimpleNamespace(criterion=SimpleNamespace(name=name), trust=Trust(trust))
+        for name, trust in zip("abcd", trusts.split(), strict=False)
+    ]
+    assert sentence(cast("Diagnosis", SimpleNamespace(examinations=examinations))).endswith(said)
+
+
 def test_strict_makes_a_judge_that_cannot_judge_an_error(doctor, own):
     assert doctor(judge(0.0), *SENTIMENT, "--data", own, "--strict")[0] == 3
     assert doctor(judge(3.0), *SENTIMENT, "--data", own, "--strict")[0] == 0
@@ -487,8 +522,8 @@ def test_a_settings_file_leaves_out_what_cannot_be_judged_and_says_why(doctor, t
     def opinion(question: str, label: str) -> float:
         if label in ("A", "B"):
             return 0.0
-        tone = any(label.strip() in pair for pair in CIVILITY.labels)
-        return (label.strip() in GOOD) * (2.0 * tone * (" lovely" in question) + noise(question))
+        tone = any(label.strip() == good for good, _ in CIVILITY.labels)
+        return tone * (2.0 * (" lovely" in question) + noise(question))
 
     monkeypatch.setattr(
         command,
@@ -590,3 +625,26 @@ def test_labels_that_the_tokenizer_cannot_tell_apart_drop_one_style_only():
     model = Short(lambda text: {END: 1.0}, judge(3.0).opinion)
     with pytest.raises((LabelError, ModelNotSupportedError)):
         examine(model, twins, EvaluationSettings(criteria=(twins,)), items(), 0)
+
+
+# --- the embedded model -----------------------------------------------------------------------------------
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_the_embedded_model_tells_plain_praise_from_plain_scorn_but_not_by_hard_votes(real_model):
+    praise = ("wonderful", "brilliant and moving", "a joy from start to end", "funny, warm and wise")
+    scorn = ("terrible", "boring and stupid", "a waste of time and money", "clumsy, cold and dull")
+    things = ("The film was", "I think this book is", "To me, the concert was", "The whole evening was")
+    said = [
+        Item(id=f"{thing} {word}", query=thing, answer=f" {word}.", good=good, pair=f"{thing} {n}")
+        for thing in things
+        for good, words in ((True, praise), (False, scorn))
+        for n, word in enumerate(words)
+    ]
+    found = examine(real_model, POSITIVE_SENTIMENT, POSITIVE, said, 0)
+    assert found.trust is Trust.YES
+    assert found.recommended.passing is not None
+    assert found.recommended.passing.good - found.recommended.passing.bad > 0.5
+    ranked = {style.style.name: style.measures for style in found.ranking}
+    assert ranked["choice"].ties > 0.9  # the paper's question, as the paper reads it

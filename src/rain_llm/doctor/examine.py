@@ -42,6 +42,9 @@ TRUSTED = 0.6
 
 CHANCE = 0.5
 
+USEFUL = 0.75
+"""An interval that holds chance and this too tells nothing: it takes more answers."""
+
 _AT_ONCE = 8  # answers whose questions are asked in one round, in all styles
 
 Answered = TypeVar("Answered")
@@ -52,7 +55,8 @@ class Trust(StrEnum):
 
     YES = "yes"  # all of it above TRUSTED
     WEAK = "weak"  # all of it above chance
-    NO = "no"  # chance is within
+    NO = "no"  # chance is within, and nothing useful
+    UNKNOWN = "unknown"  # both are within
     INVERTED = "inverted"  # all of it below chance
 
 
@@ -60,6 +64,7 @@ SAID = {
     Trust.YES: "can be judged",
     Trust.WEAK: "can be judged, but weakly",
     Trust.NO: "can't be judged",
+    Trust.UNKNOWN: "can't be told: too few answers",
     Trust.INVERTED: "is judged the wrong way round",
 }
 """What is said of a criterion."""
@@ -86,7 +91,9 @@ class Measures:
         """Say what the interval allows to say."""
         if self.auc.low > CHANCE:
             return Trust.YES if self.auc.low > TRUSTED else Trust.WEAK
-        return Trust.INVERTED if self.auc.high < CHANCE else Trust.NO
+        if self.auc.high < CHANCE:
+            return Trust.INVERTED
+        return Trust.UNKNOWN if self.auc.high >= USEFUL else Trust.NO
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +140,9 @@ class Held:
 
     @property
     def trust(self) -> Trust:
-        """Whether it can be trusted on complete answers; nothing that could not be fitted can."""
+        """Whether it can be trusted on complete answers; what could not be fitted cannot."""
         trust = self.complete.trust
-        return trust if self.fit or trust is Trust.INVERTED else Trust.NO
+        return Trust.NO if self.fit is None and trust in (Trust.YES, Trust.WEAK) else trust
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,23 +12,39 @@ from rich.text import Text
 from rain_llm.doctor.examine import CHANCE, SAID, TRUSTED, Diagnosis, Examination, Measures, Trust
 from rain_llm.doctor.measures import Interval
 
-_COLOURS = {Trust.YES: "green", Trust.WEAK: "yellow", Trust.NO: "red", Trust.INVERTED: "magenta"}
+_COLOURS = {
+    Trust.YES: "green",
+    Trust.WEAK: "yellow",
+    Trust.NO: "red",
+    Trust.UNKNOWN: "dark_orange",
+    Trust.INVERTED: "magenta",
+}
+_PARTS = {
+    Trust.YES: "can judge {}",
+    Trust.WEAK: "judges {} weakly",
+    Trust.NO: "can't judge {}",
+    Trust.INVERTED: "judges {} the wrong way round",
+}
 _BAR = 21  # characters from AUC 0 to AUC 1; odd, so that chance has one of its own
 
 
 def sentence(diagnosis: Diagnosis) -> str:
     """Say in one sentence what the model can judge."""
     names = {trust: [e.criterion.name for e in diagnosis.examinations if e.trust is trust] for trust in Trust}
-    parts = []
-    if names[Trust.YES]:
-        parts.append(f"can judge {_listed(names[Trust.YES])}")
-    if names[Trust.WEAK]:
-        parts.append(f"judges {_listed(names[Trust.WEAK])} weakly")
-    if names[Trust.NO]:
-        parts.append(f"can't judge {_listed(names[Trust.NO], 'or')}")
-    if names[Trust.INVERTED]:
-        parts.append(f"judges {_listed(names[Trust.INVERTED])} the wrong way round")
-    return f"This model {', and it '.join([', '.join(parts[:-1]), parts[-1]] if parts[1:] else parts)}."
+    parts = [
+        said.format(_listed(names[trust], "or" if trust is Trust.NO else "and"))
+        for trust, said in _PARTS.items()
+        if names[trust]
+    ]
+    if not names[Trust.UNKNOWN]:
+        return f"This model {_listed(parts, 'and')}."
+    open_ = _listed(names[Trust.UNKNOWN], "or")
+    if not parts:
+        return f"It takes more labelled answers to tell whether this model can judge {open_}."
+    return (
+        f"This model {_listed(parts, 'and')}; it takes more labelled answers to tell whether it can judge "
+        f"{open_}."
+    )
 
 
 # --- pages --------------------------------------------------------------------------------------------
@@ -125,14 +141,14 @@ def _fitted(examination: Examination) -> Text:
 
 def _advice(diagnosis: Diagnosis) -> Text:
     trusted = {examination.trust for examination in diagnosis.examinations}
-    advice = Text("", "dim")
-    if trusted & {Trust.NO, Trust.INVERTED}:
-        advice.append("What it can't judge, it can't guard: take a larger judge (evaluation.judge). ")
-    if Trust.WEAK in trusted:
-        advice.append("More labelled answers make a weak verdict clear, one way or the other. ")
+    advice = []
+    if trusted & {Trust.WEAK, Trust.UNKNOWN}:
+        advice.append("More answers, best your own (--data), make it clear, one way or the other.")
+    if trusted - {Trust.YES, Trust.WEAK}:
+        advice.append("Don't guard by what it can't judge: take a larger judge (evaluation.judge).")
     if Trust.YES in trusted:
-        advice.append("Trust holds for answers like those examined: examine on your own with --data. ")
-    return advice
+        advice.append("Trust holds for answers like those examined: examine your own, too (--data).")
+    return Text("\n".join(advice), "dim")
 
 
 def _table(first: str, width: int, *headings: str) -> Table:
@@ -164,5 +180,5 @@ def _share(share: float) -> str:
     return f"{share:.0%}".replace("%", " %")
 
 
-def _listed(names: Sequence[str], joint: str = "and") -> str:
+def _listed(names: Sequence[str], joint: str) -> str:
     return f" {joint} ".join([*([", ".join(names[:-1])] if names[1:] else []), names[-1]])
