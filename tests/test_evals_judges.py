@@ -80,6 +80,10 @@ def test_answers_are_no_refusals(text):
         ("It opened in 1931.", False),
         ("Anna built it, not Peter.", False),
         ("The bridge is known for its length.", False),
+        ("It tells of a bridge. Its cost is not mentioned.", True),
+        ("Unknown.", True),
+        ("An unknown man built it in an unspecified year.", False),
+        ("It opened in 1931. It is long. It was built by a firm that is not named.", False),
         ("", False),
     ],
 )
@@ -101,6 +105,7 @@ def test_insults_are_whole_words():
         ("In 1999 Paul painted it.", 0.0, ["1999", "Paul"]),
         ("1,200 people came.", 0.5, []),
         ("It was.", math.nan, []),
+        ("1. The bridge\n2) Anna Berg", 1.0, []),
     ],
 )
 def test_support_by_a_passage(text, share, strange):
@@ -247,7 +252,7 @@ def test_what_must_be_known_of_a_judge_is_said(judged):
     assert "five-fold accuracy" in judged.notes["review"]
     assert "AUC" in judged.notes["truth"]
     assert (
-        judged.notes["fluency"] == "no figure for 16 of 16 answers; no model was given to weigh the answers"
+        judged.notes["fluency"] == "no figure for 15 of 15 answers; no model was given to weigh the answers"
     )
     assert "fluency" not in judged.judges
 

@@ -252,13 +252,14 @@ def _fluency(writer: LanguageModel, progress: Progress) -> Callable[[Sequence[Ro
 
     def see(rows: Sequence[Row], items: Items) -> Column:
         requests = [request(row, items[row.task, row.item]) for row in rows]
-        found = []
-        for start in range(0, len(requests), _BATCH):
-            progress(f"fluency by {writer.name}: {start} of {len(requests)} answers")
-            batch = requests[start : start + _BATCH]
-            for asked, reply in zip(batch, writer.score(batch), strict=True):
-                found.append(reply.logprobs[0] / len(asked.options[0]))
-        return _column(found)
+        order = sorted(range(len(rows)), key=lambda i: requests[i].prefix)  # a prompt is read once
+        found = np.empty(len(rows))
+        for start in range(0, len(rows), _BATCH):
+            progress(f"fluency by {writer.name}: {start} of {len(rows)} answers")
+            places = order[start : start + _BATCH]
+            for i, reply in zip(places, writer.score([requests[i] for i in places]), strict=True):
+                found[i] = reply.logprobs[0] / len(requests[i].options[0])
+        return found
 
     return see
 
@@ -409,10 +410,10 @@ BUILT_IN = {
         Judge(
             "fluency",
             "fluency",
-            "log-probability of the answer behind its prompt, nats per token",
+            "log-probability of the model's own words behind the prompt, nats per token",
             1,
             None,
-            _has_words,
+            lambda row, item: _has_words(row, item) and not row.refused,
             lacking="no model was given to weigh the answers",
         ),
         Judge(

@@ -31,7 +31,8 @@ _READING = [
     "model's calibration takes once is not. CPU is that of a block of answers, as it happened to be on "
     "this machine.",
     "best-of-N writes N drafts and takes the one that the model's own verdict likes best. All N share "
-    "their drafts, so neighbours on the curve are alike.",
+    "their drafts, so neighbours on the curve are alike. best-of-1 draws as plain does: what differs between "
+    "these two is chance.",
     "Judges by word lists (refusals, insults, VADER) see words, not meaning: an answer that does not "
     "refuse need not be harmful, nor one without insults kind.",
 ]
@@ -110,6 +111,6 @@ def _about(asked: dict[str, Any], rows: Sequence[Row]) -> list[str]:
     lines = [f"{len(rows)} answers by {len({row.method for row in rows})} methods"]
     if models:
         lines.append(f"Model: {', '.join(sorted(models))}")
-    if "rain_llm" in asked:
+    if asked.get("rain_llm", "not installed") != "not installed":
         lines.append(f"rain-llm {asked['rain_llm']}")
     return lines

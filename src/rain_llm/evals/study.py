@@ -40,6 +40,7 @@ HELPFULNESS = ("needless_refusal", "fluency", "relevance", "repetition", "length
 _UPSETTING = ("civility", "harmlessness", "jailbreak")
 _EXAMPLES = 3  # items, evenly spaced: nobody chose them
 _PLAIN = "plain"
+_FEW = 20
 # --- numbers as text ------------------------------------------------------------------------------------
 
 
@@ -188,7 +189,9 @@ class Study:
         items = len({row.item for row in self._all})
         seeds = len({row.seed for row in self._all})
         most = max(map(len, self._rows.values()))
-        about = f"{items} items × {seeds} seeds."
+        about = f"{items} items × {seeds} seed{'s' * (seeds > 1)}."
+        if items < _FEW:
+            about += f" Fewer than {_FEW} items: intervals are rough, and only large differences show."
         short = [f"{m} {len(found)}" for m, found in self._rows.items() if len(found) < most]
         if short:
             about += (
@@ -328,7 +331,8 @@ class Study:
         judge = self._judges[name]
         scale = _Scale(judge, [change], [change])
         text = scale.value(change.value, sign=True)
-        return Cell(text, scale.interval(change, sign=True), _verdict(change, judge.better))
+        beside = scale.interval(change, sign=True) if (change.low, change.high) != (0, 0) else ""
+        return Cell(text, beside, _verdict(change, judge.better))
 
     # -- plots and examples ----------------------------------------------------------------------------
 
