@@ -436,7 +436,6 @@ def own(tmp_path) -> Path:
 def doctor(monkeypatch, capsys):
     """Run ``rain doctor`` on a scripted judge: code, stdout, stderr."""
     monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setenv("TERM", "dumb")
 
     def run(model, *args):
         monkeypatch.setattr(command, "_judge", lambda settings: model)
@@ -454,7 +453,7 @@ def test_it_says_in_one_sentence_what_the_model_can_judge(doctor, own):
     assert code == 0
     assert "This model can judge positive_sentiment." in out
     assert "▸∙ labels " in out and "100 %" in out
-    assert max(map(len, out.splitlines())) <= 100
+    assert max(map(len, out.splitlines())) <= 100 and "…" not in out
     code, out, _ = doctor(judge(0.0), *SENTIMENT, "--data", own)
     assert code == 0
     assert "This model can't judge positive_sentiment." in out
@@ -482,6 +481,14 @@ def test_the_sentence(trusts, said):
         for name, trust in zip("abcd", trusts.split(), strict=False)
     ]
     assert sentence(cast("Diagnosis", SimpleNamespace(examinations=examinations))).endswith(said)
+
+
+@pytest.mark.parametrize("columns", [80, 100, 200])
+def test_pages_are_neither_cut_nor_wider_than_the_terminal(doctor, own, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    _, out, _ = doctor(judge(3.0), "--criterion", "civility", "--data", own)
+    assert max(map(len, out.splitlines())) <= min(columns, 100) and "…" not in out
+    assert ("┊" in out) == (columns >= 100)
 
 
 def test_strict_makes_a_judge_that_cannot_judge_an_error(doctor, own):
@@ -601,9 +608,14 @@ def test_criteria_and_judge_of_ones_own_come_from_a_settings_file(doctor, own, t
     [
         (["--criterion", "warmth"], 1, "unknown criterion 'warmth': there are harmlessness"),
         (["--data", "OWN"], 2, "say what the answers are labelled for: --criterion NAME"),
+        (["", *SENTIMENT, "--data", "OWN"], 1, "model.name: String should have at least 1 character"),
         ([*SENTIMENT, "--data", "none.jsonl"], 1, "cannot read the labelled answers none.jsonl"),
         ([*SENTIMENT, "--data", "OWN", "--out", "OWN"], 1, "exists: name another file"),
-        ([*SENTIMENT, "--data", "OWN", "--json", "no/such/x.json"], 1, "name a file in a folder that exists"),
+        (
+            [*SENTIMENT, "--data", "OWN", "--json", "no/such/x.json"],
+            1,
+            "name a file in a folder that may be written to",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line_before_a_model_runs(doctor, own, args, code, said):

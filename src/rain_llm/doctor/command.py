@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -72,7 +73,8 @@ def doctor(
     began = time.monotonic()
     judge_settings = chosen.evaluation.judge or chosen.model
     if model is not None:
-        judge_settings = judge_settings.model_copy(update={"name": model, "revision": None})
+        named = {**judge_settings.model_dump(), "name": model, "revision": None}
+        judge_settings = RainSettings().updated(model=named).model
     progress = Console(file=sys.stderr, highlight=False)
     alone = RainSettings(model=judge_settings)
     with progress.status(loading(alone)):
@@ -86,7 +88,7 @@ def doctor(
     for number, one in enumerate(criteria, 1):
         task = f"{one.name}, {number} of {len(criteria)}"
         found = _examined(judge, one, chosen.evaluation, items[one.name], seed, progress, task)
-        console.print(page(found))
+        console.print(page(found, console.width))
         examinations.append(found)
     diagnosis = Diagnosis(
         judge.name,
@@ -126,8 +128,8 @@ def _check_target(path: Path, force: bool) -> None:
     """Find out before a model runs."""
     if path.exists() and not force:
         raise SettingsError(f"{path} exists: name another file, or overwrite it with --force")
-    if path.is_dir() or not path.parent.is_dir():
-        raise SettingsError(f"cannot write {path}: name a file in a folder that exists")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise SettingsError(f"cannot write {path}: name a file in a folder that may be written to")
 
 
 def _examined(

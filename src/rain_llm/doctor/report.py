@@ -25,6 +25,7 @@ _PARTS = {
     Trust.NO: "can't judge {}",
     Trust.INVERTED: "judges {} the wrong way round",
 }
+_WITH_BARS = 97  # columns that a page with bars needs
 _BAR = 21  # characters from AUC 0 to AUC 1; odd, so that chance has one of its own
 
 
@@ -54,21 +55,20 @@ def title(model: str, source: str, seed: int) -> Group:
     """Say who is examined on what, and what the columns are."""
     head = Text.assemble(("rain doctor", "bold cyan"), f": can {model} judge?")
     legend = (
-        f"{source}: one half ranks the ways to ask and fits, the other reports. Seed {seed}.\n\n"
-        "AUC     the chance that a good answer scores above a bad one, its 95 % interval; 0.5 is a coin\n"
-        "hard    right votes, a tie being half right    ties    votes that say nothing\n"
-        "empty   log-odds of a text that says nothing   A first preference for the letter A, both in nats\n"
-        f"green: the interval lies above {TRUSTED:g}, yellow: above {CHANCE:g}   "
-        "▸ recommended   ∙ as set"
+        f"{source}: one half ranks and fits, the other reports; seed {seed}\n\n"
+        "AUC      how often good scores above bad, with its 95 % interval; a coin: 0.5\n"
+        "hard     right votes; a tie is half right   ties     votes that say nothing\n"
+        "empty    log-odds of a text that is empty   A first  log-odds of the letter A\n"
+        f"▸        recommended   ∙ as set             green, yellow: all above {TRUSTED:g}, {CHANCE:g}"
     )
     return Group(head, Text(legend, "dim"))
 
 
-def page(examination: Examination) -> Group:
-    """Show everything that was found about a criterion."""
+def page(examination: Examination, width: int) -> Group:
+    """Show everything that was found about a criterion, on so many columns."""
     title = Text(f"\n{examination.criterion.name} ", "bold")
     title.append(SAID[examination.trust], f"bold {_COLOURS[examination.trust]}")
-    return Group(title, Text(), _measured(examination), _fitted(examination))
+    return Group(title, Text(), _measured(examination, width >= _WITH_BARS), _fitted(examination))
 
 
 def summary(diagnosis: Diagnosis) -> Group:
@@ -86,32 +86,32 @@ def summary(diagnosis: Diagnosis) -> Group:
     return Group(Text(), table, verdict, _advice(diagnosis))
 
 
-def _measured(examination: Examination) -> Table:
+def _measured(examination: Examination, bars: bool) -> Table:
     """Rank the styles, as one half saw them; then what the other half says of those that matter."""
-    table = _table("ranked on one half", 25, "AUC", "", "hard", "ties", "empty", "A first")
+    table = _table("ranked on one half", 25, "AUC", *[""] * bars, "hard", "ties", "empty", "A first")
     for ranked in examination.ranking:
         style = ranked.style
         marks = "▸" if style == examination.recommended.style else " "
         marks += "∙" if style == examination.as_set.style else " "
         letters = "" if ranked.position_bias is None else f"{ranked.position_bias:+.1f}"
-        _row(table, f"{marks} {style.name}", ranked.measures, f"{ranked.label_bias:+.1f}", letters)
+        _row(table, bars, f"{marks} {style.name}", ranked.measures, f"{ranked.label_bias:+.1f}", letters)
     for name, _ in examination.refused:
         table.add_row(Text(f"   {name}", "dim"), Text("cannot be asked", "dim"))
     table.add_section()
     table.add_row(Text("on the other half", "bold"))
     finalists = {held.style.name: held for held in (examination.recommended, examination.as_set)}
     for name, held in finalists.items():
-        _row(table, f"   {name}", held.complete)
-        _row(table, "     cut off", held.cut)
+        _row(table, bars, f"   {name}", held.complete)
+        _row(table, bars, "     cut off", held.cut)
     return table
 
 
-def _row(table: Table, name: str, measures: Measures, *more: str) -> None:
+def _row(table: Table, bars: bool, name: str, measures: Measures, *more: str) -> None:
     trust = measures.trust
     table.add_row(
         Text(name, "bold" if name.startswith("▸") else ""),
         _interval(measures.auc, trust),
-        _bar(measures.auc, trust),
+        *[_bar(measures.auc, trust)] * bars,
         _share(measures.hard),
         Text(_share(measures.ties), "red" if measures.ties > 0.5 else ""),
         *more,
