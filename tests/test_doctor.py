@@ -569,7 +569,7 @@ def test_a_criterion_that_needs_a_context_waits_in_a_comment_unless_it_was_named
     names = [criterion.name for criterion in RainSettings.from_file(file).evaluation.criteria]
     assert names == [name for name in BUILT_IN if name != "groundedness"]
     text = file.read_text(encoding="utf-8")
-    assert "# - name: groundedness" in text
+    assert "# - name: groundedness" in text and "# It needs a context" in text
     file.write_text(text.replace("    # - ", "    - ").replace("    #   ", "      "), encoding="utf-8")
     names = [criterion.name for criterion in RainSettings.from_file(file).evaluation.criteria]
     assert names == list(BUILT_IN)

@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from rain_llm.doctor.examine import SAID, Diagnosis, Held, Trust
+from rain_llm.doctor.examine import SAID, Diagnosis, Examination, Held, Trust
+from rain_llm.doctor.styles import Kind
 
 
 def settings_file(diagnosis: Diagnosis, named: Sequence[str]) -> str:
@@ -22,34 +23,9 @@ def settings_file(diagnosis: Diagnosis, named: Sequence[str]) -> str:
         diagnosis: what was found.
         named: criteria that were asked for by name: these hold even if they need a context.
     """
-    usable = [e for e in diagnosis.examinations if e.trust in (Trust.YES, Trust.WEAK)]
-    kinds = Counter(e.recommended.style.kind for e in usable)
+    kinds = Counter(e.recommended.style.kind for e in diagnosis.examinations if _usable(e))
     kind = kinds.most_common(1)[0][0] if kinds else None
-    blocks, kept = [], 0
-    for examination in diagnosis.examinations:
-        name, held = examination.criterion.name, examination.recommended
-        auc = held.complete.auc
-        said = f"{name} {SAID[examination.trust]}: AUC {auc.value:.2f} [{auc.low:.2f}, {auc.high:.2f}]"
-        block = ""
-        if examination not in usable:
-            said += "; left out."
-        elif held.style.kind != kind:
-            said += f",\nbut asked otherwise ({held.style.name}): rain doctor --criterion {name} --out FILE"
-        else:
-            block = yaml.dump(
-                [_criterion(held)],
-                Dumper=_Dumper,
-                sort_keys=False,
-                default_flow_style=None,
-                width=1000,
-                allow_unicode=True,
-            )
-            if examination.criterion.needs_context and name not in named:
-                said += ".\nIt needs a context with every answer; take away the '#' to judge by it:"
-                block = textwrap.indent(block, "# ")
-            else:
-                kept += 1
-        blocks.append(textwrap.indent(said, "# ") + "\n" + block)
+    entries = [_entry(examination, kind, named) for examination in diagnosis.examinations]
     head = (
         f"# Fitted by `rain doctor` to {diagnosis.model}; answers: {diagnosis.data}; seed {diagnosis.seed}.\n"
         "# AUC: the chance that a good answer scores above a bad one, on answers that nothing was\n"
@@ -57,16 +33,39 @@ def settings_file(diagnosis: Diagnosis, named: Sequence[str]) -> str:
     )
     model = {"name": None, **diagnosis.settings.model_dump(mode="json", exclude_defaults=True)}
     data: dict[str, Any] = {"evaluation": {"judge": model}} if diagnosis.judges_only else {"model": model}
-    if not (kept and kind):
-        return head + yaml.safe_dump(data, sort_keys=False) + "".join(blocks)
-    asked = dict(zip(("style", "chat_template", "examples"), kind, strict=True))
-    data["evaluation"] = {**data.get("evaluation", {}), **asked, "mode": "soft"}
-    return (
-        head
-        + yaml.safe_dump(data, sort_keys=False)
-        + "  criteria:\n"
-        + textwrap.indent("".join(blocks), "    ")
+    below = "".join(text for text, _ in entries)
+    if kind is not None and any(holds for _, holds in entries):
+        asked = dict(zip(("style", "chat_template", "examples"), kind, strict=True))
+        data["evaluation"] = {**data.get("evaluation", {}), **asked, "mode": "soft"}
+        below = f"  criteria:\n{textwrap.indent(below, '    ')}"
+    return head + yaml.safe_dump(data, sort_keys=False) + below
+
+
+def _usable(examination: Examination) -> bool:
+    return examination.trust in (Trust.YES, Trust.WEAK)
+
+
+def _entry(examination: Examination, kind: Kind | None, named: Sequence[str]) -> tuple[str, bool]:
+    """Return a criterion's part of the list, and whether it holds or is only a comment."""
+    name, held = examination.criterion.name, examination.recommended
+    auc = held.complete.auc
+    said = f"# {name} {SAID[examination.trust]}: AUC {auc.value:.2f} [{auc.low:.2f}, {auc.high:.2f}]"
+    if not _usable(examination):
+        return f"{said}; left out.\n", False
+    if held.style.kind != kind:
+        return f"{said}, but asked\n# otherwise ({held.style.name}): rain doctor --criterion {name}\n", False
+    block = yaml.dump(
+        [_criterion(held)],
+        Dumper=_Dumper,
+        sort_keys=False,
+        default_flow_style=None,
+        width=1000,
+        allow_unicode=True,
     )
+    if examination.criterion.needs_context and name not in named:
+        needs = "# It needs a context with every answer; take away the '# ' to judge by it:"
+        return f"{said}\n{needs}\n{textwrap.indent(block, '# ')}", False
+    return f"{said}\n{block}", True
 
 
 def _criterion(held: Held) -> dict[str, Any]:
@@ -77,7 +76,8 @@ def _criterion(held: Held) -> dict[str, Any]:
     material = {"labels", "frames"} if style == "labels" else {style}
     material |= {"examples"} if examples else set()
     unused = {"labels", "frames", "choice", "channel", "examples"} - material
-    shown = criterion.model_dump(mode="json", exclude_defaults=True, exclude=unused)
+    fitted_anew = {"threshold", "target", "calibration"}
+    shown = criterion.model_dump(mode="json", exclude_defaults=True, exclude=unused | fitted_anew)
     shown["threshold"] = round(fitted.threshold, 4)
     if criterion.target is not None:  # as many good answers are above it as below
         shown["target"] = max(shown["threshold"], round(fitted.clear, 4))
