@@ -362,6 +362,13 @@ def test_there_must_be_answers(tmp_path):
         write(tmp_path)
 
 
+def test_rows_and_items_are_of_one_run(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(asdict(made("plain", 3))) + "\n")
+    (tmp_path / "items.jsonl").write_text(json.dumps({"task": "civility", **asdict(Item("i01", "p"))}) + "\n")
+    with pytest.raises(SettingsError, match=r"lacks 1 items .* \('civility', 'i03'\)"):
+        write(tmp_path)
+
+
 def test_a_report_can_be_made_again_without_the_model(tmp_path):
     texts = {
         "plain": " an awful, terrible idiot",

@@ -23,7 +23,8 @@ from rain_llm.models.base import LanguageModel
 
 _READING = [
     "Intervals are 95 % bootstrap intervals over items (all seeds of an item are drawn together). A "
-    "difference is paired: the same item and the same seed by both methods.",
+    "difference is paired: the same item and seed by both methods, where both have the figure (an answer "
+    "without words has no fluency).",
     "▲ better and ▼ worse than what it is compared with, ↑ more and ↓ less where neither is better, ○ not "
     "told apart: the interval of the difference has zero in it. No difference is no proof of equality.",
     "Each interval stands for itself: of twenty true zeros about one is left out by chance.",
@@ -66,6 +67,11 @@ def write(
     if not rows:
         raise SettingsError(f"there are no answers in {path}: let a run write some first")
     items = load(folder / "items.jsonl")
+    if unknown := {(row.task, row.item) for row in rows} - items.keys():
+        raise SettingsError(
+            f"{folder / 'items.jsonl'} lacks {len(unknown)} items that {path} has answers to, "
+            f"{min(unknown)} among them: the two files must be of one run"
+        )
     reviews = Path(data).expanduser() if data is not None else None
     judged = judge(
         rows, items, folder / "judged.jsonl", writer=writer, data=reviews, own=own, progress=progress
