@@ -355,6 +355,16 @@ def test_a_judge_made_by_hand(tmp_path):
     assert later.judges["e"].title == "has an e"
 
 
+def test_a_built_in_judge_can_be_given_another_bound(tmp_path):
+    def below(rows, items):
+        return (np.array([r.text.count("terrible") for r in rows]) > 0).astype(float)
+
+    mine = replace(BUILT_IN["hostile"], about="answers with the word terrible", see=below)
+    found = judge(ROWS[:4], ITEMS, tmp_path / "judged.jsonl", own=[mine])
+    assert found.columns["hostile"].tolist() == [0.0, 1.0, 0.0, 0.0]
+    assert found.judges["hostile"].about == "answers with the word terrible"
+
+
 def replying(table: dict[str, str | None]) -> Any:
     """A chat model of LangChain that answers by what it reads, and what it has read."""
     from langchain_core.language_models import SimpleChatModel
