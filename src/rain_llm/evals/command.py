@@ -158,6 +158,7 @@ class _Watch:
             completed=progress.done,
             total=progress.total,
             left="" if progress.left_s is None else f"about {_spell(progress.left_s)} left",
+            refresh=True,
         )
 
     def say(self, line: str) -> None:
