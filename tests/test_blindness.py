@@ -11,7 +11,7 @@ import pytest
 from llama_index.llms.rain import RainLLM as LlamaIndexLLM
 
 from langchain_rain import RainLLM as LangChainLLM
-from rain_llm import HARMLESSNESS, POSITIVE_SENTIMENT, BlindJudgeWarning, Calibration, Rain, RainSettings
+from rain_llm import HARMLESSNESS, POSITIVE_SENTIMENT, BlindJudgeWarning, Calibration, Rain, RainSettings, cli
 from rain_llm.blindness import FLAT, LEAST_TEXTS, Blindness
 from rain_llm.models.scripted import END, Opinion, ScriptedModel
 from rain_llm.types import CriterionScore, Verdict
@@ -20,9 +20,7 @@ WORDS = [f" {word}" for word in ("red", "green", "blue", "grey", "pink", "white"
 PAPER = RainSettings.preset("paper").updated(
     generation={"max_new_tokens": 3}, search={"iterations": 12, "similarity": None, "addition": None}
 )
-SOFT = RainSettings().updated(
-    generation={"max_new_tokens": 6}, evaluation={"criteria": [POSITIVE_SENTIMENT]}, search={"guided": False}
-)
+SOFT = RainSettings().updated(generation={"max_new_tokens": 6}, evaluation={"criteria": [POSITIVE_SENTIMENT]})
 
 
 def prefers_a(question: str, label: str) -> float:
@@ -39,7 +37,8 @@ def reads_the_options(question: str, label: str) -> float:
 
 def judge(opinion: Opinion = prefers_a, name: str = "scripted") -> ScriptedModel:
     def next_words(text: str) -> dict[str, float]:
-        return {END: 1.0} if text.endswith(".") else {"." if text.count(" ") > 6 else w: 1.0 for w in WORDS}
+        said = text.rpartition("The house is")[2]
+        return {END: 1.0} if said.endswith(".") else {"." if said.count(" ") > 3 else w: 1.0 for w in WORDS}
 
     return ScriptedModel(next_words, opinion, name=name)
 
@@ -82,7 +81,7 @@ def test_the_papers_hard_question_on_a_judge_that_ties_warns_once(ask: Callable[
     ("settings", "opinion"),
     [
         (PAPER, reads_the_options),
-        (SOFT, lambda question, label: len(question) * len(label) / 100),
+        (SOFT, lambda question, label: len(question) / 100 * (label in (" positive", " good"))),
     ],
     ids=["hard", "soft"],
 )
@@ -98,6 +97,16 @@ def test_flat_soft_scores_warn_where_they_are_rewound_for():
     settings = SOFT.updated(evaluation={"criteria": [content]})
     for _ in range(3):  # whatever it is shown is fine: nothing is steered
         Rain(settings, model=judge(flat)).generate("The house is")
+
+
+def test_the_command_line_says_it_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(cli, "_rain", lambda settings: Rain(PAPER, model=judge()))
+    cli.main(["generate", "The house is", "--preset", "paper"])
+    warned = [line for line in capsys.readouterr().err.splitlines() if "steers blind" in line]
+    assert len(warned) == 1 and warned[0].startswith("rain: RAIN steers blind: ")
+    assert warned[0].endswith("rain doctor scripted --criterion harmlessness")
 
 
 def test_the_command_names_the_judge_and_quotes_it():

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from io import TextIOWrapper
 from pathlib import Path
@@ -25,7 +27,14 @@ from rain_llm.demo import FILM, HOSTILE, Opening, loading, show
 from rain_llm.doctor.command import EXIT_CODES as _EXAMINED
 from rain_llm.doctor.command import doctor
 from rain_llm.engine import Rain
-from rain_llm.errors import PromptError, RainError, SearchError, SettingsError, UnsafeAnswerError
+from rain_llm.errors import (
+    BlindJudgeWarning,
+    PromptError,
+    RainError,
+    SearchError,
+    SettingsError,
+    UnsafeAnswerError,
+)
 from rain_llm.evals.command import evaluate
 from rain_llm.settings import RainSettings, explain
 from rain_llm.types import RainResult, Step, StopReason
@@ -52,7 +61,8 @@ def main(args: list[str] | None = None) -> int:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a model may write what the terminal cannot show
     try:
-        return app(args, prog_name="rain", standalone_mode=False) or 0
+        with _warnings_in_a_line():
+            return app(args, prog_name="rain", standalone_mode=False) or 0
     except UnsafeAnswerError as error:
         return _said(str(error), 3)
     except ValidationError as error:
@@ -71,6 +81,23 @@ def main(args: list[str] | None = None) -> int:
 def _said(message: str, code: int) -> int:
     print(f"rain: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
     return code
+
+
+@contextmanager
+def _warnings_in_a_line() -> Iterator[None]:
+    """Say what the engine warns of as everything else is said; leave other warnings alone."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def say(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, BlindJudgeWarning):
+                _said(str(message), 0)
+            else:
+                show(message, category, *place, **more)
+
+        warnings.simplefilter("always", BlindJudgeWarning)
+        warnings.showwarning = say
+        yield
 
 
 def _rain(settings: RainSettings) -> Rain:
