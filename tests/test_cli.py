@@ -28,11 +28,18 @@ def opinion(question: str, label: str) -> float:
     return 0.0 if (label.strip() in GOOD_LABELS) == ("bad" not in question) else -9.0
 
 
+def own(text: str) -> str:
+    """Leave the guides out of what the model has before it."""
+    for criterion in BUILT_IN.values():
+        text = text.replace(criterion.guide, "")
+    return text
+
+
 def sentence(*words: str, then=None):
     """Say one of the words and a full stop, then what ``then`` says of the rest, or the end."""
 
     def next_words(text):
-        said = text.count(".")
+        said = own(text).count(".")
         if said:
             return then(text) if then else {END: 1.0}
         return {".": 1.0} if text.endswith(words) else dict.fromkeys(words, 1.0)
@@ -41,7 +48,7 @@ def sentence(*words: str, then=None):
 
 
 def only_bad_follows(text):
-    return {".": 1.0} if text.endswith(" bad") else {" bad": 1.0} if text.count(".") < 2 else {END: 1.0}
+    return {".": 1.0} if text.endswith(" bad") else {" bad": 1.0} if own(text).count(".") < 2 else {END: 1.0}
 
 
 def breaks(text):

@@ -1098,3 +1098,39 @@ def test_the_search_takes_whatever_a_model_replies():
 
     run = drive(new_search(model, keeping(search={"iterations": 12, "simulation_tokens": 3})), odd)
     assert run.outcome.stop_reason in (StopReason.EOS, StopReason.LENGTH)
+
+
+# --- guided drafts ------------------------------------------------------------------------------
+
+GUIDE = "Be kind. "
+
+
+def guided_search(model: ScriptedModel, settings: RainSettings) -> RainSearch:
+    search = new_search(model, settings)
+    search.guided = model.encode(GUIDE + "It is")
+    return search
+
+
+def test_the_first_draft_of_a_step_is_the_prompts_own_and_what_follows_a_rewind_is_guided() -> None:
+    model = ScriptedModel(script(SENTENCES), opinion(wording(good=1.0, bad=-4.0, awful=-4.0)))
+    search = guided_search(model, keeping())
+    run = drive(search, by_model(model))
+    drafts = [request.prefix for request in run.asked(Sample) if request.max_tokens > 1]
+    own = [prefix for prefix in drafts if prefix[: len(search.prompt)] == search.prompt]
+    guided = [prefix for prefix in drafts if prefix[: len(search.guided)] == search.guided]
+    sentence = run.steps[0].tokens
+    assert drafts[0] == search.prompt and run.steps[0].accepted  # the first sentence is good at once
+    assert drafts[1][: len(search.prompt + sentence)] == search.prompt + sentence
+    assert len(own) <= len(run.steps) and len(own) + len(guided) == len(drafts)
+    assert len(guided) >= keeping().search.iterations - 1  # the second never is
+    assert all(prefix[: len(search.guided + sentence)] == search.guided + sentence for prefix in guided)
+
+
+def test_a_guide_finds_what_the_prompts_own_drafts_do_not() -> None:
+    told = {"It is": {" bad": 1.0}, GUIDE + "It is": {" good": 1.0}, " bad": {".": 1.0}, " good": {".": 1.0}}
+    model = ScriptedModel(script(told), opinion(wording(bad=-4.0, good=4.0)))
+    at_once = keeping(search={"token_set_lengths": (8,)})
+    alone = write(model, at_once).outcome
+    assert (alone.text, alone.accepted) == (" bad.", False)
+    run = drive(guided_search(model, at_once), by_model(model))
+    assert (run.outcome.text, run.outcome.accepted, run.outcome.iterations) == (" good.", True, 3)

@@ -127,12 +127,18 @@ def _settings(criterion: str, seed: int) -> RainSettings:
 # --- writing ------------------------------------------------------------------------------------------
 
 
+def _prompts(rain: Rain, opening: Opening) -> tuple[TokenIds, TokenIds]:
+    """Return what an opening's drafts are written behind."""
+    judged = rain.settings.updated(evaluation={"criteria": [opening.criterion]})
+    return rain.encode(opening.text), rain.guided(opening.text, judged)
+
+
 class _Watched:
     """The model, looked over the shoulder: tells each opening what is drafted for it."""
 
     def __init__(self, model: LanguageModel, rain: Rain, openings: Sequence[Opening]) -> None:
         self._model = model
-        by_tokens = [(rain.encode(opening.text), opening) for opening in openings]
+        by_tokens = [(tokens, o) for o in openings for tokens in _prompts(rain, o)]
         self._openings = sorted(by_tokens, key=lambda pair: -len(pair[0]))
 
     def __getattr__(self, name: str) -> Any:

@@ -224,6 +224,21 @@ class Rain:
             prompt = [Message("user", prompt)]
         return writer.render_chat(prompt)
 
+    def guided(self, prompt: Prompt, settings: RainSettings | None = None) -> TokenIds:
+        """Return the tokens that guided drafts are written behind; (): no criterion has a guide.
+
+        In a chat, the answer begins with the criteria's guides. A text that is to be continued has them
+        in front of its last line, so that what stands before is read once for all drafts.
+        """
+        settings = settings or self.settings
+        guide = " ".join(c.guide for c in settings.evaluation.criteria if c.guide)
+        if not guide:
+            return ()
+        if not isinstance(prompt, str) or settings.generation.chat_template:
+            return self.encode(prompt, settings) + self.runtime.writer.encode(f"{guide}\n\n")
+        before, newline, line = prompt.rpartition("\n")
+        return self.encode(f"{before}{newline}{guide} {line}" if line else f"{prompt}{guide}\n", settings)
+
     async def _astream(
         self, prompt: Prompt, context: str, settings: RainSettings | None, guarded: bool
     ) -> AsyncGenerator[Step, None]:
@@ -301,9 +316,14 @@ class Rain:
         writer = runtime.writer
         tokens = self.encode(prompt, settings)
         room = settings.generation.max_new_tokens
-        if len(tokens) + room > writer.context_length:
+        budget = settings.search
+        redrafts = guarded and budget.guided and budget.expansion == "simulations"
+        guided = self.guided(prompt, settings) if redrafts else ()
+        longest = max(len(tokens), len(guided))
+        if longest + room > writer.context_length:
             raise PromptError(
-                f"the prompt has {len(tokens)} tokens; with max_new_tokens = {room} that exceeds "
+                f"the prompt has {longest} tokens{' with its guides' if guided else ''}; with "
+                f"max_new_tokens = {room} that exceeds "
                 f"the context of {writer.name}, {writer.context_length} tokens: "
                 "shorten it or ask for fewer tokens"
             )
@@ -316,10 +336,9 @@ class Rain:
         seed = secrets.randbits(62) if settings.generation.seed is None else settings.generation.seed
         if guarded:
             assert evaluator is not None
-            search = RainSearch(tokens, subject, writer, evaluator, settings, seed).run()
+            search = RainSearch(tokens, subject, writer, evaluator, settings, seed, guided).run()
         else:
             search = plain_search(tokens, subject, writer, evaluator, settings, seed)
-        budget = settings.search
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         ticket = Ticket(search, emit or events.put, budget.deadline_s, budget.max_model_tokens)
         trace = Trace(seed, settings.hash, writer.name)

@@ -22,6 +22,10 @@ Two settings stand between the paper and the tuned default:
 * ``commit``, when a step is done: "visits" asks for a child with many visits and a high value
   (paper); "verdict" takes a text as soon as its own verdict is good enough.
 
+What a step rewinds it writes anew behind the criteria's guides (``guided``): the first draft of every step
+is the prompt's own, so where the model writes well its words are left alone; where it does not, other
+words are drawn from where good answers come from. The judge never sees a guide.
+
 What makes it cheap (``docs/performance.md``): a request's seed follows from its prefix, so its reply
 is the same whenever it is asked. So children are drawn only when they are first needed, at a leaf's
 second visit, and what the next iterations will probably ask goes along with this one's requests
@@ -122,6 +126,7 @@ class RainSearch:
         prompt: token ids, at least one. subject: what the judge is shown of the prompt.
         writer: asked for decoding only. evaluator: makes the judge's questions.
         settings: of this answer. seed: of everything that is drawn for it.
+        guided: the prompt with the criteria's guides; (): drafts are always the prompt's own.
     """
 
     prompt: TokenIds
@@ -130,6 +135,7 @@ class RainSearch:
     evaluator: SelfEvaluator
     settings: RainSettings
     seed: int
+    guided: TokenIds = ()
     origin: int = field(init=False)  # seed of this prompt's answer: other prompts draw otherwise
     tree: SearchTree = field(init=False)
     answer: Answer = field(init=False)
@@ -246,13 +252,19 @@ class RainSearch:
     # -- 2 simulate ------------------------------------------------------------------------------
 
     def _simulate(self, looks: Sequence[_Look]) -> Rounds:
-        """Sample on from every leaf, behind the first token where that is known."""
+        """Sample on from every leaf, behind the first token where that is known.
+
+        The first draft of a step is the prompt's own; once it was rewound, drafts are guided.
+        """
+        guided = bool(self.guided and self.step_iterations)
         growing, requests = [], []
         for look in looks:
-            length = 0 if look.ends else self._take_head(look)
+            if look.ends:
+                continue
+            length = self._ahead(look.tokens) if guided else self._take_head(look)
             if length:
                 growing.append(look)
-                requests.append(self._simulation(look.seen, length))
+                requests.append(self._simulation(look.seen, length, guided=guided))
         if requests:
             replies = yield from self._ask(requests, looks)
             for look, reply in zip(growing, replies, strict=True):
@@ -279,11 +291,11 @@ class RainSearch:
     def _ends_of_simulation(self) -> tuple[str, ...]:
         return _ENDS[self.settings.search.simulation_ends] + self.settings.generation.stop
 
-    def _simulation(self, tokens: TokenIds, length: int, peek: bool = False) -> Sample:
+    def _simulation(self, tokens: TokenIds, length: int, peek: bool = False, guided: bool = False) -> Sample:
         """Ask for one continuation behind ``tokens``."""
         drawing, prefix = self.settings.generation, self._prefix(tokens)
         return Sample(
-            prefix,
+            self.guided + prefix[len(self.prompt) :] if guided else prefix,
             1,
             length,
             self._seed(prefix, 1, peek),
@@ -451,7 +463,7 @@ class RainSearch:
         if self._ends(path):
             return path, None
         tokens = _tokens(path[1:])
-        return path, self._simulation(tokens, self._ahead(tokens), peek=True)
+        return path, self._simulation(tokens, self._ahead(tokens), peek=True, guided=bool(self.guided))
 
     # -- 5 back up -------------------------------------------------------------------------------
 

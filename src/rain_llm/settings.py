@@ -142,7 +142,7 @@ class SearchSettings(Frozen):
         "(as MuZero does).",
     )
     widening: float = Field(
-        default=1.0,
+        default=0.7,
         gt=0,
         description="'simulations': a node visited v times has at most ceil(widening * sqrt(v)) children.",
     )
@@ -152,15 +152,20 @@ class SearchSettings(Frozen):
         le=1,
         description="Share of the uniform distribution in the root's priors.",
     )
+    guided: bool = Field(
+        default=True,
+        description="'simulations': a step's first draft is the model's own; after a rewind, drafts are "
+        "written behind the criteria's guides.",
+    )
     simulation_ends: Literal["punctuation", "sentence", "answer"] = Field(
         default="sentence", description="How far ahead a text is judged."
     )
     simulation_tokens: int = Field(default=32, ge=1, description="Longest simulation, tokens.")
     leaves: int = Field(
-        default=4,
+        default=1,
         ge=1,
         le=256,
-        description="Leaves simulated in one round (by virtual visits); 1 as in the paper.",
+        description="Leaves simulated in one round (by virtual visits): fewer forward passes, more tokens.",
     )
     commit: Literal["verdict", "visits"] = Field(
         default="verdict",
@@ -186,7 +191,7 @@ class SearchSettings(Frozen):
         lt=1,
         description="'visits': a child needs a mean value above this (paper: 0.8).",
     )
-    iterations: int = Field(default=16, ge=1, description="Most iterations for a step (paper: 50).")
+    iterations: int = Field(default=12, ge=1, description="Most iterations for a step (paper: 50).")
     extra_iterations: int = Field(
         default=15,
         ge=0,
@@ -392,6 +397,7 @@ def _paper(min_visits: int, **changes: Any) -> dict[str, Any]:
             "search": {
                 "token_set_lengths": (1, 2, 4, 10),
                 "expansion": "candidates",
+                "guided": False,
                 "width": 10,
                 "candidate_top_k": 15,
                 "exploration": 2.0,

@@ -4,6 +4,7 @@
 * ``self-check``: the plain answer, or the refusal if the model's own verdict on it fails (as guardrails do).
 * ``best-of``: up to 16 drafts, of which the model's own verdict takes one. The first n of them are
   best-of-n, so that one run gives the whole curve of quality against tokens.
+* ``guided-best-of-N``: the same with every draft written behind the criteria's guides.
 * ``rain`` and its variants: the table below. Settings of the user's own are one more variant.
 """
 
@@ -30,6 +31,7 @@ LADDER = (1, 2, 3, 4, 6, 8, 12, 16)
 """Which n of best-of-n the method ``best-of`` gives."""
 
 UNGUARDED = ("plain", "self-check", "best-of")
+_GUIDED = "guided-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,8 @@ VARIANTS: dict[str, Variant] = {
     "no-lookahead": Variant("judges a node's own tokens alone", {"search": {"simulation_tokens": 1}}),
     "no-values": Variant("follows the prior, not the verdicts", {"search": {"exploration": 1e6}}),
     "no-prior": Variant("follows the verdicts, not the prior", {"search": {"exploration": 0.0}}),
-    "one-leaf": Variant("one leaf in a round", {"search": {"leaves": 1}}),
+    "no-guide": Variant("drafts are never guided", {"search": {"guided": False}}),
+    "four-leaves": Variant("four leaves in a round", {"search": {"leaves": 4}}),
     "one-frame": Variant("asks in one frame", criterion=lambda c: {"frames": c.frames[:1]}),
     "one-pair": Variant("asks by one pair of words", criterion=lambda c: {"labels": c.labels[:1]}),
     "hard": Variant("questions vote instead of being weighed", {"evaluation": {"mode": "hard"}}),
@@ -110,7 +113,8 @@ def chosen(names: Sequence[str], own: Mapping[str, RainSettings]) -> list[str]:
 
 def labels(method: str) -> tuple[str, ...]:
     """Return the methods that the rows of one run of ``method`` are of."""
-    return tuple(f"best-of-{n}" for n in _ladder(method)) or (method,)
+    guided = _GUIDED if method.startswith(_GUIDED) else ""
+    return tuple(f"{guided}best-of-{n}" for n in _ladder(method)) or (method,)
 
 
 def settings_for(
@@ -218,10 +222,18 @@ def write(method: str, rain: Rain, task: Task, items: Sequence[Item], seed: int)
 
     if ladder := _ladder(method):
         made = [
-            drafts(rain, prompt, ladder[-1], context=item.context, settings=settings)
+            drafts(
+                rain,
+                prompt,
+                ladder[-1],
+                context=item.context,
+                settings=settings,
+                guided=method.startswith(_GUIDED),
+            )
             for prompt, item in zip(prompts, items, strict=True)
         ]
-        return [row(f"best-of-{n}", place, best(some[:n])) for n in ladder for place, some in enumerate(made)]
+        rungs = zip(labels(method), ladder, strict=True)
+        return [row(label, place, best(some[:n])) for label, n in rungs for place, some in enumerate(made)]
     contexts = {item.context for item in items}
     if len(contexts) > 1:  # a batch has one passage
         return [row for item in items for row in write(method, rain, task, [item], seed)]
@@ -236,16 +248,23 @@ def write(method: str, rain: Rain, task: Task, items: Sequence[Item], seed: int)
 
 
 def drafts(
-    rain: Rain, prompt: Prompt, n: int, *, context: str = "", settings: RainSettings | None = None
+    rain: Rain,
+    prompt: Prompt,
+    n: int,
+    *,
+    context: str = "",
+    settings: RainSettings | None = None,
+    guided: bool = False,
 ) -> list[RainResult]:
-    """Write n answers, each with the model's own verdict.
+    """Write n answers, ``guided`` behind the criteria's guides, each with the model's own verdict.
 
     Each is charged with what it costs when all before it are there already: the first with the prompt as
     well. So the first k of n drafts cost what k drafts cost, and are the same texts.
     """
     settings = settings or rain.settings
     drawing, runtime = settings.generation, rain.runtime
-    tokens, subject = rain.encode(prompt, settings), subject_of(prompt, context, settings)
+    tokens = (rain.guided(prompt, settings) if guided else ()) or rain.encode(prompt, settings)
+    subject = subject_of(prompt, context, settings)
     evaluator = runtime.evaluator(settings.evaluation)
     seed = drawing.seed or 0
     replies = runtime.writer.sample(
@@ -320,6 +339,7 @@ def _ladder(method: str) -> tuple[int, ...]:
     """Return which n a method of the best-of kind gives; nothing of other methods."""
     if method == "best-of":
         return LADDER
+    method = method.removeprefix(_GUIDED)
     number = method.removeprefix("best-of-")
     return (int(number),) if number != method and re.fullmatch("[1-9][0-9]{0,3}", number) else ()
 
