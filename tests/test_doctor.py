@@ -18,7 +18,8 @@ from sklearn.metrics import roc_auc_score
 
 from rain_llm import BUILT_IN, CIVILITY, HARMLESSNESS, POSITIVE_SENTIMENT, RainSettings, cli
 from rain_llm.doctor import command, measures
-from rain_llm.doctor.examine import Diagnosis, Measures, Trust, examine, split
+from rain_llm.doctor.examine import examine, split
+from rain_llm.doctor.findings import Diagnosis, Measures, Trust
 from rain_llm.doctor.items import Item, read, shipped
 from rain_llm.doctor.report import sentence
 from rain_llm.doctor.styles import styles

@@ -44,6 +44,8 @@ ORDER = (
     "doctor.items",
     "doctor.measures",
     "doctor.styles",
+    "doctor.findings",
+    "doctor.interview",
     "doctor.examine",
     "doctor.report",
     "doctor.settings_file",

@@ -16,7 +16,8 @@ from rich.text import Text
 
 from rain_llm.criteria import BUILT_IN, Criterion
 from rain_llm.demo import loading
-from rain_llm.doctor.examine import Diagnosis, Examination, Trust, examine, expected
+from rain_llm.doctor.examine import examine, expected
+from rain_llm.doctor.findings import Diagnosis, Examination, Trust
 from rain_llm.doctor.items import Item, read, shipped
 from rain_llm.doctor.report import page, sentence, summary, title
 from rain_llm.doctor.settings_file import settings_file

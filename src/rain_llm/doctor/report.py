@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from rain_llm.doctor.examine import CHANCE, SAID, TRUSTED, Diagnosis, Examination, Measures, Trust
+from rain_llm.doctor.findings import CHANCE, SAID, TRUSTED, Diagnosis, Examination, Measures, Trust
 from rain_llm.doctor.measures import Interval
 
 _COLOURS = {

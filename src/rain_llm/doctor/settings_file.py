@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from rain_llm.doctor.examine import SAID, Diagnosis, Examination, Held, Trust
+from rain_llm.doctor.findings import SAID, Diagnosis, Examination, Held, Trust
 from rain_llm.doctor.styles import Kind
 
 
