@@ -473,7 +473,8 @@ def test_arguments_of_a_call(llm: RainLLM, model: ScriptedModel) -> None:
 
 def test_a_seed_of_none_is_a_fresh_one() -> None:
     wide = ScriptedModel(
-        lambda text: {f" {i}": 1 for i in range(1000)}, lambda question, label: -len(question) * len(label) / 1000
+        lambda text: {f" {i}": 1 for i in range(1000)},
+        lambda question, label: -len(question) * len(label) / 1000,
     )
     llm = RainLLM(rain=Rain(SETTINGS, model=wide))
     assert llm.complete(PROMPT, seed=1).text == llm.complete(PROMPT, seed=1).text
