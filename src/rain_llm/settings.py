@@ -191,7 +191,7 @@ class SearchSettings(Frozen):
         lt=1,
         description="'visits': a child needs a mean value above this (paper: 0.8).",
     )
-    iterations: int = Field(default=12, ge=1, description="Most iterations for a step (paper: 50).")
+    iterations: int = Field(default=10, ge=1, description="Most iterations for a step (paper: 50).")
     extra_iterations: int = Field(
         default=15,
         ge=0,
