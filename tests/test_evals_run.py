@@ -45,6 +45,7 @@ def engine(settings):
 
 
 MODEL = ScriptedModel(next_words, opinion)
+BARE = HARMLESSNESS.model_copy(update={"guide": "", "frames": ("{text} is",)})
 QUICK = RainSettings().updated(search={"iterations": 4})
 
 
@@ -179,6 +180,21 @@ def test_bad_data_is_told(tmp_path, text, says):
         TASKS["truth"].items(str(tmp_path / "x.jsonl"))
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("x.jsonl.gz", gzip.compress(b'{"prompt": "a"}')[:-9]),
+        ("x.jsonl.gz", gzip.compress(b'{"prompt": "a"}')[:12] + b"\xff" * 20),
+        ("x.jsonl", b'{"prompt": "\xff"}'),
+        ("x.csv", b'prompt\n"' + b"x" * (1 << 18) + b'"\n'),
+    ],
+)
+def test_a_damaged_file_is_told(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SettingsError, match=f"cannot read the data file .*{name}: "):
+        TASKS["truth"].items(str(tmp_path / name))
+
+
 def test_a_folder_that_is_not_there_is_told():
     with pytest.raises(SettingsError, match=r"there is no data folder or file \./nowhere"):
         TASKS["truth"].items("./nowhere")
@@ -188,6 +204,10 @@ def test_items_can_be_kept(tmp_path):
     item = Item("1", "Why?\u2028", "passage", "", ("So",), ("No", "Never"))
     (tmp_path / ITEMS).write_text(tasks.dump({("truth", "1"): item}), encoding="utf-8")
     assert tasks.load(tmp_path / ITEMS) == {("truth", "1"): item}
+    for line in ('{"task": "truth"}', '{"id": "1", "prompt": "a"}', '{"task": "a", "id": "1", "more": 2}'):
+        (tmp_path / ITEMS).write_text(line, encoding="utf-8")
+        with pytest.raises(SettingsError, match=r"line 1 of .* is no item"):
+            tasks.load(tmp_path / ITEMS)
 
 
 def test_what_a_model_is_given():
@@ -255,8 +275,9 @@ def test_settings_of_ones_own_are_a_method():
     assert yours.evaluation.criteria == (sentiment.criterion,)
     with pytest.raises(SettingsError, match="'loud' has on_unsafe='raise'"):
         methods.settings_for("loud", sentiment, RainSettings(), 9, own)
-    with pytest.raises(SettingsError, match="cannot be called 'rain'"):
-        methods.chosen(["rain"], {"rain": own["mine"]})
+    for name in ("rain", "best-of-7", "guided-best-of-7", ""):
+        with pytest.raises(SettingsError, match=f"cannot be called '{name}'"):
+            methods.chosen([name], {name: own["mine"]})
 
 
 def test_names_of_methods():
@@ -266,6 +287,8 @@ def test_names_of_methods():
         "mine",
     ]
     assert "rain" not in methods.chosen(["ablations"], {})
+    some = ["best-of-4", "best-of", "best-of-5", "guided-best-of-4"]
+    assert methods.chosen(some, {}) == ["best-of", "best-of-5", "guided-best-of-4"], "best-of has a best-of-4"
     with pytest.raises(SettingsError, match="unknown method 'best-of-0'"):
         methods.chosen(["best-of-0"], {})
     assert methods.labels("best-of") == tuple(f"best-of-{n}" for n in methods.LADDER)
@@ -378,7 +401,7 @@ def test_a_run_holds_one_row_for_every_method_item_and_seed(tmp_path, data):
     for method, hashed in asked["methods"]["harmlessness"].items():
         settings = RainSettings(**asked["settings"][hashed])
         assert settings.hash == hashed
-        assert {row.settings_hash for row in made if row.method == method and row.seed == 0} == {hashed}
+        assert {row.settings_hash for row in made if row.method == method} == {hashed}
 
 
 def test_the_same_seed_gives_the_same_rows_and_nothing_is_done_twice(tmp_path, data):
@@ -459,6 +482,30 @@ def test_an_item_that_is_too_long_is_told_before_anything_is_written(tmp_path, d
     assert len(MODEL.requests) == asked
     assert rows.read(tmp_path / "out" / ROWS) == []
     assert answer(tmp_path / "out", data, first=11, tokens=6), "nothing was written that it would not fit to"
+
+
+@pytest.mark.parametrize("name", ["rain", "guided-best-of-2"])
+def test_an_item_that_is_too_long_with_its_guides_is_told_as_well(tmp_path, data, name):
+    guide = len(MODEL.encode(HARMLESSNESS.guide))
+    small = ScriptedModel(next_words, opinion, context_length=guide + 2)
+
+    def ask(names):
+        own = {"bare": RainSettings().updated(evaluation={"criteria": [BARE]})}
+        options = {"methods": names, "data": data, "tokens": 2, "first": 1, "settings": QUICK, "own": own}
+        run(["harmlessness"], tmp_path / "out", make=lambda s: Rain(s, model=small), **options)
+
+    with pytest.raises(PromptError, match=r"item requests-1: its prompt and guides have \d+ tokens; "):
+        ask(["plain", name])
+    assert rows.read(tmp_path / "out" / ROWS) == []
+    ask(["plain", "bare"])
+    with pytest.raises(SettingsError, match="no criterion of task 'harmlessness' has one"):
+        methods.settings_for(
+            "guided-best-of-2",
+            TASKS["harmlessness"],
+            RainSettings().updated(evaluation={"criteria": [BARE]}),
+            None,
+            {},
+        )
 
 
 @pytest.mark.parametrize("name", ["seeds", "first", "tokens"])

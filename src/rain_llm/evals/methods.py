@@ -97,8 +97,8 @@ def chosen(names: Sequence[str], own: Mapping[str, RainSettings]) -> list[str]:
         SettingsError: there is no such method, or one of the user's has the name of another.
     """
     for name in own:
-        if name in VARIANTS or name in GROUPS or name.startswith(UNGUARDED):
-            raise SettingsError(f"a method of your own cannot be called '{name}': that one exists already")
+        if not name or name in VARIANTS or name in GROUPS or name.removeprefix(_GUIDED).startswith(UNGUARDED):
+            raise SettingsError(f"a method of your own cannot be called '{name}': choose another name")
     found: list[str] = []
     for name in names:
         if name in VARIANTS or name in UNGUARDED or name in own or _ladder(name):
@@ -108,7 +108,8 @@ def chosen(names: Sequence[str], own: Mapping[str, RainSettings]) -> list[str]:
         else:
             known = ", ".join((*UNGUARDED, "best-of-N", *VARIANTS, *GROUPS))
             raise SettingsError(f"unknown method {name!r}: there are {known}, and NAME=settings.yaml")
-    return list(dict.fromkeys(found))
+    rungs = labels("best-of") if "best-of" in found else ()  # it writes these itself
+    return list(dict.fromkeys(name for name in found if name not in rungs))
 
 
 def labels(method: str) -> tuple[str, ...]:
@@ -154,10 +155,15 @@ def settings_for(
             f"method '{method}' has on_unsafe='raise', which leaves no answer to look at: "
             "choose 'best' or 'refuse'"
         )
+    if method.startswith(_GUIDED) and not any(c.guide for c in settings.evaluation.criteria):
+        raise SettingsError(
+            f"method '{method}' needs a guide, and no criterion of task '{task.name}' has one: "
+            "give it one, or leave the method out"
+        )
     return settings
 
 
-def check(rain: Rain, task: Task, items: Sequence[Item]) -> None:
+def check(method: str, rain: Rain, task: Task, items: Sequence[Item]) -> None:
     """Refuse items that cannot be answered, before the first one is.
 
     Raises:
@@ -168,13 +174,16 @@ def check(rain: Rain, task: Task, items: Sequence[Item]) -> None:
         rain.runtime.embedder()  # loaded now, and a missing one told, not in the middle of an answer
     evaluator = rain.runtime.evaluator(settings.evaluation)
     room = settings.generation.max_new_tokens
+    guided = _guides(method, settings)
     for item in items:
         prompt = task.prompt(item)
         try:
             evaluator.check(subject_of(prompt, item.context, settings), room)
-            if (length := len(rain.encode(prompt))) + room > writer.context_length:
+            length = max(len(rain.encode(prompt)), len(rain.guided(prompt)) if guided else 0)
+            if length + room > writer.context_length:
+                shown = "prompt and guides have" if guided else "prompt has"
                 raise PromptError(
-                    f"its prompt has {length} tokens; with {room} tokens of answer that exceeds the context "
+                    f"its {shown} {length} tokens; with {room} tokens of answer that exceeds the context "
                     f"of {writer.name}, {writer.context_length} tokens: ask for fewer --tokens"
                 )
         except PromptError as error:
@@ -217,7 +226,7 @@ def write(method: str, rain: Rain, task: Task, items: Sequence[Item], seed: int)
             result.usage.evaluation_tokens,
             result.usage.forwards,
             None,
-            result.settings_hash,
+            rain.settings.hash,
         )
 
     if ladder := _ladder(method):
@@ -342,6 +351,13 @@ def _ladder(method: str) -> tuple[int, ...]:
     method = method.removeprefix(_GUIDED)
     number = method.removeprefix("best-of-")
     return (int(number),) if number != method and re.fullmatch("[1-9][0-9]{0,3}", number) else ()
+
+
+def _guides(method: str, settings: RainSettings) -> bool:
+    """Whether a method writes behind the criteria's guides, if they have some."""
+    if method in UNGUARDED or _ladder(method):
+        return method.startswith(_GUIDED)
+    return settings.search.guided and settings.search.expansion == "simulations"
 
 
 def _checked(result: RainResult, settings: RainSettings) -> RainResult:

@@ -37,7 +37,7 @@ class Row:
         evaluation_tokens: the judge's share of ``model_tokens``.
         forwards: forward passes in which this answer took part.
         cpu_s: CPU seconds of its block, divided by the block's answers; a seed does not repeat it.
-        settings_hash: of the settings it was written with.
+        settings_hash: of the method's settings for the task, in which ``seed`` takes the place of theirs.
     """
 
     task: str

@@ -133,7 +133,7 @@ def run(
         blocks = list(_blocks(chosen, names, items, seeds))
         todo = [block for block in blocks if not there.issuperset(block.keys)]
         for task, name in dict.fromkeys((block.task, block.method) for block in todo):
-            ways.check(engines[task.name, name], task, items[task.name])
+            ways.check(name, engines[task.name, name], task, items[task.name])
         clock = _Clock(blocks, todo)
         for block in todo:
             tell(clock.now(block))

@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -269,12 +270,15 @@ def load(path: Path) -> dict[tuple[str, str], Item]:
         SettingsError: the file cannot be read.
     """
     items: dict[tuple[str, str], Item] = {}
-    for row in _read(path):
+    for number, row in enumerate(_read(path), 1):
         told: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in row.items()
         }
-        task = str(told.pop("task"))
-        items[task, told["id"]] = Item(**told)
+        try:
+            task = str(told.pop("task"))
+            items[task, told["id"]] = Item(**told)
+        except (KeyError, TypeError) as error:
+            raise SettingsError(f"line {number} of {path} is no item of a run: move the file away") from error
     return items
 
 
@@ -293,10 +297,10 @@ def _read(path: Path) -> list[Mapping[str, Any]]:
     try:
         content = path.read_bytes()
         text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        if path.suffix == ".csv":
+            return list(csv.DictReader(io.StringIO(text, newline="")))
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         raise SettingsError(f"cannot read the data file {path}: {error}") from error
-    if path.suffix == ".csv":
-        return list(csv.DictReader(io.StringIO(text, newline="")))
     return _json_lines(text, str(path))
 
 
