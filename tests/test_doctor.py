@@ -18,6 +18,7 @@ from sklearn.metrics import roc_auc_score
 
 from rain_llm import BUILT_IN, CIVILITY, HARMLESSNESS, POSITIVE_SENTIMENT, RainSettings, cli
 from rain_llm.doctor import command, measures
+from rain_llm.doctor import examine as examination
 from rain_llm.doctor.examine import examine, split
 from rain_llm.doctor.findings import Diagnosis, Measures, Trust
 from rain_llm.doctor.items import Item, read, shipped
@@ -524,6 +525,33 @@ def test_the_settings_file_loads_and_changes_verdicts(doctor, own, tmp_path):
     assert share(uncalibrated, good=False) == 1.0  # the bias of the labels lets everything pass
     assert share(fitted, good=True) > 0.9
     assert share(fitted, good=False) < 0.1
+
+
+@pytest.mark.parametrize("scale", [1e-7, 1.0, 300.0])
+def test_the_settings_file_loads_however_sure_the_judge_is(doctor, own, tmp_path, scale):
+    def opinion(question: str, label: str) -> float:
+        return (
+            scale * (1 + noise(question) / 2) * (1 if " lovely" in question else -1) * (label.strip() in GOOD)
+        )
+
+    file = tmp_path / "fitted.yaml"
+    odd = tmp_path / "odd\nevaluation: {}\n.jsonl"
+    odd.write_bytes(b"\xef\xbb\xbf" + own.read_bytes())  # with the mark that some editors put there
+    model = ScriptedModel(lambda text: {END: 1.0}, opinion, name="toy\nmodel: other")
+    assert doctor(model, *SENTIMENT, "--data", odd, "--out", file)[0] == 0
+    fitted = RainSettings.from_file(file)
+    assert fitted.model == RainSettings().model
+    (criterion,) = fitted.evaluation.criteria
+    assert criterion.calibration is not None and 0.01 * scale < criterion.calibration.scale < 100 * scale
+    assert criterion.target is not None and criterion.threshold <= criterion.target < 1
+
+
+def test_a_probability_that_is_all_but_certain_stays_below_one(doctor, own, tmp_path, monkeypatch):
+    monkeypatch.setattr(examination, "fit", lambda *given: measures.Fit(0.0, 1.0, 0.9999991, 0.9999999))
+    file = tmp_path / "fitted.yaml"
+    assert doctor(judge(3.0), *SENTIMENT, "--data", own, "--out", file)[0] == 0
+    (criterion,) = RainSettings.from_file(file).evaluation.criteria
+    assert criterion.target is not None and 0.9999 < criterion.threshold <= criterion.target < 1
 
 
 def test_a_settings_file_leaves_out_what_cannot_be_judged_and_says_why(doctor, tmp_path, monkeypatch):

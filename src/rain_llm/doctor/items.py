@@ -104,7 +104,7 @@ def read(path: Path) -> list[Item]:
             are too few good or bad answers.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"cannot read the labelled answers {path}: {error}") from error
     return _items(text, str(path))

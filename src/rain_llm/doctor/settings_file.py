@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
@@ -26,13 +27,14 @@ def settings_file(diagnosis: Diagnosis, named: Sequence[str]) -> str:
     kinds = Counter(e.recommended.style.kind for e in diagnosis.examinations if _usable(e))
     kind = kinds.most_common(1)[0][0] if kinds else None
     entries = [_entry(examination, kind, named) for examination in diagnosis.examinations]
+    model, source = (" ".join(name.split()) for name in (diagnosis.model, diagnosis.data))  # on one line
     head = (
-        f"# Fitted by `rain doctor` to {diagnosis.model}; answers: {diagnosis.data}; seed {diagnosis.seed}.\n"
+        f"# Fitted by `rain doctor` to {model}; answers: {source}; seed {diagnosis.seed}.\n"
         "# AUC: the chance that a good answer scores above a bad one, on answers that nothing was\n"
         "# fitted to, with its 95 % interval; 0.5 is a coin.\n"
     )
-    model = {"name": None, **diagnosis.settings.model_dump(mode="json", exclude_defaults=True)}
-    data: dict[str, Any] = {"evaluation": {"judge": model}} if diagnosis.judges_only else {"model": model}
+    loaded = {"name": None, **diagnosis.settings.model_dump(mode="json", exclude_defaults=True)}
+    data: dict[str, Any] = {"evaluation": {"judge": loaded}} if diagnosis.judges_only else {"model": loaded}
     below = "".join(text for text, _ in entries)
     if kind is not None and any(holds for _, holds in entries):
         asked = dict(zip(("style", "chat_template", "examples"), kind, strict=True))
@@ -78,10 +80,15 @@ def _criterion(held: Held) -> dict[str, Any]:
     unused = {"labels", "frames", "choice", "channel", "examples"} - material
     fitted_anew = {"threshold", "target", "calibration"}
     shown = criterion.model_dump(mode="json", exclude_defaults=True, exclude=unused | fitted_anew)
-    shown["threshold"] = round(fitted.threshold, 4)
+    shown["threshold"] = _rounded(fitted.threshold, below=1)
     if criterion.target is not None:  # as many good answers are above it as below
-        shown["target"] = max(shown["threshold"], round(fitted.clear, 4))
-    return {**shown, "calibration": {"center": round(fitted.center, 4), "scale": round(fitted.scale, 4)}}
+        shown["target"] = max(shown["threshold"], _rounded(fitted.clear, below=1))
+    return {**shown, "calibration": {"center": _rounded(fitted.center), "scale": _rounded(fitted.scale)}}
+
+
+def _rounded(value: float, below: float = math.inf) -> float:
+    """Round to digits that matter, however small the value is, and keep it below a bound."""
+    return min(float(f"{value:.4g}"), below - 1e-6)
 
 
 class _Dumper(yaml.SafeDumper):
