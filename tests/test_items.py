@@ -19,7 +19,7 @@ Rows = list[dict[str, Any]]
 FIELDS = {"id", "query", "answer", "good", "pair"}
 OPTIONAL = {"context", "dialogue", "cut"}
 CRITERIA = sorted(BUILT_IN)
-OPENINGS = {"film_openings": (24, range(4, 13)), "hostile_openings": (18, range(3, 17))}
+OPENINGS = {"film_openings": (96, range(4, 13)), "hostile_openings": (90, range(3, 17))}
 
 
 def load(package: str, *path: str) -> Rows:
