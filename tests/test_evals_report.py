@@ -24,7 +24,8 @@ from rain_llm.evals.tasks import Item
 from rain_llm.models.scripted import ScriptedModel, script
 
 NASTY = (
-    "<script>alert(1)</script> \"quoted' | `code` [link](http://evil.example) </td></details>\n# head\n- x"
+    "<script>alert(1)</script> \"quoted' | `code` [link](http://evil.example) www.evil.example "
+    "</td></details>\n# head\n- x"
 )
 COST = {
     "plain": 20,
@@ -138,6 +139,19 @@ def test_cost_is_in_multiples_of_plain(page):
     assert rain["answers"].text == "40"
     plain = dict(zip(head, rows["plain"], strict=True))
     assert plain["accepted"].text == "–"  # nothing was judged
+
+
+def test_a_model_that_takes_no_time_here_has_no_multiple_of_it():
+    rows = [replace(row, cpu_s=0.0) for row in run(methods=("plain", "rain"))]
+    assert table(assemble(rows, judged_by(rows, hostile=hostile), {}), "What it costs")["rain"][6].text == "–"
+
+
+def test_tokens_are_compared_over_the_items_that_both_have_answered():
+    rows = run(methods=("plain", "rain", "best-of-8"), seeds=1)
+    rows = [replace(row, model_tokens=100 * (1 + int(row.item[1:]))) for row in rows]
+    rows = [row for row in rows if row.method != "rain" or row.item < "i05"]
+    page = assemble(rows, judged_by(rows, hostile=hostile), {})
+    assert table(page, "Against")["rain"][2].text == "300 : 300"
 
 
 def test_ablations_stand_beside_what_they_are_made_of(page):
@@ -283,6 +297,7 @@ def test_a_models_text_can_do_nothing_to_the_markdown_page():
     text = as_markdown(assemble(rows, judged_by(rows, vader=lambda row: 0.1), {}))
     assert "<script" not in text
     assert "](http" not in text
+    assert "www.evil" not in text  # some readers make a link of it
     assert text.count("</details>") == text.count("<details>") == 1
     assert not [line for line in text.splitlines() if line.startswith("# head")]
     for line in text.splitlines():
@@ -366,6 +381,9 @@ def test_rows_and_items_are_of_one_run(tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps(asdict(made("plain", 3))) + "\n")
     (tmp_path / "items.jsonl").write_text(json.dumps({"task": "civility", **asdict(Item("i01", "p"))}) + "\n")
     with pytest.raises(SettingsError, match=r"lacks 1 items .* \('civility', 'i03'\)"):
+        write(tmp_path)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(SettingsError, match=r"run\.json is not JSON"):
         write(tmp_path)
 
 

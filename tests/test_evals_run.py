@@ -87,13 +87,16 @@ def test_own_openings_are_split(name):
     assert not {item.prompt for item in dev} & {item.prompt for item in test}
 
 
-def test_truth_needs_data():
+def test_truth_needs_data(tmp_path):
     with pytest.raises(
         SettingsError, match=r"'truth' has no items.*--data.*truthfulqa\.jsonl, TruthfulQA\.csv"
     ):
         TASKS["truth"].items()
     assert "truth" not in [task.name for task in tasks.chosen(["all"], None)]
-    assert "truth" in [task.name for task in tasks.chosen(["all"], "folder")]
+    assert "truth" not in [task.name for task in tasks.chosen(["all"], str(tmp_path))]
+    (tmp_path / "TruthfulQA.csv").touch()
+    for data in (str(tmp_path), "truthfulqa/truthful_qa"):
+        assert "truth" in [task.name for task in tasks.chosen(["all"], data)]
 
 
 def test_public_openings_count_as_dev_and_are_behind_the_own_ones(tmp_path):
@@ -467,9 +470,11 @@ def test_two_runs_do_not_share_a_folder(tmp_path, data):
 def test_what_is_no_row_is_told(tmp_path, data):
     out = tmp_path / "out"
     out.mkdir()
-    (out / ROWS).write_text('{"task": "x"}\n', encoding="utf-8")
-    with pytest.raises(SettingsError, match=r"line 1 of .* is no row"):
-        answer(out, data)
+    for text in ('{"task": "x"}\n', '{"mine": 1}', '{"mine": 1}\n{"mine"'):
+        (out / ROWS).write_text(text, encoding="utf-8")
+        with pytest.raises(SettingsError, match=r"line 1 of .* is no row"):
+            answer(out, data)
+        assert (out / ROWS).read_text(encoding="utf-8") == text, "nothing of it is cut off"
 
 
 def test_an_item_that_is_too_long_is_told_before_anything_is_written(tmp_path, data):

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from rain_llm.doctor.measures import auc
 from rain_llm.errors import SettingsError
 from rain_llm.evals import wording
 from rain_llm.evals.rows import Row
@@ -168,22 +169,16 @@ def truth_auc(items: Iterable[Item]) -> float:
     """
     asked = [item for item in items if len(set(item.correct)) > 1 and len(set(item.incorrect)) > 1]
     vectors = _embedded(text for item in asked for text in (*item.correct, *item.incorrect))
-    margins: dict[bool, list[float]] = {True: [], False: []}
+    margins, true = [], []
     for item in asked:
         for text in (*item.correct, *item.incorrect):
             near, far = (
                 max(float(vectors[text] @ vectors[other]) for other in answers if other != text)
                 for answers in (item.correct, item.incorrect)
             )
-            margins[text in item.correct].append(near - far)
-    return _auc(margins[True], margins[False])
-
-
-def _auc(good: Sequence[float], bad: Sequence[float]) -> float:
-    if not good or not bad:
-        return math.nan
-    above = np.subtract.outer(np.array(good), np.array(bad))
-    return float(np.mean((above > 0) + 0.5 * (above == 0)))
+            margins.append(near - far)
+            true.append(text in item.correct)
+    return auc(np.array(margins), np.array(true)) if margins else math.nan
 
 
 # --- by trained classifiers and by likelihood -------------------------------------------------------------

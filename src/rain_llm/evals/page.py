@@ -137,5 +137,5 @@ def _examples(section: Section) -> list[str]:
 
 def _plain(text: str) -> str:
     """Let a model's text say nothing to a Markdown reader, and stay on one line."""
-    marked = re.sub(r"([\\`*_{}\[\]()#+!|~^$@:])", r"\\\1", " ⏎ ".join(text.strip().splitlines()))
+    marked = re.sub(r"([\\`*_{}\[\]()#+!|~^$@:]|(?<=www)\.)", r"\\\1", " ⏎ ".join(text.strip().splitlines()))
     return html.escape(marked, quote=False) or "(nothing)"

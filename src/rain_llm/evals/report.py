@@ -6,7 +6,6 @@ difference; what an interval cannot tell apart is said not to be told apart.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from rain_llm.evals.judges import Judge, Progress
 from rain_llm.evals.judging import Judged, judge
 from rain_llm.evals.page import Page, Table, as_html, as_markdown
 from rain_llm.evals.rows import Row
+from rain_llm.evals.runner import ASKED, ITEMS, ROWS, read_asked
 from rain_llm.evals.study import Study
 from rain_llm.evals.tasks import load
 from rain_llm.models.base import LanguageModel
@@ -62,14 +62,15 @@ def write(
     Raises:
         SettingsError: there are no rows, or a judge's library is missing.
     """
-    path = folder / "rows.jsonl"
+    path = folder / ROWS
     rows = ledger.read(path) if path.is_file() else []
     if not rows:
         raise SettingsError(f"there are no answers in {path}: let a run write some first")
-    items = load(folder / "items.jsonl")
+    asked = read_asked(folder) if (folder / ASKED).is_file() else {}
+    items = load(folder / ITEMS)
     if unknown := {(row.task, row.item) for row in rows} - items.keys():
         raise SettingsError(
-            f"{folder / 'items.jsonl'} lacks {len(unknown)} items that {path} has answers to, "
+            f"{folder / ITEMS} lacks {len(unknown)} items that {path} has answers to, "
             f"{min(unknown)} among them: the two files must be of one run"
         )
     reviews = Path(data).expanduser() if data is not None else None
@@ -77,8 +78,7 @@ def write(
         rows, items, folder / "judged.jsonl", writer=writer, data=reviews, own=own, progress=progress
     )
     progress("drawing intervals")
-    asked = folder / "run.json"
-    page = assemble(rows, judged, json.loads(asked.read_text(encoding="utf-8")) if asked.is_file() else {})
+    page = assemble(rows, judged, asked)
     (folder / "report.md").write_text(as_markdown(page), encoding="utf-8")
     made = folder / "report.html"
     made.write_text(as_html(page), encoding="utf-8")

@@ -16,6 +16,8 @@ from typing import BinaryIO
 
 from rain_llm.errors import SettingsError
 
+_BEGINNING = b'{"task": "'  # of every row, so of every half-written one
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -82,12 +84,15 @@ def read(path: Path) -> list[Row]:
         except ValueError:
             data = None
         if not isinstance(data, dict) or set(data) != names:
-            raise SettingsError(
-                f"line {number} of {path} is no row of an evaluation: "
-                "move the file away, or choose another --out"
-            )
+            raise _no_row(number, path)
         rows.append(Row(**data))
     return rows
+
+
+def _no_row(number: int, path: Path) -> SettingsError:
+    return SettingsError(
+        f"line {number} of {path} is no row of an evaluation: move the file away, or choose another --out"
+    )
 
 
 def append(file: BinaryIO, rows: Iterable[Row]) -> None:
@@ -102,11 +107,14 @@ def appending(path: Path) -> Generator[BinaryIO, None, None]:
     """Open the file to append to it, cut off a half-written last line, and keep others from writing.
 
     Raises:
-        SettingsError: another process writes to it (noticed where the system has ``flock``).
+        SettingsError: another process writes to it (noticed where the system has ``flock``), or it holds
+            something else.
     """
     with path.open("ab") as file:
         _lock(file, path)
         content = path.read_bytes()
+        if not read(path) and not content.startswith(_BEGINNING[: len(content)]):
+            raise _no_row(1, path)  # somebody else's file: nothing is cut off it
         file.truncate(content.rfind(b"\n") + 1)
         yield file
 

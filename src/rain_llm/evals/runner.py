@@ -217,7 +217,7 @@ def _note(
     before: dict[str, Any] = {"rain_llm": _version(), "seeds": 0, "methods": {}, "settings": {}}
     kept: dict[tuple[str, str], Item] = {}
     if (out / ASKED).exists():
-        before |= _read_json(out / ASKED)
+        before |= read_asked(out)
         kept = load(out / ITEMS)
     if before["rain_llm"] != _version():
         _refuse(out, f"rain-llm {before['rain_llm']} wrote it, and this is {_version()}")
@@ -251,7 +251,13 @@ def _refuse(out: Path, difference: str) -> None:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_asked(out: Path) -> dict[str, Any]:
+    """Read what was asked of a run.
+
+    Raises:
+        SettingsError: it cannot be read.
+    """
+    path = out / ASKED
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -254,7 +254,7 @@ class Study:
                 Cell(f"{_mean(tokens) / max(1.0, _mean(self.counts(method, 'output_tokens'))):.1f}"),
                 Cell(_percent(judged)),
                 Cell(f"{_mean(self.counts(method, 'forwards')):.0f}"),
-                Cell("–" if math.isnan(spent / cpu) else f"{spent / cpu:.1f}"),
+                Cell(f"{spent / cpu:.1f}" if cpu and not math.isnan(spent / cpu) else "–"),
                 Cell(
                     _percent(_mean(self.counts(method, "accepted")))
                     if self.counts(method, "self_score")
@@ -275,7 +275,9 @@ class Study:
                 if n is None:
                     continue
                 rival = f"best-of-{n}"
-                tokens = [_mean(self.counts(name, "model_tokens")) for name in (method, rival)]
+                mine, its = (self.counts(name, "model_tokens") for name in (method, rival))
+                both = mine.keys() & its.keys()
+                tokens = [_mean({key: counts[key] for key in both}) for counts in (mine, its)]
                 rows.append(
                     [
                         Cell(method),

@@ -145,6 +145,11 @@ class Task:
             raise SettingsError(f"task '{self.name}' has two items of one id: make the ids in {data} unique")
         return items
 
+    def finds(self, data: str) -> bool:
+        """Whether a data folder has one of the public files; of whatever is no folder that is assumed."""
+        path = Path(data).expanduser()
+        return not path.is_dir() or any((path / name).is_file() for name in self.public)
+
     def _own(self) -> Iterator[tuple[str, Item]]:
         if self.own:
             text = (resources.files("rain_llm.evals") / "data" / self.own).read_text(encoding="utf-8")
@@ -248,7 +253,7 @@ def chosen(names: Sequence[str], data: str | None) -> list[Task]:
         SettingsError: no task has this name.
     """
     if list(names) == ["all"]:
-        return [task for task in TASKS.values() if task.own or data]
+        return [task for task in TASKS.values() if task.own or (data and task.finds(data))]
     for name in names:
         if name not in TASKS:
             raise SettingsError(
