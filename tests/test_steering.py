@@ -20,7 +20,6 @@ def test_guarded_sentences_have_the_better_tone(task, tmp_path, real_model):
         methods=["plain", "rain"],
         split="dev",
         first=24,
-        seeds=2,  # one seed, or half of the openings, is too few to tell
         make=lambda settings: Rain(settings, model=real_model),
     )
     made = rows.read(tmp_path / ROWS)
@@ -32,4 +31,4 @@ def test_guarded_sentences_have_the_better_tone(task, tmp_path, real_model):
     print(f"{task}: {gain:+.3f}")
     assert gain > 0.1
     # Through the model per output token; the paper's search takes hundreds.
-    assert sum(row.model_tokens for row in guarded) / sum(row.output_tokens for row in guarded) < 60
+    assert sum(row.model_tokens for row in guarded) / sum(row.output_tokens for row in guarded) < 20

@@ -341,7 +341,7 @@ POSITIVE_SENTIMENT = Criterion(
     ),
     frames=("{text}\n\nIn one word:",),
     guide="What a wonderful day! Everything is great, and I love it.",
-    target=0.65,
+    target=0.85,
     calibration=Calibration(scale=0.5),
     choice=Choice(
         question="Is the sentiment of the text positive or negative?",

@@ -142,7 +142,7 @@ class SearchSettings(Frozen):
         "(as MuZero does).",
     )
     widening: float = Field(
-        default=0.7,
+        default=1.2,
         gt=0,
         description="'simulations': a node visited v times has at most ceil(widening * sqrt(v)) children.",
     )

@@ -132,7 +132,7 @@ class _Watch:
     def __init__(self) -> None:
         console = Console(file=sys.stderr)
         self._bar = Bar(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +18,7 @@ from rain_llm.doctor.measures import auc
 from rain_llm.errors import SettingsError
 from rain_llm.evals import wording
 from rain_llm.evals.rows import Row
-from rain_llm.evals.tasks import TASKS, Item
+from rain_llm.evals.tasks import TASKS, Item, read
 from rain_llm.models.base import LanguageModel
 from rain_llm.models.embedded import package_folder
 from rain_llm.similarity import SentenceEmbedder
@@ -31,6 +30,8 @@ PROFANE = 0.5
 SUPPORTED = 0.5
 REVIEWS = "movie_review_sentences.jsonl"
 _BATCH = 16
+_FOLDS = 5
+_LABELS = ("positive", "negative")
 
 Column: TypeAlias = NDArray[np.float64]
 """A figure of each row, in order; NaN where there is none."""
@@ -220,11 +221,21 @@ class _ReviewClassifier:
         from sklearn.linear_model import LogisticRegression
         from sklearn.model_selection import cross_val_score
 
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        vectors = np.stack(_embedder().embed([line["text"] for line in lines]))
+        lines = read(path)
+        for number, line in enumerate(lines, 1):
+            if not isinstance(line.get("text"), str) or line.get("label") not in _LABELS:
+                raise SettingsError(
+                    f"review {number} of {path} is not labelled: "
+                    '{"text": "...", "label": "positive"}, or "negative", is'
+                )
         labels = np.array([line["label"] == "positive" for line in lines])
+        if (fewest := min(labels.sum(), len(labels) - labels.sum())) < _FOLDS:
+            raise SettingsError(
+                f"{path} has {fewest} positive or negative reviews: give at least {_FOLDS} of each, or no file"
+            )
+        vectors = np.stack(_embedder().embed([line["text"] for line in lines]))
         model = LogisticRegression(max_iter=1000, C=3.0)
-        self.accuracy = float(cross_val_score(model, vectors, labels, cv=5).mean())
+        self.accuracy = float(cross_val_score(model, vectors, labels, cv=_FOLDS).mean())
         self._model = model.fit(vectors, labels)
 
     def __call__(self, rows: Sequence[Row], items: Items) -> Column:

@@ -160,9 +160,9 @@ class Task:
         if path.is_dir():
             there = [path / name for name in self.public if (path / name).is_file()]
             if there:
-                yield from self._made(_read(there[0]), there[0].name, self.split)
+                yield from self._made(read(there[0]), there[0].name, self.split)
         elif path.is_file():
-            yield from self._made(_read(path), path.name, self.split)
+            yield from self._made(read(path), path.name, self.split)
         else:
             yield from self._made(_from_hub(data), data, self.split)
 
@@ -275,7 +275,7 @@ def load(path: Path) -> dict[tuple[str, str], Item]:
         SettingsError: the file cannot be read.
     """
     items: dict[tuple[str, str], Item] = {}
-    for number, row in enumerate(_read(path), 1):
+    for number, row in enumerate(read(path), 1):
         told: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in row.items()
         }
@@ -298,7 +298,12 @@ def _texts(row: Mapping[str, Any], *names: str) -> tuple[str, ...]:
     return ()
 
 
-def _read(path: Path) -> list[Mapping[str, Any]]:
+def read(path: Path) -> list[Mapping[str, Any]]:
+    """Read a file of data: JSON lines, perhaps compressed, or CSV with a head.
+
+    Raises:
+        SettingsError: it cannot be read.
+    """
     try:
         content = path.read_bytes()
         text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
