@@ -257,6 +257,23 @@ def test_what_must_be_known_of_a_judge_is_said(judged):
     assert "fluency" not in judged.judges
 
 
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"text": "fine", "label": 1}', r"review 2 of .*movie_review_sentences\.jsonl is not labelled"),
+        ('{"label": "positive"}', "review 2 of .* is not labelled"),
+        ("fine", "line 2 of .* is not JSON"),
+        ('{"text": "bad", "label": "negative"}', "has only 1 reviews of a label: give at least 5 of each"),
+    ],
+)
+def test_reviews_that_cannot_be_used_are_told(tmp_path, line, says):
+    (tmp_path / "movie_review_sentences.jsonl").write_text(
+        '{"text": "a\u2028wonderful film", "label": "positive"}\n' + line, encoding="utf-8"
+    )
+    with pytest.raises(SettingsError, match=says):
+        judge(ROWS, ITEMS, tmp_path / "judged.jsonl", data=tmp_path)
+
+
 def test_the_truth_judge_measures_itself():
     clear = ITEMS["truth", "sun"]
     assert truth_auc([clear]) == 1.0

@@ -231,7 +231,7 @@ class _ReviewClassifier:
         labels = np.array([line["label"] == "positive" for line in lines])
         if (fewest := min(labels.sum(), len(labels) - labels.sum())) < _FOLDS:
             raise SettingsError(
-                f"{path} has {fewest} positive or negative reviews: give at least {_FOLDS} of each, or no file"
+                f"{path} has only {fewest} reviews of a label: give at least {_FOLDS} of each, or no file"
             )
         vectors = np.stack(_embedder().embed([line["text"] for line in lines]))
         model = LogisticRegression(max_iter=1000, C=3.0)
