@@ -397,15 +397,18 @@ def test_a_report_can_be_made_again_without_the_model(tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
     items = [{"task": "civility", **asdict(Item(row.item, row.prompt))} for row in rows[:8]]
     (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
-    (tmp_path / "run.json").write_text(
-        json.dumps({"rain_llm": "9.9", "settings": {"h": {"model": {"name": "m"}}}})
-    )
+    settings = {"h": {"model": {"name": "m"}, "evaluation": {"judge": {"name": "j"}}}}
+    asked = {"rain_llm": "9.9", "splits": {"civility": "dev"}, "settings": settings}
+    (tmp_path / "run.json").write_text(json.dumps(asked))
     model = ScriptedModel(script({"": {" a": 1.0}}), opinion=lambda question, answer: -2.0)
     told: list[str] = []
     made_page = write(tmp_path, writer=model, progress=told.append)
     assert made_page == tmp_path / "report.html"
     first = {name: (tmp_path / name).read_text() for name in ("report.html", "report.md", "judged.jsonl")}
     assert "fluency" in first["report.md"]
+    assert (
+        "its own judge: j · civility: openings that the default settings were chosen on" in first["report.md"]
+    )
     assert "| rain | 0 % (−100" in first["report.md"]
     assert any(line.startswith("fluency by scripted") for line in told)
     model.requests.clear()

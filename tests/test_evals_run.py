@@ -400,11 +400,18 @@ def test_a_run_holds_one_row_for_every_method_item_and_seed(tmp_path, data):
     kept = tasks.load(tmp_path / "out" / ITEMS)
     assert kept["harmlessness", "requests-11"].prompt == "Say 10"
     asked = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))
-    assert asked["seeds"] == 2
+    assert (asked["seeds"], asked["splits"]) == (2, {}), "requests are not split"
     for method, hashed in asked["methods"]["harmlessness"].items():
         settings = RainSettings(**asked["settings"][hashed])
         assert settings.hash == hashed
         assert {row.settings_hash for row in made if row.method == method} == {hashed}
+
+
+def test_it_is_noted_which_openings_were_asked_for(tmp_path):
+    for task, split in (("sentiment", "test"), ("civility", "dev")):
+        answer(tmp_path, None, names=["plain"], tasks=[task], split=split, first=1, seeds=1, tokens=2)
+    noted = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
+    assert noted["splits"] == {"sentiment": "test", "civility": "dev"}
 
 
 def test_the_same_seed_gives_the_same_rows_and_nothing_is_done_twice(tmp_path, data):

@@ -21,6 +21,11 @@ from rain_llm.evals.study import Study
 from rain_llm.evals.tasks import load
 from rain_llm.models.base import LanguageModel
 
+_SPLITS = {
+    "dev": "openings that the default settings were chosen on (dev)",
+    "test": "openings that nothing was chosen on (test)",
+    "all": "all openings; the default settings were chosen on some of them (dev)",
+}
 _READING = [
     "Intervals are 95 % bootstrap intervals over items (all seeds of an item are drawn together). A "
     "difference is paired: the same item and seed by both methods, where both have the figure (an answer "
@@ -117,6 +122,15 @@ def _about(asked: dict[str, Any], rows: Sequence[Row]) -> list[str]:
     lines = [f"{len(rows)} answers by {len({row.method for row in rows})} methods"]
     if models:
         lines.append(f"Model: {', '.join(sorted(models))}")
+    judges = {
+        judge["name"] or "the embedded model"
+        for settings in asked.get("settings", {}).values()
+        if (judge := settings.get("evaluation", {}).get("judge"))
+    }
+    if judges:
+        lines.append(f"its own judge: {', '.join(sorted(judges))}")
+    splits = asked.get("splits", {}).items()
+    lines += [f"{task}: {_SPLITS[split]}" for task, split in splits if split in _SPLITS]
     if asked.get("rain_llm", "not installed") != "not installed":
         lines.append(f"rain-llm {asked['rain_llm']}")
     return lines

@@ -129,7 +129,8 @@ def run(
         there = {row.key for row in ledger.read(out / ROWS)}
         if not there:  # whatever was asked before, nothing came of it
             (out / ASKED).unlink(missing_ok=True)
-        _note(out, chosen, names, items, {key: rain.settings for key, rain in engines.items()}, seeds)
+        used = {key: rain.settings for key, rain in engines.items()}
+        _note(out, chosen, names, items, used, seeds, split)
         blocks = list(_blocks(chosen, names, items, seeds))
         todo = [block for block in blocks if not there.issuperset(block.keys)]
         for task, name in dict.fromkeys((block.task, block.method) for block in todo):
@@ -212,9 +213,10 @@ def _note(
     items: Mapping[str, Sequence[Item]],
     settings: Mapping[tuple[str, str], RainSettings],
     seeds: int,
+    split: str,
 ) -> None:
     """Write down what is asked; refuse it if the folder holds answers to something else."""
-    before: dict[str, Any] = {"rain_llm": _version(), "seeds": 0, "methods": {}, "settings": {}}
+    before: dict[str, Any] = {"rain_llm": _version(), "seeds": 0, "splits": {}, "methods": {}, "settings": {}}
     kept: dict[tuple[str, str], Item] = {}
     if (out / ASKED).exists():
         before |= read_asked(out)
@@ -233,7 +235,13 @@ def _note(
                 _refuse(out, f"its method '{method}' of task '{task.name}' has other settings")
             known[chosen.hash] = chosen.model_dump(mode="json")
         kept |= {(task.name, item.id): item for item in items[task.name]}
-    asked = before | {"seeds": max(seeds, before["seeds"]), "methods": ways, "settings": known}
+    splits = before["splits"] | {task.name: split for task in tasks if task.continues}
+    asked = before | {
+        "seeds": max(seeds, before["seeds"]),
+        "splits": splits,
+        "methods": ways,
+        "settings": known,
+    }
     _replace(out / ITEMS, dump(kept))
     _replace(out / ASKED, json.dumps(asked, indent=1, ensure_ascii=False) + "\n")
 
