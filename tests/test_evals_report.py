@@ -154,6 +154,30 @@ def test_tokens_are_compared_over_the_items_that_both_have_answered():
     assert table(page, "Against")["rain"][2].text == "300 : 300"
 
 
+def test_rain_is_held_against_guided_drafts_as_well():
+    rows = run(methods=("rain", "plain", "best-of-4", "best-of-8"))
+    rows += [made(f"guided-best-of-{n}", item, tokens=70 * n) for n in (2, 4, 8) for item in range(20)]
+    page = assemble(rows, judged_by(rows, hostile=hostile), {})
+    order = [
+        "plain",
+        "best-of-4",
+        "best-of-8",
+        "guided-best-of-2",
+        "guided-best-of-4",
+        "guided-best-of-8",
+        "rain",
+    ]
+    assert list(table(page, "What it costs")) == order
+    (against,) = [t for t in page.sections[0].tables if t.caption.startswith("Against")]
+    assert [(row[0].text, row[1].text, row[1].beside) for row in against.rows] == [
+        ("rain", "best-of-8", ""),
+        ("rain", "best-of-4", "(costs less)"),
+        ("rain", "guided-best-of-8", ""),
+        ("rain", "guided-best-of-4", "(costs less)"),
+    ]
+    assert [row[1].text for row in page.findings.rows] == ["rain"], "a method of its own it is not"
+
+
 def test_ablations_stand_beside_what_they_are_made_of(page):
     rows = table(page, "Each part")
     assert set(rows) == {"hard", "no-tree"}

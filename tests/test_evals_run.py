@@ -296,6 +296,11 @@ def test_names_of_methods():
         methods.chosen(["best-of-0"], {})
     assert methods.labels("best-of") == tuple(f"best-of-{n}" for n in methods.LADDER)
     assert methods.labels("best-of-5") == ("best-of-5",)
+    assert methods.chosen(["guided-best-of", "guided-best-of-4", "best-of-4"], {}) == [
+        "guided-best-of",
+        "best-of-4",
+    ]
+    assert methods.labels("guided-best-of") == tuple(f"guided-best-of-{n}" for n in methods.LADDER)
     assert methods.labels("rain") == ("rain",)
 
 
@@ -307,12 +312,13 @@ def written(method, items, seed=0, task=TASKS["sentiment"], tokens=None):
 ITEM = Item("a", "The film was")
 
 
-def test_fewer_drafts_are_the_first_of_many():
-    many = {row.method: row for row in written("best-of", [ITEM])}
-    assert list(many) == [f"best-of-{n}" for n in methods.LADDER]
+@pytest.mark.parametrize("name", ["best-of", "guided-best-of"])
+def test_fewer_drafts_are_the_first_of_many(name):
+    many = {row.method: row for row in written(name, [ITEM])}
+    assert list(many) == [f"{name}-{n}" for n in methods.LADDER]
     for n in (1, 4, 16):
-        (alone,) = written(f"best-of-{n}", [ITEM])
-        assert alone == many[f"best-of-{n}"]
+        (alone,) = written(f"{name}-{n}", [ITEM])
+        assert alone == many[f"{name}-{n}"]
     scores = [row.self_score for row in many.values()]
     assert scores == sorted(scores)
     costs = [row.model_tokens for row in many.values()]

@@ -4,7 +4,7 @@
 * ``self-check``: the plain answer, or the refusal if the model's own verdict on it fails (as guardrails do).
 * ``best-of``: up to 16 drafts, of which the model's own verdict takes one. The first n of them are
   best-of-n, so that one run gives the whole curve of quality against tokens.
-* ``guided-best-of-N``: the same with every draft written behind the criteria's guides.
+* ``guided-best-of``: the same with every draft written behind the criteria's guides.
 * ``rain`` and its variants: the table below. Settings of the user's own are one more variant.
 """
 
@@ -106,9 +106,10 @@ def chosen(names: Sequence[str], own: Mapping[str, RainSettings]) -> list[str]:
         elif name in GROUPS:
             found += GROUPS[name]
         else:
-            known = ", ".join((*UNGUARDED, "best-of-N", *VARIANTS, *GROUPS))
+            known = ", ".join((*UNGUARDED, "best-of-N", "guided-best-of", *VARIANTS, *GROUPS))
             raise SettingsError(f"unknown method {name!r}: there are {known}, and NAME=settings.yaml")
-    rungs = labels("best-of") if "best-of" in found else ()  # it writes these itself
+    whole = [name for name in found if name.removeprefix(_GUIDED) == "best-of"]
+    rungs = {rung for name in whole for rung in labels(name)}  # they write these themselves
     return list(dict.fromkeys(name for name in found if name not in rungs))
 
 
@@ -346,9 +347,9 @@ def best(results: Sequence[RainResult]) -> RainResult:
 
 def _ladder(method: str) -> tuple[int, ...]:
     """Return which n a method of the best-of kind gives; nothing of other methods."""
+    method = method.removeprefix(_GUIDED)
     if method == "best-of":
         return LADDER
-    method = method.removeprefix(_GUIDED)
     number = method.removeprefix("best-of-")
     return (int(number),) if number != method and re.fullmatch("[1-9][0-9]{0,3}", number) else ()
 

@@ -31,6 +31,7 @@ _OUTSIDE = 0.05
 _ENOUGH = 6
 """Differing items below which no sign test can reach 5 %: 2 * 0.5 ** 5 = 0.06."""
 BEST_OF = re.compile(r"best-of-(\d+)")
+GUIDED_BEST_OF = re.compile(r"guided-best-of-(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,9 @@ def ratio(values: Values, base: Values) -> Estimate:
     return _bootstrap(means, answers, lambda m: m[0] / m[1])
 
 
-def equal_tokens(rows: Sequence[Row], method: str) -> tuple[int | None, int | None]:
+def equal_tokens(
+    rows: Sequence[Row], method: str, ladder: re.Pattern[str] = BEST_OF
+) -> tuple[int | None, int | None]:
     """Find the best-of-N that costs what a method costs, by mean ``model_tokens``.
 
     Only answers to items and seeds that the method and every best-of-N have are compared.
@@ -104,6 +107,7 @@ def equal_tokens(rows: Sequence[Row], method: str) -> tuple[int | None, int | No
     Args:
         rows: of one task.
         method: the method's name.
+        ladder: the names of the methods that it is held against.
 
     Returns:
         The smallest N that costs at least as much (None: even the largest costs less), and the next
@@ -112,7 +116,7 @@ def equal_tokens(rows: Sequence[Row], method: str) -> tuple[int | None, int | No
     tokens: dict[str, dict[tuple[str, int], int]] = defaultdict(dict)
     for row in rows:
         tokens[row.method][row.item, row.seed] = row.model_tokens
-    sizes = {int(found[1]): tokens[name] for name in tokens if (found := BEST_OF.fullmatch(name))}
+    sizes = {int(found[1]): tokens[name] for name in tokens if (found := ladder.fullmatch(name))}
     common = set(tokens[method]).intersection(*sizes.values())
     if not sizes or not common:
         return None, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -16,6 +17,7 @@ from rain_llm.evals.page import MARKS, Cell, Example, Section, Table
 from rain_llm.evals.rows import Row
 from rain_llm.evals.statistics import (
     BEST_OF,
+    GUIDED_BEST_OF,
     Estimate,
     Values,
     difference,
@@ -123,7 +125,8 @@ class Study:
         parts = GROUPS["ablations"]
         self.ablations = [name for name in self._rows if name in parts]
         self.methods = sorted((name for name in self._rows if name not in parts), key=_order)
-        self.rain = [n for n in self.methods if n not in (_PLAIN, "self-check") and not BEST_OF.fullmatch(n)]
+        others = (_PLAIN, "self-check")
+        self.rain = [name for name in self.methods if name not in others and not _drafts(name)]
         self._all = [row for found in self._rows.values() for row in found]
 
     # -- figures -----------------------------------------------------------------------------------
@@ -270,18 +273,21 @@ class Study:
     def _equal_tokens(self) -> list[Table]:
         rows = []
         for method in self.rain:
-            enough, fewer = equal_tokens(self._all, method)
-            for n in (enough, fewer):
-                if n is None:
-                    continue
-                rival = f"best-of-{n}"
+            rivals = [
+                (f"{name}-{n}", n == enough)
+                for name, ladder in (("best-of", BEST_OF), ("guided-best-of", GUIDED_BEST_OF))
+                for enough, fewer in [equal_tokens(self._all, method, ladder)]
+                for n in (enough, fewer)
+                if n is not None
+            ]
+            for rival, costs_enough in rivals:
                 mine, its = (self.counts(name, "model_tokens") for name in (method, rival))
                 both = mine.keys() & its.keys()
                 tokens = [_mean({key: counts[key] for key in both}) for counts in (mine, its)]
                 rows.append(
                     [
                         Cell(method),
-                        Cell(rival, "" if n == enough else "(costs less)"),
+                        Cell(rival, "" if costs_enough else "(costs less)"),
                         Cell(f"{tokens[0]:.0f} : {tokens[1]:.0f}"),
                         *(self._change(name, method, rival) for name in (*self.aims, *self.helps)),
                     ]
@@ -295,7 +301,8 @@ class Study:
                 ("method", "against", "tokens", *titles),
                 rows,
                 "Differences of the method to best-of-N: the smallest N that costs at least as much as the "
-                "method, and the next smaller one.",
+                "method, and the next smaller one. Guided best-of-N writes all drafts behind the guides: what "
+                "differs from it is the search.",
             )
         ]
 
@@ -350,7 +357,7 @@ class Study:
                     continue
                 drafts = BEST_OF.fullmatch(method)
                 kind = "ladder" if drafts else "rain" if method in self.rain else "plain"
-                if method in self.ablations:
+                if method in self.ablations or GUIDED_BEST_OF.fullmatch(method):
                     kind = "part"
                 label = "" if kind == "part" else drafts[1] if drafts else method
                 tokens = mean(self.counts(method, "model_tokens"))
@@ -422,9 +429,16 @@ def _percent(value: float) -> str:
     return f"{100 * value:.0f} %"
 
 
-def _order(method: str) -> int:
-    drafts = BEST_OF.fullmatch(method)
-    return int(drafts[1]) if drafts else {_PLAIN: -1, "self-check": 0}.get(method, 1 << 30)
+def _drafts(method: str) -> re.Match[str] | None:
+    return BEST_OF.fullmatch(method) or GUIDED_BEST_OF.fullmatch(method)
+
+
+def _order(method: str) -> tuple[int, int]:
+    """Plain, self-check, best-of-N by N, guided-best-of-N by N, all others."""
+    drafts = _drafts(method)
+    if drafts:
+        return (2, int(drafts[1])) if BEST_OF.fullmatch(method) else (3, int(drafts[1]))
+    return {_PLAIN: 0, "self-check": 1}.get(method, 4), 0
 
 
 def _head(judge: Judge) -> str:
