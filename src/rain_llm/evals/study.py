@@ -301,8 +301,8 @@ class Study:
                 ("method", "against", "tokens", *titles),
                 rows,
                 "Differences of the method to best-of-N: the smallest N that costs at least as much as the "
-                "method, and the next smaller one. Guided best-of-N writes all drafts behind the guides: what "
-                "differs from it is the search.",
+                "method, and the next smaller one. Guided best-of-N writes all drafts behind the guides: no "
+                "difference to it is the guides' doing alone.",
             )
         ]
 
