@@ -205,6 +205,13 @@ def test_items_and_seeds_and_what_is_missing_are_said():
     assert table(page, "What it costs")["rain"][-1].text == "37"
 
 
+def test_answers_without_a_word_are_counted():
+    rows = run(methods=("plain", "rain"), items=3, seeds=1)
+    assert "without a word" not in assemble(rows, Judged(), {}).sections[0].about
+    rows = [replace(row, text=" \n" if row.method == "rain" and row.item != "i00" else "Hm") for row in rows]
+    assert "finds any: rain 2." in assemble(rows, Judged(), {}).sections[0].about
+
+
 def test_an_interval_that_leaves_out_zero_is_not_rounded_onto_it():
     rows = run(methods=("plain", "rain"), items=30)
     rng = np.random.default_rng(0)

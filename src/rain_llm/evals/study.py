@@ -201,6 +201,10 @@ class Study:
                 f" Not all methods have answered all {most}: {', '.join(short)}; differences rest on what "
                 "both have."
             )
+        wordless = {m: sum(not row.text.strip() for row in found) for m, found in self._rows.items()}
+        if any(wordless.values()):
+            told = ", ".join(f"{m} {n}" for m, n in wordless.items() if n)
+            about += f" Answers without a word, in which no judge of insults finds any: {told}."
         section = Section(self.task, about, upsetting=self.task in _UPSETTING)
         if self.aims:
             section.tables.append(self._figures("What it is about", self.aims))
