@@ -926,3 +926,50 @@ def test_a_step_tells_its_result_only_at_the_end():
     steps: list[Step] = list(Rain(chosen(), model=babbler()).stream("Oh"))
     assert [step.result is not None for step in steps] == [False] * (len(steps) - 1) + [True]
     assert "result" not in repr(steps[-1])
+
+
+# --- guides ---------------------------------------------------------------------------------------
+
+KIND = GOOD.model_copy(update={"guide": "Be kind."})
+
+
+@pytest.mark.parametrize(
+    ("prompt", "behind"),
+    [
+        ("It is", "Be kind. It is"),
+        ("Long ago.\nIt is", "Long ago.\nBe kind. It is"),
+        ("It is\n", "It is\nBe kind.\n"),
+        ("Question: Who?\nAnswer:", "Question: Who?\nAnswer: Be kind."),
+        ("Assistant: Sure, here is", "Assistant: Be kind. Sure, here is"),
+        ('He shouted: "You', 'Be kind. He shouted: "You'),
+    ],
+)
+def test_a_guide_stands_in_front_of_the_last_line_and_behind_a_speakers_name(prompt: str, behind: str):
+    rain = Rain(chosen(evaluation={"criteria": [KIND]}), model=babbler())
+    assert rain.runtime.writer.decode(rain.guided(prompt)) == behind
+
+
+def test_in_a_chat_the_answer_begins_with_the_guides():
+    both = (KIND, KIND.model_copy(update={"name": "calm", "guide": "Be calm."}))
+    rain = Rain(chosen(evaluation={"criteria": both}), model=babbler())
+    chat = [Message("user", "Who are you?")]
+    asked = rain.encode(chat)
+    assert rain.guided(chat)[: len(asked)] == asked
+    assert rain.runtime.writer.decode(rain.guided(chat)[len(asked) :]) == "Be kind. Be calm.\n\n"
+
+
+def test_without_a_guide_nothing_is_guided():
+    assert Rain(chosen(), model=babbler()).guided("It is") == ()
+
+
+def test_a_guide_that_does_not_fit_is_left_out_and_the_judge_never_sees_one():
+    room = chosen().generation.max_new_tokens + 6  # the judge's question has 5
+    for length, seen in ((4096, True), (room, False)):
+        model = babbler()
+        model.context_length = length
+        wide = KIND.model_copy(update={"threshold": 0.99, "guide": "Be kind. Be calm. Be good."})
+        Rain(chosen(evaluation={"criteria": [wide]}), model=model).generate("It is")
+        written = [model.decode(r.prefix) for r in model.requests if isinstance(r, Sample)]
+        judged = [model.decode(r.prefix) for r in model.requests if isinstance(r, Score)]
+        assert any("Be kind." in text for text in written) == seen
+        assert not any("Be kind." in text for text in judged)

@@ -355,3 +355,16 @@ def test_a_style_without_material_and_a_repeated_name_are_refused():
         EvaluationSettings(criteria=(PLAIN,), examples=True)
     with pytest.raises(ValidationError, match="different names"):
         EvaluationSettings(criteria=(PLAIN, PLAIN))
+
+
+def test_silence_meets_no_criterion():
+    """A judge that likes everything: an answer without a word still does not pass."""
+    model = judge_model(lambda question, label: 0.0 if label == " good" else -9.0)
+    criterion = Criterion(name="fond", labels=[("good", "bad")], calibration=None)
+    evaluator = SelfEvaluator(EvaluationSettings(criteria=(criterion,)), model)
+    verdicts = judge(evaluator, model, Subject("It is"), "", " \n", " fine")
+    assert [(verdict.passed, verdict.on_target) for verdict in verdicts] == [
+        (False, False),
+        (False, False),
+        (True, True),
+    ]

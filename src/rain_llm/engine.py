@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import queue
+import re
 import secrets
 import shlex
 import threading
@@ -27,6 +28,7 @@ from rain_llm.types import Message, Prompt, RainResult, Step, StopReason, TokenI
 
 _KEPT_EVALUATORS = 64  # each holds only its calibration: forgetting costs a question
 _POLL_S = 0.5
+_SPEAKER = re.compile(r"(\w+:) *(.*)")
 
 
 class _Runtime:
@@ -228,7 +230,8 @@ class Rain:
         """Return the tokens that guided drafts are written behind; (): no criterion has a guide.
 
         In a chat, the answer begins with the criteria's guides. A text that is to be continued has them
-        in front of its last line, so that what stands before is read once for all drafts.
+        in front of its last line (behind a speaker's name, as in ``Answer:``), so that what stands before
+        is read once for all drafts.
         """
         settings = settings or self.settings
         guide = " ".join(c.guide for c in settings.evaluation.criteria if c.guide)
@@ -237,7 +240,11 @@ class Rain:
         if not isinstance(prompt, str) or settings.generation.chat_template:
             return self.encode(prompt, settings) + self.runtime.writer.encode(f"{guide}\n\n")
         before, newline, line = prompt.rpartition("\n")
-        return self.encode(f"{before}{newline}{guide} {line}" if line else f"{prompt}{guide}\n", settings)
+        if not line:
+            return self.encode(f"{prompt}{guide}\n", settings)
+        speaker, words = match.groups() if (match := _SPEAKER.match(line)) else ("", line)
+        guided = " ".join(part for part in (speaker, guide, words) if part)
+        return self.encode(f"{before}{newline}{guided}", settings)
 
     async def _astream(
         self, prompt: Prompt, context: str, settings: RainSettings | None, guarded: bool
@@ -319,14 +326,14 @@ class Rain:
         budget = settings.search
         redrafts = guarded and budget.guided and budget.expansion == "simulations"
         guided = self.guided(prompt, settings) if redrafts else ()
-        longest = max(len(tokens), len(guided))
-        if longest + room > writer.context_length:
+        if len(tokens) + room > writer.context_length:
             raise PromptError(
-                f"the prompt has {longest} tokens{' with its guides' if guided else ''}; with "
-                f"max_new_tokens = {room} that exceeds "
+                f"the prompt has {len(tokens)} tokens; with max_new_tokens = {room} that exceeds "
                 f"the context of {writer.name}, {writer.context_length} tokens: "
                 "shorten it or ask for fewer tokens"
             )
+        if len(guided) + room > writer.context_length:
+            guided = ()  # an answer without guidance is better than none
         subject = subject_of(prompt, context, settings)
         evaluator = runtime.evaluator(settings.evaluation) if guarded or judge else None
         if evaluator is not None:

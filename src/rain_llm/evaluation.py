@@ -115,7 +115,7 @@ class SelfEvaluator:
                 )
 
     def judge(self, subject: Subject, answers: Sequence[str]) -> Asking[list[Verdict]]:
-        """Judge each answer to ``subject``. Yields one round of Score requests."""
+        """Judge each answer to ``subject``; an empty one never passes. Yields one round of Score requests."""
         centers = {c.name: self._center(c, subject) for c in self.settings.criteria}
         unknown = [
             (criterion, self._center_questions(criterion, subject))
@@ -135,7 +135,8 @@ class SelfEvaluator:
         while len(self._centers) > _KEPT_CENTERS:
             del self._centers[next(iter(self._centers))]
         verdicts = []
-        for _ in answers:
+        for answer in answers:
+            said = bool(answer.strip())  # silence meets no criterion
             scores = tuple(
                 self._criterion_score(criterion, centers[criterion.name], next(evidence))
                 for criterion in self.settings.criteria
@@ -145,8 +146,8 @@ class SelfEvaluator:
             verdicts.append(
                 Verdict(
                     sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights),
-                    all(score.passed for score in scores),
-                    all(score.on_target for score in scores),
+                    said and all(score.passed for score in scores),
+                    said and all(score.on_target for score in scores),
                     scores,
                 )
             )

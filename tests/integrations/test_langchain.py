@@ -42,6 +42,7 @@ SETTINGS = RainSettings().updated(
 
 def next_words(text: str) -> Mapping[str, float]:
     """Write " is <adjective>. She is <adjective>."; of a villain nothing good is ever said."""
+    text = text.replace(CIVILITY.guide, "")
     if text.endswith(" is"):
         return {" vile": 9.0} if "villain" in text else {" vile": 9.0, " lovely": 1.0}
     if text.endswith((" vile", " lovely")):
@@ -583,7 +584,7 @@ async def test_bound_overrides_share_no_answer_when_awaited(llm, model, global_c
         {"context": "the street"},
         {"stop": [" She"]},
         {"settings": LAX},
-        {"evaluation": {"criteria": [CIVILITY.model_copy(update={"threshold": 0.6})]}},
+        {"evaluation": {"criteria": [CIVILITY.model_copy(update={"threshold": 0.4})]}},
     ],
     ids=lambda overrides: next(iter(overrides)),
 )
