@@ -530,7 +530,7 @@ def test_the_settings_file_loads_and_changes_verdicts(doctor, own, tmp_path):
 @pytest.mark.parametrize("scale", [1e-7, 1.0, 300.0])
 def test_the_settings_file_loads_however_sure_the_judge_is(doctor, own, tmp_path, scale):
     def opinion(question: str, label: str) -> float:
-        return (
+        return float(
             scale * (1 + noise(question) / 2) * (1 if " lovely" in question else -1) * (label.strip() in GOOD)
         )
 
