@@ -59,7 +59,7 @@ VARIANTS: dict[str, Variant] = {
     "no-tree": Variant(
         "every draft starts from the prompt", {"search": {"token_set_lengths": (10**6,), "widening": 10**6}}
     ),
-    "no-lookahead": Variant("judges a node's own tokens alone", {"search": {"simulation_tokens": 1}}),
+    "no-lookahead": Variant("judges after every token", {"search": {"simulation_tokens": 1}}),
     "no-values": Variant("follows the prior, not the verdicts", {"search": {"exploration": 1e6}}),
     "no-prior": Variant("follows the verdicts, not the prior", {"search": {"exploration": 0.0}}),
     "no-guide": Variant("drafts are never guided", {"search": {"guided": False}}),
