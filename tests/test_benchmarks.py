@@ -23,6 +23,7 @@ from benchmarks.scenarios import (
 )
 from benchmarks.table import Row
 from rain_llm import Criterion, RainSettings
+from rain_llm.evals.tasks import TASKS
 
 EITHER = Criterion(
     name="either", labels=[("good", "bad")], frames=["{text}\n\nIt is"], threshold=0.5, calibration=None
@@ -93,11 +94,12 @@ def test_mixed_prompts_are_compared_one_by_one(tiny):
 def test_mixed_prompts_repeat_with_another_seed_where_there_are_too_few(tmp_path):
     for name in ("film_openings", "hh_red_team_prompts"):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"prompt": name}) + "\n", encoding="utf-8")
-    prompts = mixed_prompts(tmp_path, 60)
+    films = 1 + len(TASKS["sentiment"].items(split="dev"))
+    prompts = mixed_prompts(tmp_path, 2 * (films + 3))
     assert prompts[0] == ("film_openings", 0)
-    assert prompts[25] == ("film_openings", 1)
-    assert len(set(prompts[:30])) == 30
-    assert prompts[30:] == [("hh_red_team_prompts", 0)]
+    assert prompts[films] == ("film_openings", 1)
+    assert len(set(prompts[: films + 3])) == films + 3
+    assert prompts[films + 3 :] == [("hh_red_team_prompts", 0)]
 
 
 def test_the_report_holds_figures_against_their_bars(tmp_path):

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import TypeAlias, TypeVar, cast
 
 from rain_llm.blindness import Blindness
-from rain_llm.criteria import Criterion, Example
+from rain_llm.criteria import BUILT_IN, Criterion, Example
 from rain_llm.errors import LabelError, PromptError
 from rain_llm.models.base import LanguageModel
 from rain_llm.settings import EvaluationSettings
@@ -42,6 +42,8 @@ _KEPT_CENTERS = 1024  # by query, there is one for each prompt
 _FIELD = re.compile(r"(\w+)\s*:")
 _CUES = frozenset({"human", "assistant", "user", "system", "question", "options", "answer", "passage"})
 _MARK = re.compile(r"[(\[]\s*([AB])\s*[)\]]", re.IGNORECASE)
+_ANSWERED = r"\b(?:the\s+)?answer(?:\s+is)?\s*:?\s*[(\[]\s*[AB]\b\s*[)\]]?\.?"
+_FLATTERY = frozenset(good for criterion in BUILT_IN.values() for good, _ in criterion.labels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,9 +350,10 @@ def _fill(template: str, subject: Subject, answer: str, forged: re.Pattern[str] 
     own = {cue.lower() for cue in _FIELD.findall(template)} | _CUES
 
     def quoted(text: str) -> str:
-        text = _MARK.sub(r"\1", _one_line(text))
+        text = _one_line(text)
         while forged is not None and (match := forged.search(text)):
             text = text[: match.start()] + text[match.end() :]
+        text = _MARK.sub(r"\1", text)
         return _FIELD.sub(lambda field: field[1] if field[1].lower() in own else field[0], text)
 
     joint = "\n" if subject.dialogue else ""
@@ -363,14 +366,19 @@ def _fill(template: str, subject: Subject, answer: str, forged: re.Pattern[str] 
 
 
 def _forgery(criterion: Criterion) -> re.Pattern[str]:
-    """Make the pattern of a label word behind a field, or behind a frame's own last words."""
-    words = {word.strip() for pair in criterion.labels for word in pair}
+    """Make the pattern of what looks like an answer to the question.
+
+    That is a letter, or a label behind a field, an option's mark or the frame's own last words. No other
+    word may be hidden from the judge by writing it there.
+    """
+    words = {word.strip() for pair in criterion.labels for word in pair} | _FLATTERY
     cues = {
         frame.rpartition("\n")[2].rpartition("}")[2].strip().removesuffix(":") for frame in criterion.frames
     }
     cue = "|".join(re.escape(cue) for cue in sorted(cues - {""}))
     word = "|".join(re.escape(word) for word in sorted(words))
-    return re.compile(rf"(?:\b\w+\s*:|\b(?:{cue})\s*:?)\s*(?:{word})\b[.,;]?", re.IGNORECASE)
+    before = rf"(?:\b\w+\s*:|\b(?:{cue})\s*:?|{_MARK.pattern})"
+    return re.compile(rf"{before}\s*(?:{word})\b[.,;]?|{_ANSWERED}", re.IGNORECASE)
 
 
 def _one_line(text: str) -> str:
