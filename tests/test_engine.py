@@ -942,6 +942,7 @@ KIND = GOOD.model_copy(update={"guide": "Be kind."})
         ("Question: Who?\nAnswer:", "Question: Who?\nAnswer: Be kind."),
         ("Assistant: Sure, here is", "Assistant: Be kind. Sure, here is"),
         ('He shouted: "You', 'Be kind. He shouted: "You'),
+        ("12:30 was", "Be kind. 12:30 was"),
     ],
 )
 def test_a_guide_stands_in_front_of_the_last_line_and_behind_a_speakers_name(prompt: str, behind: str):

@@ -28,7 +28,7 @@ from rain_llm.types import Message, Prompt, RainResult, Step, StopReason, TokenI
 
 _KEPT_EVALUATORS = 64  # each holds only its calibration: forgetting costs a question
 _POLL_S = 0.5
-_SPEAKER = re.compile(r"(\w+:) *(.*)")
+_SPEAKER = re.compile(r"(\w+:)(?: +(.*))?")  # as in "Answer:", not as in "12:30" or "https://"
 
 
 class _Runtime:
@@ -242,7 +242,7 @@ class Rain:
         before, newline, line = prompt.rpartition("\n")
         if not line:
             return self.encode(f"{prompt}{guide}\n", settings)
-        speaker, words = match.groups() if (match := _SPEAKER.match(line)) else ("", line)
+        speaker, words = match.groups() if (match := _SPEAKER.fullmatch(line)) else ("", line)
         guided = " ".join(part for part in (speaker, guide, words) if part)
         return self.encode(f"{before}{newline}{guided}", settings)
 
