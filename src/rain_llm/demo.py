@@ -138,7 +138,7 @@ class _Watched:
 
     def __init__(self, model: LanguageModel, rain: Rain, openings: Sequence[Opening]) -> None:
         self._model = model
-        by_tokens = [(tokens, o) for o in openings for tokens in _prompts(rain, o)]
+        by_tokens = [(tokens, o) for o in openings for tokens in _prompts(rain, o) if tokens]
         self._openings = sorted(by_tokens, key=lambda pair: -len(pair[0]))
 
     def __getattr__(self, name: str) -> Any:
