@@ -23,7 +23,7 @@ def at_once(tokens: int = 512) -> dict[str, float]:
     rain = of_length(RainSettings(), tokens)
     budget = rain.settings.model.kv_cache_bytes
     model: Any = rain.runtime.writer
-    never_say(model._network, model._special)
+    never_say(model._network, model.text.special)
     tidy()
     reset_peak()
     loaded = rss()

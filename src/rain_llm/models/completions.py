@@ -1,0 +1,388 @@
+"""A model on a server: any completions server that takes token ids and gives them back.
+
+RAIN's state is a tree of token ids on this side, so a server needs to know nothing of it: it continues
+prefixes (``n`` times, by a seed) and weighs labels, and finds what it has read before in its own prefix
+cache. How each kind of server is asked stands in ``dialects``; which server, and how long it is waited
+for, in ``replicas``.
+
+What a server can do is found out by asking it, before anything is written: many accept a field and
+ignore it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import math
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from rain_llm.errors import ModelNotFoundError, ModelNotSupportedError, PromptError, ServerError
+from rain_llm.models.base import Errand
+from rain_llm.models.dialects import Ask, Bill, Body, Contexts, Drawn, Wish, distinct
+from rain_llm.models.probe import SENTENCE, Facts, identified, probed, server_vocabulary
+from rain_llm.models.replicas import Counts, Replica, Replicas, event_loop, in_loop
+from rain_llm.models.server_tokenizer import ServerTokenizer
+from rain_llm.models.tokenizer import Text, Tokenizer
+from rain_llm.settings import ModelSettings
+from rain_llm.types import Continuation, Message, Sample, Samples, Score, Scores, TokenIds
+
+_PATH = "/v1/completions"
+
+
+@dataclass(eq=False)
+class _Errand:
+    """A request that is under way; see ``base.Errand``."""
+
+    request: Sample | Score
+    task: asyncio.Task[None] | None = None
+    reply: Samples | Scores | None = None
+    error: Exception | None = None
+    model_tokens: int = 0
+    forwards: int = 0
+    recalled: bool = False
+
+
+@dataclass
+class Totals(Bill):
+    """What all requests together have cost, and how they fared."""
+
+    http: Counts = field(default_factory=Counts)
+
+
+class CompletionsModel:
+    """A model on one or several completions servers (vLLM, llama-server, and what speaks like them).
+
+    Making one asks every server what it serves and what it can do. Its requests run in the background
+    loop of the process; it may be used from any thread.
+
+    Args:
+        settings: with ``base_url``; see ``ModelSettings``.
+
+    Attributes:
+        name: as the server calls it. context_length: of one request there.
+        totals: what it has cost so far: prompt tokens, those of them that servers found in their
+            caches, requests, retries. facts: what the servers say of themselves. text: the tokenizer.
+
+    Raises:
+        ServerError: no server can be reached, or one refuses. ModelNotFoundError: none of this name.
+        ModelNotSupportedError: a server cannot do what a search needs; says what.
+    """
+
+    def __init__(self, settings: ModelSettings) -> None:
+        self._settings = settings
+        self._replicas = Replicas(settings.base_url, settings.api_key, settings.limits, self._check)
+        self.totals = Totals(http=self._replicas.counts)
+        self._facts: Facts | None = None
+        self._end_tokens: dict[tuple[str, ...], tuple[int, ...]] = {}
+        first = in_loop(self._replicas.connect())
+        self.text = self._tokenizer(first)
+        words = self.text.encode(SENTENCE)
+        self._dialect = in_loop(probed(self._replicas, first, self.facts, self.text.start, words))
+
+    # -- text ----------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The name that the server gives the model."""
+        return self.facts.name
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens that a prefix and its continuation may have together."""
+        return self.facts.context_length
+
+    @property
+    def start(self) -> TokenIds:
+        """The tokens that every raw text begins with."""
+        return self.text.start
+
+    def encode(self, text: str) -> TokenIds:
+        """Turn text into ordinary tokens."""
+        return self.text.encode(text)
+
+    def decode(self, tokens: TokenIds) -> str:
+        """Turn tokens into text."""
+        return self.text.decode(tokens)
+
+    def render_chat(self, messages: Sequence[Message]) -> TokenIds:
+        """Render a chat by the model's template."""
+        return self.text.render_chat(messages)
+
+    # -- sending -------------------------------------------------------------------------------------
+
+    def sample(self, batch: Sequence[Sample]) -> list[Samples]:
+        """Continue each request's prefix; waits for all, then raises the first error."""
+        return cast(list[Samples], self._answer(batch))
+
+    def score(self, batch: Sequence[Score]) -> list[Scores]:
+        """Weigh each request's options; waits for all, then raises the first error."""
+        return cast(list[Scores], self._answer(batch))
+
+    def _answer(self, batch: Sequence[Sample | Score]) -> list[Samples | Scores | None]:
+        if not batch:
+            return []
+        heard = threading.Semaphore(0)
+        errands = self.send(batch, None, None, heard.release)
+        try:
+            for _ in errands:
+                heard.acquire()
+        finally:
+            self.recall(errands)  # where waiting was interrupted
+        for errand in errands:
+            if errand.error is not None:
+                raise errand.error
+        return [errand.reply for errand in errands]
+
+    def send(
+        self,
+        requests: Sequence[Sample | Score],
+        search: object,
+        deadline: float | None,
+        done: Callable[[], None],
+    ) -> list[_Errand]:
+        """Send the requests of one round on their way; see ``base.RemoteModel``."""
+        for request in requests:
+            more = request.max_tokens if isinstance(request, Sample) else max(map(len, request.options))
+            self._check_length(len(request.prefix), more)
+        errands = [_Errand(request) for request in requests]
+        ask = functools.partial(self._ask, search=search, deadline=deadline)
+        event_loop().call_soon_threadsafe(self._begin, errands, ask, done)
+        return errands
+
+    def recall(self, errands: Sequence[Errand]) -> None:
+        """Give up what has not been answered: its connection is closed, and the server stops."""
+        event_loop().call_soon_threadsafe(self._give_up, cast("Sequence[_Errand]", errands))
+
+    @staticmethod
+    def _give_up(errands: Sequence[_Errand]) -> None:
+        for errand in errands:
+            errand.recalled = True
+            if errand.task is not None and errand.reply is None and errand.error is None:
+                errand.task.cancel()
+
+    def _begin(self, errands: Sequence[_Errand], ask: Ask, done: Callable[[], None]) -> None:
+        """Start the tasks of a round, in the loop; one asks all of its questions."""
+        loop = asyncio.get_running_loop()
+        asked = [errand for errand in errands if not errand.recalled]
+        questions = [errand for errand in asked if isinstance(errand.request, Score)]
+        for errand in asked:
+            if isinstance(errand.request, Sample):
+                errand.task = loop.create_task(self._run([errand], self._sample(errand, ask), done))
+        if questions:
+            task = loop.create_task(self._run(questions, self._score(questions, ask), done))
+            for errand in questions:
+                errand.task = task
+
+    @staticmethod
+    async def _run(errands: Sequence[_Errand], work: Awaitable[None], done: Callable[[], None]) -> None:
+        try:
+            await work
+        except Exception as error:  # whatever it is, who waits must hear of it
+            for errand in errands:
+                errand.error = error
+        finally:
+            for _ in errands:
+                done()
+
+    async def _ask(
+        self, body: Body, read: Callable[[Any], Any], search: object, deadline: float | None
+    ) -> Any:
+        return await self._replicas.post(_PATH, body, read, search, deadline)
+
+    # -- a sample --------------------------------------------------------------------------------------
+
+    async def _sample(self, errand: _Errand, ask: Ask) -> None:
+        """Draw the continuations of a request."""
+        request, bill = cast(Sample, errand.request), Bill()
+        if request.ranked:
+            ranked = await self._dialect.rank(ask, request.prefix, min(request.n, self.text.size), bill)
+            found = [self._continuation((place,)) for place in ranked]
+        else:
+            sampled = request.n - request.greedy_first
+            wishes = [self._wish(request, greedy=True)] if request.greedy_first else []
+            wishes += [self._wish(request, n=sampled)] if sampled else []
+            bills = [Bill() for _ in wishes]
+            drawing = zip(wishes, bills, strict=True)
+            drawn = await asyncio.gather(*(self._dialect.draw(ask, *both) for both in drawing))
+            for one in bills:
+                bill.add_beside(one)
+            branches = [branch for several in drawn for branch in several]
+            whole = (self._whole(request, i, branch, ask, bill) for i, branch in enumerate(branches))
+            found = list(await asyncio.gather(*whole))
+        self._charge(errand, bill)
+        errand.reply = Samples(tuple(found), errand.model_tokens, errand.forwards)
+
+    def _wish(
+        self, request: Sample, n: int = 1, greedy: bool = False, drawn: TokenIds = (), branch: int = 0
+    ) -> Wish:
+        """Ask for what is left of a request behind what was ``drawn`` for its continuation ``branch``."""
+        return Wish(
+            request.prefix + drawn,
+            n,
+            request.max_tokens - len(drawn),
+            distinct(request.seed, branch, len(drawn)),
+            0.0 if greedy else request.temperature,
+            0 if greedy else request.top_k,
+            1.0 if greedy else request.top_p,
+            request.ends,
+            self._ending(request.ends),
+        )
+
+    async def _whole(self, request: Sample, branch: int, drawn: Drawn, ask: Ask, bill: Bill) -> Continuation:
+        """Cut a continuation where it should end; go on where the server has ended it too early.
+
+        A stop string may be met inside of a token that ends otherwise.
+        """
+        places = list(zip(drawn.tokens, drawn.logprobs, strict=True))
+        ends = frozenset(self._ending(request.ends))
+        checked = 0
+        while True:
+            for i in range(checked, len(places)):
+                if places[i][0] in ends:
+                    return self._continuation(places[: i + 1])
+            checked = len(places)
+            if drawn.closed or checked >= request.max_tokens:
+                return self._continuation(places, drawn.closed)
+            greedy = request.greedy_first and branch == 0
+            tokens = tuple(token for token, _ in places)
+            (drawn,) = await self._dialect.draw(ask, self._wish(request, 1, greedy, tokens, branch), bill)
+            places += zip(drawn.tokens, drawn.logprobs, strict=True)
+
+    def _continuation(self, places: Sequence[tuple[int, float]], closed: bool = False) -> Continuation:
+        """Make a continuation; a special token at its end, or one that closed it, is not part of the text."""
+        ended = closed or (bool(places) and places[-1][0] in self.text.special)
+        text = places[:-1] if ended else places
+        return Continuation(
+            tuple(token for token, _ in text),
+            tuple(logprob for _, logprob in text),
+            ended,
+            math.fsum(logprob for _, logprob in places),
+        )
+
+    def _ending(self, ends: tuple[str, ...]) -> tuple[int, ...]:
+        """Return the tokens behind which a continuation ends: special ones, and those that end so."""
+        if ends not in self._end_tokens:
+            text = self.text
+            fitting = {i for i in range(text.size) if ends and text.piece(i).endswith(ends)}
+            self._end_tokens[ends] = tuple(sorted(fitting | text.special))
+        return self._end_tokens[ends]
+
+    # -- questions -----------------------------------------------------------------------------------
+
+    async def _score(self, errands: Sequence[_Errand], ask: Ask) -> None:
+        """Weigh the options of all questions of a round.
+
+        A context is what stands before a token whose log-probability is wanted. Contexts that several
+        options share are asked about once; the first question that needs them is charged for them.
+        """
+        contexts: dict[TokenIds, set[int]] = {}
+        owner: dict[TokenIds, _Errand] = {}
+        for errand in errands:
+            for prefix, token in _steps(cast(Score, errand.request)):
+                contexts.setdefault(prefix, set()).add(token)
+                owner.setdefault(prefix, errand)
+        groups = self._dialect.grouped(list(contexts))
+        asked = [{prefix: frozenset(contexts[prefix]) for prefix in group} for group in groups]
+        weighed: dict[tuple[TokenIds, int], float] = {}
+        refused: dict[TokenIds, Exception] = {}
+        for group, (found, failed, bill) in zip(
+            groups, await asyncio.gather(*(self._weigh(ask, some) for some in asked)), strict=True
+        ):
+            weighed |= found
+            refused |= failed
+            self._charge(owner[group[0]], bill)
+        for errand in errands:
+            steps = list(_steps(cast(Score, errand.request)))
+            errand.error = next((refused[prefix] for prefix, _ in steps if prefix in refused), None)
+            if errand.error is None:
+                logprobs = tuple(
+                    math.fsum(weighed[step] for step in _option_steps(errand.request.prefix, option))
+                    for option in cast(Score, errand.request).options
+                )
+                errand.reply = Scores(logprobs, errand.model_tokens, errand.forwards)
+
+    async def _weigh(
+        self, ask: Ask, contexts: Contexts
+    ) -> tuple[dict[tuple[TokenIds, int], float], dict[TokenIds, Exception], Bill]:
+        """Ask about contexts together; if they are refused, each alone, so that one spoils no other."""
+        bill = Bill()
+        try:
+            return await self._dialect.weigh(ask, contexts, bill), {}, bill
+        except ServerError as error:
+            if len(contexts) == 1:
+                return {}, dict.fromkeys(contexts, error), bill
+        found: dict[tuple[TokenIds, int], float] = {}
+        refused: dict[TokenIds, Exception] = {}
+        for prefix, tokens in contexts.items():
+            some, failed, _ = await self._weigh(ask, {prefix: tokens})
+            found |= some
+            refused |= failed
+        return found, refused, bill
+
+    # -- limits and costs ----------------------------------------------------------------------------
+
+    def _check_length(self, prefix: int, more: int) -> None:
+        if prefix < 1:
+            raise PromptError("a prefix of 0 tokens cannot be continued: give at least 1 token")
+        if prefix + more > self.context_length:
+            raise PromptError(
+                f"{prefix} tokens and {more} more exceed the context of {self.name}, "
+                f"{self.context_length} tokens: shorten the prompt or ask for fewer tokens"
+            )
+
+    def _charge(self, errand: _Errand, bill: Bill) -> None:
+        errand.model_tokens += bill.model_tokens
+        errand.forwards = max(errand.forwards, bill.forwards)
+        self.totals.add(bill)
+
+    # -- the servers ---------------------------------------------------------------------------------
+
+    @property
+    def facts(self) -> Facts:
+        """What the servers say of themselves."""
+        assert self._facts is not None  # found out when the model was made
+        return self._facts
+
+    async def _check(self, replica: Replica) -> None:
+        """See that a server serves the model: one that was away may have come back as another."""
+        facts = await identified(self._replicas, replica, self._settings)
+        self._facts = self._facts or facts
+        if facts != self._facts:
+            raise ServerError(
+                replica.url,
+                f"serves {facts}, but {self._facts} was served before",
+                "let all addresses of a model serve the same one",
+            )
+
+    def _tokenizer(self, replica: Replica) -> Text:
+        """Load the tokenizer that was named; else the server's, if it is safe to ask, or a copy of it."""
+        if self._settings.tokenizer is not None:
+            return Tokenizer.load(self._settings.tokenizer, self._settings.revision)
+        if self.facts.slots:
+
+            def post(path: str, body: Body) -> Any:
+                return in_loop(self._replicas.post(path, body, lambda found: found))
+
+            vocabulary = in_loop(server_vocabulary(self._replicas, replica))
+            return ServerTokenizer(post, self.name, vocabulary)
+        try:
+            return Tokenizer.load(self.facts.root, self._settings.revision)
+        except ModelNotFoundError as error:
+            raise ModelNotSupportedError(
+                f"{replica.url} serves {self.name} from {self.facts.root or 'somewhere'}, which is not here, "
+                "and its own /tokenize would let a user's text pose as special tokens: "
+                "give model.tokenizer, a folder or hub name"
+            ) from error
+
+
+def _option_steps(prefix: TokenIds, option: TokenIds) -> list[tuple[TokenIds, int]]:
+    """Return each token of an option, with what stands before it."""
+    return [(prefix + option[:i], token) for i, token in enumerate(option)]
+
+
+def _steps(request: Score) -> Iterator[tuple[TokenIds, int]]:
+    for option in request.options:
+        yield from _option_steps(request.prefix, option)

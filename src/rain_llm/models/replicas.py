@@ -1,0 +1,389 @@
+"""Servers that serve the same model: which one is asked, how long it is waited for, when it is asked again.
+
+One thread with one event loop carries the requests of all models of the process. A search stays with
+the server that it began on, where its prefixes are cached, until that one fails; then it goes on with
+another. A server that fails is left alone for a while that grows with each failure, by all alike.
+
+::
+
+    it cannot be reached, breaks off, takes longer than read_s,
+    or says "not now" (429, 502, 503, 504)                           again, until total_s
+    it fails (500), or answers what cannot be read                   again, ``attempts`` times
+    it refuses (any other 4xx)                                       an error at once
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import math
+import os
+import threading
+import time
+import weakref
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
+
+import httpx
+from pydantic import SecretStr
+
+from rain_llm.errors import ServerError
+from rain_llm.settings import ServerLimits
+
+_NOT_NOW = {408, 429, 502, 503, 504}
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
+_DEFAULT_CONCURRENCY = 64
+_QUOTED = 300  # characters of what a server says that an error repeats
+
+Answer = TypeVar("Answer")
+
+
+class Unreadable(Exception):
+    """A reply of status 200 that is not what was asked for; says what it is instead."""
+
+
+class Failed(Exception):
+    """One attempt that failed, and may be made again.
+
+    Attributes:
+        cause: in words. remedy: in words.
+        there: the server answered, only not as it should; else it seems to be away.
+        pause_s: for how long it asks to be left alone; None if it does not say.
+    """
+
+    def __init__(self, cause: str, remedy: str, there: bool = False, pause_s: float | None = None) -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.remedy = remedy
+        self.there = there
+        self.pause_s = pause_s
+
+
+@dataclass(eq=False)
+class Replica:
+    """One server, and how it has been doing.
+
+    Attributes:
+        url: its address, without a path. room: for requests that are under way at once.
+        checked: it has been seen to serve the right model since it was last away.
+        checking: held while that is being found out.
+        failures: in a row; the last of them is ``last``.
+        rests_until: by ``time.monotonic``: it is not asked before.
+    """
+
+    url: str
+    room: asyncio.Semaphore
+    checked: bool = False
+    checking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    failures: int = 0
+    rests_until: float = 0.0
+    last: Failed | None = None
+
+    def fail(self, failed: Failed) -> None:
+        """Leave it alone for a while: as long as it said, or else twice as long as last time."""
+        now = time.monotonic()
+        if now < self.rests_until:
+            return  # other requests have told
+        self.last = failed
+        self.failures += 1
+        own = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(self.failures - 1, 10))
+        self.rests_until = now + (own if failed.pause_s is None else failed.pause_s)
+        if failed.pause_s is None:  # who knows what comes back
+            self.checked = False
+
+
+@dataclass
+class Counts:
+    """What was sent so far.
+
+    Attributes:
+        requests: attempts over HTTP. retries: those that were not the first of their request.
+        moves: searches that went on with another server.
+    """
+
+    requests: int = 0
+    retries: int = 0
+    moves: int = 0
+
+
+class Replicas:
+    """Asks servers that serve the same model. Its coroutines run in the loop of :func:`in_loop`.
+
+    Args:
+        urls: their addresses.
+        key: sent as a bearer token; None: the environment variable RAIN_LLM_API_KEY, if it is set.
+        limits: how long to wait, how often to try.
+        check: asked once of each server, and again when one has been away; raises ServerError for one
+            that must not be used.
+    """
+
+    def __init__(
+        self,
+        urls: tuple[str, ...],
+        key: SecretStr | None,
+        limits: ServerLimits,
+        check: Callable[[Replica], Awaitable[None]],
+    ) -> None:
+        self.limits = limits
+        self.counts = Counts()
+        self.concurrency = limits.max_concurrency or _DEFAULT_CONCURRENCY
+        secret = key.get_secret_value() if key else os.environ.get("RAIN_LLM_API_KEY", "")
+        self._secret = secret
+        self._check = check
+        self._homes: weakref.WeakKeyDictionary[object, Replica] = weakref.WeakKeyDictionary()
+        self.replicas = [Replica(url, asyncio.Semaphore(self.concurrency)) for url in urls]
+        self._client = httpx.AsyncClient(
+            headers={"Authorization": f"Bearer {secret}"} if secret else {},
+            timeout=httpx.Timeout(limits.read_s, connect=limits.connect_s, pool=None),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=4.0),
+        )
+        weakref.finalize(self, _close, self._client).atexit = False
+
+    async def post(
+        self,
+        path: str,
+        body: dict[str, Any],
+        read: Callable[[Any], Answer],
+        search: object = None,
+        deadline: float | None = None,
+    ) -> Answer:
+        """Post ``body`` until one server answers; return what ``read`` makes of the JSON of its reply.
+
+        ``read`` raises :class:`Unreadable` for a reply that is not what was asked for; ``search`` is whose
+        request it is; ``deadline`` is by ``time.monotonic``.
+
+        Raises:
+            ServerError: no server answered in ``total_s``, or before the deadline; or one refused.
+        """
+        began = time.monotonic()
+        end = min(began + self.limits.total_s, math.inf if deadline is None else deadline)
+        content = _encoded(body)
+        tried: Replica | None = None
+        wrong = 0  # attempts that were answered wrongly
+        while True:
+            replica = self._home(search, avoid=tried)
+            try:
+                async with asyncio.timeout(end - time.monotonic()):
+                    await asyncio.sleep(max(0.0, replica.rests_until - time.monotonic()))
+                    if not replica.checked:
+                        await self._make_sure(replica)
+                    async with replica.room:
+                        answer = _read(await self._ask(replica, "POST", path, content), read)
+            except Failed as failed:
+                failure = failed
+                wrong += failed.there
+                if not failed.there:
+                    replica.fail(failed)
+            except TimeoutError:
+                if tried is None:
+                    failure = Failed(
+                        "no answer in time", "see whether it is overloaded, or raise limits.total_s"
+                    )
+            else:
+                replica.failures, replica.rests_until = 0, 0.0
+                return answer
+            now = time.monotonic()
+            if wrong >= self.limits.attempts or now >= end:
+                tries = f"{failure.cause} (given up after {now - began:.1f} s)"
+                raise ServerError(replica.url, tries, failure.remedy) from failure.__cause__
+            tried = replica
+            self.counts.retries += 1
+            if failure.there:
+                await asyncio.sleep(min(_FIRST_PAUSE_S * 2**wrong, max(0.0, end - now)))
+
+    async def once(self, replica: Replica, path: str, body: dict[str, Any] | None = None) -> Any:
+        """Ask one server, once: POST with a body, else GET. Return the JSON of its reply.
+
+        None: it knows no such path.
+
+        Raises:
+            Failed: it is not there, or does not answer as it should. ServerError: it refuses.
+        """
+        method, content = ("GET", None) if body is None else ("POST", _encoded(body))
+        reply = await self._ask(replica, method, path, content, known=(404, 405, 501))
+        return _read(reply, lambda found: found) if reply.status_code == 200 else None
+
+    async def connect(self) -> Replica:
+        """Make sure of every server that can be reached; return one that is right.
+
+        Raises:
+            ServerError: none can be reached, or one must not be used.
+        """
+        found = await asyncio.gather(*map(self._make_sure, self.replicas), return_exceptions=True)
+        failures = [error for error in found if error is not None]
+        for error in failures:
+            if not isinstance(error, Failed):
+                raise error
+        for replica in self.replicas:
+            if replica.checked:
+                return replica
+        failed = cast(Failed, failures[0])
+        raise ServerError(self.replicas[0].url, failed.cause, failed.remedy) from failed.__cause__
+
+    async def _make_sure(self, replica: Replica) -> None:
+        """Check a server that is new or was away; one request does so for all."""
+        async with replica.checking:
+            if replica.checked:
+                return
+            if replica.last is not None and time.monotonic() < replica.rests_until:
+                raise replica.last  # found out while this request waited
+            await self._check(replica)
+            replica.checked = True
+
+    # -- one attempt ---------------------------------------------------------------------------------
+
+    async def _ask(
+        self,
+        replica: Replica,
+        method: str,
+        path: str,
+        content: bytes | None,
+        known: tuple[int, ...] = (),
+    ) -> httpx.Response:
+        """Make one attempt. ``known``: refusals that the caller understands."""
+        self.counts.requests += 1
+        headers = {"Content-Type": "application/json"} if content else None
+        try:
+            async with asyncio.timeout(self.limits.read_s):  # for a reply that only trickles
+                reply = await self._client.request(
+                    method, replica.url + path, content=content, headers=headers
+                )
+        except httpx.ConnectTimeout as error:
+            raise Failed(
+                f"cannot be reached within {self.limits.connect_s:g} s",
+                "check the address and the network, or raise limits.connect_s",
+            ) from error
+        except (TimeoutError, httpx.TimeoutException) as error:
+            raise Failed(
+                f"no complete reply within {self.limits.read_s:g} s",
+                "see whether it hangs or is overloaded, or raise limits.read_s",
+            ) from error
+        except httpx.ConnectError as error:
+            raise Failed(
+                f"cannot be reached ({_words(error)})", "start the server, or check base_url"
+            ) from error
+        except httpx.TransportError as error:
+            raise Failed(
+                f"broke off the connection ({_words(error)})", "look into the server's own log"
+            ) from error
+        status = reply.status_code
+        if status == 200 or status in known:
+            return reply
+        cause = f"answered with status {status}{self._said(reply)}"
+        if status in _NOT_NOW:
+            raise Failed(cause, "it is overloaded or starting: wait, or add servers", pause_s=_pause(reply))
+        if status >= 500:
+            raise Failed(cause, "look into the server's own log", there=True)
+        remedies = {
+            401: "give the right key as api_key",
+            403: "give the right key as api_key",
+            404: "check base_url and the model's name",
+        }
+        remedy = remedies.get(status, "this request cannot be answered there: see what it says")
+        raise ServerError(replica.url, cause, remedy)
+
+    def _said(self, reply: httpx.Response) -> str:
+        """Quote what a server says of an error, without the key."""
+        try:
+            body = reply.json()
+            error = body.get("error", body) if isinstance(body, dict) else body
+            said = error.get("message") or error.get("detail") if isinstance(error, dict) else error
+        except ValueError:
+            said = reply.headers.get("content-type", "no JSON")
+        text = " ".join(str(said or "").split())
+        if self._secret:
+            text = text.replace(self._secret, "...")
+        return f": {text[:_QUOTED]}" if text else ""
+
+    # -- which server ----------------------------------------------------------------------------------
+
+    def _home(self, search: object, avoid: Replica | None) -> Replica:
+        """Return the server of a search: its own while that does well, else another, for good.
+
+        ``avoid`` is the one that has just failed this very request.
+        """
+        now = time.monotonic()
+        home = self._homes.get(search) if search is not None else None
+        awake = [r for r in self.replicas if r.rests_until <= now]
+        better = [r for r in awake if r is not avoid]
+        if home in better:
+            return home
+        if not awake:  # all rest: the first that may be asked again
+            return min(self.replicas, key=lambda replica: replica.rests_until)
+        busy = Counter(self._homes.values())
+        chosen = min(better or awake, key=lambda replica: busy[replica])
+        if search is not None:
+            self.counts.moves += home is not None and home is not chosen
+            self._homes[search] = chosen
+        return chosen
+
+
+def _encoded(body: dict[str, Any]) -> bytes:
+    return json.dumps(body, separators=(",", ":")).encode()
+
+
+def _read(reply: httpx.Response, read: Callable[[Any], Answer]) -> Answer:
+    """Read a reply of status 200: JSON, or the list of a stream's events."""
+    kind = reply.headers.get("content-type", "something").partition(";")[0]
+    try:
+        found = _events(reply.text) if kind == "text/event-stream" else reply.json()
+    except ValueError:
+        remedy = "check base_url: is it a completions server, or a proxy's page?"
+        raise Failed(f"answered with {kind} that is no JSON", remedy, there=True) from None
+    try:
+        return read(found)
+    except Unreadable as error:
+        raise Failed(str(error), "see whether this server is one of those supported", there=True) from None
+
+
+def _events(text: str) -> list[Any]:
+    """Return the events of a whole stream (server-sent events); its end must be among them."""
+    lines = [line.removeprefix("data:").strip() for line in text.splitlines() if line.startswith("data:")]
+    if "[DONE]" not in lines:
+        raise ValueError("a stream without an end")
+    return [json.loads(line) for line in lines if line != "[DONE]"]
+
+
+def _pause(reply: httpx.Response) -> float:
+    """Return for how many seconds a server asks to be left alone."""
+    try:
+        return min(_LONGEST_PAUSE_S, max(0.0, float(reply.headers.get("retry-after", _FIRST_PAUSE_S))))
+    except ValueError:  # a date
+        return _LONGEST_PAUSE_S
+
+
+def _words(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+# -- the loop of the process ------------------------------------------------------------------------
+
+_THREAD = "rain-http"
+_starting = threading.Lock()
+_loop: asyncio.AbstractEventLoop | None = None
+
+
+def event_loop() -> asyncio.AbstractEventLoop:
+    """Return the loop that carries all requests of this process; it runs in a thread of its own."""
+    global _loop
+    with _starting:
+        if _loop is None:
+            _loop = asyncio.new_event_loop()
+            threading.Thread(target=_loop.run_forever, name=_THREAD, daemon=True).start()
+        return _loop
+
+
+def in_loop(work: Coroutine[Any, Any, Answer]) -> Answer:
+    """Run a coroutine in :func:`event_loop` and wait for it."""
+    if threading.current_thread().name == _THREAD:
+        work.close()
+        raise RuntimeError("the loop cannot wait for itself")
+    return asyncio.run_coroutine_threadsafe(work, event_loop()).result()
+
+
+def _close(client: httpx.AsyncClient) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop has gone
+        asyncio.run_coroutine_threadsafe(client.aclose(), event_loop())

@@ -1,0 +1,193 @@
+"""A tokenizer of transformers: text to tokens and back, where no text can become a special token."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from jinja2 import TemplateError
+
+from rain_llm.errors import ModelNotFoundError, ModelNotSupportedError
+from rain_llm.types import Message, TokenIds
+
+
+class Text(Protocol):
+    """Whoever knows a model's tokens. May be asked from many threads."""
+
+    @property
+    def start(self) -> TokenIds:
+        """The tokens that every raw text begins with."""
+        ...
+
+    @property
+    def special(self) -> frozenset[int]:
+        """Tokens that are never text."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Tokens in the vocabulary: ids are below this."""
+        ...
+
+    def encode(self, text: str) -> TokenIds:
+        """Turn text into ordinary tokens."""
+        ...
+
+    def decode(self, tokens: TokenIds) -> str:
+        """Turn tokens into text."""
+        ...
+
+    def piece(self, token: int) -> str:
+        """Return the text of one token."""
+        ...
+
+    def render_chat(self, messages: Sequence[Message]) -> TokenIds:
+        """Render a chat up to where the assistant begins to speak."""
+        ...
+
+
+class Tokenizer:
+    """Encodes, decodes and renders chats. May be used from many threads.
+
+    Args:
+        loaded: a tokenizer of transformers.
+        name: of its model, for errors.
+        ends: tokens that end a text by the model's configuration, beside the special ones.
+    """
+
+    def __init__(self, loaded: Any, name: str, ends: frozenset[int] = frozenset()) -> None:
+        self._loaded = loaded
+        self._name = name
+        self._ends = ends
+        # A fast tokenizer keeps "special tokens are text" as a state of its own: two threads with
+        # different wishes would let a user's text become a special token.
+        self._lock = threading.RLock()
+        self._pieces: dict[int, str] = {}
+
+    @classmethod
+    def load(cls, source: str, revision: str | None = None) -> Tokenizer:
+        """Load the tokenizer of a folder or hub name; never remote code.
+
+        Raises:
+            ModelNotFoundError: there is none, or it cannot be read.
+        """
+        from transformers import AutoTokenizer
+
+        source = local_folder(source)
+        try:
+            loaded = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+        except Exception as error:  # the library raises anything for a broken file
+            raise ModelNotFoundError(f"cannot load the tokenizer {source}: {first_line(error)}") from error
+        return cls(loaded, source)
+
+    @cached_property
+    def start(self) -> TokenIds:
+        """The start token, if the tokenizer puts one before a text."""
+        plain = tuple(self._loaded("a").input_ids)
+        bos = self._loaded.bos_token_id
+        return (bos,) if bos is not None and plain[:1] == (bos,) else ()
+
+    @cached_property
+    def size(self) -> int:
+        """Tokens in the vocabulary: ids are below this."""
+        return len(self._loaded)
+
+    @cached_property
+    def special(self) -> frozenset[int]:
+        """Tokens that are never text: sampling one ends the answer."""
+        added = self._loaded.added_tokens_decoder.items()
+        return self._ends | set(self._loaded.all_special_ids) | {i for i, token in added if token.special}
+
+    def encode(self, text: str) -> TokenIds:
+        """Turn text into ordinary tokens: special tokens in the text stay the characters they are."""
+        with self._lock:
+            found = self._loaded(text, add_special_tokens=False, split_special_tokens=True)
+        return tuple(found.input_ids)
+
+    def decode(self, tokens: TokenIds) -> str:
+        """Turn tokens into text."""
+        with self._lock:
+            return str(
+                self._loaded.decode(
+                    list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
+                )
+            )
+
+    def piece(self, token: int) -> str:
+        """Return the text of one token."""
+        if token not in self._pieces:
+            self._pieces[token] = self.decode((token,))
+        return self._pieces[token]
+
+    def render_chat(self, messages: Sequence[Message]) -> TokenIds:
+        """Render a chat by the model's template, up to where the assistant begins to speak.
+
+        Raises:
+            ModelNotSupportedError: there is no template, or it cannot show these messages.
+        """
+        if not self._loaded.chat_template:
+            raise ModelNotSupportedError(f"{self._name} has no chat template: use plain text prompts")
+        return rendered(messages, self._template, self.encode, self._encode_template, self._name)
+
+    def _template(self, messages: list[dict[str, str]]) -> str:
+        try:
+            return str(self._loaded.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise ModelNotSupportedError(
+                f"the chat template of {self._name} cannot show messages of the roles {roles}: {error}"
+            ) from error
+
+    def _encode_template(self, text: str) -> TokenIds:
+        with self._lock:
+            found = self._loaded(text, add_special_tokens=False, split_special_tokens=False)
+        return tuple(found.input_ids)
+
+
+def rendered(
+    messages: Sequence[Message],
+    template: Callable[[list[dict[str, str]]], str],
+    encode: Callable[[str], TokenIds],
+    encode_template: Callable[[str], TokenIds],
+    name: str,
+) -> TokenIds:
+    """Render a chat so that no content can forge a turn.
+
+    The template sees marks instead of the contents, which are encoded on their own as plain text.
+
+    Raises:
+        ModelNotSupportedError: the template leaves out a message.
+    """
+    marks = [f"rain{secrets.token_hex(8)}" for _ in messages]
+    rest = template([{"role": m.role, "content": mark} for m, mark in zip(messages, marks, strict=True)])
+    tokens: TokenIds = ()
+    for message, mark in zip(messages, marks, strict=True):
+        before, found, rest = rest.partition(mark)
+        if not found:
+            raise ModelNotSupportedError(
+                f"the chat template of {name} leaves out a message of role '{message.role}'"
+            )
+        tokens += encode_template(before) + encode(message.content)
+    return tokens + encode_template(rest)
+
+
+def local_folder(source: str) -> str:
+    """Return ``source`` with ``~`` expanded; what looks like a folder must be one.
+
+    Raises:
+        ModelNotFoundError: it looks like a folder and is none.
+    """
+    folder = Path(source)
+    looks_local = folder.is_absolute() or source.startswith((".", "~"))
+    if looks_local and not folder.expanduser().is_dir():
+        raise ModelNotFoundError(f"there is no model folder {source}: give an existing folder or a hub name")
+    return str(folder.expanduser()) if looks_local else source
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says, in a line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
