@@ -207,6 +207,8 @@ class Ticket:
         for task in self.sent:
             task.model.recall([task.job])
         self.tasks = ()
+        if outcome is not None:
+            self.cause = self.cause or outcome.cause
         with contextlib.suppress(Exception):  # a search that will not be closed is lost all the same
             self.search.close()
         self.emit(

@@ -37,13 +37,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import TypeAlias, cast
 
 import numpy as np
 
 from rain_llm.answer import Answer
+from rain_llm.errors import ModelError
 from rain_llm.evaluation import SelfEvaluator, Subject
 from rain_llm.models.base import LanguageModel
 from rain_llm.settings import PUNCTUATION, SENTENCE, RainSettings
@@ -84,7 +85,7 @@ class Interrupted(Exception):
 class Outcome:
     """What a search comes to; the engine makes a ``RainResult`` of it.
 
-    ``tail`` is the end of ``text`` that no step has carried.
+    ``tail`` is the end of ``text`` that no step has carried; ``cause`` is why a model could not go on.
     """
 
     text: str
@@ -95,6 +96,7 @@ class Outcome:
     stop_reason: StopReason
     iterations: int = 0
     evaluations: int = 0
+    cause: ModelError | None = None
 
 
 Search: TypeAlias = Generator[Sequence[Request] | Step, Replies, Outcome]
@@ -185,6 +187,9 @@ class RainSearch:
                     return self._outcome(reason, verdict)
         except Interrupted as interruption:
             return self._outcome(interruption.reason, self.verdicts.get(self._text(), self.last))
+        except ModelError as error:  # of a tokenizer that is a server's
+            last = self.verdicts.get(self._text(), self.last)
+            return replace(self._outcome(StopReason.ERROR, last), cause=error)
 
     def _settled(self) -> bool:
         """Tell whether the inner loop is done (paper: enough visits and value, or the budget)."""
