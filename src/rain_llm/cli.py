@@ -143,7 +143,12 @@ def generate(
         str | None, typer.Option(metavar="NAME", help="Settings with a name: default, paper, ...")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Folder or hub name; left out: the embedded model.")
+        str | None,
+        typer.Option(metavar="NAME", help="Folder, hub name, or a server's; left out: the embedded model."),
+    ] = None,
+    base_url: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="A server that has the model (vLLM, llama-server), repeatable."),
     ] = None,
     context: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A text that the answer is to keep to (groundedness).")
@@ -176,7 +181,7 @@ def generate(
     start = RainSettings.from_file(settings) if settings else RainSettings.preset(preset or "default")
     chosen = start.updated(
         **_given(
-            model=_given(name=model),
+            model=_given(name=model, base_url=base_url),
             generation=_given(seed=seed, max_new_tokens=max_new_tokens, stop=stop, chat_template=chat),
             evaluation=_given(criteria=criterion),
             on_unsafe=on_unsafe,

@@ -111,6 +111,8 @@ def show(
 
 def loading(settings: RainSettings) -> str:
     """Say what takes a while before the first word."""
+    if settings.model.base_url:
+        return "asking the server what it can do"
     if settings.model.name is None and not embedded_is_ready():
         return "first use: unpacking the embedded model (once)"
     return "loading the model"

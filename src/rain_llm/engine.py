@@ -363,10 +363,13 @@ class Rain:
                 continue
             self._warned.add(name)
             settings, ready = self.settings, self._given[1] or self._given[0]
-            judge = ready.name if ready else (settings.evaluation.judge or settings.model).name
+            asked = settings.evaluation.judge or settings.model
+            judge = ready.name if ready else asked.name
             command = ["rain", "doctor", *([judge] if judge else []), "--criterion", name]
+            if name not in BUILT_IN or asked.base_url:
+                command += ["--settings", "FILE.yaml"]
             if name not in BUILT_IN:
-                command += ["--settings", "FILE.yaml", "--data", "FILE.jsonl"]
+                command += ["--data", "FILE.jsonl"]
             warnings.warn(
                 f"RAIN steers blind: {reason} on '{name}'. Find out how to ask this model, and whether "
                 f"it can judge at all: {shlex.join(command)}",

@@ -104,7 +104,8 @@ class SelfEvaluator:
                 answer of ``max_new_tokens`` would not fit into the judge's context.
         """
         for criterion in self.settings.criteria:
-            if self.settings.style != "choice" and criterion.needs_context and not subject.context.strip():
+            reads = self.settings.style not in ("choice", "guard")
+            if reads and criterion.needs_context and not subject.context.strip():
                 raise PromptError(f"criterion '{criterion.name}' judges against a context: pass context=...")
             questions = self._questions(criterion, subject, "")
             longest = max(len(q.good[0].prefix) + len(q.good[0].options[0]) for q in questions)
@@ -181,7 +182,9 @@ class SelfEvaluator:
             probability = votes(evidence)
             threshold, target = max(threshold, 0.5), max(target, 0.5)  # a tie never passes
         else:
-            scale = criterion.calibration.scale if criterion.calibration else 1.0
+            trained = self.settings.style == "guard"  # what was fitted to other questions does not hold
+            threshold, target = (max(threshold, 0.5), max(target, 0.5)) if trained else (threshold, target)
+            scale = criterion.calibration.scale if criterion.calibration and not trained else 1.0
             logit = (odds - (center or 0.0)) / scale
             probability = 1 / (1 + math.exp(-max(-700.0, min(700.0, logit))))
         return CriterionScore(
@@ -191,7 +194,7 @@ class SelfEvaluator:
     def _center(self, criterion: Criterion, subject: Subject) -> float | None:
         """Return the log-odds that mean 'cannot tell'; None if that is to be asked first."""
         calibration = criterion.calibration
-        if calibration is None or self.settings.mode == "hard":
+        if calibration is None or self.settings.mode == "hard" or self.settings.style == "guard":
             return 0.0
         if isinstance(calibration.center, float | int):
             return calibration.center
@@ -227,6 +230,8 @@ class SelfEvaluator:
             return self._label_questions(criterion, subject, answer)
         if self.settings.style == "choice":
             return self._choice_questions(criterion, subject, answer)
+        if self.settings.style == "guard":
+            return self._guard_questions(criterion, subject, answer)
         return self._channel_questions(criterion, subject, answer)
 
     def _label_questions(self, criterion: Criterion, subject: Subject, answer: str) -> list[_Question]:
@@ -284,6 +289,17 @@ class SelfEvaluator:
         )
         return [_Question((good, 0), (bad, 0), len(said))]
 
+    def _guard_questions(self, criterion: Criterion, subject: Subject, answer: str) -> list[_Question]:
+        """Show a guard model the conversation as such: each text in its turn, where it is only text."""
+        guard = criterion.guard
+        assert guard is not None  # settings refuse a style without material
+        turns = [Message("user", subject.query), Message("assistant", answer)]
+        if not subject.dialogue:
+            turns = [Message("user", subject.query + answer)]
+        prefix = self._judge.render_chat(turns) + self._judge.encode(guard.cue)
+        score = Score(prefix, self._labels[criterion.name][0])
+        return [_Question((score, 0), (score, 1))]
+
     def _examples(self, criterion: Criterion) -> Sequence[Example]:
         return criterion.examples if self.settings.examples else ()
 
@@ -308,6 +324,9 @@ class SelfEvaluator:
             return ()
         if self.settings.style == "choice":
             pairs: Sequence[tuple[str, str]] = (("A", "B"),)
+        elif self.settings.style == "guard":
+            assert criterion.guard is not None  # settings refuse a style without material
+            pairs = ((criterion.guard.safe, criterion.guard.unsafe),)
         else:
             pairs = [(f" {good.strip()}", f" {bad.strip()}") for good, bad in criterion.labels]
         found = []

@@ -359,10 +359,11 @@ class EvaluationSettings(Frozen):
         min_length=1,
         description="What an answer is judged by, or built-in names.",
     )
-    style: Literal["labels", "choice", "channel"] = Field(
+    style: Literal["labels", "choice", "channel", "guard"] = Field(
         default="labels",
         description="'choice' is the paper's question; 'labels' compares label words; 'channel' "
-        "compares the answer's likelihood in a good and a bad context.",
+        "compares the answer's likelihood in a good and a bad context; 'guard' shows the conversation to a "
+        "guard model as judge (Llama Guard): its probability as it is, the threshold 0.5 or more.",
     )
     mode: Literal["soft", "hard"] = Field(
         default="soft",

@@ -17,7 +17,7 @@ from rain_llm.models.base import LanguageModel
 from rain_llm.settings import EvaluationSettings
 from rain_llm.types import Message
 
-Kind: TypeAlias = tuple[Literal["labels", "choice", "channel"], bool, bool]
+Kind: TypeAlias = tuple[Literal["labels", "choice", "channel", "guard"], bool, bool]
 """What the criteria of one settings file have in common: style, chat template, worked examples."""
 
 

@@ -29,6 +29,7 @@ Contexts = Mapping[TokenIds, frozenset[int]]
 _SINGLY, _BATCH = 4, 64  # contexts that are asked one by one; prompts of one request
 _MOST_LABELS = 128  # of one request to vLLM
 _NONSENSE = -9000.0  # nats: no log-probability
+_ROUNDING = 1e-2  # nats
 _FORCE = 100.0  # a logit bias that makes a token certain; more would cost precision
 
 
@@ -230,7 +231,7 @@ class Vllm:
                 for token in contexts[prefix]:
                     if token not in top:
                         raise Unreadable(f"gave no log-probability of token {token}")
-                    found[prefix, token] = top[token]
+                    found[prefix, token] = _nats(top[token])
             return found
 
         weighed: dict[tuple[TokenIds, int], float] = await ask(body, read)
@@ -350,7 +351,7 @@ class LlamaServer:
             top = places[0].get("top_logprobs") if places else None
             if not top:
                 raise Unreadable("gave no log-probabilities")
-            return [(int(place["id"]), float(place["logprob"])) for place in top][:n]
+            return [(int(place["id"]), _nats(place["logprob"])) for place in top[:n]]
 
         ranked: list[tuple[int, float]] = await ask(body, read)
         bill.forwards += 1
@@ -411,7 +412,7 @@ class LlamaServer:
             bill.charge_prompt(reply, len(prefix))
             if not places or places[0].get("id") != token:
                 raise Unreadable(f"ignored a logit bias: token {token} was not drawn")
-            return float(places[0]["logprob"])
+            return _nats(places[0].get("logprob"))
 
         return read
 
@@ -474,7 +475,7 @@ def _drawn(tokens: Any, logprobs: Any, wish: Wish, finish: Any) -> Drawn:
     """
     if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
         raise Unreadable("gave no token ids of what it drew")
-    if not isinstance(logprobs, list) or len(logprobs) != len(tokens) or None in logprobs:
+    if not isinstance(logprobs, list) or len(logprobs) != len(tokens):
         raise Unreadable(f"gave no log-probability for each of {len(tokens)} tokens")
     if not tokens:
         raise Unreadable("drew no token")
@@ -484,7 +485,18 @@ def _drawn(tokens: Any, logprobs: Any, wish: Wish, finish: Any) -> Drawn:
         )
     if finish not in ("length", "stop"):
         raise Unreadable(f"ended a text for the reason {finish!r}")
-    return Drawn(tuple(tokens), tuple(map(float, logprobs)))
+    return Drawn(tuple(tokens), tuple(map(_nats, logprobs)))
+
+
+def _nats(found: Any) -> float:
+    """Read a log-probability.
+
+    Raises:
+        Unreadable: it is none: not a number, infinite, or above 0 by more than rounding.
+    """
+    if not isinstance(found, float | int) or not -math.inf < found < _ROUNDING:
+        raise Unreadable(f"gave {found!r} for a log-probability")
+    return float(found)
 
 
 def _joined(events: Sequence[Any]) -> Body:

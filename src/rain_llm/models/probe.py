@@ -86,24 +86,26 @@ async def server_vocabulary(replicas: Replicas, replica: Replica) -> dict[int, b
     Raises:
         ServerError: it does not tell.
     """
-    models = await replicas.once(replica, "/v1/models")
-    size = int(models["data"][0]["meta"]["n_vocab"])
-    found = await replicas.once(replica, "/tokenize", {"content": "a"})
-    body = {
-        "prompt": [found["tokens"][0]],
-        "max_tokens": 1,
-        "temperature": 0,
-        "logprobs": size,
-    }
-    reply = await replicas.once(replica, _PATH, body)
-    top = reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-    vocabulary = {int(place["id"]): bytes(place["bytes"]) for place in top}
+    remedy = "give model.tokenizer, a folder or hub name"
+    try:
+        models = await replicas.once(replica, "/v1/models")
+        size = int(models["data"][0]["meta"]["n_vocab"])
+        found = await replicas.once(replica, "/tokenize", {"content": "a"})
+        body = {
+            "prompt": [found["tokens"][0]],
+            "max_tokens": 1,
+            "temperature": 0,
+            "logprobs": size,
+        }
+        reply = await replicas.once(replica, _PATH, body)
+        top = reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        vocabulary = {int(place["id"]): bytes(place["bytes"]) for place in top}
+    except Failed as error:
+        raise ServerError(replica.url, error.cause, error.remedy) from error
+    except (LookupError, TypeError, ValueError) as error:
+        raise ServerError(replica.url, "does not tell its tokens", remedy) from error
     if set(vocabulary) != set(range(size)):
-        raise ServerError(
-            replica.url,
-            f"tells {len(vocabulary)} of its {size} tokens",
-            "give model.tokenizer, a folder or hub name",
-        )
+        raise ServerError(replica.url, f"tells {len(vocabulary)} of its {size} tokens", remedy)
     return vocabulary
 
 

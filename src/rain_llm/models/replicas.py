@@ -30,13 +30,14 @@ from typing import Any, TypeVar, cast
 import httpx
 from pydantic import SecretStr
 
-from rain_llm.errors import ServerError
+from rain_llm.errors import ServerError, SettingsError
 from rain_llm.settings import ServerLimits
 
 _NOT_NOW = {408, 429, 502, 503, 504}
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 _DEFAULT_CONCURRENCY = 64
 _QUOTED = 300  # characters of what a server says that an error repeats
+_STRANGE = "see whether this server is one of those supported"
 
 Answer = TypeVar("Answer")
 
@@ -130,7 +131,9 @@ class Replicas:
         self.limits = limits
         self.counts = Counts()
         self.concurrency = limits.max_concurrency or _DEFAULT_CONCURRENCY
-        secret = key.get_secret_value() if key else os.environ.get("RAIN_LLM_API_KEY", "")
+        secret = (key.get_secret_value() if key else os.environ.get("RAIN_LLM_API_KEY", "")).strip()
+        if not (secret.isascii() and secret.isprintable()):  # httpx would quote it
+            raise SettingsError("the API key holds a character that no key has: give it as one line of ASCII")
         self._secret = secret
         self._check = check
         self._homes: weakref.WeakKeyDictionary[object, Replica] = weakref.WeakKeyDictionary()
@@ -265,7 +268,7 @@ class Replicas:
             raise Failed(
                 f"cannot be reached ({_words(error)})", "start the server, or check base_url"
             ) from error
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise Failed(
                 f"broke off the connection ({_words(error)})", "look into the server's own log"
             ) from error
@@ -330,13 +333,15 @@ def _read(reply: httpx.Response, read: Callable[[Any], Answer]) -> Answer:
     kind = reply.headers.get("content-type", "something").partition(";")[0]
     try:
         found = _events(reply.text) if kind == "text/event-stream" else reply.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         remedy = "check base_url: is it a completions server, or a proxy's page?"
         raise Failed(f"answered with {kind} that is no JSON", remedy, there=True) from None
     try:
         return read(found)
     except Unreadable as error:
-        raise Failed(str(error), "see whether this server is one of those supported", there=True) from None
+        raise Failed(str(error), _STRANGE, there=True) from None
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise Failed(f"answered with JSON of another shape ({error!r})", _STRANGE, there=True) from error
 
 
 def _events(text: str) -> list[Any]:
@@ -350,7 +355,7 @@ def _events(text: str) -> list[Any]:
 def _pause(reply: httpx.Response) -> float:
     """Return for how many seconds a server asks to be left alone."""
     try:
-        return min(_LONGEST_PAUSE_S, max(0.0, float(reply.headers.get("retry-after", _FIRST_PAUSE_S))))
+        return min(_LONGEST_PAUSE_S, max(_FIRST_PAUSE_S, float(reply.headers.get("retry-after", 0))))
     except ValueError:  # a date
         return _LONGEST_PAUSE_S
 

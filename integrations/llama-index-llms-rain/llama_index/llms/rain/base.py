@@ -202,13 +202,13 @@ class RainLLM(CustomLLM):
 
     @property
     def metadata(self) -> LLMMetadata:
-        """What LlamaIndex plans its prompts by; loads no model.
+        """What LlamaIndex plans its prompts by; loads no model, but asks a server for its own.
 
         The context of a hub model that was never downloaded is not known yet: LlamaIndex's own
         cautious default stands in for it, unless ``context_window`` is given.
         """
-        if self.rain is not None:
-            writer = self.rain.runtime.writer
+        if self.rain is not None or self.settings.model.base_url:
+            writer = self._rain.runtime.writer
             name, window = writer.name, writer.context_length
         else:
             name, window = _described(self.settings.model.name, self.settings.model.revision)
