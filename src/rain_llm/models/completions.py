@@ -23,7 +23,7 @@ from rain_llm.errors import ModelNotFoundError, ModelNotSupportedError, PromptEr
 from rain_llm.models.base import Errand
 from rain_llm.models.dialects import Ask, Bill, Body, Contexts, Drawn, Wish, distinct
 from rain_llm.models.probe import SENTENCE, Facts, identified, probed, server_vocabulary
-from rain_llm.models.replicas import Counts, Replica, Replicas, event_loop, in_loop
+from rain_llm.models.replicas import Counts, Refused, Replica, Replicas, event_loop, in_loop
 from rain_llm.models.server_tokenizer import ServerTokenizer
 from rain_llm.models.tokenizer import Text, Tokenizer
 from rain_llm.settings import ModelSettings
@@ -312,7 +312,7 @@ class CompletionsModel:
         try:
             return await self._dialect.weigh(ask, contexts, bill), {}, bill
         except ServerError as error:
-            if len(contexts) == 1:
+            if len(contexts) == 1 or not isinstance(error, Refused):
                 return {}, dict.fromkeys(contexts, error), bill
         found: dict[tuple[TokenIds, int], float] = {}
         refused: dict[TokenIds, Exception] = {}

@@ -29,7 +29,8 @@ Contexts = Mapping[TokenIds, frozenset[int]]
 _SINGLY, _BATCH = 4, 64  # contexts that are asked one by one; prompts of one request
 _MOST_LABELS = 128  # of one request to vLLM
 _NONSENSE = -9000.0  # nats: no log-probability
-_ROUNDING = 1e-2  # nats
+_ROUNDING = 1e-2
+_LEAST = 1e-38  # a smaller probability is told as 0 by a server that computes in float32
 _FORCE = 100.0  # a logit bias that makes a token certain; more would cost precision
 
 
@@ -377,8 +378,7 @@ class LlamaServer:
             anchor: float = await ask(self._forced(prefix, {best}), self._anchor(prefix, best, bill))
             bill.forwards += 1
             for token in wanted:
-                ratio = chances[token] / chances[best]
-                found[prefix, token] = anchor + (math.log(ratio) if ratio > 0 else -math.inf)
+                found[prefix, token] = anchor + math.log(max(_LEAST, chances[token] / chances[best]))
         return found
 
     def _forced(self, prefix: TokenIds, tokens: Iterable[int]) -> Body:
@@ -401,6 +401,8 @@ class LlamaServer:
             chances = {int(place["id"]): float(place["prob"]) for place in top}
             if set(chances) != wanted:
                 raise Unreadable("gave the probabilities of other tokens than were asked for")
+            if not 0 < sum(chances.values()) < 1 + _ROUNDING or min(chances.values()) < 0:
+                raise Unreadable(f"gave {list(chances.values())} for probabilities")
             return chances
 
         return read
@@ -473,7 +475,7 @@ def _drawn(tokens: Any, logprobs: Any, wish: Wish, finish: Any) -> Drawn:
     Raises:
         Unreadable: ids or log-probabilities are missing, or it was cut short.
     """
-    if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
+    if not isinstance(tokens, list) or not all(isinstance(token, int) and token >= 0 for token in tokens):
         raise Unreadable("gave no token ids of what it drew")
     if not isinstance(logprobs, list) or len(logprobs) != len(tokens):
         raise Unreadable(f"gave no log-probability for each of {len(tokens)} tokens")
@@ -492,9 +494,9 @@ def _nats(found: Any) -> float:
     """Read a log-probability.
 
     Raises:
-        Unreadable: it is none: not a number, infinite, or above 0 by more than rounding.
+        Unreadable: it is none: not a number, or one that stands for infinity, or above 0.
     """
-    if not isinstance(found, float | int) or not -math.inf < found < _ROUNDING:
+    if not isinstance(found, float | int) or not _NONSENSE < found < _ROUNDING:
         raise Unreadable(f"gave {found!r} for a log-probability")
     return float(found)
 

@@ -15,7 +15,6 @@ another. A server that fails is left alone for a while that grows with each fail
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import math
 import os
@@ -30,7 +29,7 @@ from typing import Any, TypeVar, cast
 import httpx
 from pydantic import SecretStr
 
-from rain_llm.errors import ServerError, SettingsError
+from rain_llm.errors import ModelError, ServerError, SettingsError
 from rain_llm.settings import ServerLimits
 
 _NOT_NOW = {408, 429, 502, 503, 504}
@@ -44,6 +43,10 @@ Answer = TypeVar("Answer")
 
 class Unreadable(Exception):
     """A reply of status 200 that is not what was asked for; says what it is instead."""
+
+
+class Refused(ServerError):
+    """A request that a server will not answer, however often it is asked (status 4xx)."""
 
 
 class Failed(Exception):
@@ -69,6 +72,8 @@ class Replica:
 
     Attributes:
         url: its address, without a path. room: for requests that are under way at once.
+        lanes: clients that none of these uses, the one used last on top. Each has one connection: a
+            client's own pool looks at all of its connections for every request.
         checked: it has been seen to serve the right model since it was last away.
         checking: held while that is being found out.
         failures: in a row; the last of them is ``last``.
@@ -77,6 +82,7 @@ class Replica:
 
     url: str
     room: asyncio.Semaphore
+    lanes: list[httpx.AsyncClient] = field(default_factory=list)
     checked: bool = False
     checking: asyncio.Lock = field(default_factory=asyncio.Lock)
     failures: int = 0
@@ -130,20 +136,18 @@ class Replicas:
     ) -> None:
         self.limits = limits
         self.counts = Counts()
-        self.concurrency = limits.max_concurrency or _DEFAULT_CONCURRENCY
         secret = (key.get_secret_value() if key else os.environ.get("RAIN_LLM_API_KEY", "")).strip()
         if not (secret.isascii() and secret.isprintable()):  # httpx would quote it
             raise SettingsError("the API key holds a character that no key has: give it as one line of ASCII")
         self._secret = secret
         self._check = check
         self._homes: weakref.WeakKeyDictionary[object, Replica] = weakref.WeakKeyDictionary()
-        self.replicas = [Replica(url, asyncio.Semaphore(self.concurrency)) for url in urls]
-        self._client = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {secret}"} if secret else {},
-            timeout=httpx.Timeout(limits.read_s, connect=limits.connect_s, pool=None),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=4.0),
-        )
-        weakref.finalize(self, _close, self._client).atexit = False
+        room = limits.max_concurrency or _DEFAULT_CONCURRENCY
+        self.replicas = [Replica(url, asyncio.Semaphore(room)) for url in urls]
+        # Made once, since it reads all certificates.
+        self._tls: Any = any(url.startswith("https") for url in urls) and httpx.create_ssl_context()
+        self._clients: list[httpx.AsyncClient] = []
+        weakref.finalize(self, _close, self._clients).atexit = False
 
     async def post(
         self,
@@ -174,12 +178,18 @@ class Replicas:
                     if not replica.checked:
                         await self._make_sure(replica)
                     async with replica.room:
-                        answer = _read(await self._ask(replica, "POST", path, content), read)
+                        reply = await self._ask(replica, "POST", path, content)
+                answer = _read(reply, read)
             except Failed as failed:
                 failure = failed
                 wrong += failed.there
                 if not failed.there:
                     replica.fail(failed)
+            except ModelError as error:
+                if replica.checked or len(self.replicas) == 1:
+                    raise
+                failure = Failed(f"is not what it was ({error})", "let all addresses serve the same model")
+                replica.fail(failure)
             except TimeoutError:
                 if tried is None:
                     failure = Failed(
@@ -249,11 +259,11 @@ class Replicas:
         """Make one attempt. ``known``: refusals that the caller understands."""
         self.counts.requests += 1
         headers = {"Content-Type": "application/json"} if content else None
+        client = replica.lanes.pop() if replica.lanes else self._lane()
         try:
             async with asyncio.timeout(self.limits.read_s):  # for a reply that only trickles
-                reply = await self._client.request(
-                    method, replica.url + path, content=content, headers=headers
-                )
+                url = replica.url + path
+                reply = await client.request(method, url, content=content, headers=headers)
         except httpx.ConnectTimeout as error:
             raise Failed(
                 f"cannot be reached within {self.limits.connect_s:g} s",
@@ -272,6 +282,8 @@ class Replicas:
             raise Failed(
                 f"broke off the connection ({_words(error)})", "look into the server's own log"
             ) from error
+        finally:
+            replica.lanes.append(client)
         status = reply.status_code
         if status == 200 or status in known:
             return reply
@@ -286,7 +298,17 @@ class Replicas:
             404: "check base_url and the model's name",
         }
         remedy = remedies.get(status, "this request cannot be answered there: see what it says")
-        raise ServerError(replica.url, cause, remedy)
+        raise Refused(replica.url, cause, remedy)
+
+    def _lane(self) -> httpx.AsyncClient:
+        client = httpx.AsyncClient(
+            headers={"Authorization": f"Bearer {self._secret}"} if self._secret else {},
+            timeout=httpx.Timeout(self.limits.read_s, connect=self.limits.connect_s),
+            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=4.0),
+            verify=self._tls,
+        )
+        self._clients.append(client)
+        return client
 
     def _said(self, reply: httpx.Response) -> str:
         """Quote what a server says of an error, without the key."""
@@ -389,6 +411,6 @@ def in_loop(work: Coroutine[Any, Any, Answer]) -> Answer:
     return asyncio.run_coroutine_threadsafe(work, event_loop()).result()
 
 
-def _close(client: httpx.AsyncClient) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop has gone
+def _close(clients: list[httpx.AsyncClient]) -> None:
+    for client in clients:
         asyncio.run_coroutine_threadsafe(client.aclose(), event_loop())
