@@ -1,14 +1,16 @@
-"""Fixtures that several test files share: tiny models with random weights, and the real one."""
+"""Fixtures that several test files share: tiny models with random weights, the real one, real servers."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.servers.process import Server
 
 if TYPE_CHECKING:
     from rain_llm.models.transformers import TransformersModel
@@ -140,3 +142,28 @@ def real_model() -> TransformersModel:
     from rain_llm.settings import ModelSettings
 
     return TransformersModel(ModelSettings(device="cpu", dtype="float32"))
+
+
+@pytest.fixture(scope="session")
+def llama() -> Iterator[Server]:
+    """llama-server with the embedded model, started once; who restarts it leaves it running.
+
+    Its tests carry ``@pytest.mark.allow_hosts(["127.0.0.1"])``, as do those of vLLM.
+    """
+    from tests.servers.llama_server import llama_server
+
+    with llama_server(parallel=8, context=1024) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def vllm() -> Iterator[Server]:
+    """vLLM with the embedded model, started once (``make test-vllm``)."""
+    from rain_llm.models.embedded import embedded_model
+    from tests.servers.vllm import PYTHON_VARIABLE, vllm_python, vllm_server
+
+    python = vllm_python()
+    if python is None:
+        pytest.skip(f"{PYTHON_VARIABLE} names no interpreter that has vLLM: run make test-vllm")
+    with vllm_server(python, embedded_model()) as server:
+        yield server

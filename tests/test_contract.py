@@ -7,6 +7,7 @@ import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import pytest
 from rain_llm import Message, PromptError, RainError
 from rain_llm.models.base import LanguageModel, SteppedModel
 from rain_llm.models.scripted import END, ScriptedModel
+from rain_llm.settings import ModelSettings
 from rain_llm.types import Continuation, Sample, Samples, Score, Scores, TokenIds
+from tests.servers.process import Server
 
 ENDED = -1  # stands for all special tokens together
 TOLERANCE = 1e-3  # nats, promised
@@ -49,7 +52,10 @@ class Case:
     next_logprobs: Callable[[TokenIds], Mapping[int, float]]  # uncached, by token; ENDED for the end
     fresh: Callable[[], LanguageModel]
     chance_of_special: Callable[[TokenIds], list[float]]
+    tolerance: float = TOLERANCE
     many: int = 40  # continuations where it takes many
+    rounds: int = 300  # of encoding: a server is asked for each
+    most_ranked: int | None = None  # tokens at a place; None: all of the vocabulary
 
 
 def scripted_case() -> Case:
@@ -70,47 +76,106 @@ def scripted_case() -> Case:
     )
 
 
+class Reference:
+    """Transformers' own uncached forward pass over the files of a folder, in float32."""
+
+    def __init__(self, folder: Path) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        network = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager"
+        )
+        self.special = frozenset(AutoTokenizer.from_pretrained(folder).all_special_ids)
+
+        @cache
+        def all_logprobs(prefix: TokenIds) -> list[float]:
+            with torch.inference_mode():
+                logits = network(input_ids=torch.tensor([prefix]), use_cache=False).logits[0, -1]
+                found: list[float] = torch.log_softmax(logits.double(), -1).tolist()
+                return found
+
+        self.all_logprobs = all_logprobs
+
+    def next_logprobs(self, prefix: TokenIds) -> dict[int, float]:
+        return {i: p for i, p in enumerate(self.all_logprobs(prefix)) if i not in self.special}
+
+    def chance_of_special(self, prefix: TokenIds) -> list[float]:
+        found = self.all_logprobs(prefix)
+        return [found[i] for i in self.special]
+
+    def case(self, model: LanguageModel, fresh: Callable[[], LanguageModel], **known: Any) -> Case:
+        return Case(model, self.special, self.next_logprobs, fresh, self.chance_of_special, **known)
+
+
 def neural_case(model: Any, folder: Path) -> Case:
-    """A model of transformers beside transformers' own uncached forward pass over the same files."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     from rain_llm.models.transformers import TransformersModel
-    from rain_llm.settings import ModelSettings
-
-    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    special = frozenset(tokenizer.all_special_ids)
-
-    def all_logprobs(prefix: TokenIds) -> list[float]:
-        with torch.inference_mode():
-            logits = reference(input_ids=torch.tensor([prefix]), use_cache=False).logits[0, -1]
-            found: list[float] = torch.log_softmax(logits.double(), -1).tolist()
-            return found
-
-    def next_logprobs(prefix: TokenIds) -> dict[int, float]:
-        return {i: p for i, p in enumerate(all_logprobs(prefix)) if i not in special}
-
-    def chance_of_special(prefix: TokenIds) -> list[float]:
-        found = all_logprobs(prefix)
-        return [found[i] for i in special]
 
     def fresh() -> TransformersModel:
         return TransformersModel(ModelSettings(name=str(folder), device="cpu", dtype="float32"))
 
-    return Case(model, special, next_logprobs, fresh, chance_of_special)
+    return Reference(folder).case(model, fresh)
 
 
-@pytest.fixture(scope="module", params=["scripted", "tiny", pytest.param("real", marks=pytest.mark.real)])
+@pytest.fixture(scope="module")
+def embedded_reference() -> Reference:
+    from rain_llm.models.embedded import embedded_model
+
+    return Reference(embedded_model())
+
+
+def llama_case(server: Server, reference: Reference) -> Case:
+    """llama-server with the embedded model's weights in float32, and its own tokenizer."""
+    from rain_llm.models.completions import CompletionsModel
+
+    def connected() -> CompletionsModel:
+        return CompletionsModel(ModelSettings(base_url=(server.url,)))
+
+    def fresh() -> CompletionsModel:
+        server.restart()
+        return connected()
+
+    return reference.case(connected(), fresh, many=8, rounds=20)
+
+
+def vllm_case(server: Server, reference: Reference) -> Case:
+    """vLLM in float32, which is too slow to start to be started anew."""
+    from rain_llm.models.completions import CompletionsModel
+
+    def connected() -> CompletionsModel:
+        return CompletionsModel(ModelSettings(base_url=(server.url,)))
+
+    return reference.case(connected(), connected, many=10, most_ranked=20)
+
+
+ON_SERVER = pytest.mark.allow_hosts(["127.0.0.1"])
+REAL = {
+    "real": [pytest.mark.real],
+    "llama": [pytest.mark.real, ON_SERVER],
+    "vllm": [pytest.mark.vllm, ON_SERVER],
+}
+
+
+@pytest.fixture(
+    scope="module",
+    params=["scripted", "tiny", *(pytest.param(name, marks=marks) for name, marks in REAL.items())],
+)
 def case(request: pytest.FixtureRequest) -> Case:
     if request.param == "scripted":
         return scripted_case()
     if request.param == "tiny":
         return neural_case(request.getfixturevalue("tiny"), request.getfixturevalue("tiny_folder"))
-    from rain_llm.models.embedded import embedded_model
+    reference: Reference = request.getfixturevalue("embedded_reference")
+    if request.param == "llama":
+        return llama_case(request.getfixturevalue("llama"), reference)
+    if request.param == "vllm":
+        return vllm_case(request.getfixturevalue("vllm"), reference)
+    from rain_llm.models.transformers import TransformersModel
 
-    real = neural_case(request.getfixturevalue("real_model"), embedded_model())
-    return replace(real, many=10)
+    def fresh() -> TransformersModel:
+        return TransformersModel(ModelSettings(device="cpu", dtype="float32"))
+
+    return reference.case(request.getfixturevalue("real_model"), fresh, many=10)
 
 
 @pytest.fixture
@@ -165,13 +230,13 @@ def test_a_request_gives_the_same_tokens_alone_and_in_any_batch(model: LanguageM
     assert tokens(twice[0].continuations) == tokens(twice[2].continuations) == alone[0]
 
 
-def test_a_request_gives_the_same_log_probabilities_alone_and_in_any_batch(model: LanguageModel):
+def test_a_request_gives_the_same_log_probabilities_alone_and_in_any_batch(case: Case, model: LanguageModel):
     requests = varied(model)
     together = model.sample(requests)
     for request, reply in zip(requests, together, strict=True):
         for one, other in zip(continued(model, request), reply.continuations, strict=True):
-            assert one.logprobs == pytest.approx(other.logprobs, abs=TOLERANCE)
-            assert one.logprob == pytest.approx(other.logprob, abs=TOLERANCE)
+            assert one.logprobs == pytest.approx(other.logprobs, abs=case.tolerance)
+            assert one.logprob == pytest.approx(other.logprob, abs=case.tolerance)
 
 
 def test_a_model_that_was_just_loaded_gives_the_same_tokens(case: Case):
@@ -201,11 +266,11 @@ def check_logprobs(case: Case, request: Sample) -> None:
         assert len(c.logprobs) == len(c.tokens)
         prefix = request.prefix
         for token, logprob in zip(c.tokens, c.logprobs, strict=True):
-            assert logprob == pytest.approx(case.next_logprobs(prefix)[token], abs=TOLERANCE)
+            assert logprob == pytest.approx(case.next_logprobs(prefix)[token], abs=case.tolerance)
             prefix += (token,)
         end = c.logprob - math.fsum(c.logprobs)
         if c.ended:
-            assert any(abs(end - chance) < TOLERANCE for chance in case.chance_of_special(prefix))
+            assert any(abs(end - chance) < case.tolerance for chance in case.chance_of_special(prefix))
         else:
             assert end == pytest.approx(0, abs=1e-5)
 
@@ -260,21 +325,21 @@ def test_scores_are_log_probabilities_of_whole_options(case: Case):
             for token in option:
                 expected += case.next_logprobs(prefix)[token]
                 prefix += (token,)
-            assert logprob == pytest.approx(expected, abs=TOLERANCE * len(option))
+            assert logprob == pytest.approx(expected, abs=case.tolerance * len(option))
 
 
-def test_scores_agree_with_samples(model: LanguageModel):
+def test_scores_agree_with_samples(case: Case, model: LanguageModel):
     request = draw(model, n=4, max_tokens=5, seed=5)
     drawn = [c for c in continued(model, request) if c.tokens]
     (reply,) = model.score([Score(request.prefix, tuple(c.tokens for c in drawn))])
-    assert reply.logprobs == pytest.approx([math.fsum(c.logprobs) for c in drawn], abs=TOLERANCE * 5)
+    assert reply.logprobs == pytest.approx([math.fsum(c.logprobs) for c in drawn], abs=case.tolerance * 5)
 
 
 def test_an_option_that_begins_another_is_weighed_on_its_own(case: Case):
     prefix = case.model.start + case.model.encode("The film is")
     (long,) = options(case, prefix, (3,))
     (reply,) = case.model.score([Score(prefix, (long, long[:1], long[:2], long))])
-    assert reply.logprobs[0] == pytest.approx(reply.logprobs[3], abs=TOLERANCE)
+    assert reply.logprobs[0] == pytest.approx(reply.logprobs[3], abs=case.tolerance)
     assert reply.logprobs[1] > reply.logprobs[2] > reply.logprobs[0]
 
 
@@ -331,7 +396,7 @@ def test_ranked_gives_exactly_the_most_likely_tokens_in_order(case: Case):
     texts = [c for c in given if not c.ended]
     wanted = [(token, logprob) for token, logprob in expected if token != ENDED][: len(texts)]
     assert [c.tokens for c in texts] == [(token,) for token, _ in wanted]
-    assert [c.logprob for c in texts] == pytest.approx([logprob for _, logprob in wanted], abs=TOLERANCE)
+    assert [c.logprob for c in texts] == pytest.approx([logprob for _, logprob in wanted], abs=case.tolerance)
 
 
 def test_ranked_gives_no_more_than_there_is(case: Case):
@@ -340,7 +405,7 @@ def test_ranked_gives_no_more_than_there_is(case: Case):
         pytest.skip("a vocabulary of more than that")
     given = continued(case.model, request)
     assert all(c.tokens or c.ended for c in given)
-    assert math.fsum(math.exp(c.logprob) for c in given) == pytest.approx(1, abs=TOLERANCE)
+    assert math.fsum(math.exp(c.logprob) for c in given) == pytest.approx(1, abs=case.tolerance)
 
 
 def test_greedy_first_takes_the_most_likely_token_at_every_place(case: Case):
@@ -451,7 +516,7 @@ def test_text_stays_text_while_other_threads_render_chats(case: Case):
     wrong: list[object] = []
 
     def work() -> None:
-        for _ in range(300):
+        for _ in range(case.rounds):
             try:
                 got = model.encode(text), model.render_chat(chat)
             except Exception as error:
@@ -493,7 +558,7 @@ def test_an_end_is_told_where_it_is_the_most_likely(case: Case):
     chances = sorted(case.chance_of_special(request.prefix), reverse=True)
     for c, chance in zip(ends, chances, strict=False):
         assert (c.tokens, c.logprobs) == ((), ())
-        assert c.logprob == pytest.approx(chance, abs=TOLERANCE)
+        assert c.logprob == pytest.approx(chance, abs=case.tolerance)
 
 
 # --- 6. nothing is left behind --------------------------------------------------------------------------
@@ -528,7 +593,7 @@ def test_requests_that_join_and_leave_are_answered_as_alone(case: Case):
         model.step([job for job in jobs if job.reply is None])
     first, *others = (job.reply for job in jobs)
     assert isinstance(first, Scores)
-    assert first.logprobs == pytest.approx(weighed.logprobs, abs=TOLERANCE * 3)
+    assert first.logprobs == pytest.approx(weighed.logprobs, abs=case.tolerance * 3)
     assert [tokens(reply.continuations) for reply in reversed(others) if isinstance(reply, Samples)] == alone
 
 

