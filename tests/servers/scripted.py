@@ -5,7 +5,8 @@
 ``GET /_prompts`` the last prompts; ``POST /_control`` says how it fails from now on::
 
     {"fault": NAME or null, "times": how often, "after": how many requests are answered well before,
-     "path": which requests, "retry_after": seconds, of 429, "delay": seconds before every completion}
+     "path": which requests, "retry_after": seconds, of 429, "delay": seconds before every completion,
+     "forget": true to count anew}
 
     500, 503, 429        that status
     refuse               400
@@ -13,6 +14,7 @@
     wrong_json           JSON that is no completion
     hang                 never answers
     trickle              a byte every 0.2 s
+    garbled              says that it is compressed, and is not
     cut                  closes in the middle of the body
     cut_stream           ends a stream before its end
     clip                 reads the last half of the prompt only, and says so
@@ -178,6 +180,9 @@ class Service:
         """Answer the tests."""
         if path == "/_control":
             self.delay = body.pop("delay", self.delay)
+            if body.pop("forget", False):
+                self.stats = Stats(connections=self.stats.connections)
+                self.seen.clear()
             self.fault = Fault(body.pop("fault", None), **body)
             return {}
         return list(self.seen) if path == "/_prompts" else vars(self.stats)
@@ -205,7 +210,8 @@ def told(reply: Json, fault: str | None) -> Json:
         if fault == "no_ids":
             choice.pop("token_ids", None)
             for place in (choice["logprobs"] or {}).get("content", ()):
-                del place["id"]
+                for one in (place, *place.get("top_logprobs", ()), *place.get("top_probs", ())):
+                    del one["id"]
     return reply
 
 
@@ -230,7 +236,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._service.stats.connections -= 1
-        if self._working is not None:
+        if self._working is not None and not self._working.done():
             self._service.stats.disconnects += 1
             self._working.cancel()
 
@@ -324,6 +330,8 @@ class Connection(asyncio.Protocol):
             return self._send(400, _error(400, "nothing of that kind here", sent))
         if fault == "html":
             return self._send(200, b"<!DOCTYPE html><html><body>Welcome</body></html>", kind="text/html")
+        if fault == "garbled":
+            return self._send(200, reply, "Content-Encoding: gzip\r\n")
         if fault == "wrong_json":
             return self._send(200, {"hello": "world"})
         if fault == "hang":
