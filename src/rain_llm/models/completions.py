@@ -15,13 +15,13 @@ import asyncio
 import functools
 import math
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from rain_llm.errors import ModelNotFoundError, ModelNotSupportedError, PromptError, ServerError
 from rain_llm.models.base import Errand
-from rain_llm.models.dialects import Ask, Bill, Body, Contexts, Drawn, Wish, distinct
+from rain_llm.models.dialects import Ask, Bill, Body, Contexts, Drawn, Weighed, Wish, distinct
 from rain_llm.models.probe import SENTENCE, Facts, identified, probed, server_vocabulary
 from rain_llm.models.replicas import Counts, Refused, Replica, Replicas, event_loop, in_loop
 from rain_llm.models.server_tokenizer import ServerTokenizer
@@ -76,7 +76,7 @@ class CompletionsModel:
         self._replicas = Replicas(settings.base_url, settings.api_key, settings.limits, self._check)
         self.totals = Totals(http=self._replicas.counts)
         self._facts: Facts | None = None
-        self._end_tokens: dict[tuple[str, ...], tuple[int, ...]] = {}
+        self._end_tokens: dict[tuple[str, ...], frozenset[int]] = {}
         first = in_loop(self._replicas.connect())
         self.text = self._tokenizer(first)
         words = self.text.encode(SENTENCE)
@@ -237,7 +237,7 @@ class CompletionsModel:
         A stop string may be met inside of a token that ends otherwise.
         """
         places = list(zip(drawn.tokens, drawn.logprobs, strict=True))
-        ends = frozenset(self._ending(request.ends))
+        ends = self._ending(request.ends)
         checked = 0
         while True:
             for i in range(checked, len(places)):
@@ -262,12 +262,12 @@ class CompletionsModel:
             math.fsum(logprob for _, logprob in places),
         )
 
-    def _ending(self, ends: tuple[str, ...]) -> tuple[int, ...]:
+    def _ending(self, ends: tuple[str, ...]) -> frozenset[int]:
         """Return the tokens behind which a continuation ends: special ones, and those that end so."""
         if ends not in self._end_tokens:
             text = self.text
             fitting = {i for i in range(text.size) if ends and text.piece(i).endswith(ends)}
-            self._end_tokens[ends] = tuple(sorted(fitting | text.special))
+            self._end_tokens[ends] = text.special | fitting
         return self._end_tokens[ends]
 
     # -- questions -----------------------------------------------------------------------------------
@@ -281,12 +281,12 @@ class CompletionsModel:
         contexts: dict[TokenIds, set[int]] = {}
         owner: dict[TokenIds, _Errand] = {}
         for errand in errands:
-            for prefix, token in _steps(cast(Score, errand.request)):
-                contexts.setdefault(prefix, set()).add(token)
+            for prefix, tokens in _contexts(cast(Score, errand.request)).items():
+                contexts.setdefault(prefix, set()).update(tokens)
                 owner.setdefault(prefix, errand)
         groups = self._dialect.grouped(list(contexts))
         asked = [{prefix: frozenset(contexts[prefix]) for prefix in group} for group in groups]
-        weighed: dict[tuple[TokenIds, int], float] = {}
+        weighed: Weighed = {}
         refused: dict[TokenIds, Exception] = {}
         for group, (found, failed, bill) in zip(
             groups, await asyncio.gather(*(self._weigh(ask, some) for some in asked)), strict=True
@@ -295,18 +295,12 @@ class CompletionsModel:
             refused |= failed
             self._charge(owner[group[0]], bill)
         for errand in errands:
-            steps = list(_steps(cast(Score, errand.request)))
-            errand.error = next((refused[prefix] for prefix, _ in steps if prefix in refused), None)
+            request = cast(Score, errand.request)
+            errand.error = next((refused[p] for p in _contexts(request) if p in refused), None)
             if errand.error is None:
-                logprobs = tuple(
-                    math.fsum(weighed[step] for step in _option_steps(errand.request.prefix, option))
-                    for option in cast(Score, errand.request).options
-                )
-                errand.reply = Scores(logprobs, errand.model_tokens, errand.forwards)
+                errand.reply = Scores(_summed(request, weighed), errand.model_tokens, errand.forwards)
 
-    async def _weigh(
-        self, ask: Ask, contexts: Contexts
-    ) -> tuple[dict[tuple[TokenIds, int], float], dict[TokenIds, Exception], Bill]:
+    async def _weigh(self, ask: Ask, contexts: Contexts) -> tuple[Weighed, dict[TokenIds, Exception], Bill]:
         """Ask about contexts together; if they are refused, each alone, so that one spoils no other."""
         bill = Bill()
         try:
@@ -314,12 +308,13 @@ class CompletionsModel:
         except ServerError as error:
             if len(contexts) == 1 or not isinstance(error, Refused):
                 return {}, dict.fromkeys(contexts, error), bill
-        found: dict[tuple[TokenIds, int], float] = {}
+        found: Weighed = {}
         refused: dict[TokenIds, Exception] = {}
         for prefix, tokens in contexts.items():
-            some, failed, _ = await self._weigh(ask, {prefix: tokens})
+            some, failed, more = await self._weigh(ask, {prefix: tokens})
             found |= some
             refused |= failed
+            bill.add(more)
         return found, refused, bill
 
     # -- limits and costs ----------------------------------------------------------------------------
@@ -378,11 +373,22 @@ class CompletionsModel:
             ) from error
 
 
-def _option_steps(prefix: TokenIds, option: TokenIds) -> list[tuple[TokenIds, int]]:
-    """Return each token of an option, with what stands before it."""
-    return [(prefix + option[:i], token) for i, token in enumerate(option)]
-
-
-def _steps(request: Score) -> Iterator[tuple[TokenIds, int]]:
+def _contexts(request: Score) -> dict[TokenIds, set[int]]:
+    """Return what stands before the tokens of the options, and the tokens wanted behind it."""
+    found = {request.prefix: {option[0] for option in request.options}}
     for option in request.options:
-        yield from _option_steps(request.prefix, option)
+        for i in range(1, len(option)):
+            found.setdefault(request.prefix + option[:i], set()).add(option[i])
+    return found
+
+
+def _summed(request: Score, weighed: Weighed) -> tuple[float, ...]:
+    """Return the log-probability of each option: the sum over its tokens."""
+    first = weighed[request.prefix]
+    return tuple(
+        math.fsum(
+            [first[option[0]]]
+            + [weighed[request.prefix + option[:i]][option[i]] for i in range(1, len(option))]
+        )
+        for option in request.options
+    )

@@ -26,6 +26,9 @@ Ask = Callable[[Body, Callable[[Any], Any]], Awaitable[Any]]
 Contexts = Mapping[TokenIds, frozenset[int]]
 """For each prefix, the tokens whose log-probabilities behind it are wanted."""
 
+Weighed = dict[TokenIds, dict[int, float]]
+"""For each prefix, log-probabilities of tokens behind it, nats."""
+
 _SINGLY, _BATCH = 4, 64  # contexts that are asked one by one; prompts of one request
 _MOST_LABELS = 128  # of one request to vLLM
 _NONSENSE = -9000.0  # nats: no log-probability
@@ -51,7 +54,7 @@ class Wish:
     top_k: int = 0
     top_p: float = 1.0
     ends: tuple[str, ...] = ()
-    end_tokens: tuple[int, ...] = ()
+    end_tokens: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +138,7 @@ class Dialect(Protocol):
         """Return the ``n`` likeliest tokens behind ``prefix``, in order, with their log-probabilities."""
         ...
 
-    async def weigh(self, ask: Ask, contexts: Contexts, bill: Bill) -> dict[tuple[TokenIds, int], float]:
+    async def weigh(self, ask: Ask, contexts: Contexts, bill: Bill) -> Weighed:
         """Return the log-probability of each wanted token behind each prefix."""
         ...
 
@@ -202,40 +205,44 @@ class Vllm:
         size = 1 if len(prefixes) <= _SINGLY else _BATCH
         return [list(prefixes[i : i + size]) for i in range(0, len(prefixes), size)]
 
-    async def weigh(self, ask: Ask, contexts: Contexts, bill: Bill) -> dict[tuple[TokenIds, int], float]:
+    async def weigh(self, ask: Ask, contexts: Contexts, bill: Bill) -> Weighed:
         """Ask about all prefixes by one request."""
         if not self.knows_labels:
             pairs = [(prefix, token) for prefix, tokens in contexts.items() for token in sorted(tokens)]
             logprobs = await asyncio.gather(*(self._force(ask, *pair, bill) for pair in pairs))
             bill.forwards += 1
-            return dict(zip(pairs, logprobs, strict=True))
+            found: Weighed = {prefix: {} for prefix in contexts}
+            for (prefix, token), logprob in zip(pairs, logprobs, strict=True):
+                found[prefix][token] = logprob
+            return found
         wanted = sorted(set().union(*contexts.values()))
-        found: dict[tuple[TokenIds, int], float] = {}
+        weighed: Weighed = {prefix: {} for prefix in contexts}
         for i in range(0, len(wanted), _MOST_LABELS):
             some = frozenset(wanted[i : i + _MOST_LABELS])
-            found |= await self._weigh(ask, {p: tokens & some for p, tokens in contexts.items()}, bill)
-        return found
+            part = await self._weigh(ask, {p: tokens & some for p, tokens in contexts.items()}, bill)
+            for prefix, told in part.items():
+                weighed[prefix] |= told
+        return weighed
 
-    async def _weigh(self, ask: Ask, contexts: Contexts, bill: Bill) -> dict[tuple[TokenIds, int], float]:
+    async def _weigh(self, ask: Ask, contexts: Contexts, bill: Bill) -> Weighed:
         prefixes = list(contexts)
         body = self._body(Wish(prefixes[0], 1, 1, 1, temperature=0)) | {
             "prompt": [list(prefix) for prefix in prefixes],
             "logprob_token_ids": sorted(set().union(*contexts.values())),
         }
 
-        def read(reply: Any) -> dict[tuple[TokenIds, int], float]:
+        def read(reply: Any) -> Weighed:
             choices = _choices(reply, len(prefixes))
             bill.charge_prompt(reply, sum(map(len, prefixes)))
-            found = {}
+            found: Weighed = {}
             for choice, prefix in zip(choices, prefixes, strict=True):
                 top = self._top(choice)
-                for token in contexts[prefix]:
-                    if token not in top:
-                        raise Unreadable(f"gave no log-probability of token {token}")
-                    found[prefix, token] = _nats(top[token])
+                if missing := contexts[prefix] - set(top):
+                    raise Unreadable(f"gave no log-probability of token {min(missing)}")
+                found[prefix] = {token: _nats(top[token]) for token in contexts[prefix]}
             return found
 
-        weighed: dict[tuple[TokenIds, int], float] = await ask(body, read)
+        weighed: Weighed = await ask(body, read)
         bill.forwards += 1
         return weighed
 
@@ -362,13 +369,13 @@ class LlamaServer:
         """All by one call, which asks about one after another."""
         return [list(prefixes)]
 
-    async def weigh(self, ask: Ask, contexts: Contexts, bill: Bill) -> dict[tuple[TokenIds, int], float]:
+    async def weigh(self, ask: Ask, contexts: Contexts, bill: Bill) -> Weighed:
         """Ask about one prefix after another: the next finds the common part in the cache.
 
         The tokens' probabilities among each other come by one request, in which all of them and nothing
         else can be drawn; the raw log-probability of the likeliest, by another one, makes them absolute.
         """
-        found: dict[tuple[TokenIds, int], float] = {}
+        found: Weighed = {}
         for prefix, wanted in contexts.items():
             chances = dict.fromkeys(wanted, 1.0)
             if len(wanted) > 1:
@@ -377,8 +384,8 @@ class LlamaServer:
             best = max(chances, key=lambda token: (chances[token], -token))
             anchor: float = await ask(self._forced(prefix, {best}), self._anchor(prefix, best, bill))
             bill.forwards += 1
-            for token in wanted:
-                found[prefix, token] = anchor + math.log(max(_LEAST, chances[token] / chances[best]))
+            ratios = {token: chances[token] / chances[best] for token in wanted}
+            found[prefix] = {token: anchor + math.log(max(_LEAST, ratio)) for token, ratio in ratios.items()}
         return found
 
     def _forced(self, prefix: TokenIds, tokens: Iterable[int]) -> Body:

@@ -155,9 +155,9 @@ async def _tried(dialect: Dialect, ask: Any, prefix: TokenIds, n: int) -> None:
     first, logprob = drawn[0].tokens[0], drawn[0].logprobs[0]
     other = prefix[-1] if prefix[-1] != first else prefix[0]
     weighed = await dialect.weigh(ask, {prefix: frozenset({first, other})}, bill)
-    if abs(weighed[prefix, first] - logprob) > _AGREE:
+    if abs(weighed[prefix][first] - logprob) > _AGREE:
         raise Unreadable(
-            f"says {weighed[prefix, first]:.2f} and {logprob:.2f} nats of the same token: its "
+            f"says {weighed[prefix][first]:.2f} and {logprob:.2f} nats of the same token: its "
             "log-probabilities are not the model's own"
         )
 

@@ -144,8 +144,7 @@ class Replicas:
         self._homes: weakref.WeakKeyDictionary[object, Replica] = weakref.WeakKeyDictionary()
         room = limits.max_concurrency or _DEFAULT_CONCURRENCY
         self.replicas = [Replica(url, asyncio.Semaphore(room)) for url in urls]
-        # Made once, since it reads all certificates.
-        self._tls: Any = any(url.startswith("https") for url in urls) and httpx.create_ssl_context()
+        self._tls = httpx.create_ssl_context()  # once: it reads all certificates
         self._clients: list[httpx.AsyncClient] = []
         weakref.finalize(self, _close, self._clients).atexit = False
 
