@@ -40,7 +40,6 @@ def running() -> Iterator[tuple[Server, Server]]:
 @pytest.fixture
 def two(running: tuple[Server, Server]) -> tuple[Server, Server]:
     """Two servers as if they had just started."""
-    gc.collect()  # what was connected in another test is closed
     for server in running:
         if server.process.poll() is not None:
             server.restart()
@@ -153,10 +152,10 @@ def test_a_reply_must_be_complete_within_its_time(server: Server, fault: str):
 
 def test_a_server_that_hangs_is_asked_again_until_the_total_time_is_up(server: Server):
     control(server, "hang")
-    replicas = pool(server, read_s=0.2, total_s=1.5)
+    replicas = pool(server, read_s=0.2, total_s=0.9)
     error, took = failure(replicas)
-    assert 1.4 < took < 1.5 + SLACK
-    assert "given up after 1.5 s" in error.cause
+    assert 0.8 < took < 0.9 + SLACK
+    assert "(given up after " in error.cause
     assert replicas.counts.requests >= 2
     assert asked(server) == replicas.counts.requests
 
@@ -170,8 +169,8 @@ def test_a_server_that_wakes_up_is_heard(server: Server):
 
 def test_a_server_that_is_not_there_is_told_with_its_remedy():
     nobody = Server(["true"])
-    error, took = failure(pool(nobody, total_s=0.8))
-    assert 0.7 < took < 0.8 + SLACK
+    error, took = failure(pool(nobody, total_s=0.5))
+    assert 0.4 < took < 0.5 + SLACK
     assert error.server == nobody.url
     assert "cannot be reached" in error.cause
     assert "base_url" in error.remedy
@@ -179,11 +178,11 @@ def test_a_server_that_is_not_there_is_told_with_its_remedy():
 
 
 def test_a_busy_server_is_left_alone_for_as_long_as_it_asks(server: Server):
-    control(server, "429", times=1, retry_after=0.9)
+    control(server, "429", times=1, retry_after=0.7)
     replicas = pool(server)
     began = time.monotonic()
     assert post(replicas)
-    assert 0.9 <= time.monotonic() - began < 0.9 + SLACK
+    assert 0.7 <= time.monotonic() - began < 0.7 + SLACK
     assert asked(server) == 2
 
 
@@ -211,8 +210,8 @@ def test_a_server_that_is_starting_is_waited_for(server: Server):
 
 def test_a_server_that_stays_busy_is_given_up_in_the_total_time(server: Server):
     control(server, "503")
-    error, took = failure(pool(server, total_s=0.7))
-    assert took < 0.7 + SLACK
+    error, took = failure(pool(server, total_s=0.4))
+    assert took < 0.4 + SLACK
     assert "status 503: out of order" in error.cause
     assert "add servers" in error.remedy
 
@@ -239,8 +238,6 @@ def test_what_cannot_be_used_is_tried_some_times(server: Server, fault: str, cau
     assert caught.value.server == server.url
     assert caught.value.remedy
     assert asked(server) == 2
-    control(server, fault, times=1)
-    assert in_loop(replicas.post(COMPLETIONS, BODY, read))
 
 
 def test_a_reply_that_breaks_off_is_asked_for_again(server: Server):
@@ -249,7 +246,7 @@ def test_a_reply_that_breaks_off_is_asked_for_again(server: Server):
     assert post(replicas)
     assert asked(server) == 3
     control(server, "cut")
-    error, _ = failure(pool(server, total_s=0.7))
+    error, _ = failure(pool(server, total_s=0.3))
     assert "broke off the connection" in error.cause
 
 
@@ -263,13 +260,13 @@ def test_a_stream_without_its_end_is_not_believed(llama: Server):
 
 def test_retry_after_nothing_is_no_leave_to_hammer(server: Server):
     control(server, "429", retry_after=0)
-    failure(pool(server, total_s=1.0))
-    assert asked(server) < 20
+    failure(pool(server, total_s=0.5))
+    assert asked(server) < 10
 
 
 def test_a_reply_that_cannot_be_unpacked_is_told(server: Server):
     control(server, "garbled")
-    error, _ = failure(pool(server, attempts=2, total_s=1.0))
+    error, _ = failure(pool(server, attempts=1))
     assert error.server == server.url
 
 
@@ -320,7 +317,7 @@ def test_the_key_comes_from_the_environment_where_none_is_given(
 @pytest.mark.parametrize("fault", ["500", "503", "refuse", "429"])
 def test_no_error_repeats_the_key(guarded: Server, fault: str):
     control(guarded, fault)
-    error, _ = failure(pool(guarded, key=KEY, attempts=1, total_s=0.5))
+    error, _ = failure(pool(guarded, key=KEY, attempts=1, total_s=0.3))
     assert "Authorization: Bearer ..." in error.cause  # the server told it
     seen: BaseException | None = error
     while seen is not None:
@@ -396,6 +393,7 @@ def test_cancelled_requests_leave_their_room_to_others(server: Server):
 
 
 def test_connections_are_kept_and_closed_with_their_owner(server: Server):
+    gc.collect()  # what other tests have left
     assert eventually(lambda: stats(server)["connections"] == 1)  # the one that asks
     replicas = pool(server)
     for _ in range(5):
@@ -480,11 +478,11 @@ def test_a_server_that_fails_a_request_passes_it_on(two: tuple[Server, Server]):
 
 
 def test_when_all_servers_are_away_the_error_names_one(two: tuple[Server, Server]):
-    replicas = pool(*two, total_s=1.0)
+    replicas = pool(*two, total_s=0.5)
     for server in two:
         server.kill()
     error, took = failure(replicas)
-    assert took < 1.0 + SLACK
+    assert took < 0.5 + SLACK
     assert error.server in {server.url for server in two}
     assert "cannot be reached" in error.cause
 
