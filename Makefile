@@ -7,14 +7,19 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DISTRIBUTIONS := . integrations/langchain-rain integrations/llama-index-llms-rain
 SOURCES := constraints.txt $(DISTRIBUTIONS:%=%/pyproject.toml)
-PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+PIP_FLAGS := --disable-pip-version-check -qq
+PIP := $(BIN)/python -m pip $(PIP_FLAGS)
+# vLLM has its own torch and transformers, which are not those of the project.
+VLLM := .venv-vllm
+VLLM_STAMP := $(VLLM)/.installed
+VLLM_PIP := $(VLLM)/bin/python -m pip $(PIP_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint type docs bench bench-gpu clean
+.PHONY: help setup demo test test-vllm lint type docs bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 # The embedded model comes out of an installed package: nothing is fetched while the code runs.
-demo test bench bench-gpu: export HF_HUB_OFFLINE := 1
+demo test test-vllm bench bench-gpu: export HF_HUB_OFFLINE := 1
 # A notice about the theme's successor, printed at every build.
 docs: export NO_MKDOCS_2_WARNING := 1
 
@@ -41,6 +46,17 @@ demo: setup ## Watch a real model write, judge itself, rewind and do better
 test: lint type ## Everything: style, types, then all tests
 	$(BIN)/python -m pytest
 
+test-vllm: setup $(VLLM_STAMP) ## The tests that ask a real vLLM on the CPU (in .venv-vllm, 2.5 GB)
+	RAIN_LLM_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest -m vllm --timeout 400
+
+$(VLLM_STAMP): requirements-vllm.txt
+	@echo "Installing vLLM into $(VLLM). This takes a few minutes and prints little."
+	$(PYTHON) -m venv --clear $(VLLM)
+	$(VLLM_PIP) install -r requirements-vllm.txt
+	@# They come with it, and are of no use for text on a CPU.
+	$(VLLM_PIP) uninstall -y torchvision torchaudio torchcodec triton
+	@touch $@
+
 lint: setup ## Style, format, and the generated page is fresh
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -59,6 +75,6 @@ bench: setup ## Measure what answers cost, against the bars (DATA=folder of publ
 bench-gpu: setup ## Measure large networks on a CUDA device (weights are random)
 	$(BIN)/python -m benchmarks.gpu
 
-clean: ## Remove what was built (the environment stays; remove .venv by hand)
+clean: ## Remove what was built (the environments stay; remove .venv and .venv-vllm by hand)
 	rm -rf site dist build .coverage htmlcov .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .codspeed
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './$(VENV)/*' -not -path './$(VLLM)/*' -prune -exec rm -rf {} +
