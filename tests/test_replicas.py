@@ -562,7 +562,7 @@ def test_a_server_that_came_back_as_another_is_refused():
         assert post(replicas)
         server.kill()
         waiting = asyncio.run_coroutine_threadsafe(replicas.post(COMPLETIONS, BODY, text), event_loop())
-        assert eventually(lambda: replicas.counts.retries > 0)
+        assert eventually(lambda: replicas.replicas[0].failures > 0)
         port = int(server.url.rpartition(":")[2])
         stack.enter_context(scripted_server("llama", name="another", port=port))
         with pytest.raises(ModelNotFoundError, match="serves another"):
@@ -641,3 +641,29 @@ def test_the_loop_does_not_wait_for_itself(server: Server):
 
     with pytest.raises(RuntimeError, match="cannot wait for itself"):
         in_loop(nested())
+
+
+def test_another_answer_does_not_end_the_rest_that_a_server_asked_for(server: Server):
+    replicas = pool(server)
+
+    async def three() -> float:
+        early = asyncio.create_task(replicas.post(COMPLETIONS, BODY, text))
+        await asyncio.sleep(0.1)
+        await asyncio.to_thread(control, server, "429", times=1, retry_after=2, delay=0)
+        limited = asyncio.create_task(replicas.post(COMPLETIONS, BODY, text))
+        await early
+        began = time.monotonic()
+        await replicas.post(COMPLETIONS, BODY, text)
+        took = time.monotonic() - began
+        await limited
+        return took
+
+    control(server, delay=0.6)
+    assert in_loop(three()) > 1.0
+
+
+def test_retries_are_attempts(server: Server):
+    control(server, "hang")
+    replicas = pool(server, read_s=0.2, total_s=1.5)
+    failure(replicas)
+    assert replicas.counts.retries == replicas.counts.requests - 1

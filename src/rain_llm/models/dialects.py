@@ -159,7 +159,7 @@ class Vllm:
         """Draw all continuations by one request."""
 
         def read(reply: Any) -> list[Drawn]:
-            choices = _choices(reply, wish.n)
+            choices = _choices(reply, wish.n, self.model)
             bill.charge_prompt(reply, len(wish.prefix))
             return [self._drawn(choice, wish) for choice in choices]
 
@@ -178,12 +178,12 @@ class Vllm:
         before = self._body(Wish((*prefix, prefix[-1]), 1, 1, 1, temperature=0)) | {"prompt_logprobs": n}
 
         def read(reply: Any) -> dict[int, float]:
-            (choice,) = _choices(reply, 1)
+            (choice,) = _choices(reply, 1, self.model)
             bill.charge_prompt(reply, len(prefix))
             return self._top(choice)
 
         def read_before(reply: Any) -> dict[int, float]:
-            (choice,) = _choices(reply, 1)
+            (choice,) = _choices(reply, 1, self.model)
             bill.charge_prompt(reply, len(prefix) + 1)
             places = choice.get("prompt_logprobs") or [{}]
             return {int(token): _dict(place)["logprob"] for token, place in _dict(places[-1]).items()}
@@ -232,7 +232,7 @@ class Vllm:
         }
 
         def read(reply: Any) -> Weighed:
-            choices = _choices(reply, len(prefixes))
+            choices = _choices(reply, len(prefixes), self.model)
             bill.charge_prompt(reply, sum(map(len, prefixes)))
             found: Weighed = {}
             for choice, prefix in zip(choices, prefixes, strict=True):
@@ -251,7 +251,7 @@ class Vllm:
         wish = Wish(prefix, 1, 1, 1, temperature=0)
 
         def read(reply: Any) -> float:
-            (choice,) = _choices(reply, 1)
+            (choice,) = _choices(reply, 1, self.model)
             bill.charge_prompt(reply, len(prefix))
             drawn = self._drawn(choice, wish)
             if drawn.tokens != (token,):
@@ -335,7 +335,7 @@ class LlamaServer:
         def read(reply: Any) -> list[Drawn]:
             if isinstance(reply, list):
                 reply = _joined(reply)
-            choices = _choices(reply, size)
+            choices = _choices(reply, size, self.model)
             bill.charge_prompt(reply, len(wish.prefix))
             return [
                 _drawn(
@@ -354,7 +354,7 @@ class LlamaServer:
         body = self._body(Wish(prefix, 1, 1, 1, temperature=0)) | {"logprobs": n}
 
         def read(reply: Any) -> list[tuple[int, float]]:
-            places = _content(_choices(reply, 1)[0])
+            places = _content(_choices(reply, 1, self.model)[0])
             bill.charge_prompt(reply, len(prefix))
             top = places[0].get("top_logprobs") if places else None
             if not top:
@@ -402,7 +402,7 @@ class LlamaServer:
         self, prefix: TokenIds, wanted: frozenset[int], bill: Bill
     ) -> Callable[[Any], dict[int, float]]:
         def read(reply: Any) -> dict[int, float]:
-            places = _content(_choices(reply, 1)[0])
+            places = _content(_choices(reply, 1, self.model)[0])
             bill.charge_prompt(reply, len(prefix))
             top = (places[0].get("top_probs") if places else None) or []
             chances = {int(place["id"]): float(place["prob"]) for place in top}
@@ -414,10 +414,9 @@ class LlamaServer:
 
         return read
 
-    @staticmethod
-    def _anchor(prefix: TokenIds, token: int, bill: Bill) -> Callable[[Any], float]:
+    def _anchor(self, prefix: TokenIds, token: int, bill: Bill) -> Callable[[Any], float]:
         def read(reply: Any) -> float:
-            places = _content(_choices(reply, 1)[0])
+            places = _content(_choices(reply, 1, self.model)[0])
             bill.charge_prompt(reply, len(prefix))
             if not places or places[0].get("id") != token:
                 raise Unreadable(f"ignored a logit bias: token {token} was not drawn")
@@ -462,15 +461,17 @@ def least(ends: Iterable[str]) -> tuple[str, ...]:
     return tuple(kept)
 
 
-def _choices(reply: Any, count: int) -> list[Body]:
+def _choices(reply: Any, count: int, model: str) -> list[Body]:
     """Return the continuations of a reply, in order.
 
     Raises:
-        Unreadable: there are more or fewer than ``count``.
+        Unreadable: there are more or fewer than ``count``, or they are another model's.
     """
     found = reply.get("choices") if isinstance(reply, dict) else None
     if not isinstance(found, list) or not all(isinstance(choice, dict) for choice in found):
         raise Unreadable("answered with JSON that is no completion")
+    if reply.get("model", model) != model:  # llama-server takes any name
+        raise Unreadable(f"answered as {reply['model']!r} where {model!r} was asked")
     if len(found) != count:
         raise Unreadable(f"gave {len(found)} continuations where {count} were asked for: it ignores n")
     return sorted(found, key=lambda choice: int(choice.get("index") or 0))
@@ -513,17 +514,19 @@ def _joined(events: Sequence[Any]) -> Body:
     content: list[Any] = []
     finish: Any = None
     usage: Any = None
+    named: Body = {}
     for event in map(_dict, events):
         if error := event.get("error"):
             raise Unreadable(f"broke off a stream: {_dict(error).get('message', error)}")
         usage = event.get("usage") or usage
+        named |= {"model": event["model"]} if "model" in event else {}
         for choice in map(_dict, event.get("choices") or ()):
             content += _content(choice)
             finish = choice.get("finish_reason") or finish
     if finish is None:
         raise Unreadable("broke off a stream before its end")
     choice = {"index": 0, "logprobs": {"content": content}, "finish_reason": finish}
-    return {"choices": [choice], "usage": usage}
+    return {"choices": [choice], "usage": usage} | named
 
 
 def _content(choice: Body) -> list[Body]:

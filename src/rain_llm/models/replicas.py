@@ -24,7 +24,7 @@ import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import httpx
 from pydantic import SecretStr
@@ -34,6 +34,7 @@ from rain_llm.settings import ServerLimits
 
 _NOT_NOW = {408, 429, 502, 503, 504}
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
+_LONGEST_ASKED_S = 60.0  # that a server may ask for
 _DEFAULT_CONCURRENCY = 64
 _QUOTED = 300  # characters of what a server says that an error repeats
 _STRANGE = "see whether this server is one of those supported"
@@ -54,15 +55,23 @@ class Failed(Exception):
 
     Attributes:
         cause: in words. remedy: in words.
-        there: the server answered, only not as it should; else it seems to be away.
+        there: the server answered, only not as it should. busy: it said "not now". Neither: it is away.
         pause_s: for how long it asks to be left alone; None if it does not say.
     """
 
-    def __init__(self, cause: str, remedy: str, there: bool = False, pause_s: float | None = None) -> None:
+    def __init__(
+        self,
+        cause: str,
+        remedy: str,
+        there: bool = False,
+        busy: bool = False,
+        pause_s: float | None = None,
+    ) -> None:
         super().__init__(cause)
         self.cause = cause
         self.remedy = remedy
         self.there = there
+        self.busy = busy
         self.pause_s = pause_s
 
 
@@ -76,8 +85,9 @@ class Replica:
             client's own pool looks at all of its connections for every request.
         checked: it has been seen to serve the right model since it was last away.
         checking: held while that is being found out.
-        failures: in a row; the last of them is ``last``.
-        rests_until: by ``time.monotonic``: it is not asked before.
+        under_way: requests at this moment.
+        failures: in a row; the last of them is ``last``, at ``failed_at``.
+        rests_until: it is not asked before. Times are by ``time.monotonic``.
     """
 
     url: str
@@ -85,7 +95,9 @@ class Replica:
     lanes: list[httpx.AsyncClient] = field(default_factory=list)
     checked: bool = False
     checking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    under_way: int = 0
     failures: int = 0
+    failed_at: float = 0.0
     rests_until: float = 0.0
     last: Failed | None = None
 
@@ -95,11 +107,16 @@ class Replica:
         if now < self.rests_until:
             return  # other requests have told
         self.last = failed
+        self.failed_at = now
         self.failures += 1
         own = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(self.failures - 1, 10))
         self.rests_until = now + (own if failed.pause_s is None else failed.pause_s)
-        if failed.pause_s is None:  # who knows what comes back
-            self.checked = False
+        self.checked = False  # who knows what comes back
+
+    def succeed(self, began: float) -> None:
+        """Take it as well again, if the request began after it last failed."""
+        if began > self.failed_at:
+            self.failures, self.rests_until = 0, 0.0
 
 
 @dataclass
@@ -177,12 +194,14 @@ class Replicas:
                     if not replica.checked:
                         await self._make_sure(replica)
                     async with replica.room:
+                        self.counts.retries += tried is not None
+                        asked = time.monotonic()
                         reply = await self._ask(replica, "POST", path, content)
                 answer = _read(reply, read)
             except Failed as failed:
                 failure = failed
                 wrong += failed.there
-                if not failed.there:
+                if not failed.there or len(self.replicas) > 1:  # alone, it may answer the others
                     replica.fail(failed)
             except ModelError as error:
                 if replica.checked or len(self.replicas) == 1:
@@ -195,14 +214,13 @@ class Replicas:
                         "no answer in time", "see whether it is overloaded, or raise limits.total_s"
                     )
             else:
-                replica.failures, replica.rests_until = 0, 0.0
+                replica.succeed(asked)
                 return answer
             now = time.monotonic()
             if wrong >= self.limits.attempts or now >= end:
                 tries = f"{failure.cause} (given up after {now - began:.1f} s)"
                 raise ServerError(replica.url, tries, failure.remedy) from failure.__cause__
             tried = replica
-            self.counts.retries += 1
             if failure.there:
                 await asyncio.sleep(min(_FIRST_PAUSE_S * 2**wrong, max(0.0, end - now)))
 
@@ -221,19 +239,26 @@ class Replicas:
     async def connect(self) -> Replica:
         """Make sure of every server that can be reached; return one that is right.
 
+        One that says that it is still starting is waited for, if there is no other.
+
         Raises:
             ServerError: none can be reached, or one must not be used.
         """
-        found = await asyncio.gather(*map(self._make_sure, self.replicas), return_exceptions=True)
-        failures = [error for error in found if error is not None]
-        for error in failures:
-            if not isinstance(error, Failed):
-                raise error
-        for replica in self.replicas:
-            if replica.checked:
-                return replica
-        failed = cast(Failed, failures[0])
-        raise ServerError(self.replicas[0].url, failed.cause, failed.remedy) from failed.__cause__
+        end = time.monotonic() + self.limits.total_s
+        while True:
+            found = await asyncio.gather(*map(self._make_sure, self.replicas), return_exceptions=True)
+            failures = [error for error in found if error is not None]
+            for error in failures:
+                if not isinstance(error, Failed):
+                    raise error
+            for replica in self.replicas:
+                if replica.checked:
+                    return replica
+            failed = next((f for f in failures if isinstance(f, Failed) and f.busy), failures[0])
+            assert isinstance(failed, Failed)  # the others were raised
+            if not failed.busy or time.monotonic() > end:
+                raise ServerError(self.replicas[0].url, failed.cause, failed.remedy) from failed.__cause__
+            await asyncio.sleep(failed.pause_s or _FIRST_PAUSE_S)
 
     async def _make_sure(self, replica: Replica) -> None:
         """Check a server that is new or was away; one request does so for all."""
@@ -259,6 +284,7 @@ class Replicas:
         self.counts.requests += 1
         headers = {"Content-Type": "application/json"} if content else None
         client = replica.lanes.pop() if replica.lanes else self._lane()
+        replica.under_way += 1
         try:
             async with asyncio.timeout(self.limits.read_s):  # for a reply that only trickles
                 url = replica.url + path
@@ -283,12 +309,15 @@ class Replicas:
             ) from error
         finally:
             replica.lanes.append(client)
+            replica.under_way -= 1
         status = reply.status_code
         if status == 200 or status in known:
             return reply
         cause = f"answered with status {status}{self._said(reply)}"
         if status in _NOT_NOW:
-            raise Failed(cause, "it is overloaded or starting: wait, or add servers", pause_s=_pause(reply))
+            raise Failed(
+                cause, "it is overloaded or starting: wait, or add servers", False, True, _pause(reply)
+            )
         if status >= 500:
             raise Failed(cause, "look into the server's own log", there=True)
         remedies = {
@@ -338,7 +367,7 @@ class Replicas:
         if not awake:  # all rest: the first that may be asked again
             return min(self.replicas, key=lambda replica: replica.rests_until)
         busy = Counter(self._homes.values())
-        chosen = min(better or awake, key=lambda replica: busy[replica])
+        chosen = min(better or awake, key=lambda replica: (busy[replica], replica.under_way))
         if search is not None:
             self.counts.moves += home is not None and home is not chosen
             self._homes[search] = chosen
@@ -373,12 +402,12 @@ def _events(text: str) -> list[Any]:
     return [json.loads(line) for line in lines if line != "[DONE]"]
 
 
-def _pause(reply: httpx.Response) -> float:
-    """Return for how many seconds a server asks to be left alone."""
+def _pause(reply: httpx.Response) -> float | None:
+    """Return for how many seconds a server asks to be left alone; None if it does not say."""
     try:
-        return min(_LONGEST_PAUSE_S, max(_FIRST_PAUSE_S, float(reply.headers.get("retry-after", 0))))
-    except ValueError:  # a date
-        return _LONGEST_PAUSE_S
+        return min(_LONGEST_ASKED_S, max(_FIRST_PAUSE_S, float(reply.headers["retry-after"])))
+    except (KeyError, ValueError):  # or a date
+        return None
 
 
 def _words(error: Exception) -> str:
