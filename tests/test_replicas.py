@@ -13,7 +13,8 @@ import pytest
 from pydantic import SecretStr
 
 from rain_llm.errors import ModelNotFoundError, ServerError
-from rain_llm.models.dialects import Bill, LlamaServer
+from rain_llm.models.dialect import Bill
+from rain_llm.models.llama_server import LlamaServer
 from rain_llm.models.replicas import Failed, Replica, Replicas, Unreadable, event_loop, in_loop
 from rain_llm.settings import ServerLimits
 from tests.servers.process import Server, free_port

@@ -2,8 +2,8 @@
 
 RAIN's state is a tree of token ids on this side, so a server needs to know nothing of it: it continues
 prefixes (``n`` times, by a seed) and weighs labels, and finds what it has read before in its own prefix
-cache. How each kind of server is asked stands in ``dialects``; which server, and how long it is waited
-for, in ``replicas``.
+cache. How each kind of server is asked stands in ``vllm`` and ``llama_server``; which one of several is
+asked, and how long it is waited for, in ``replicas``.
 
 What a server can do is found out by asking it, before anything is written: many accept a field and
 ignore it.
@@ -21,7 +21,7 @@ from typing import Any, cast
 
 from rain_llm.errors import ModelNotFoundError, ModelNotSupportedError, PromptError, ServerError
 from rain_llm.models.base import Errand
-from rain_llm.models.dialects import Ask, Bill, Body, Contexts, Drawn, Weighed, Wish, distinct
+from rain_llm.models.dialect import Ask, Bill, Body, Contexts, Drawn, Weighed, Wish, distinct
 from rain_llm.models.probe import SENTENCE, Facts, identified, probed, server_vocabulary
 from rain_llm.models.replicas import Counts, Refused, Replica, Replicas, event_loop, in_loop
 from rain_llm.models.server_tokenizer import ServerTokenizer

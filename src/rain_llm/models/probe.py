@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rain_llm.errors import ModelNotFoundError, ModelNotSupportedError, ServerError
-from rain_llm.models.dialects import Bill, Body, Dialect, LlamaServer, Vllm, Wish, distinct
+from rain_llm.models.dialect import Bill, Body, Dialect, Wish, distinct
+from rain_llm.models.llama_server import LlamaServer
 from rain_llm.models.replicas import Failed, Replica, Replicas, Unreadable
+from rain_llm.models.vllm import Vllm
 from rain_llm.settings import ModelSettings
 from rain_llm.types import TokenIds
 

@@ -1,0 +1,205 @@
+"""What every kind of completions server is asked for, what its replies must hold, and what they cost.
+
+vLLM and llama-server both take ``POST /v1/completions`` with token ids and give token ids back; they
+differ in how they say what was drawn, in how the log-probability of a given token is asked for, and in
+what they leave out: see ``vllm`` and ``llama_server``. A reply is believed only as far as it can be
+checked: as many continuations as were asked for, by the model that was asked, the prompt read whole,
+nothing clipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, Protocol
+
+from rain_llm.models.replicas import Unreadable
+from rain_llm.types import TokenIds
+
+Body = dict[str, Any]
+Ask = Callable[[Body, Callable[[Any], Any]], Awaitable[Any]]
+"""Sends a body, and returns what a function makes of the reply."""
+
+Contexts = Mapping[TokenIds, frozenset[int]]
+"""For each prefix, the tokens whose log-probabilities behind it are wanted."""
+
+Weighed = dict[TokenIds, dict[int, float]]
+"""For each prefix, log-probabilities of tokens behind it, nats."""
+
+FORCE = 100.0
+"""A logit bias that makes a token certain; more would cost precision."""
+
+NONSENSE = -9000.0
+"""Nats: what is below is no log-probability."""
+
+_ROUNDING = 1e-2  # nats by which one may be above 0
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is to be drawn: as :class:`~rain_llm.types.Sample`, but ``temperature`` 0 is the likeliest token.
+
+    Attributes:
+        ends: strings behind which the server may end a continuation.
+        end_tokens: the tokens whose text ends with one of these, and all that are no text.
+    """
+
+    prefix: TokenIds
+    n: int
+    max_tokens: int
+    seed: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    ends: tuple[str, ...] = ()
+    end_tokens: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One continuation as the server gives it.
+
+    Attributes:
+        tokens: all that were drawn, one that ends the text included. logprobs: nats, one for each.
+        closed: the last one ends the text, though the tokenizer does not know it as such.
+    """
+
+    tokens: TokenIds
+    logprobs: tuple[float, ...]
+    closed: bool = False
+
+
+@dataclass
+class Bill:
+    """What a request has cost so far, by what the server reports.
+
+    Attributes:
+        prompt_tokens: in all prompts. cached_tokens: of these, found in the server's cache.
+        drawn_tokens: that went through the model again after they were drawn.
+        forwards: passes one after another.
+    """
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    drawn_tokens: int = 0
+    forwards: int = 0
+
+    @property
+    def model_tokens(self) -> int:
+        """Tokens that went through the model."""
+        return self.prompt_tokens - self.cached_tokens + self.drawn_tokens
+
+    def add(self, other: Bill) -> None:
+        """Add up what was made one after another."""
+        self.prompt_tokens += other.prompt_tokens
+        self.cached_tokens += other.cached_tokens
+        self.drawn_tokens += other.drawn_tokens
+        self.forwards += other.forwards
+
+    def add_beside(self, other: Bill) -> None:
+        """Add up what was made at the same time."""
+        forwards = max(self.forwards, other.forwards)
+        self.add(other)
+        self.forwards = forwards
+
+    def charge_prompt(self, reply: Any, length: int) -> None:
+        """Count a prompt of ``length`` tokens; without word of the cache, all of it.
+
+        Raises:
+            Unreadable: the server has read another number of tokens.
+        """
+        usage = as_dict(reply.get("usage"))
+        read = usage.get("prompt_tokens")
+        if read is not None and read != length:
+            raise Unreadable(f"read {read} prompt tokens where {length} were sent: it clips prompts")
+        self.prompt_tokens += length
+        self.cached_tokens += int(as_dict(usage.get("prompt_tokens_details")).get("cached_tokens") or 0)
+
+    def chargedrawn_from(self, drawn: Sequence[Drawn]) -> None:
+        """Count what was drawn side by side."""
+        self.drawn_tokens += sum(max(0, len(one.tokens) - 1) for one in drawn)
+        self.forwards += max(len(one.tokens) for one in drawn)
+
+
+class Dialect(Protocol):
+    """How one kind of server is spoken to."""
+
+    async def draw(self, ask: Ask, wish: Wish, bill: Bill) -> list[Drawn]:
+        """Draw ``wish.n`` continuations."""
+        ...
+
+    def grouped(self, prefixes: Sequence[TokenIds]) -> list[list[TokenIds]]:
+        """Divide the contexts of a round into those that are weighed by one call."""
+        ...
+
+    async def rank(self, ask: Ask, prefix: TokenIds, n: int, bill: Bill) -> list[tuple[int, float]]:
+        """Return the ``n`` likeliest tokens behind ``prefix``, in order, with their log-probabilities."""
+        ...
+
+    async def weigh(self, ask: Ask, contexts: Contexts, bill: Bill) -> Weighed:
+        """Return the log-probability of each wanted token behind each prefix."""
+        ...
+
+
+def distinct(*numbers: int) -> int:
+    """Return a seed of 31 bits that hangs on all numbers.
+
+    Both servers draw the i-th continuation by seed + i: the seeds of two requests must not be neighbours.
+    llama-server takes 32 bits, of which the largest number means "draw one".
+    """
+    told = b"".join(number.to_bytes(9, "little", signed=True) for number in numbers)
+    return int.from_bytes(blake2b(told, digest_size=4).digest(), "little") >> 1
+
+
+def choices_of(reply: Any, count: int, model: str) -> list[Body]:
+    """Return the continuations of a reply, in order.
+
+    Raises:
+        Unreadable: there are more or fewer than ``count``, or they are another model's.
+    """
+    found = reply.get("choices") if isinstance(reply, dict) else None
+    if not isinstance(found, list) or not all(isinstance(choice, dict) for choice in found):
+        raise Unreadable("answered with JSON that is no completion")
+    if reply.get("model", model) != model:  # llama-server takes any name
+        raise Unreadable(f"answered as {reply['model']!r} where {model!r} was asked")
+    if len(found) != count:
+        raise Unreadable(f"gave {len(found)} continuations where {count} were asked for: it ignores n")
+    return sorted(found, key=lambda choice: int(choice.get("index") or 0))
+
+
+def drawn_from(tokens: Any, logprobs: Any, wish: Wish, finish: Any) -> Drawn:
+    """Check one continuation.
+
+    Raises:
+        Unreadable: ids or log-probabilities are missing, or it was cut short.
+    """
+    if not isinstance(tokens, list) or not all(isinstance(token, int) and token >= 0 for token in tokens):
+        raise Unreadable("gave no token ids of what it drew")
+    if not isinstance(logprobs, list) or len(logprobs) != len(tokens):
+        raise Unreadable(f"gave no log-probability for each of {len(tokens)} tokens")
+    if not tokens:
+        raise Unreadable("drew no token")
+    if finish == "length" and len(tokens) < wish.max_tokens:
+        raise Unreadable(
+            f"wrote {len(tokens)} of {wish.max_tokens} tokens: its window is smaller than it says"
+        )
+    if finish not in ("length", "stop"):
+        raise Unreadable(f"ended a text for the reason {finish!r}")
+    return Drawn(tuple(tokens), tuple(map(nats, logprobs)))
+
+
+def nats(found: Any) -> float:
+    """Read a log-probability.
+
+    Raises:
+        Unreadable: it is none: not a number, or one that stands for infinity, or above 0.
+    """
+    if not isinstance(found, float | int) or not NONSENSE < found < _ROUNDING:
+        raise Unreadable(f"gave {found!r} for a log-probability")
+    return float(found)
+
+
+def as_dict(found: Any) -> Body:
+    """Return what was found if it is a mapping; else an empty one."""
+    return found if isinstance(found, dict) else {}

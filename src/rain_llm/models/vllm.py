@@ -1,0 +1,189 @@
+"""How vLLM is spoken to, and what speaks like it: Ray Serve LLM, SGLang (by its documentation).
+
+Tried with vLLM 0.32.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rain_llm.models.dialect import (
+    FORCE,
+    NONSENSE,
+    Ask,
+    Bill,
+    Body,
+    Contexts,
+    Drawn,
+    Weighed,
+    Wish,
+    as_dict,
+    choices_of,
+    drawn_from,
+    nats,
+)
+from rain_llm.models.replicas import Unreadable
+from rain_llm.types import TokenIds
+
+_SINGLY, _BATCH = 4, 64  # contexts that are asked one by one; prompts of one request
+_MOST_LABELS = 128  # of one request
+
+
+@dataclass(frozen=True)
+class Vllm:
+    """vLLM, and what speaks like it: Ray Serve LLM, SGLang (by its documentation).
+
+    Attributes:
+        model: the name it is served by.
+        knows_labels: it takes ``logprob_token_ids``; else one request a token forces it by a logit bias.
+    """
+
+    model: str
+    knows_labels: bool = True
+
+    async def draw(self, ask: Ask, wish: Wish, bill: Bill) -> list[Drawn]:
+        """Draw all continuations by one request."""
+
+        def read(reply: Any) -> list[Drawn]:
+            choices = choices_of(reply, wish.n, self.model)
+            bill.charge_prompt(reply, len(wish.prefix))
+            return [self._drawn(choice, wish) for choice in choices]
+
+        drawn: list[Drawn] = await ask(self._body(wish), read)
+        bill.chargedrawn_from(drawn)
+        return drawn
+
+    async def rank(self, ask: Ask, prefix: TokenIds, n: int, bill: Bill) -> list[tuple[int, float]]:
+        """Ask for the likeliest tokens at one place.
+
+        vLLM 0.32 gives nonsense for these while another request asks for labels (its sampler fills a row
+        with -9999). Then they are read from the prompt's own log-probabilities, before a token more:
+        right, but not cached.
+        """
+        likeliest = self._body(Wish(prefix, 1, 1, 1, temperature=0)) | {"logprobs": n}
+        before = self._body(Wish((*prefix, prefix[-1]), 1, 1, 1, temperature=0)) | {"prompt_logprobs": n}
+
+        def read(reply: Any) -> dict[int, float]:
+            (choice,) = choices_of(reply, 1, self.model)
+            bill.charge_prompt(reply, len(prefix))
+            return self._top(choice)
+
+        def read_before(reply: Any) -> dict[int, float]:
+            (choice,) = choices_of(reply, 1, self.model)
+            bill.charge_prompt(reply, len(prefix) + 1)
+            places = choice.get("prompt_logprobs") or [{}]
+            return {int(token): as_dict(place)["logprob"] for token, place in as_dict(places[-1]).items()}
+
+        top: dict[int, float] = await ask(likeliest, read)
+        bill.forwards += 1
+        if len(top) < n or min(top.values()) <= NONSENSE:
+            top = await ask(before, read_before)
+            bill.forwards += 1
+        if len(top) < n:
+            raise Unreadable(f"gave {len(top)} log-probabilities where {n} were asked for")
+        return sorted(top.items(), key=lambda item: -item[1])[:n]
+
+    def grouped(self, prefixes: Sequence[TokenIds]) -> list[list[TokenIds]]:
+        """One by one, side by side: of several prompts vLLM tells the cached tokens of the last only.
+
+        Where there are many, that is worth the requests that it saves.
+        """
+        size = 1 if len(prefixes) <= _SINGLY else _BATCH
+        return [list(prefixes[i : i + size]) for i in range(0, len(prefixes), size)]
+
+    async def weigh(self, ask: Ask, contexts: Contexts, bill: Bill) -> Weighed:
+        """Ask about all prefixes by one request."""
+        if not self.knows_labels:
+            pairs = [(prefix, token) for prefix, tokens in contexts.items() for token in sorted(tokens)]
+            logprobs = await asyncio.gather(*(self._force(ask, *pair, bill) for pair in pairs))
+            bill.forwards += 1
+            found: Weighed = {prefix: {} for prefix in contexts}
+            for (prefix, token), logprob in zip(pairs, logprobs, strict=True):
+                found[prefix][token] = logprob
+            return found
+        wanted = sorted(set().union(*contexts.values()))
+        weighed: Weighed = {prefix: {} for prefix in contexts}
+        for i in range(0, len(wanted), _MOST_LABELS):
+            some = frozenset(wanted[i : i + _MOST_LABELS])
+            part = await self._weigh(ask, {p: tokens & some for p, tokens in contexts.items()}, bill)
+            for prefix, told in part.items():
+                weighed[prefix] |= told
+        return weighed
+
+    async def _weigh(self, ask: Ask, contexts: Contexts, bill: Bill) -> Weighed:
+        prefixes = list(contexts)
+        body = self._body(Wish(prefixes[0], 1, 1, 1, temperature=0)) | {
+            "prompt": [list(prefix) for prefix in prefixes],
+            "logprob_token_ids": sorted(set().union(*contexts.values())),
+        }
+
+        def read(reply: Any) -> Weighed:
+            choices = choices_of(reply, len(prefixes), self.model)
+            bill.charge_prompt(reply, sum(map(len, prefixes)))
+            found: Weighed = {}
+            for choice, prefix in zip(choices, prefixes, strict=True):
+                top = self._top(choice)
+                if missing := contexts[prefix] - set(top):
+                    raise Unreadable(f"gave no log-probability of token {min(missing)}")
+                found[prefix] = {token: nats(top[token]) for token in contexts[prefix]}
+            return found
+
+        weighed: Weighed = await ask(body, read)
+        bill.forwards += 1
+        return weighed
+
+    async def _force(self, ask: Ask, prefix: TokenIds, token: int, bill: Bill) -> float:
+        """Make a token certain; its log-probability is told as if it were not."""
+        wish = Wish(prefix, 1, 1, 1, temperature=0)
+
+        def read(reply: Any) -> float:
+            (choice,) = choices_of(reply, 1, self.model)
+            bill.charge_prompt(reply, len(prefix))
+            drawn = self._drawn(choice, wish)
+            if drawn.tokens != (token,):
+                raise Unreadable(f"ignored a logit bias: token {token} was not drawn")
+            return drawn.logprobs[0]
+
+        logprob: float = await ask(self._body(wish) | {"logit_bias": {str(token): FORCE}}, read)
+        return logprob
+
+    def _body(self, wish: Wish) -> Body:
+        return {
+            "model": self.model,
+            "prompt": list(wish.prefix),
+            "n": wish.n,
+            "max_tokens": wish.max_tokens,
+            "temperature": wish.temperature,
+            "top_k": wish.top_k or -1,
+            "top_p": wish.top_p,
+            "min_p": 0.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "repetition_penalty": 1.0,
+            "seed": wish.seed,
+            "stop_token_ids": list(wish.end_tokens),
+            "logprobs": 1,
+            "return_token_ids": True,
+            "return_tokens_as_token_ids": True,
+            "stream": False,
+        }
+
+    @staticmethod
+    def _drawn(choice: Body, wish: Wish) -> Drawn:
+        logprobs = as_dict(choice.get("logprobs")).get("token_logprobs")
+        finish = choice.get("finish_reason")
+        drawn = drawn_from(choice.get("token_ids"), logprobs, wish, finish)
+        return replace(drawn, closed=finish == "stop" and drawn.tokens[-1] not in wish.end_tokens)
+
+    @staticmethod
+    def _top(choice: Body) -> dict[int, float]:
+        """Read the log-probabilities at the first place, by token."""
+        places = as_dict(choice.get("logprobs")).get("top_logprobs") or [{}]
+        return {
+            int(name.removeprefix("token_id:")): logprob
+            for name, logprob in as_dict(places[0]).items()
+            if name.startswith("token_id:")
+        }
