@@ -801,7 +801,7 @@ print(next(stream).accepted, flush=True)
 
 def test_a_program_ends_though_a_request_hangs() -> None:
     with scripted_server("llama", key=KEY) as server:
-        control(server, "hang", after=12)
+        control(server, "hang", after=20)
         ended = run([sys.executable, "-c", LEAVING.format(url=server.url)], capture_output=True, timeout=25)
         assert ended.stdout.split() == [b"True"]
         assert ended.returncode == 0, ended.stderr
