@@ -170,16 +170,22 @@ class CompletionsModel:
         questions = [errand for errand in asked if isinstance(errand.request, Score)]
         for errand in asked:
             if isinstance(errand.request, Sample):
-                errand.task = loop.create_task(self._run([errand], self._sample(errand, ask), done))
+                errand.task = loop.create_task(
+                    self._run([errand], functools.partial(self._sample, errand, ask), done)
+                )
         if questions:
-            task = loop.create_task(self._run(questions, self._score(questions, ask), done))
+            task = loop.create_task(
+                self._run(questions, functools.partial(self._score, questions, ask), done)
+            )
             for errand in questions:
                 errand.task = task
 
     @staticmethod
-    async def _run(errands: Sequence[_Errand], work: Awaitable[None], done: Callable[[], None]) -> None:
+    async def _run(
+        errands: Sequence[_Errand], work: Callable[[], Awaitable[None]], done: Callable[[], None]
+    ) -> None:
         try:
-            await work
+            await work()
         except Exception as error:  # whatever it is, who waits must hear of it
             for errand in errands:
                 errand.error = error
