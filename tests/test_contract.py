@@ -282,7 +282,7 @@ def check_logprobs(case: Case, request: Sample) -> None:
     [
         {},
         {"temperature": 0.3},
-        {"temperature": 2.5},
+        {"temperature": 2.0},  # vLLM takes no more
         {"top_k": 3},
         {"top_p": 0.5},
         {"greedy_first": True},
@@ -430,7 +430,7 @@ def test_more_ranked_tokens_than_a_server_gives_are_refused(case: Case):
 
 
 def test_greedy_first_takes_the_most_likely_token_at_every_place(case: Case):
-    request = draw(case.model, n=4, max_tokens=5, greedy_first=True, temperature=3.0)
+    request = draw(case.model, n=4, max_tokens=5, greedy_first=True, temperature=2.0)
     first, *others = continued(case.model, request)
     prefix = request.prefix
     for token in first.tokens:
@@ -441,7 +441,7 @@ def test_greedy_first_takes_the_most_likely_token_at_every_place(case: Case):
 
 
 def test_top_k_draws_from_the_k_most_likely(case: Case):
-    request = draw(case.model, n=40, max_tokens=1, top_k=3, temperature=5.0)
+    request = draw(case.model, n=40, max_tokens=1, top_k=3, temperature=2.0)
     best = {token for token, _ in ranking(case, request.prefix)[:3]}
     drawn = {c.tokens[0] for c in continued(case.model, request) if c.tokens}
     assert drawn <= best
@@ -463,7 +463,7 @@ def test_top_p_draws_from_the_smallest_set_of_that_mass(case: Case, top_p: float
 
 
 def test_temperature_comes_first_then_top_k_then_top_p(case: Case):
-    count, temperature, top_k, top_p = 120, 3.0, 8, 0.75
+    count, temperature, top_k, top_p = 120, 2.0, 8, 0.75
     request = draw(
         case.model, n=count, max_tokens=1, temperature=temperature, top_k=top_k, top_p=top_p, seed=21
     )
@@ -482,7 +482,7 @@ def test_temperature_comes_first_then_top_k_then_top_p(case: Case):
 
 def test_a_low_temperature_is_nearly_greedy_and_a_high_one_spreads(model: LanguageModel):
     cold = {c.tokens for c in continued(model, draw(model, n=30, max_tokens=1, temperature=0.01))}
-    hot = {c.tokens for c in continued(model, draw(model, n=30, max_tokens=1, temperature=10.0))}
+    hot = {c.tokens for c in continued(model, draw(model, n=30, max_tokens=1, temperature=2.0))}
     assert len(cold) == 1
     assert len(hot) > 4
 
