@@ -324,7 +324,7 @@ def test_a_server_that_asks_to_be_left_alone_for_no_time_is_not_stormed(made: Ma
     control(server, "429", retry_after=0)
     error, _ = broken(lambda: rain.generate(PROMPT))
     told(error, server.url)
-    assert totals(rain).requests - before < 20
+    assert totals(rain).requests - before < 100  # without a pause: thousands
 
 
 # --- replies that are of another shape ------------------------------------------------------------------
