@@ -55,7 +55,6 @@ class Case:
     tolerance: float = TOLERANCE
     many: int = 40  # continuations where it takes many
     rounds: int = 300  # of encoding: a server is asked for each
-    leaves_out_half_characters: bool = False
     most_ranked: int | None = None  # tokens at a place; None: all of the vocabulary
 
 
@@ -136,7 +135,7 @@ def llama_case(server: Server, reference: Reference) -> Case:
         server.restart()
         return connected()
 
-    return reference.case(connected(), fresh, many=8, rounds=20, leaves_out_half_characters=True)
+    return reference.case(connected(), fresh, many=8, rounds=20)
 
 
 def vllm_case(server: Server, reference: Reference) -> Case:
@@ -301,10 +300,7 @@ def test_log_probabilities_of_a_long_cached_text_are_those_of_an_uncached_pass(c
     check_logprobs(case, draw(case.model, text, n=2, max_tokens=3, seed=3))
 
 
-def test_characters_of_several_tokens_are_given_whole(case: Case, request: pytest.FixtureRequest):
-    if case.leaves_out_half_characters:
-        reason = "it tells only the last token of a character"
-        request.applymarker(pytest.mark.xfail(raises=(ServerError, AssertionError), reason=reason))
+def test_characters_of_several_tokens_are_given_whole(case: Case):
     text = "Emojis: 👋🏽 終わり 👋🏽 終わり 👋🏽 終わり 👋🏽"
     sample = draw(case.model, text, n=3, max_tokens=10, seed=4)
     check_logprobs(case, sample)

@@ -18,6 +18,7 @@ from rain_llm import (
     Example,
     LabelError,
     Message,
+    ModelError,
     PromptError,
 )
 from rain_llm.evaluation import SelfEvaluator, Subject
@@ -187,6 +188,12 @@ def test_a_guard_model_is_asked_in_its_own_template_where_no_text_can_pose_as_a_
 def test_a_criterion_without_guard_words_is_refused_by_style_guard():
     with pytest.raises(ValidationError, match="criterion 'civility' has no 'guard'"):
         EvaluationSettings(criteria=("civility",), style="guard")
+
+
+@pytest.mark.parametrize("logprob", [math.nan, -math.inf])
+def test_a_judge_that_gives_no_numbers_judges_nothing(logprob):
+    with pytest.raises(ModelError, match="no numbers for log-probabilities"):
+        one(PLAIN, lambda question, label: logprob, " fine")
 
 
 def test_channel_compares_the_answer_behind_two_contexts_per_token():

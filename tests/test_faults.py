@@ -706,7 +706,6 @@ def test_a_deadline_strikes_while_a_request_hangs(after: int) -> None:
         quiet(server)
 
 
-@pytest.mark.xfail(reason="a search waits in the scheduler's thread for llama-server's /tokenize")
 def test_a_deadline_strikes_while_a_tokenizer_hangs() -> None:
     with scripted_server("llama", key=KEY) as server:
         rain = Rain(settings(model(server.url, read_s=3, total_s=3)))

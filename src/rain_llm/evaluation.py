@@ -23,7 +23,7 @@ from typing import TypeAlias, TypeVar, cast
 
 from rain_llm.blindness import Blindness
 from rain_llm.criteria import BUILT_IN, Criterion, Example
-from rain_llm.errors import LabelError, PromptError
+from rain_llm.errors import LabelError, ModelError, PromptError
 from rain_llm.models.base import LanguageModel
 from rain_llm.settings import EvaluationSettings
 from rain_llm.types import CriterionScore, Message, Reply, Request, Score, Scores, TokenIds, Verdict
@@ -218,10 +218,16 @@ class SelfEvaluator:
         scores = list(dict.fromkeys(score for score, _ in sides))
         replies = cast(Sequence[Scores], (yield scores))
         logprobs = {score: reply.logprobs for score, reply in zip(scores, replies, strict=True)}
-        return [
+        evidence: list[Evidence] = [
             tuple((logprobs[q.good[0]][q.good[1]] - logprobs[q.bad[0]][q.bad[1]]) / q.tokens for q in group)
             for group in groups
         ]
+        if any(math.isnan(one) for found in evidence for one in found):
+            raise ModelError(
+                f"the judge {self._judge.name} gives no numbers for log-probabilities (NaN), so nothing can "
+                "be judged: use another model, or another dtype"
+            )
+        return evidence
 
     # -- from a text to questions ------------------------------------------------------------------
 

@@ -18,10 +18,10 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias, cast
 
-from rain_llm.models.base import Embedder, Errand, Job, LanguageModel, RemoteModel, SteppedModel
+from rain_llm.models.base import DEADLINE, Embedder, Errand, Job, LanguageModel, RemoteModel, SteppedModel
 from rain_llm.search import Interrupted, Outcome, Search
 from rain_llm.types import Embed, Embeddings, Reply, Request, Sample, Score, Step, StopReason
 
@@ -182,6 +182,7 @@ class Ticket:
             self.fail(RuntimeError("a search that was interrupted asked on"))
 
     def _drive(self, resume: Callable[[], Sequence[Request] | Step]) -> Sequence[Request] | None:
+        token = DEADLINE.set(self.deadline)
         try:
             item = resume()
             while isinstance(item, Step):
@@ -192,6 +193,8 @@ class Ticket:
             self._finish(stop.value)
         except Exception as error:  # whatever broke a search must reach the caller who waits for it
             self.fail(error)
+        finally:
+            DEADLINE.reset(token)
         return None
 
     def fail(self, error: BaseException) -> None:
@@ -207,7 +210,9 @@ class Ticket:
         for task in self.sent:
             task.model.recall([task.job])
         self.tasks = ()
-        if outcome is not None:
+        if outcome is not None and outcome.cause is not None:
+            if reason := self.limit():  # which is why it was not waited for
+                outcome = replace(outcome, stop_reason=reason, cause=None)
             self.cause = self.cause or outcome.cause
         with contextlib.suppress(Exception):  # a search that will not be closed is lost all the same
             self.search.close()

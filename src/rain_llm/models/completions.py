@@ -15,13 +15,13 @@ import asyncio
 import functools
 import math
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from rain_llm.errors import ModelNotFoundError, ModelNotSupportedError, PromptError, ServerError
-from rain_llm.models.base import Errand
-from rain_llm.models.dialect import Ask, Bill, Body, Contexts, Drawn, Weighed, Wish, distinct
+from rain_llm.models.base import DEADLINE, Errand
+from rain_llm.models.dialect import PATH, Ask, Bill, Body, Contexts, Drawn, Weighed, Wish, distinct
 from rain_llm.models.probe import SENTENCE, Facts, identified, probed, server_vocabulary
 from rain_llm.models.replicas import Counts, Refused, Replica, Replicas, event_loop, in_loop
 from rain_llm.models.server_tokenizer import ServerTokenizer
@@ -29,7 +29,7 @@ from rain_llm.models.tokenizer import Text, Tokenizer
 from rain_llm.settings import ModelSettings
 from rain_llm.types import Continuation, Message, Sample, Samples, Score, Scores, TokenIds
 
-_PATH = "/v1/completions"
+Found = TypeVar("Found")
 
 
 @dataclass(eq=False)
@@ -194,9 +194,15 @@ class CompletionsModel:
                 done()
 
     async def _ask(
-        self, body: Body, read: Callable[[Any], Any], search: object, deadline: float | None
+        self,
+        body: Body,
+        read: Callable[[Any], Any],
+        path: str = PATH,
+        *,
+        search: object,
+        deadline: float | None,
     ) -> Any:
-        return await self._replicas.post(_PATH, body, read, search, deadline)
+        return await self._replicas.post(path, body, read, search, deadline)
 
     # -- a sample --------------------------------------------------------------------------------------
 
@@ -212,12 +218,13 @@ class CompletionsModel:
             wishes += [self._wish(request, n=sampled)] if sampled else []
             bills = [Bill() for _ in wishes]
             drawing = zip(wishes, bills, strict=True)
-            drawn = await asyncio.gather(*(self._dialect.draw(ask, *both) for both in drawing))
+            drawn = await _all(self._dialect.draw(ask, *both) for both in drawing)
             for one in bills:
                 bill.add_beside(one)
             branches = [branch for several in drawn for branch in several]
-            whole = (self._whole(request, i, branch, ask, bill) for i, branch in enumerate(branches))
-            found = list(await asyncio.gather(*whole))
+            found = await _all(
+                self._whole(request, i, branch, ask, bill) for i, branch in enumerate(branches)
+            )
         self._charge(errand, bill)
         errand.reply = Samples(tuple(found), errand.model_tokens, errand.forwards)
 
@@ -295,7 +302,7 @@ class CompletionsModel:
         weighed: Weighed = {}
         refused: dict[TokenIds, Exception] = {}
         for group, (found, failed, bill) in zip(
-            groups, await asyncio.gather(*(self._weigh(ask, some) for some in asked)), strict=True
+            groups, await _all(self._weigh(ask, some) for some in asked), strict=True
         ):
             weighed |= found
             refused |= failed
@@ -365,7 +372,7 @@ class CompletionsModel:
         if self.facts.slots:
 
             def post(path: str, body: Body) -> Any:
-                return in_loop(self._replicas.post(path, body, lambda found: found))
+                return in_loop(self._replicas.post(path, body, lambda found: found, deadline=DEADLINE.get()))
 
             vocabulary = in_loop(server_vocabulary(self._replicas, replica))
             return ServerTokenizer(post, self.name, vocabulary)
@@ -377,6 +384,16 @@ class CompletionsModel:
                 "and its own /tokenize would let a user's text pose as special tokens: "
                 "give model.tokenizer, a folder or hub name"
             ) from error
+
+
+async def _all(works: Iterable[Coroutine[Any, Any, Found]]) -> list[Found]:
+    """Do these side by side; if one fails, the others are given up."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _contexts(request: Score) -> dict[TokenIds, set[int]]:

@@ -18,8 +18,16 @@ from rain_llm.models.replicas import Unreadable
 from rain_llm.types import TokenIds
 
 Body = dict[str, Any]
-Ask = Callable[[Body, Callable[[Any], Any]], Awaitable[Any]]
-"""Sends a body, and returns what a function makes of the reply."""
+PATH = "/v1/completions"
+
+
+class Ask(Protocol):
+    """Sends a body to a path, and returns what a function makes of the reply."""
+
+    def __call__(self, body: Body, read: Callable[[Any], Any], path: str = PATH) -> Awaitable[Any]:
+        """Ask until there is a reply that ``read`` accepts."""
+        ...
+
 
 Contexts = Mapping[TokenIds, frozenset[int]]
 """For each prefix, the tokens whose log-probabilities behind it are wanted."""
@@ -116,7 +124,7 @@ class Bill:
         self.prompt_tokens += length
         self.cached_tokens += int(as_dict(usage.get("prompt_tokens_details")).get("cached_tokens") or 0)
 
-    def chargedrawn_from(self, drawn: Sequence[Drawn]) -> None:
+    def charge_drawn(self, drawn: Sequence[Drawn]) -> None:
         """Count what was drawn side by side."""
         self.drawn_tokens += sum(max(0, len(one.tokens) - 1) for one in drawn)
         self.forwards += max(len(one.tokens) for one in drawn)

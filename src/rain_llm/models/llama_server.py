@@ -6,8 +6,8 @@ Tried with llama.cpp of October 2026.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rain_llm.models.dialect import (
@@ -28,6 +28,7 @@ from rain_llm.models.dialect import (
 from rain_llm.models.replicas import Unreadable
 from rain_llm.types import TokenIds
 
+_BELOW = 40.0  # nats between the biases of the wanted tokens and that of the drawn one
 _LEAST = 1e-38  # a smaller probability is told as 0 by a server that computes in float32
 _ROUNDING = 1e-2  # by which probabilities may add up to more than 1
 
@@ -38,60 +39,90 @@ class LlamaServer:
 
     Attributes:
         model: the name it is served by; it takes any. slots: requests that it works on at once.
+        common: a token that is whole words: of one that only begins a character, replies tell nothing.
     """
 
     model: str
     slots: int
+    common: int
 
     async def draw(self, ask: Ask, wish: Wish, bill: Bill) -> list[Drawn]:
         """Draw as many continuations by a request as there are slots; with ``ends``, one.
 
-        A whole reply leaves out the tokens of a stop string; a stream has them.
+        A whole reply leaves out the tokens of a stop string; a stream has them. Both leave out those that
+        only begin a character (an emoji has several): where some are missing, the request is made again
+        in a way that gives all ids, though not all log-probabilities.
         """
         most = 1 if wish.ends else self.slots
-        sizes = [min(most, wish.n - done) for done in range(0, wish.n, most)]
         found: list[Drawn] = []
-        for i, size in enumerate(sizes):  # one after another: the next finds the prefix in the cache
+        for done in range(0, wish.n, most):  # one after another: the next finds the prefix in the cache
+            size = min(most, wish.n - done)
+            seed = distinct(wish.seed, done) if done else wish.seed
             body = self._body(wish) | {
                 "n": size,
-                "seed": distinct(wish.seed, i) if i else wish.seed,
+                "seed": seed,
                 "stop": list(least(wish.ends)),
                 "stream": bool(wish.ends),
                 "stream_options": {"include_usage": True},
             }
-            found += await ask(body, self._reader(wish, size, bill))
-        bill.chargedrawn_from(found)
+            for child, drawn in enumerate(await ask(body, self._reader(wish, size, bill))):
+                found.append(drawn or await self._by_ids(ask, replace(wish, n=1, seed=seed + child), bill))
+        bill.charge_drawn(found)
         return found
 
-    def _reader(self, wish: Wish, size: int, bill: Bill) -> Callable[[Any], list[Drawn]]:
-        def read(reply: Any) -> list[Drawn]:
+    def _reader(self, wish: Wish, size: int, bill: Bill) -> Callable[[Any], list[Drawn | None]]:
+        def read(reply: Any) -> list[Drawn | None]:
             if isinstance(reply, list):
                 reply = _joined(reply)
             choices = choices_of(reply, size, self.model)
             bill.charge_prompt(reply, len(wish.prefix))
-            return [
-                drawn_from(
-                    [place.get("id") for place in _content(choice)],
-                    [place.get("logprob") for place in _content(choice)],
-                    wish,
-                    choice.get("finish_reason"),
-                )
-                for choice in choices
-            ]
+            told = as_dict(reply.get("usage")).get("completion_tokens") if size == 1 else None
+            return [self._complete(choice, wish, told) for choice in choices]
 
         return read
 
+    @staticmethod
+    def _complete(choice: Body, wish: Wish, told: int | None) -> Drawn | None:
+        """Read a continuation; None if tokens are missing. ``told`` is how many were drawn, if known."""
+        places = _content(choice)
+        finish = choice.get("finish_reason")
+        if told is None:
+            begun = any(byte > 127 for place in places for byte in place.get("bytes") or ())
+            told = wish.max_tokens if finish == "length" else len(places) + begun
+        if len(places) < told <= wish.max_tokens:
+            return None
+        tokens, logprobs = ([place.get(key) for place in places] for key in ("id", "logprob"))
+        return drawn_from(tokens, logprobs, wish, finish)
+
+    async def _by_ids(self, ask: Ask, wish: Wish, bill: Bill) -> Drawn:
+        """Draw one continuation by llama-server's own way, and ask what each token's log-probability is."""
+        body = self._body(wish) | {
+            "n_predict": wish.max_tokens,
+            "stop": list(least(wish.ends)),
+            "return_tokens": True,
+        }
+
+        def read(reply: Any) -> TokenIds:
+            told = as_dict(reply)
+            tokens = told.get("tokens")
+            usage = {"cached_tokens": as_dict(told.get("timings")).get("cache_n")}
+            read = {"prompt_tokens": told.get("tokens_evaluated"), "prompt_tokens_details": usage}
+            bill.charge_prompt({"usage": read}, len(wish.prefix))
+            finish = "length" if told.get("stop_type") == "limit" else "stop"
+            return drawn_from(tokens, [0.0] * len(tokens or ()), wish, finish).tokens
+
+        tokens: TokenIds = await ask(body, read, "/completion")
+        places = [(wish.prefix + tokens[:i], token) for i, token in enumerate(tokens)]
+        weighed = await self.weigh(ask, {prefix: frozenset({token}) for prefix, token in places}, bill)
+        return Drawn(tokens, tuple(weighed[prefix][token] for prefix, token in places))
+
     async def rank(self, ask: Ask, prefix: TokenIds, n: int, bill: Bill) -> list[tuple[int, float]]:
         """Ask for the likeliest tokens at one place; as many as the vocabulary has."""
-        body = self._body(Wish(prefix, 1, 1, 1, temperature=0)) | {"logprobs": n}
+        body = self._forced(prefix, {self.common: FORCE}) | {"logprobs": n}
 
         def read(reply: Any) -> list[tuple[int, float]]:
-            places = _content(choices_of(reply, 1, self.model)[0])
-            bill.charge_prompt(reply, len(prefix))
-            top = places[0].get("top_logprobs") if places else None
-            if not top:
-                raise Unreadable("gave no log-probabilities")
-            return [(int(place["id"]), nats(place["logprob"])) for place in top[:n]]
+            top = self._place(reply, prefix, bill).get("top_logprobs")
+            return [(int(place["id"]), nats(place["logprob"])) for place in top or ()][:n]
 
         ranked: list[tuple[int, float]] = await ask(body, read)
         bill.forwards += 1
@@ -104,39 +135,48 @@ class LlamaServer:
     async def weigh(self, ask: Ask, contexts: Contexts, bill: Bill) -> Weighed:
         """Ask about one prefix after another: the next finds the common part in the cache.
 
-        The tokens' probabilities among each other come by one request, in which all of them and nothing
-        else can be drawn; the raw log-probability of the likeliest, by another one, makes them absolute.
+        By logit biases the ``common`` token is drawn for certain. One request tells how likely the wanted
+        tokens are beside it, lifted above all others; another one, what its own log-probability is.
         """
         found: Weighed = {}
         for prefix, wanted in contexts.items():
-            chances = dict.fromkeys(wanted, 1.0)
-            if len(wanted) > 1:
-                chances = await ask(self._forced(prefix, wanted), self._chances(prefix, wanted, bill))
+            others = wanted - {self.common}
+            biases = dict.fromkeys(sorted(others), FORCE - _BELOW) | {self.common: FORCE}
+            chances: dict[int, float] = {}
+            if others:
+                body = self._forced(prefix, biases) | {"temperature": 1.0, "post_sampling_probs": True}
+                chances = await ask(body, self._chances(prefix, set(biases), bill))
                 bill.forwards += 1
-            best = max(chances, key=lambda token: (chances[token], -token))
-            anchor: float = await ask(self._forced(prefix, {best}), self._anchor(prefix, best, bill))
+            common: float = await ask(self._forced(prefix, {self.common: FORCE}), self._logprob(prefix, bill))
             bill.forwards += 1
-            ratios = {token: chances[token] / chances[best] for token in wanted}
-            found[prefix] = {token: anchor + math.log(max(_LEAST, ratio)) for token, ratio in ratios.items()}
+            found[prefix] = {self.common: common} if self.common in wanted else {}
+            for token in others:
+                ratio = max(_LEAST, chances[token]) / chances[self.common]
+                found[prefix][token] = common + math.log(ratio) + _BELOW
         return found
 
-    def _forced(self, prefix: TokenIds, tokens: Iterable[int]) -> Body:
-        """Make these tokens the only ones that can be drawn."""
-        tokens = sorted(tokens)
-        several = len(tokens) > 1
-        return self._body(Wish(prefix, 1, 1, 1, temperature=1.0 if several else 0.0)) | {
-            "logit_bias": [[token, FORCE] for token in tokens],
-            "logprobs": len(tokens),
-            "post_sampling_probs": several,
+    def _forced(self, prefix: TokenIds, biases: Mapping[int, float]) -> Body:
+        """Draw one token, with these logit biases."""
+        return self._body(Wish(prefix, 1, 1, 1, temperature=0)) | {
+            "logit_bias": [[token, bias] for token, bias in biases.items()],
+            "logprobs": len(biases),
         }
 
-    def _chances(
-        self, prefix: TokenIds, wanted: frozenset[int], bill: Bill
-    ) -> Callable[[Any], dict[int, float]]:
+    def _place(self, reply: Any, prefix: TokenIds, bill: Bill) -> Body:
+        """Read what is said of the one token that was drawn, which must be the ``common`` one.
+
+        Raises:
+            Unreadable: it is another.
+        """
+        places = _content(choices_of(reply, 1, self.model)[0])
+        bill.charge_prompt(reply, len(prefix))
+        if not places or places[0].get("id") != self.common:
+            raise Unreadable(f"ignored a logit bias: token {self.common} was not drawn")
+        return places[0]
+
+    def _chances(self, prefix: TokenIds, wanted: set[int], bill: Bill) -> Callable[[Any], dict[int, float]]:
         def read(reply: Any) -> dict[int, float]:
-            places = _content(choices_of(reply, 1, self.model)[0])
-            bill.charge_prompt(reply, len(prefix))
-            top = (places[0].get("top_probs") if places else None) or []
+            top = self._place(reply, prefix, bill).get("top_probs") or ()
             chances = {int(place["id"]): float(place["prob"]) for place in top}
             if set(chances) != wanted:
                 raise Unreadable("gave the probabilities of other tokens than were asked for")
@@ -146,15 +186,8 @@ class LlamaServer:
 
         return read
 
-    def _anchor(self, prefix: TokenIds, token: int, bill: Bill) -> Callable[[Any], float]:
-        def read(reply: Any) -> float:
-            places = _content(choices_of(reply, 1, self.model)[0])
-            bill.charge_prompt(reply, len(prefix))
-            if not places or places[0].get("id") != token:
-                raise Unreadable(f"ignored a logit bias: token {token} was not drawn")
-            return nats(places[0].get("logprob"))
-
-        return read
+    def _logprob(self, prefix: TokenIds, bill: Bill) -> Callable[[Any], float]:
+        return lambda reply: nats(self._place(reply, prefix, bill).get("logprob"))
 
     def _body(self, wish: Wish) -> Body:
         return {

@@ -7,20 +7,21 @@ So each ability is tried, and the answer looked at.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from rain_llm.errors import ModelNotFoundError, ModelNotSupportedError, ServerError
-from rain_llm.models.dialect import Bill, Body, Dialect, Wish, distinct
+from rain_llm.models.dialect import PATH, Bill, Body, Dialect, Wish, distinct
 from rain_llm.models.llama_server import LlamaServer
-from rain_llm.models.replicas import Failed, Replica, Replicas, Unreadable
+from rain_llm.models.replicas import Failed, Refused, Replica, Replicas, Unreadable
 from rain_llm.models.vllm import Vllm
 from rain_llm.settings import ModelSettings
 from rain_llm.types import TokenIds
 
-_PATH = "/v1/completions"
 SENTENCE = "The capital of France is"
+_CERTAIN = 1.01  # two tokens cannot have more chances than this
 _AGREE = 0.5  # nats between a log-probability of what was drawn, and of the same when it is asked for
 
 
@@ -99,7 +100,7 @@ async def server_vocabulary(replicas: Replicas, replica: Replica) -> dict[int, b
             "temperature": 0,
             "logprobs": size,
         }
-        reply = await replicas.once(replica, _PATH, body)
+        reply = await replicas.once(replica, PATH, body)
         top = reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
         vocabulary = {int(place["id"]): bytes(place["bytes"]) for place in top}
     except Failed as error:
@@ -127,10 +128,10 @@ async def probed(
     prefix = start + words
     candidates: list[Dialect] = [Vllm(facts.name), Vllm(facts.name, knows_labels=False)]
     if facts.slots:
-        candidates = [LlamaServer(facts.name, facts.slots)]
+        candidates = [LlamaServer(facts.name, facts.slots, words[-1])]
 
-    async def ask(body: Body, read: Callable[[Any], Any]) -> Any:
-        return read(await replicas.once(replica, _PATH, body))
+    async def ask(body: Body, read: Callable[[Any], Any], path: str = PATH) -> Any:
+        return read(await replicas.once(replica, path, body))
 
     reason: Exception = ValueError("nothing was tried")
     try:
@@ -139,14 +140,12 @@ async def probed(
             try:
                 await _tried(dialect, ask, prefix, min(2, facts.slots or 2))
                 return dialect
-            except (Unreadable, Failed) as error:
-                if isinstance(error, Failed) and not error.there:
-                    raise
+            except (Unreadable, Refused) as error:
                 reason = error
     except Failed as error:
         raise ServerError(replica.url, error.cause, error.remedy) from error
     raise ModelNotSupportedError(
-        f"{replica.url} cannot carry a search: it {reason}: use vLLM or llama-server"
+        f"{replica.url} cannot carry a search: it {_cause(reason)}: use vLLM or llama-server"
     ) from reason
 
 
@@ -157,10 +156,11 @@ async def _tried(dialect: Dialect, ask: Any, prefix: TokenIds, n: int) -> None:
     first, logprob = drawn[0].tokens[0], drawn[0].logprobs[0]
     other = prefix[-1] if prefix[-1] != first else prefix[0]
     weighed = await dialect.weigh(ask, {prefix: frozenset({first, other})}, bill)
-    if abs(weighed[prefix][first] - logprob) > _AGREE:
+    told = weighed[prefix]
+    if abs(told[first] - logprob) > _AGREE or math.exp(told[first]) + math.exp(told[other]) > _CERTAIN:
         raise Unreadable(
-            f"says {weighed[prefix][first]:.2f} and {logprob:.2f} nats of the same token: its "
-            "log-probabilities are not the model's own"
+            f"says {told[first]:.2f} and {logprob:.2f} nats of one token and {told[other]:.2f} of another: "
+            "its log-probabilities are not the model's own"
         )
 
 
@@ -180,6 +180,10 @@ async def _same_tokens(replicas: Replicas, replica: Replica, facts: Facts, words
             f"{replica.url} has another tokenizer than the one given: "
             f"{tokens} and {list(words)} for {SENTENCE!r}: give its own as model.tokenizer"
         )
+
+
+def _cause(error: Exception) -> str:
+    return error.cause if isinstance(error, Refused) else str(error)
 
 
 def _listed(names: list[str]) -> str:

@@ -190,7 +190,8 @@ class Replicas:
             replica = self._home(search, avoid=tried)
             try:
                 async with asyncio.timeout(end - time.monotonic()):
-                    await asyncio.sleep(max(0.0, replica.rests_until - time.monotonic()))
+                    now = time.monotonic()
+                    await asyncio.sleep(min(max(0.0, replica.rests_until - now), (end - now) / 2))
                     if not replica.checked:
                         await self._make_sure(replica)
                     async with replica.room:
@@ -288,7 +289,12 @@ class Replicas:
         try:
             async with asyncio.timeout(self.limits.read_s):  # for a reply that only trickles
                 url = replica.url + path
-                reply = await client.request(method, url, content=content, headers=headers)
+                try:
+                    reply = await client.request(method, url, content=content, headers=headers)
+                except httpx.RemoteProtocolError as error:
+                    if "without sending a response" not in str(error):
+                        raise  # else: a connection that was kept here, and not over there
+                    reply = await client.request(method, url, content=content, headers=headers)
         except httpx.ConnectTimeout as error:
             raise Failed(
                 f"cannot be reached within {self.limits.connect_s:g} s",

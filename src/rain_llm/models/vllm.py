@@ -53,7 +53,7 @@ class Vllm:
             return [self._drawn(choice, wish) for choice in choices]
 
         drawn: list[Drawn] = await ask(self._body(wish), read)
-        bill.chargedrawn_from(drawn)
+        bill.charge_drawn(drawn)
         return drawn
 
     async def rank(self, ask: Ask, prefix: TokenIds, n: int, bill: Bill) -> list[tuple[int, float]]:
