@@ -273,10 +273,10 @@ def test_a_reply_that_cannot_be_unpacked_is_told(server: Server):
 
 def test_a_reply_without_ids_is_told(llama: Server):
     control(llama, "no_ids")
-    replicas, speaker = pool(llama, attempts=1), LlamaServer("scripted", slots=4)
+    replicas, speaker = pool(llama, attempts=1), LlamaServer("scripted", slots=4, common=9)
 
-    async def ask(body: dict[str, Any], read: Callable[[Any], Any]) -> Any:
-        return await replicas.post(COMPLETIONS, body, read)
+    async def ask(body: dict[str, Any], read: Callable[[Any], Any], path: str = COMPLETIONS) -> Any:
+        return await replicas.post(path, body, read)
 
     with pytest.raises(ServerError, match=r"cannot be read|no token|no completion|JSON"):
         in_loop(speaker.rank(ask, (5, 6), 3, Bill()))

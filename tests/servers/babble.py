@@ -181,6 +181,17 @@ def chances(state: int, way: Way) -> tuple[Sequence[int], Sequence[float]]:
     return _chances(state % _STATES, way)
 
 
+def probabilities(state: int, way: Way) -> dict[int, float]:
+    """Return the probability of each token that may be drawn, likeliest first; however small, it is exact."""
+    tokens, _ = chances(state, way)
+    own = _logprobs(state % _STATES)
+    bias = dict(way.bias)
+    logits = [(own[token] + bias.get(token, 0.0)) / (way.temperature or 1.0) for token in tokens]
+    weights = [math.exp(logit - max(logits)) for logit in logits]
+    total = math.fsum(weights)
+    return {token: weight / total for token, weight in zip(tokens, weights, strict=True)}
+
+
 @lru_cache(2048)
 def _chances(state: int, way: Way) -> tuple[array[int], array[float]]:
     logits = list(_logprobs(state))

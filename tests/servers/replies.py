@@ -271,9 +271,8 @@ class Llama:
     @staticmethod
     def _after(state: int, token: int, most: int, way: babble.Way) -> Json:
         """Tell probabilities as they were when it was drawn."""
-        tokens, sums = babble.chances(state, way)
-        chances = {one: sums[i] - (sums[i - 1] if i else 0.0) for i, one in enumerate(tokens)}
-        top = [_told(one) | {"prob": chances[one]} for one in tokens[:most]]
+        chances = babble.probabilities(state, way)
+        top = [_told(one) | {"prob": chances[one]} for one in list(chances)[:most]]
         return _told(token) | {"prob": chances[token], "top_probs": top}
 
     def _cached(self, prompt: list[int]) -> int:
