@@ -15,11 +15,11 @@ VLLM_STAMP := $(VLLM)/.installed
 VLLM_PIP := $(VLLM)/bin/python -m pip $(PIP_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vllm lint type docs bench bench-gpu clean
+.PHONY: help setup demo test test-vllm lint type docs bench bench-vllm bench-gpu clean
 .DELETE_ON_ERROR:
 
 # The embedded model comes out of an installed package: nothing is fetched while the code runs.
-demo test test-vllm bench bench-gpu: export HF_HUB_OFFLINE := 1
+demo test test-vllm bench bench-vllm bench-gpu: export HF_HUB_OFFLINE := 1
 # A notice about the theme's successor, printed at every build.
 docs: export NO_MKDOCS_2_WARNING := 1
 
@@ -71,6 +71,9 @@ docs: setup ## Write the settings page and build the site into site/
 
 bench: setup ## Measure what answers cost, against the bars (DATA=folder of public prompts)
 	$(BIN)/python -m benchmarks $(if $(DATA),--data "$(DATA)")
+
+bench-vllm: setup $(VLLM_STAMP) ## Measure what searches ask of a real vLLM on the CPU (10 minutes)
+	$(BIN)/python -m benchmarks.servers --python $(VLLM)/bin/python
 
 bench-gpu: setup ## Measure large networks on a CUDA device (weights are random)
 	$(BIN)/python -m benchmarks.gpu

@@ -3,8 +3,7 @@
     python -m benchmarks.servers --python .venv-vllm/bin/python [--dtype bfloat16] [--out build/bench-servers]
 
 Starts vLLM on the CPU with the embedded model. Token counts are the server's own. Speed is given only as
-a ratio within this run: many at once come first, on an empty cache, and the same one after another
-then, on a full one. So the ratio is rather too low.
+a ratio within this run: the same prompts all at once and one after another, both on an empty cache.
 """
 
 from __future__ import annotations
@@ -91,7 +90,8 @@ def on_server(url: str, criterion: str, tokens: int) -> Rain:
 
 
 def load(rain: Rain, prompts: Sequence[Prompt], at_once: bool) -> Load:
-    """Answer the prompts, and measure what that asks of the server."""
+    """Answer the prompts on an empty prefix cache, and measure what that asks of the server."""
+    httpx.post(f"{rain.settings.model.base_url[0]}/reset_prefix_cache", trust_env=False).raise_for_status()
     before = _counters(rain)
     began = time.perf_counter(), time.process_time()
     results = rain.generate_batch(prompts) if at_once else [rain.generate(prompt) for prompt in prompts]

@@ -50,11 +50,8 @@ def test_guarded_sentences_have_the_better_tone(cheerful: Rain, together: Load):
 
 
 def test_many_searches_share_the_batches_of_the_server(cheerful: Rain, together: Load):
-    """One after another they take three times as long, on a quiet machine (docs/scale-out.md).
-
-    They do so on a cache that the others have filled, which is to their advantage.
-    """
-    alone = load(cheerful, OPENINGS, at_once=False)
+    """On a quiet machine of two cores they are 3.4 times as fast as one after another (docs/scale-out.md)."""
+    alone = load(cheerful, OPENINGS[:6], at_once=False)
     print(f"{together.speed / alone.speed:.2f}")
     assert together.speed > 2.5 * alone.speed
 
@@ -111,6 +108,9 @@ class Writing:
             self.error = error
         self.ended = time.monotonic()
 
+    def outcome(self) -> RainResult | None:
+        return self.result
+
     def wait(self, seconds: float) -> None:
         self._thread.join(seconds)
         assert not self._thread.is_alive()
@@ -133,7 +133,7 @@ def test_a_search_outlives_the_server(vllm: Server, death: str):
             os.kill(engine, signal.SIGKILL)
         hasty.wait(30)
         so_far = patient.accepted
-        assert patient.result is None
+        assert patient.outcome() is None
     finally:
         vllm.restart()
     assert hasty.error is not None
@@ -144,8 +144,9 @@ def test_a_search_outlives_the_server(vllm: Server, death: str):
     assert hasty.accepted
     assert not before.keys() & processes(vllm).keys()
     patient.wait(200)
-    assert patient.result is not None
-    assert patient.result.stop_reason in (StopReason.LENGTH, StopReason.EOS)
-    assert patient.result.text == patient.accepted
+    result = patient.outcome()
+    assert result is not None
+    assert result.stop_reason in (StopReason.LENGTH, StopReason.EOS)
+    assert result.text == patient.accepted
     assert patient.accepted.startswith(so_far)
     assert len(patient.accepted) > len(so_far)

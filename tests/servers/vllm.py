@@ -23,6 +23,12 @@ def vllm_python() -> Path | None:
     return Path(value) if value else None
 
 
+def _cores() -> str:
+    """Bind vLLM's threads to all cores of this process; by itself it leaves one of two free."""
+    cores = sorted(os.sched_getaffinity(0))
+    return f"{cores[0]}-{cores[-1]}" if cores == list(range(cores[0], cores[-1] + 1)) else "auto"
+
+
 def vllm_server(
     python: Path,
     model_folder: Path,
@@ -53,8 +59,9 @@ def vllm_server(
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB
-        "VLLM_CPU_OMP_THREADS_BIND": "auto",
+        "VLLM_CPU_OMP_THREADS_BIND": _cores(),
         "TORCH_COMPILE_DISABLE": "1",  # the first request would compile for 20 s
+        "VLLM_SERVER_DEV_MODE": "1",  # serves /reset_prefix_cache
         "PYTHONPATH": "",  # packages of the tests' own environment
     }
     return Server(command, environment=environment, start_s=START_S, stop_s=10.0, port=port)

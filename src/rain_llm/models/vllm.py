@@ -28,7 +28,7 @@ from rain_llm.models.dialect import (
 from rain_llm.models.replicas import Unreadable
 from rain_llm.types import TokenIds
 
-_SINGLY, _BATCH = 4, 64  # contexts that are asked one by one; prompts of one request
+_SINGLY, _BATCH = 8, 64  # contexts that are asked one by one; prompts of one request
 _MOST_LABELS = 128  # of one request
 
 
