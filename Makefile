@@ -24,7 +24,7 @@ demo test test-vllm bench bench-vllm bench-gpu: export HF_HUB_OFFLINE := 1
 docs: export NO_MKDOCS_2_WARNING := 1
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-9s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
 
 setup: $(STAMP) ## Make .venv with the three distributions, the embedded model and the tools
 
