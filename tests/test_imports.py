@@ -36,6 +36,7 @@ ORDER = (
     "models.dialect",
     "models.llama_server",
     "models.vllm",
+    "models.sglang",
     "models.probe",
     "models.server_tokenizer",
     "models.completions",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -16,6 +17,7 @@ from rain_llm.errors import ModelNotFoundError, ServerError
 from rain_llm.models.dialect import Bill
 from rain_llm.models.llama_server import LlamaServer
 from rain_llm.models.replicas import Failed, Replica, Replicas, Unreadable, event_loop, in_loop
+from rain_llm.models.sglang import Sglang
 from rain_llm.settings import ServerLimits
 from tests.servers.process import Server, free_port
 from tests.servers.scripted import COMPLETIONS, control, prompts, scripted_server, stats
@@ -668,3 +670,32 @@ def test_retries_are_attempts(server: Server):
     replicas = pool(server, read_s=0.2, total_s=1.5)
     failure(replicas)
     assert replicas.counts.retries == replicas.counts.requests - 1
+
+
+# --- SGLang, by its documentation ------------------------------------------------------------------------
+
+
+def test_sglang_is_asked_for_labels_by_its_own_path():
+    asked: list[tuple[str, Any]] = []
+
+    async def ask(body: dict[str, Any], read: Callable[[Any], Any], path: str = COMPLETIONS) -> Any:
+        asked.append((path, body))
+        told = [[-1.5, 9, None], [-0.5, 7, None]]
+        meta = {"prompt_tokens": 2, "cached_tokens": 1, "output_token_ids_logprobs": [told]}
+        return read({"meta_info": meta})
+
+    bill = Bill()
+    weighed = asyncio.run(Sglang("scripted").weigh(ask, {(5, 6): frozenset({7, 9})}, bill))
+    assert weighed == {(5, 6): {7: -0.5, 9: -1.5}}
+    assert (bill.prompt_tokens, bill.cached_tokens, bill.forwards) == (2, 1, 1)
+    ((path, body),) = asked
+    assert (path, body["input_ids"], body["token_ids_logprob"]) == ("/generate", [5, 6], [7, 9])
+
+
+@pytest.mark.parametrize("told", [[], [[-0.5, 7, None]], [[math.nan, 7, None], [-1.0, 9, None]]])
+def test_sglang_that_leaves_labels_out_is_not_believed(told: list[list[Any]]):
+    async def ask(body: dict[str, Any], read: Callable[[Any], Any], path: str = COMPLETIONS) -> Any:
+        return read({"meta_info": {"output_token_ids_logprobs": [told]}})
+
+    with pytest.raises(Unreadable):
+        asyncio.run(Sglang("scripted").weigh(ask, {(5, 6): frozenset({7, 9})}, Bill()))

@@ -16,6 +16,7 @@ from rain_llm.errors import ModelNotFoundError, ModelNotSupportedError, ServerEr
 from rain_llm.models.dialect import PATH, Bill, Body, Dialect, Wish, distinct
 from rain_llm.models.llama_server import LlamaServer
 from rain_llm.models.replicas import Failed, Refused, Replica, Replicas, Unreadable
+from rain_llm.models.sglang import Sglang
 from rain_llm.models.vllm import Vllm
 from rain_llm.settings import ModelSettings
 from rain_llm.types import TokenIds
@@ -126,7 +127,11 @@ async def probed(
         ServerError: it is not there, or refuses. ModelNotSupportedError: it cannot do one of these.
     """
     prefix = start + words
-    candidates: list[Dialect] = [Vllm(facts.name), Vllm(facts.name, knows_labels=False)]
+    candidates: list[Dialect] = [
+        Vllm(facts.name),
+        Sglang(facts.name),
+        Vllm(facts.name, knows_labels=False),
+    ]
     if facts.slots:
         candidates = [LlamaServer(facts.name, facts.slots, words[-1])]
 

@@ -1,4 +1,4 @@
-"""How vLLM is spoken to, and what speaks like it: Ray Serve LLM, SGLang (by its documentation).
+"""How vLLM is spoken to, and what speaks like it: Ray Serve LLM.
 
 Tried with vLLM 0.32.
 """
@@ -34,7 +34,7 @@ _MOST_LABELS = 128  # of one request
 
 @dataclass(frozen=True)
 class Vllm:
-    """vLLM, and what speaks like it: Ray Serve LLM, SGLang (by its documentation).
+    """vLLM, and what speaks like it: Ray Serve LLM.
 
     Attributes:
         model: the name it is served by.
