@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from rain_llm import CIVILITY, Calibration, Choice, Criterion, RainSettings, SettingsError
-from rain_llm.settings import explain
+from rain_llm.settings import ModelSettings, explain
 
 # --- bad values -----------------------------------------------------------------------------------
 
@@ -277,3 +277,61 @@ def test_a_calibrations_numbers_are_in_the_hash():
 
     variants = [None, Calibration(center=0.1), Calibration(center=0.2), Calibration(center=0.1, scale=2)]
     assert len({hashed(calibration) for calibration in variants}) == len(variants)
+
+
+# --- a model on a server ------------------------------------------------------------------------------------
+
+SECRET = "sk-do-not-tell"
+
+
+def test_keys_stay_with_the_settings_and_out_of_all_that_is_written_down():
+    there = {"base_url": ["http://a:1/v1/", "http://a:1"], "api_key": SECRET}
+    settings = RainSettings().updated(model=there, evaluation={"judge": there})
+    settings = settings.updated(generation={"seed": 1})
+    assert settings.model.base_url == ("http://a:1",)
+    for model in (settings.model, settings.evaluation.judge):
+        assert model is not None and model.api_key is not None
+        assert model.api_key.get_secret_value() == SECRET
+    for written in (repr(settings), str(settings), settings.model_dump_json(), str(settings.model_dump())):
+        assert SECRET not in written
+    assert json.loads(json.dumps(settings.model_dump()))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"base_url": f"http://user:{SECRET}@a"},
+        {"base_url": f"http://a?key={SECRET}"},
+        {"api_key": SECRET},
+        {"base_url": "http://a", "api_key": [SECRET]},
+        {"base_url": "http://a", "api_kee": SECRET},
+        {"base_url": "http://a", "api_key": SECRET, "limits": {"read_s": -1}},
+    ],
+    ids=str,
+)
+def test_no_error_tells_a_key(model: dict[str, Any]):
+    for make in (
+        lambda: ModelSettings.model_validate(model),
+        lambda: RainSettings.model_validate({"model": model}),
+        lambda: RainSettings.model_validate({"evaluation": {"judge": model}}),
+        lambda: RainSettings().updated(model=model),
+    ):
+        with pytest.raises(ValueError) as caught:
+            make()
+        assert SECRET not in str(caught.value)
+
+
+def test_the_hash_knows_a_served_model_by_its_name_not_by_where_it_runs():
+    def hashed(**model: Any) -> str:
+        return RainSettings().updated(model=model).hash
+
+    one = hashed(name="m", base_url="http://a")
+    assert one == hashed(name="m", base_url=["http://b", "http://c"], api_key="k", limits={"read_s": 1})
+    assert one != hashed(name="n", base_url="http://a")
+    assert len({hashed(base_url="http://a"), hashed(base_url="http://b"), hashed()}) == 3
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://a", "http://", "a"])
+def test_what_is_no_address_is_refused_with_the_right_form(url: str):
+    with pytest.raises(ValidationError, match="http://host:port"):
+        ModelSettings(base_url=(url,))

@@ -88,6 +88,7 @@ class ModelSettings(Frozen):
     )
     api_key: SecretStr | None = Field(
         default=None,
+        exclude=True,  # from what is written down
         description="Sent to the servers as a bearer token; null: the environment variable RAIN_LLM_API_KEY, "
         "if it is set. Never shown.",
     )
@@ -435,7 +436,17 @@ class RainSettings(Frozen):
         Raises:
             SettingsError: a field is unknown or out of bounds.
         """
-        return RainSettings._load(_merged(self.model_dump(), parts), "the changed settings")
+        return RainSettings._load(_merged(self.data(), parts), "the changed settings")
+
+    def data(self, *parts: str) -> dict[str, Any]:
+        """Return these parts, or all, as data to make settings of: with the keys, unlike ``model_dump``."""
+        data = self.model_dump(include=set(parts) or None)
+        judge = self.evaluation.judge
+        if "model" in data:
+            data["model"]["api_key"] = self.model.api_key
+        if "evaluation" in data and judge is not None:
+            data["evaluation"]["judge"]["api_key"] = judge.api_key
+        return data
 
     @classmethod
     def preset(cls, name: str) -> RainSettings:
@@ -479,7 +490,7 @@ class RainSettings(Frozen):
         data = self.model_dump(mode="json")
         for model in (data["model"], data["evaluation"]["judge"]):
             if model is not None:
-                where = ("kv_cache_bytes", "device", "api_key", "limits")
+                where = ("kv_cache_bytes", "device", "limits")
                 for name in (*where, "base_url") if model["name"] else where:  # a server alone is a name
                     del model[name]
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]

@@ -75,6 +75,7 @@ def doctor(
     judge_settings = chosen.evaluation.judge or chosen.model
     if model is not None:
         named = {**judge_settings.model_dump(), "name": model, "revision": None}
+        named["api_key"] = judge_settings.api_key
         judge_settings = RainSettings().updated(model=named).model
     progress = Console(file=sys.stderr, highlight=False)
     alone = RainSettings(model=judge_settings)

@@ -33,7 +33,7 @@ def settings_file(diagnosis: Diagnosis, named: Sequence[str]) -> str:
         "# AUC: the chance that a good answer scores above a bad one, on answers that nothing was\n"
         "# fitted to, with its 95 % interval; 0.5 is a coin.\n"
     )
-    told = diagnosis.settings.model_dump(mode="json", exclude_defaults=True, exclude={"api_key"})
+    told = diagnosis.settings.model_dump(mode="json", exclude_defaults=True)
     loaded = {"name": None, **told}
     data: dict[str, Any] = {"evaluation": {"judge": loaded}} if diagnosis.judges_only else {"model": loaded}
     below = "".join(text for text, _ in entries)

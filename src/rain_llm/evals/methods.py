@@ -139,7 +139,7 @@ def settings_for(
     evaluation: dict[str, Any] = changes.pop("evaluation", {})
     if variant.paper:
         settings = RainSettings.preset(task.preset).updated(
-            **start.model_dump(include={"model", "generation", "on_unsafe", "refusal"}),
+            **start.data("model", "generation", "on_unsafe", "refusal"),
             evaluation={"judge": start.evaluation.judge},
         )
         asked = settings.evaluation.criteria
