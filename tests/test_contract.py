@@ -383,7 +383,7 @@ def test_costs_are_told(model: LanguageModel):
     assert reply.forwards == longest
     assert reply.model_tokens > 0
     (scores,) = model.score([Score(before, (model.encode(" la"),))])
-    assert scores.forwards == 1
+    assert 1 <= scores.forwards <= 2  # llama-server is asked twice
     assert scores.model_tokens > 0
 
 
