@@ -280,7 +280,7 @@ def test_a_reply_without_ids_is_told(llama: Server):
     async def ask(body: dict[str, Any], read: Callable[[Any], Any], path: str = COMPLETIONS) -> Any:
         return await replicas.post(path, body, read)
 
-    with pytest.raises(ServerError, match=r"cannot be read|no token|no completion|JSON"):
+    with pytest.raises(ServerError, match="logit bias"):
         in_loop(speaker.rank(ask, (5, 6), 3, Bill()))
     with pytest.raises(ServerError):
         in_loop(speaker.weigh(ask, {(5, 6): frozenset({7, 8})}, Bill()))
