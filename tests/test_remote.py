@@ -252,3 +252,12 @@ def test_a_tokenizer_that_fails_in_the_middle_loses_nothing():
     result = caught.value.result
     assert result.text.startswith(seen) and seen.startswith(" la la")
     assert result.stop_reason is StopReason.ERROR
+
+
+def test_a_deadline_in_the_far_future_is_waited_for_in_naps(model: Elsewhere, scheduler: Scheduler):
+    model.held = True
+    job = Job(asking([[sample(model, "a")]]), deadline_s=1e12)
+    scheduler.submit(job.ticket)
+    assert model.arrived.wait(5)
+    model.answer(model.rounds[0])
+    assert job.outcome().stop_reason is StopReason.EOS

@@ -699,3 +699,30 @@ def test_sglang_that_leaves_labels_out_is_not_believed(told: list[list[Any]]):
 
     with pytest.raises(Unreadable):
         asyncio.run(Sglang("scripted").weigh(ask, {(5, 6): frozenset({7, 9})}, Bill()))
+
+
+def test_a_server_that_hangs_is_left_within_a_short_deadline(llama: Server, server: Server):
+    control(server, "hang")
+    replicas = Replicas((server.url, llama.url), None, ServerLimits(read_s=30.0), nothing)
+    search = Searching()
+    end = time.monotonic() + 2.0
+    assert in_loop(replicas.post(COMPLETIONS, BODY, lambda reply: reply["choices"], search, end))
+    assert replicas.counts.moves == 1
+
+
+def test_what_a_server_says_in_a_reply_is_told_without_the_key(server: Server):
+    def read(reply: Any) -> None:
+        raise Unreadable("bad Authorization: Bearer sk-do-not-tell")
+
+    replicas = Replicas((server.url,), SecretStr("sk-do-not-tell"), ServerLimits(attempts=1), nothing)
+    with pytest.raises(ServerError, match="Bearer \\.\\.\\.") as caught:
+        in_loop(replicas.post(COMPLETIONS, BODY, read))
+    assert "sk-do-not-tell" not in str(caught.value)
+
+
+async def nothing(replica: Replica) -> None:
+    """Check nothing."""
+
+
+class Searching:
+    """Somebody whose requests these are."""

@@ -347,7 +347,8 @@ class Scheduler:
         with self._lock:
             tickets = self._running + self._waiting
         deadlines = [ticket.deadline for ticket in tickets if ticket.deadline is not None]
-        self._wake.wait(max(0.0, min(deadlines) - time.monotonic()) if deadlines else _NAP_S)
+        left = max(0.0, min(deadlines) - time.monotonic()) if deadlines else _NAP_S
+        self._wake.wait(min(left, _NAP_S))
 
     def _admit(self) -> list[Ticket]:
         """Let in who is next, and whoever has met a limit: a search must begin before it can be ended."""

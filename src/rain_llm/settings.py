@@ -498,9 +498,13 @@ class RainSettings(Frozen):
 
 def _address(url: str) -> str:
     """Return a server's address without the '/v1' and '/' that some write behind it."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{url!r} is no address of a server: write it as http://host:port")
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # of the port
+        known = False
+    if not known:  # what it is instead is not repeated: it may be a key
+        raise ValueError("this is no address of a server: write it as http://host:port")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError("an address holds no user, key or query: give the key as api_key")
     return url.rstrip("/").removesuffix("/v1")

@@ -371,8 +371,8 @@ class CompletionsModel:
             return Tokenizer.load(self._settings.tokenizer, self._settings.revision)
         if self.facts.slots:
 
-            def post(path: str, body: Body) -> Any:
-                return in_loop(self._replicas.post(path, body, lambda found: found, deadline=DEADLINE.get()))
+            def post(path: str, body: Body, read: Callable[[Any], Any]) -> Any:
+                return in_loop(self._replicas.post(path, body, read, deadline=DEADLINE.get()))
 
             vocabulary = in_loop(server_vocabulary(self._replicas, replica))
             return ServerTokenizer(post, self.name, vocabulary)

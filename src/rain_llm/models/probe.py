@@ -74,7 +74,7 @@ async def identified(replicas: Replicas, replica: Replica, settings: ModelSettin
     told = model.get("max_model_len")
     if slots:
         told = (props.get("default_generation_settings") or {}).get("n_ctx")
-        if settings.limits.max_concurrency is None:
+        if settings.limits.max_concurrency is None and replica.last is None:
             replica.room = asyncio.Semaphore(slots)
     context = settings.context_length or told
     if not context:
@@ -105,7 +105,7 @@ async def server_vocabulary(replicas: Replicas, replica: Replica) -> dict[int, b
         top = reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
         vocabulary = {int(place["id"]): bytes(place["bytes"]) for place in top}
     except Failed as error:
-        raise ServerError(replica.url, error.cause, error.remedy) from error
+        raise ServerError(replica.url, replicas.clean(error.cause), error.remedy) from error
     except (LookupError, TypeError, ValueError) as error:
         raise ServerError(replica.url, "does not tell its tokens", remedy) from error
     if set(vocabulary) != set(range(size)):
@@ -150,7 +150,7 @@ async def probed(
     except Failed as error:
         raise ServerError(replica.url, error.cause, error.remedy) from error
     raise ModelNotSupportedError(
-        f"{replica.url} cannot carry a search: it {_cause(reason)}: use vLLM or llama-server"
+        f"{replica.url} cannot carry a search: it {replicas.clean(_cause(reason))}: use vLLM or llama-server"
     ) from reason
 
 

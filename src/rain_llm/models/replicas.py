@@ -197,7 +197,7 @@ class Replicas:
                     async with replica.room:
                         self.counts.retries += tried is not None
                         asked = time.monotonic()
-                        reply = await self._ask(replica, "POST", path, content)
+                        reply = await self._ask(replica, "POST", path, content, patience=self._patience(end))
                 answer = _read(reply, read)
             except Failed as failed:
                 failure = failed
@@ -219,7 +219,7 @@ class Replicas:
                 return answer
             now = time.monotonic()
             if wrong >= self.limits.attempts or now >= end:
-                tries = f"{failure.cause} (given up after {now - began:.1f} s)"
+                tries = f"{self.clean(failure.cause)} (given up after {now - began:.1f} s)"
                 raise ServerError(replica.url, tries, failure.remedy) from failure.__cause__
             tried = replica
             if failure.there:
@@ -258,7 +258,8 @@ class Replicas:
             failed = next((f for f in failures if isinstance(f, Failed) and f.busy), failures[0])
             assert isinstance(failed, Failed)  # the others were raised
             if not failed.busy or time.monotonic() > end:
-                raise ServerError(self.replicas[0].url, failed.cause, failed.remedy) from failed.__cause__
+                cause = self.clean(failed.cause)
+                raise ServerError(self.replicas[0].url, cause, failed.remedy) from failed.__cause__
             await asyncio.sleep(failed.pause_s or _FIRST_PAUSE_S)
 
     async def _make_sure(self, replica: Replica) -> None:
@@ -280,14 +281,15 @@ class Replicas:
         path: str,
         content: bytes | None,
         known: tuple[int, ...] = (),
+        patience: float | None = None,
     ) -> httpx.Response:
-        """Make one attempt. ``known``: refusals that the caller understands."""
+        """Make one attempt, for ``patience`` seconds. ``known``: refusals that the caller understands."""
         self.counts.requests += 1
         headers = {"Content-Type": "application/json"} if content else None
         client = replica.lanes.pop() if replica.lanes else self._lane()
         replica.under_way += 1
         try:
-            async with asyncio.timeout(self.limits.read_s):  # for a reply that only trickles
+            async with asyncio.timeout(patience or self.limits.read_s):  # for a reply that only trickles
                 url = replica.url + path
                 try:
                     reply = await client.request(method, url, content=content, headers=headers)
@@ -302,7 +304,7 @@ class Replicas:
             ) from error
         except (TimeoutError, httpx.TimeoutException) as error:
             raise Failed(
-                f"no complete reply within {self.limits.read_s:g} s",
+                f"no complete reply within {patience or self.limits.read_s:.3g} s",
                 "see whether it hangs or is overloaded, or raise limits.read_s",
             ) from error
         except httpx.ConnectError as error:
@@ -334,6 +336,16 @@ class Replicas:
         remedy = remedies.get(status, "this request cannot be answered there: see what it says")
         raise Refused(replica.url, cause, remedy)
 
+    def _patience(self, end: float) -> float:
+        """Return the seconds for an attempt: where there is another server, it gets half of the time."""
+        half = (end - time.monotonic()) / 2 if len(self.replicas) > 1 else math.inf
+        return max(0.05, min(self.limits.read_s, half))
+
+    def clean(self, text: str) -> str:
+        """Quote what a server says: without the key, and not at length."""
+        text = " ".join(text.split())
+        return (text.replace(self._secret, "...") if self._secret else text)[:_QUOTED]
+
     def _lane(self) -> httpx.AsyncClient:
         client = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {self._secret}"} if self._secret else {},
@@ -352,10 +364,8 @@ class Replicas:
             said = error.get("message") or error.get("detail") if isinstance(error, dict) else error
         except ValueError:
             said = reply.headers.get("content-type", "no JSON")
-        text = " ".join(str(said or "").split())
-        if self._secret:
-            text = text.replace(self._secret, "...")
-        return f": {text[:_QUOTED]}" if text else ""
+        text = self.clean(str(said or ""))
+        return f": {text}" if text else ""
 
     # -- which server ----------------------------------------------------------------------------------
 
@@ -435,6 +445,16 @@ def event_loop() -> asyncio.AbstractEventLoop:
             _loop = asyncio.new_event_loop()
             threading.Thread(target=_loop.run_forever, name=_THREAD, daemon=True).start()
         return _loop
+
+
+def _after_fork() -> None:
+    """The loop's thread stays with the parent: what was made there cannot be used in a child."""
+    global _loop, _starting
+    _loop, _starting = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # not everywhere
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def in_loop(work: Coroutine[Any, Any, Answer]) -> Answer:

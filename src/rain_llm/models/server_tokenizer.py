@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from rain_llm.errors import ModelNotSupportedError
+from rain_llm.errors import PromptError
 from rain_llm.models.tokenizer import rendered
 from rain_llm.types import Message, TokenIds
 
-Post = Callable[[str, dict[str, Any]], Any]
-"""Posts a body to a path, and returns the JSON of the reply."""
+Post = Callable[[str, dict[str, Any], Callable[[Any], Any]], Any]
+"""Posts a body to a path, and returns what a function makes of the reply."""
 
 _REMEMBERED = 4096  # texts
 
@@ -55,21 +55,27 @@ class ServerTokenizer:
         """Render a chat by the model's template, up to where the assistant begins to speak.
 
         Raises:
-            ModelNotSupportedError: the server has no template, or it leaves out a message.
+            ServerError: the server has no template. ModelNotSupportedError: it leaves out a message.
         """
         return rendered(messages, self._template, self.encode, self._encode_template, self._name)
 
     def _template(self, messages: list[dict[str, str]]) -> str:
-        found = self._post("/apply-template", {"messages": messages})
-        if not isinstance(found, dict) or not isinstance(found.get("prompt"), str):
-            raise ModelNotSupportedError(f"{self._name} has no chat template: use plain text prompts")
-        return str(found["prompt"])
+        return str(self._post("/apply-template", {"messages": messages}, lambda found: found["prompt"]))
 
     def _encode(self, text: str) -> TokenIds:
-        return self._tokens({"content": text, "parse_special": False})
+        tokens = self._tokens({"content": text, "parse_special": False})
+        if not self.special.isdisjoint(tokens):
+            raise PromptError(
+                f"the server of {self._name} makes a special token of a text: leave that out of it"
+            )
+        return tokens
 
     def _encode_template(self, text: str) -> TokenIds:
         return self._tokens({"content": text, "parse_special": True})
 
     def _tokens(self, body: dict[str, Any]) -> TokenIds:
-        return tuple(int(token) for token in self._post("/tokenize", {"add_special": False} | body)["tokens"])
+        def read(found: Any) -> TokenIds:
+            return tuple(int(token) for token in found["tokens"])
+
+        tokens: TokenIds = self._post("/tokenize", {"add_special": False} | body, read)
+        return tokens

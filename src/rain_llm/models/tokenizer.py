@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from jinja2 import TemplateError
 
-from rain_llm.errors import ModelNotFoundError, ModelNotSupportedError
+from rain_llm.errors import ModelNotFoundError, ModelNotSupportedError, PromptError
 from rain_llm.types import Message, TokenIds
 
 
@@ -112,10 +112,28 @@ class Tokenizer:
     def encode(self, text: str) -> TokenIds:
         """Turn text into ordinary tokens: special tokens in the text stay the characters they are."""
         if self._plain is not None:
-            return tuple(self._plain.encode(text, add_special_tokens=False).ids)
-        with self._lock:
-            found = self._loaded(text, add_special_tokens=False, split_special_tokens=True)
-        return tuple(found.input_ids)
+            tokens = tuple(self._plain.encode(text, add_special_tokens=False).ids)
+        else:
+            with self._lock:
+                found = self._loaded(text, add_special_tokens=False, split_special_tokens=True)
+            tokens = tuple(found.input_ids)
+        forged = self.special.intersection(tokens) - {self._loaded.unk_token_id}
+        return self._apart(text, min(forged)) if forged else tokens
+
+    def _apart(self, text: str, token: int) -> TokenIds:
+        """Encode a text in two, so that a special token that its vocabulary makes of it is taken apart.
+
+        Raises:
+            PromptError: it is not there as it is written.
+        """
+        written = str(self._loaded.convert_ids_to_tokens(token))
+        place = text.find(written)
+        if place < 0 or len(written) < 2:
+            raise PromptError(
+                f"the tokenizer of {self._name} makes its special token {written!r} of a text, and it cannot "
+                "be taken apart: leave that out of the text"
+            )
+        return self.encode(text[: place + 1]) + self.encode(text[place + 1 :])
 
     def decode(self, tokens: TokenIds) -> str:
         """Turn tokens into text."""
@@ -182,7 +200,13 @@ def rendered(
             raise ModelNotSupportedError(
                 f"the chat template of {name} leaves out a message of role '{message.role}'"
             )
+        if any(other in before for other in marks):
+            raise ModelNotSupportedError(
+                f"the chat template of {name} shows a message in another order or twice"
+            )
         tokens += encode_template(before) + encode(message.content)
+    if any(mark in rest for mark in marks):
+        raise ModelNotSupportedError(f"the chat template of {name} shows a message twice")
     return tokens + encode_template(rest)
 
 

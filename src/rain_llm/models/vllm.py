@@ -69,21 +69,24 @@ class Vllm:
         def read(reply: Any) -> dict[int, float]:
             (choice,) = choices_of(reply, 1, self.model)
             bill.charge_prompt(reply, len(prefix))
-            return self._top(choice)
+            top = self._top(choice)
+            sound = len(top) >= n and min(top.values()) > NONSENSE
+            return {token: nats(logprob) for token, logprob in top.items()} if sound else {}
 
         def read_before(reply: Any) -> dict[int, float]:
             (choice,) = choices_of(reply, 1, self.model)
             bill.charge_prompt(reply, len(prefix) + 1)
             places = choice.get("prompt_logprobs") or [{}]
-            return {int(token): as_dict(place)["logprob"] for token, place in as_dict(places[-1]).items()}
+            told = as_dict(places[-1]).items()
+            if len(told) < n:
+                raise Unreadable(f"gave {len(told)} log-probabilities where {n} were asked for")
+            return {int(token): nats(as_dict(place)["logprob"]) for token, place in told}
 
         top: dict[int, float] = await ask(likeliest, read)
         bill.forwards += 1
-        if len(top) < n or min(top.values()) <= NONSENSE:
+        if not top:
             top = await ask(before, read_before)
             bill.forwards += 1
-        if len(top) < n:
-            raise Unreadable(f"gave {len(top)} log-probabilities where {n} were asked for")
         return sorted(top.items(), key=lambda item: -item[1])[:n]
 
     def grouped(self, prefixes: Sequence[TokenIds]) -> list[list[TokenIds]]:
