@@ -726,3 +726,13 @@ async def nothing(replica: Replica) -> None:
 
 class Searching:
     """Somebody whose requests these are."""
+
+
+def test_whatever_failed_is_told_without_the_key_and_with_its_cause(server: Server):
+    key = "sk-do-not-tell"
+    replicas = Replicas((server.url,), SecretStr(key), ServerLimits(), nothing)
+    failed = Failed(f"answered with {key}", "look into the server's own log")
+    failed.__cause__ = OSError("gone")
+    error = replicas.error(replicas.replicas[0], failed)
+    assert str(error) == f"{server.url}: answered with ...: look into the server's own log"
+    assert isinstance(error.__cause__, OSError)

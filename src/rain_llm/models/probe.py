@@ -105,7 +105,7 @@ async def server_vocabulary(replicas: Replicas, replica: Replica) -> dict[int, b
         top = reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
         vocabulary = {int(place["id"]): bytes(place["bytes"]) for place in top}
     except Failed as error:
-        raise ServerError(replica.url, replicas.clean(error.cause), error.remedy) from error
+        raise replicas.error(replica, error) from error
     except (LookupError, TypeError, ValueError) as error:
         raise ServerError(replica.url, "does not tell its tokens", remedy) from error
     if set(vocabulary) != set(range(size)):
@@ -148,7 +148,7 @@ async def probed(
             except (Unreadable, Refused) as error:
                 reason = error
     except Failed as error:
-        raise ServerError(replica.url, error.cause, error.remedy) from error
+        raise replicas.error(replica, error) from error
     raise ModelNotSupportedError(
         f"{replica.url} cannot carry a search: it {replicas.clean(_cause(reason))}: use vLLM or llama-server"
     ) from reason

@@ -219,8 +219,7 @@ class Replicas:
                 return answer
             now = time.monotonic()
             if wrong >= self.limits.attempts or now >= end:
-                tries = f"{self.clean(failure.cause)} (given up after {now - began:.1f} s)"
-                raise ServerError(replica.url, tries, failure.remedy) from failure.__cause__
+                raise self.error(replica, failure, f" (given up after {now - began:.1f} s)")
             tried = replica
             if failure.there:
                 await asyncio.sleep(min(_FIRST_PAUSE_S * 2**wrong, max(0.0, end - now)))
@@ -258,8 +257,7 @@ class Replicas:
             failed = next((f for f in failures if isinstance(f, Failed) and f.busy), failures[0])
             assert isinstance(failed, Failed)  # the others were raised
             if not failed.busy or time.monotonic() > end:
-                cause = self.clean(failed.cause)
-                raise ServerError(self.replicas[0].url, cause, failed.remedy) from failed.__cause__
+                raise self.error(self.replicas[0], failed)
             await asyncio.sleep(failed.pause_s or _FIRST_PAUSE_S)
 
     async def _make_sure(self, replica: Replica) -> None:
@@ -340,6 +338,12 @@ class Replicas:
         """Return the seconds for an attempt: where there is another server, it gets half of the time."""
         half = (end - time.monotonic()) / 2 if len(self.replicas) > 1 else math.inf
         return max(0.05, min(self.limits.read_s, half))
+
+    def error(self, replica: Replica, failed: Failed, more: str = "") -> ServerError:
+        """Make what a user is told of an attempt that will not be made again."""
+        told = ServerError(replica.url, self.clean(failed.cause) + more, failed.remedy)
+        told.__cause__ = failed.__cause__
+        return told
 
     def clean(self, text: str) -> str:
         """Quote what a server says: without the key, and not at length."""
