@@ -2,8 +2,8 @@
 
 RAIN's state is a tree of token ids on this side, so a server needs to know nothing of it: it continues
 prefixes (``n`` times, by a seed) and weighs labels, and finds what it has read before in its own prefix
-cache. How each kind of server is asked stands in ``vllm`` and ``llama_server``; which one of several is
-asked, and how long it is waited for, in ``replicas``.
+cache. How each kind of server is asked stands in ``vllm``, ``sglang`` and ``llama_server``; which one of
+several is asked, and how long it is waited for, in ``replicas``.
 
 What a server can do is found out by asking it, before anything is written: many accept a field and
 ignore it.
@@ -15,21 +15,19 @@ import asyncio
 import functools
 import math
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from rain_llm.errors import ModelNotFoundError, ModelNotSupportedError, PromptError, ServerError
 from rain_llm.models.base import DEADLINE, Errand
-from rain_llm.models.dialect import PATH, Ask, Bill, Body, Contexts, Drawn, Weighed, Wish, distinct
+from rain_llm.models.dialect import PATH, Ask, Bill, Body, Contexts, Drawn, Weighed, Wish, distinct, together
 from rain_llm.models.probe import SENTENCE, Facts, identified, probed, server_vocabulary
 from rain_llm.models.replicas import Counts, Refused, Replica, Replicas, event_loop, in_loop
 from rain_llm.models.server_tokenizer import ServerTokenizer
 from rain_llm.models.tokenizer import Text, Tokenizer
 from rain_llm.settings import ModelSettings
 from rain_llm.types import Continuation, Message, Sample, Samples, Score, Scores, TokenIds
-
-Found = TypeVar("Found")
 
 
 @dataclass(eq=False)
@@ -42,7 +40,6 @@ class _Errand:
     error: Exception | None = None
     model_tokens: int = 0
     forwards: int = 0
-    recalled: bool = False
 
 
 @dataclass
@@ -159,16 +156,14 @@ class CompletionsModel:
     @staticmethod
     def _give_up(errands: Sequence[_Errand]) -> None:
         for errand in errands:
-            errand.recalled = True
             if errand.task is not None and errand.reply is None and errand.error is None:
                 errand.task.cancel()
 
     def _begin(self, errands: Sequence[_Errand], ask: Ask, done: Callable[[], None]) -> None:
         """Start the tasks of a round, in the loop; one asks all of its questions."""
         loop = asyncio.get_running_loop()
-        asked = [errand for errand in errands if not errand.recalled]
-        questions = [errand for errand in asked if isinstance(errand.request, Score)]
-        for errand in asked:
+        questions = [errand for errand in errands if isinstance(errand.request, Score)]
+        for errand in errands:
             if isinstance(errand.request, Sample):
                 errand.task = loop.create_task(
                     self._run([errand], functools.partial(self._sample, errand, ask), done)
@@ -218,11 +213,11 @@ class CompletionsModel:
             wishes += [self._wish(request, n=sampled)] if sampled else []
             bills = [Bill() for _ in wishes]
             drawing = zip(wishes, bills, strict=True)
-            drawn = await _all(self._dialect.draw(ask, *both) for both in drawing)
+            drawn = await together(self._dialect.draw(ask, *both) for both in drawing)
             for one in bills:
                 bill.add_beside(one)
             branches = [branch for several in drawn for branch in several]
-            found = await _all(
+            found = await together(
                 self._whole(request, i, branch, ask, bill) for i, branch in enumerate(branches)
             )
         self._charge(errand, bill)
@@ -302,7 +297,7 @@ class CompletionsModel:
         weighed: Weighed = {}
         refused: dict[TokenIds, Exception] = {}
         for group, (found, failed, bill) in zip(
-            groups, await _all(self._weigh(ask, some) for some in asked), strict=True
+            groups, await together(self._weigh(ask, some) for some in asked), strict=True
         ):
             weighed |= found
             refused |= failed
@@ -384,16 +379,6 @@ class CompletionsModel:
                 "and its own /tokenize would let a user's text pose as special tokens: "
                 "give model.tokenizer, a folder or hub name"
             ) from error
-
-
-async def _all(works: Iterable[Coroutine[Any, Any, Found]]) -> list[Found]:
-    """Do these side by side; if one fails, the others are given up."""
-    tasks = [asyncio.ensure_future(work) for work in works]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 def _contexts(request: Score) -> dict[TokenIds, set[int]]:

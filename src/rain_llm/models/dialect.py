@@ -9,14 +9,16 @@ nothing clipped.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from rain_llm.models.replicas import Unreadable
 from rain_llm.types import TokenIds
 
+Found = TypeVar("Found")
 Body = dict[str, Any]
 PATH = "/v1/completions"
 
@@ -148,6 +150,16 @@ class Dialect(Protocol):
     async def weigh(self, ask: Ask, contexts: Contexts, bill: Bill) -> Weighed:
         """Return the log-probability of each wanted token behind each prefix."""
         ...
+
+
+async def together(works: Iterable[Coroutine[Any, Any, Found]]) -> list[Found]:
+    """Do these side by side; if one fails, the others are given up."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def distinct(*numbers: int) -> int:

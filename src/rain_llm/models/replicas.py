@@ -30,6 +30,7 @@ import httpx
 from pydantic import SecretStr
 
 from rain_llm.errors import ModelError, ServerError, SettingsError
+from rain_llm.models.tokenizer import first_line
 from rain_llm.settings import ServerLimits
 
 _NOT_NOW = {408, 429, 502, 503, 504}
@@ -307,11 +308,11 @@ class Replicas:
             ) from error
         except httpx.ConnectError as error:
             raise Failed(
-                f"cannot be reached ({_words(error)})", "start the server, or check base_url"
+                f"cannot be reached ({first_line(error)})", "start the server, or check base_url"
             ) from error
         except httpx.RequestError as error:
             raise Failed(
-                f"broke off the connection ({_words(error)})", "look into the server's own log"
+                f"broke off the connection ({first_line(error)})", "look into the server's own log"
             ) from error
         finally:
             replica.lanes.append(client)
@@ -428,10 +429,6 @@ def _pause(reply: httpx.Response) -> float | None:
         return min(_LONGEST_ASKED_S, max(_FIRST_PAUSE_S, float(reply.headers["retry-after"])))
     except (KeyError, ValueError):  # or a date
         return None
-
-
-def _words(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 # -- the loop of the process ------------------------------------------------------------------------

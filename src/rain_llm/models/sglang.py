@@ -8,11 +8,10 @@ log-probability that it tells beside a logit bias holds the bias; but its own ``
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-from rain_llm.models.dialect import Ask, Bill, Contexts, Weighed, as_dict, nats
+from rain_llm.models.dialect import Ask, Bill, Contexts, Weighed, as_dict, nats, together
 from rain_llm.models.replicas import Unreadable
 from rain_llm.models.vllm import Vllm
 from rain_llm.types import TokenIds
@@ -25,7 +24,7 @@ class Sglang(Vllm):
     async def weigh(self, ask: Ask, contexts: Contexts, bill: Bill) -> Weighed:
         """Ask about each prefix by a request of its own."""
         asked = (self._labels(ask, prefix, wanted, bill) for prefix, wanted in contexts.items())
-        found = dict(zip(contexts, await asyncio.gather(*asked), strict=True))
+        found = dict(zip(contexts, await together(asked), strict=True))
         bill.forwards += 1
         return found
 

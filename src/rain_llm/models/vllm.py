@@ -5,7 +5,6 @@ Tried with vLLM 0.32.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +23,7 @@ from rain_llm.models.dialect import (
     choices_of,
     drawn_from,
     nats,
+    together,
 )
 from rain_llm.models.replicas import Unreadable
 from rain_llm.types import TokenIds
@@ -101,7 +101,7 @@ class Vllm:
         """Ask about all prefixes by one request."""
         if not self.knows_labels:
             pairs = [(prefix, token) for prefix, tokens in contexts.items() for token in sorted(tokens)]
-            logprobs = await asyncio.gather(*(self._force(ask, *pair, bill) for pair in pairs))
+            logprobs = await together(self._force(ask, *pair, bill) for pair in pairs)
             bill.forwards += 1
             found: Weighed = {prefix: {} for prefix in contexts}
             for (prefix, token), logprob in zip(pairs, logprobs, strict=True):
