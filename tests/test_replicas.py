@@ -18,6 +18,7 @@ from rain_llm.models.dialect import Bill
 from rain_llm.models.llama_server import LlamaServer
 from rain_llm.models.replicas import Failed, Replica, Replicas, Unreadable, event_loop, in_loop
 from rain_llm.models.sglang import Sglang
+from rain_llm.models.vllm import Vllm
 from rain_llm.settings import ServerLimits
 from tests.servers.process import Server, free_port
 from tests.servers.scripted import COMPLETIONS, control, prompts, scripted_server, stats
@@ -736,3 +737,19 @@ def test_whatever_failed_is_told_without_the_key_and_with_its_cause(server: Serv
     error = replicas.error(replicas.replicas[0], failed)
     assert str(error) == f"{server.url}: answered with ...: look into the server's own log"
     assert isinstance(error.__cause__, OSError)
+
+
+def test_a_ranking_that_vllm_spoils_is_read_from_the_prompt():
+    asked: list[dict[str, Any]] = []
+
+    async def ask(body: dict[str, Any], read: Callable[[Any], Any], path: str = COMPLETIONS) -> Any:
+        asked.append(body)
+        top = {"token_id:7": -0.5, "token_id:0": -9999.0}
+        prompt = [None, {"6": {"logprob": -1.0}}, {"7": {"logprob": -0.5}, "9": {"logprob": -1.5}}]
+        told: dict[str, Any] = {"logprobs": {"top_logprobs": [top]}, "prompt_logprobs": prompt}
+        return read({"choices": [told], "usage": {"prompt_tokens": len(body["prompt"])}})
+
+    bill = Bill()
+    assert asyncio.run(Vllm("m").rank(ask, (5, 6), 2, bill)) == [(7, -0.5), (9, -1.5)]
+    assert [body["prompt"] for body in asked] == [[5, 6], [5, 6, 6]]
+    assert (bill.prompt_tokens, bill.forwards) == (5, 2)
