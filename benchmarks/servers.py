@@ -133,6 +133,7 @@ def measure(url: str) -> list[Figure]:
     figures = []
     kinds: dict[str, tuple[str, Sequence[Prompt], int, float | None]] = {
         "documents": ("harmlessness", documents(AT_ONCE + 1), 128, 0.85),
+        "documents, short answers": ("harmlessness", documents(AT_ONCE), 48, 0.85),
         "openings": ("positive_sentiment", OPENINGS, 32, None),
     }
     for name, (criterion, prompts, tokens, bar) in kinds.items():

@@ -33,13 +33,8 @@ SENTENCE = (*(end + close for end in ".!?…" for close in ("", '"', "”", "'",
 """Where a sentence ends."""
 
 
-_SHOWN = {
-    ("context_length",),
-    ("device",),
-    ("dtype",),
-    ("kv_cache_bytes",),
-    ("limits",),
-}  # in errors; elsewhere a key might stand
+# Their values are told in errors; at any other place a key might stand.
+_SHOWN = {("context_length",), ("device",), ("dtype",), ("kv_cache_bytes",), ("limits",)}
 
 
 class ServerLimits(Frozen):
