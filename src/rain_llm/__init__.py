@@ -16,6 +16,7 @@ from rain_llm.criteria import (
 from rain_llm.engine import Rain
 from rain_llm.errors import (
     BlindJudgeWarning,
+    IncompleteError,
     LabelError,
     ModelError,
     ModelNotFoundError,
@@ -28,7 +29,7 @@ from rain_llm.errors import (
     UnsafeAnswerError,
 )
 from rain_llm.settings import RainSettings
-from rain_llm.types import Message, RainResult, Step, StopReason, Usage, Verdict
+from rain_llm.types import Message, RainResult, Step, StopReason, Task, Tool, ToolCall, Usage, Verdict
 
 __all__ = [
     "BUILT_IN",
@@ -43,6 +44,7 @@ __all__ = [
     "Choice",
     "Criterion",
     "Example",
+    "IncompleteError",
     "LabelError",
     "Message",
     "ModelError",
@@ -58,6 +60,9 @@ __all__ = [
     "SettingsError",
     "Step",
     "StopReason",
+    "Task",
+    "Tool",
+    "ToolCall",
     "UnsafeAnswerError",
     "Usage",
     "Verdict",

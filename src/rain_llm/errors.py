@@ -11,6 +11,7 @@
     │   ├── ModelNotSupportedError       found, but it cannot be rewound or judged by
     │   └── ServerError                  a server that is not there, or does not answer as it should
     ├── UnsafeAnswerError                nothing passed, and ``on_unsafe="raise"``
+    ├── IncompleteError                  a document or a call did not fit into ``max_new_tokens``
     └── SearchError                      a model failed in the middle of an answer
 
     UserWarning
@@ -75,6 +76,18 @@ class UnsafeAnswerError(RainError):
 
     Attributes:
         result: what had been accepted before; its ``verdict`` is that of the best rejected text.
+    """
+
+    def __init__(self, message: str, result: RainResult) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+class IncompleteError(RainError):
+    """A JSON document or a tool call was not finished within ``max_new_tokens``; no half of it leaves.
+
+    Attributes:
+        result: what had been accepted before it.
     """
 
     def __init__(self, message: str, result: RainResult) -> None:

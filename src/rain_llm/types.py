@@ -6,10 +6,10 @@ replies; a user receives :class:`Step` while the answer grows and :class:`RainRe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +19,75 @@ Vector: TypeAlias = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the model may ask for.
+
+    Attributes:
+        name: 1 to 64 letters, digits, ``_`` and ``-``.
+        description: what it does, in words for the model.
+        parameters: JSON schema of an object: its arguments.
+    """
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=lambda: {"type": "object", "properties": {}})
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """What the model asks for: a tool's name and arguments that fit its schema.
+
+    Attributes:
+        id: a name that the tool's reply refers to.
+    """
+
+    name: str
+    arguments: Mapping[str, Any]
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a chat."""
+    """One turn of a chat.
 
-    role: Literal["system", "user", "assistant"]
+    Attributes:
+        tool_calls: what an assistant's turn asked for, behind its content.
+        name: of the tool whose reply this is. tool_call_id: of the call that it replies to.
+    """
+
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    name: str = ""
+    tool_call_id: str = ""
 
 
-Prompt: TypeAlias = str | Sequence[Message]
+@dataclass(frozen=True, slots=True)
+class Task:
+    """All that is asked for one answer; a bare prompt stands for a task without the rest.
+
+    Attributes:
+        prompt: a text to continue, or a list of chat messages to answer.
+        context: passages for criteria that judge against them (groundedness); the writer reads only the
+            prompt.
+        question: what the judge is told was asked; "": the prompt, or a chat's last user turn.
+        tools: what the model may call; the prompt is then a chat.
+        tool_choice: "auto": text, calls or both; "none": no call; "any": a call; else the name of the tool
+            that is to be called.
+        parallel_calls: one answer may hold several calls.
+        schema: a JSON schema: the answer is one JSON document that fits it.
+    """
+
+    prompt: str | Sequence[Message]
+    context: str | Sequence[str] = ""
+    question: str = ""
+    tools: Sequence[Tool] = ()
+    tool_choice: str = "auto"
+    parallel_calls: bool = True
+    schema: Mapping[str, Any] | None = None
+
+
+Prompt: TypeAlias = str | Sequence[Message] | Task
 
 
 # --- requests: what a search asks for -----------------------------------------------------------
@@ -49,6 +110,9 @@ class Sample:
         ranked: instead of drawing, return the ``n`` most likely next tokens in order
             (``max_tokens`` must be 1).
         ends: a continuation ends after the first token whose text ends with one of these.
+        schema: JSON text of a JSON schema: a continuation is one compact JSON document that fits it, and
+            has ``ended`` where it is whole (without it, ``max_tokens`` cut it off); "": any text. Not with
+            ``ranked``, ``greedy_first`` or ``ends``.
     """
 
     prefix: TokenIds
@@ -61,6 +125,7 @@ class Sample:
     greedy_first: bool = False
     ranked: bool = False
     ends: tuple[str, ...] = ()
+    schema: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +157,8 @@ class Continuation:
         tokens: never contains a special token.
         logprobs: one per token, nats: the model's own log-probability over its whole vocabulary
             at temperature 1, whatever the request's temperature, top_k and top_p.
-        ended: the model ended the text after these tokens (then ``tokens`` may be empty).
+        ended: the model ended the text after these tokens (then ``tokens`` may be empty), or the document
+            that a schema asks for is whole.
         logprob: sum of ``logprobs``, plus that of the end token where ``ended``.
     """
 
@@ -110,11 +176,13 @@ class Samples:
         continuations: as many as were asked for.
         model_tokens: tokens that went through the model for this request (cached ones do not).
         forwards: forward passes in which this request took part.
+        cached_tokens: of the prefix, that the model had read before.
     """
 
     continuations: tuple[Continuation, ...]
     model_tokens: int = 0
     forwards: int = 0
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +255,8 @@ class StopReason(StrEnum):
     EOS = "eos"  # the model ended it
     STOP = "stop"  # a stop string was met
     LENGTH = "length"  # max_new_tokens
+    TOOL_CALLS = "tool_calls"  # the answer ends with calls, which wait for their replies
+    INCOMPLETE = "incomplete"  # max_new_tokens, in the middle of a call or a document
     REFUSED = "refused"  # nothing passed, on_unsafe="refuse"
     UNSAFE = "unsafe"  # nothing passed, on_unsafe="raise"
     DEADLINE = "deadline"  # search.deadline_s
@@ -201,6 +271,7 @@ class Usage:
 
     Attributes:
         prompt_tokens: length of the prompt.
+        cached_tokens: of the prompt, that the model had read before this answer.
         output_tokens: length of the returned answer.
         model_tokens: all tokens that went through writer and judge, evaluation included.
         evaluation_tokens: the judge's share of ``model_tokens``.
@@ -218,6 +289,7 @@ class Usage:
     evaluations: int = 0
     iterations: int = 0
     embeddings: int = 0
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +325,7 @@ class Step:
         verdict: on the answer so far, with the look-ahead that was judged with it.
         iterations: of the search for this step.
         candidates: the tree that was looked at; what is not ``chosen`` was rewound.
+        tool_calls: calls that passed; they are no part of ``text``.
         result: the whole result, on the last step only.
     """
 
@@ -263,6 +336,7 @@ class Step:
     verdict: Verdict | None = None
     iterations: int = 0
     candidates: tuple[Candidate, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
     result: RainResult | None = field(default=None, repr=False)
 
 
@@ -281,13 +355,14 @@ class RainResult:
     """A finished answer.
 
     Attributes:
-        text: the answer: all of its accepted text, marked text and refusal.
+        text: the answer: all of its accepted text, marked text and refusal; with a schema, JSON.
         verdict: on the whole answer; None only where nothing was judged (``Rain.plain`` without
             ``judge=True``, or an answer cut off before its first verdict).
         stop_reason: why it ended.
         accepted: every piece of it was accepted.
         usage: what it cost. trace: how it came about.
         settings_hash: of all settings that can change the answer.
+        tool_calls: what the answer asks for; only calls that passed.
     """
 
     text: str
@@ -297,3 +372,4 @@ class RainResult:
     usage: Usage
     trace: Trace
     settings_hash: str
+    tool_calls: tuple[ToolCall, ...] = ()

@@ -30,7 +30,7 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Protocol, runtime_checkable
 
-from rain_llm.types import Message, Sample, Samples, Score, Scores, TokenIds, Vector
+from rain_llm.types import Message, Sample, Samples, Score, Scores, TokenIds, Tool, Vector
 
 DEADLINE: ContextVar[float | None] = ContextVar("deadline", default=None)
 """By ``time.monotonic``, of the search that is being served: a tokenizer elsewhere must not outlast it."""
@@ -63,8 +63,10 @@ class LanguageModel(Protocol):
         """Turn tokens into text; bytes that do not yet make a character become U+FFFD."""
         ...
 
-    def render_chat(self, messages: Sequence[Message]) -> TokenIds:
+    def render_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> TokenIds:
         """Render a chat up to the place where the assistant begins to speak.
+
+        What ``tools`` there are is told by the template, or, where it has no place for them, in words.
 
         Raises:
             ModelNotSupportedError: the model has no chat template.
