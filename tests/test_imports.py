@@ -18,6 +18,7 @@ PACKAGE = Path(rain_llm.__file__).parent
 ORDER = (
     "types",
     "errors",
+    "tools",
     "criteria",
     "settings",
     "tree",
