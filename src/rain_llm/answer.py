@@ -16,42 +16,58 @@ class Answer:
         decode: the model's.
         prompt: its last tokens are the context that the answer is decoded in.
         stop: strings before which the answer ends.
+        opening: what stands before calls, which are no text to show; "": there are none.
     """
 
-    def __init__(self, decode: Callable[[TokenIds], str], prompt: TokenIds, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        decode: Callable[[TokenIds], str],
+        prompt: TokenIds,
+        stop: Sequence[str] = (),
+        opening: str = "",
+    ) -> None:
         self._decode = decode
         self._before = prompt[-4:]  # some tokenizers drop the space before a text's first word
         self._skip = len(decode(self._before))
         self._stop = tuple(stop)
+        self._opening = opening
         self.tokens: TokenIds = ()
         self.shown = ""
 
     def read(self, more: TokenIds = ()) -> tuple[str, bool]:
-        """Return the text with ``more`` tokens behind it, and whether a stop string ended it."""
+        """Return the text with ``more`` tokens behind it, calls included, and whether a stop string ended it."""
         text = self._decode(self._before + self.tokens + more)[self._skip :]
-        places = [place for stop in self._stop if (place := text.find(stop)) >= 0]
+        said = self._said(text)
+        places = [place for stop in self._stop if (place := said.find(stop)) >= 0]
         return (text[: min(places)], True) if places else (text, False)
 
     def extend(self, more: TokenIds) -> str:
         """Accept ``more`` tokens; return the text that may now be shown.
 
         Held back until it is settled: a character whose bytes are not all there, and what may be
-        the beginning of a stop string.
+        the beginning of a stop string or a call.
         """
         self.tokens += more
         text, stopped = self.read()
-        if not stopped:
+        said = self._said(text)
+        if not stopped and said == text:
             text = text.rstrip(_UNFINISHED)
-            held = max((_overlap(text, stop) for stop in self._stop), default=0)
-            text = text[: len(text) - held]
-        return self._show(text)
+            held = max((_overlap(text, mark) for mark in (*self._stop, self._opening)), default=0)
+            said = text[: len(text) - held]
+        return self._show(said)
 
     def finish(self) -> str:
         """Return the rest of the text."""
-        return self._show(self.read()[0])
+        return self._show(self._said(self.read()[0]))
+
+    def _said(self, text: str) -> str:
+        """Return what stands before the first call; without one, all of it."""
+        if not self._opening or self._opening not in text:
+            return text
+        return text.partition(self._opening)[0].rstrip()
 
     def _show(self, text: str) -> str:
-        new = text[len(self.shown) :]
+        new = text[len(self.shown) :]  # none where white space before a call was shown already
         self.shown += new
         return new
 

@@ -16,9 +16,18 @@ from __future__ import annotations
 
 import difflib
 import string
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 PLACEHOLDERS = frozenset({"text", "query", "answer", "context"})
 
@@ -28,17 +37,53 @@ class Frozen(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _refuse_unknown(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            for key in data:
-                if key not in cls.model_fields:
-                    near = difflib.get_close_matches(str(key), cls.model_fields, n=1)
-                    hint = f"did you mean '{near[0]}'? " if near else ""
-                    known = ", ".join(cls.model_fields)
-                    raise ValueError(f"unknown setting '{key}': {hint}{cls.__name__} has {known}")
-        return data
+    def _offer_nearest(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Say of each unknown field what it may have meant; its value may be a key and is not told."""
+        try:
+            return handler(data)
+        except ValidationError as error:
+            found = error.errors()
+            unknown = [item["type"] in ("extra_forbidden", "invalid_key") for item in found]
+            if not any(unknown):
+                raise
+        raise ValidationError.from_exception_data(
+            cls.__name__,
+            [
+                InitErrorDetails(
+                    type=PydanticCustomError(
+                        "unknown_setting" if new else item["type"],
+                        "{reason}",
+                        {"reason": cls._unknown(str(item["loc"][-1])) if new else item["msg"]},
+                    ),
+                    loc=item["loc"],
+                    input="..." if new else item["input"],
+                )
+                for item, new in zip(found, unknown, strict=True)
+            ],
+        )
+
+    @classmethod
+    def _unknown(cls, name: str) -> str:
+        near = difflib.get_close_matches(name, cls.model_fields, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        return f"unknown setting '{name}': {hint}{cls.__name__} has {', '.join(cls.model_fields)}"
+
+
+def refusal_at(title: str, *problems: tuple[tuple[int | str, ...], str]) -> ValidationError:
+    """Make an error of problems at places below the one that is validated: (place, what is wrong)."""
+    return ValidationError.from_exception_data(
+        title,
+        [
+            InitErrorDetails(
+                type=PydanticCustomError("contradiction", "{reason}", {"reason": reason}),
+                loc=place,
+                input="...",
+            )
+            for place, reason in problems
+        ],
+    )
 
 
 def placeholders(template: str) -> set[str]:
@@ -157,6 +202,12 @@ class Criterion(Frozen):
         lt=1,
         description="With commit='verdict' the search goes on until the probability is above this or "
         "the budget is spent; null: the threshold. Set it higher to steer, not only to guard.",
+    )
+    iterations: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most iterations of a step that this criterion is worth: after so many, a text that "
+        "passes it but is not on its target is taken; null: search.iterations.",
     )
     weight: float = Field(default=1.0, gt=0, description="Share in the search's value.")
     calibration: Calibration | None = Field(
@@ -369,8 +420,34 @@ POSITIVE_SENTIMENT = Criterion(
 )
 """The answer sounds positive (paper, section 4, controlled sentiment generation)."""
 
+HARMLESS_ACTIONS = Criterion(
+    name="harmless_actions",
+    labels=(("safe", "unsafe"), ("harmless", "harmful"), ("good", "bad"), ("appropriate", "offensive")),
+    frames=("Request: {query}\nAction: {answer}\nThis action is",),
+    threshold=0.25,
+    choice=Choice(
+        question="Is the action harmless or harmful?",
+        good="harmless",
+        bad="harmful",
+    ),
+    channel=Channel(
+        good="A careful assistant was asked: {query}\nIt did this:",
+        bad="A dangerous assistant was asked: {query}\nIt did this:",
+    ),
+    guard=Guard(),
+)
+"""What the answer does by calling tools harms nobody; ``{answer}`` is the call in words, as in
+``send_mail(to="a@b.c")``. The default of ``evaluation.actions``."""
+
 BUILT_IN = {
     criterion.name: criterion
-    for criterion in (HARMLESSNESS, TRUTHFULNESS, GROUNDEDNESS, CIVILITY, POSITIVE_SENTIMENT)
+    for criterion in (
+        HARMLESSNESS,
+        TRUTHFULNESS,
+        GROUNDEDNESS,
+        CIVILITY,
+        POSITIVE_SENTIMENT,
+        HARMLESS_ACTIONS,
+    )
 }
 """The built-in criteria by name."""

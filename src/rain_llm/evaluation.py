@@ -54,11 +54,14 @@ class Subject:
         query: the prompt, or the last user turn of a chat.
         context: the passages that the answer is to keep to; may be empty.
         dialogue: the answer is a reply to the query, not its continuation.
+        acts: the answer may hold calls. What it is to keep to may then be yet to come, as a tool's reply:
+            criteria that judge against it have nothing to say before.
     """
 
     query: str
     context: str = ""
     dialogue: bool = False
+    acts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +93,9 @@ class SelfEvaluator:
     def __init__(self, settings: EvaluationSettings, judge: LanguageModel) -> None:
         self.settings = settings
         self._judge = judge
-        self._labels = {c.name: self._label_tokens(c) for c in settings.criteria}
-        self._forged = {c.name: _forgery(c) for c in settings.criteria}
+        criteria = (*settings.criteria, *settings.actions)
+        self._labels = {c.name: self._label_tokens(c) for c in criteria}
+        self._forged = {c.name: _forgery(c) for c in criteria}
         self._centers: dict[str, float] = {}
         self._encoded: dict[str, TokenIds] = {}  # worked examples
         self.blindness = Blindness(settings.mode == "hard")
@@ -103,9 +107,10 @@ class SelfEvaluator:
             PromptError: a criterion needs the context and there is none, or its question about an
                 answer of ``max_new_tokens`` would not fit into the judge's context.
         """
-        for criterion in self.settings.criteria:
-            reads = self.settings.style not in ("choice", "guard")
-            if reads and criterion.needs_context and not subject.context.strip():
+        for criterion in (*self.settings.criteria, *(self.settings.actions if subject.acts else ())):
+            if self._lacks_context(criterion, subject):
+                if subject.acts:
+                    continue
                 raise PromptError(f"criterion '{criterion.name}' judges against a context: pass context=...")
             questions = self._questions(criterion, subject, "")
             longest = max(len(q.good[0].prefix) + len(q.good[0].options[0]) for q in questions)
@@ -117,20 +122,24 @@ class SelfEvaluator:
                     "shorten the prompt or ask for fewer tokens"
                 )
 
-    def judge(self, subject: Subject, answers: Sequence[str]) -> Asking[list[Verdict]]:
-        """Judge each answer to ``subject``; an empty one never passes. Yields one round of Score requests."""
-        centers = {c.name: self._center(c, subject) for c in self.settings.criteria}
-        unknown = [
-            (criterion, self._center_questions(criterion, subject))
-            for criterion in self.settings.criteria
-            if centers[criterion.name] is None
-        ]
+    def judge(
+        self, subject: Subject, answers: Sequence[str], calls: Sequence[str] = ()
+    ) -> Asking[list[Verdict]]:
+        """Judge each answer to ``subject``; an empty one never passes. Yields one round of Score requests.
+
+        Args:
+            subject: what is answered.
+            answers: their texts.
+            calls: of each answer, in words; "": it has none. They are judged by the criteria of actions, and
+                the text before them, if there is any, by those of texts. None at all: no answer has any.
+        """
+        said = list(zip(answers, calls or [""] * len(answers), strict=True))
+        applied = [self._applied(subject, *parts) for parts in said]
+        used = dict.fromkeys(criterion for pairs in applied for criterion, _ in pairs)
+        centers = {c.name: self._center(c, subject) for c in used}
+        unknown = [(c, self._center_questions(c, subject)) for c in used if centers[c.name] is None]
         asked = [questions for _, variants in unknown for questions in variants]
-        asked += [
-            self._questions(criterion, subject, answer)
-            for answer in answers
-            for criterion in self.settings.criteria
-        ]
+        asked += [self._questions(c, subject, shown) for pairs in applied for c, shown in pairs]
         evidence = iter((yield from self._ask(asked)))
         for criterion, variants in unknown:
             center = sum(log_odds(next(evidence)) for _ in variants) / len(variants)
@@ -138,24 +147,35 @@ class SelfEvaluator:
         while len(self._centers) > _KEPT_CENTERS:
             del self._centers[next(iter(self._centers))]
         verdicts = []
-        for answer in answers:
-            said = bool(answer.strip())  # silence meets no criterion
+        for (answer, calls_made), pairs in zip(said, applied, strict=True):
+            something = bool(answer.strip() or calls_made)  # silence meets no criterion
             scores = tuple(
                 self._criterion_score(criterion, centers[criterion.name], next(evidence))
-                for criterion in self.settings.criteria
+                for criterion, _ in pairs
             )
-            weights = [criterion.weight for criterion in self.settings.criteria]
-            values = [2 * score.probability - 1 for score in scores]
+            values = [(c.weight, 2 * score.probability - 1) for (c, _), score in zip(pairs, scores, strict=True)]
+            total = sum(weight for weight, _ in values)
             verdicts.append(
                 Verdict(
-                    sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights),
-                    said and all(score.passed for score in scores),
-                    said and all(score.on_target for score in scores),
+                    sum(weight * value for weight, value in values) / total if values else 1.0,
+                    something and all(score.passed for score in scores),
+                    something and all(score.on_target for score in scores),
                     scores,
                 )
             )
-        self.blindness.hear([(subject, answer) for answer in answers], verdicts)
+        self.blindness.hear([(subject, *parts) for parts in said], verdicts)
         return verdicts
+
+    def _applied(self, subject: Subject, answer: str, calls: str) -> list[tuple[Criterion, str]]:
+        """Return the criteria that apply to an answer, each with what it is asked about."""
+        pairs = [(c, answer) for c in self.settings.criteria] if answer.strip() or not calls else []
+        pairs += [(c, calls) for c in self.settings.actions] if calls else []
+        return [(c, shown) for c, shown in pairs if not self._lacks_context(c, subject)]
+
+    def _lacks_context(self, criterion: Criterion, subject: Subject) -> bool:
+        """Whether a criterion would be asked about a context that is not there."""
+        reads = self.settings.style not in ("choice", "guard")
+        return reads and criterion.needs_context and not subject.context.strip()
 
     def evidence(self, subject: Subject, answers: Sequence[str]) -> Asking[list[list[Evidence]]]:
         """Ask what :meth:`judge` asks of each answer; return its evidence on each criterion.

@@ -46,8 +46,10 @@ import numpy as np
 from rain_llm.answer import Answer
 from rain_llm.errors import ModelError
 from rain_llm.evaluation import SelfEvaluator, Subject
+from rain_llm.form import Drafting, Form, opening_of, write_calls, write_document
 from rain_llm.models.base import LanguageModel
 from rain_llm.settings import PUNCTUATION, SENTENCE, RainSettings
+from rain_llm.tools import OPENING, described, read
 from rain_llm.tree import Node, SearchTree, greedy_prior
 from rain_llm.types import (
     Candidate,
@@ -63,6 +65,7 @@ from rain_llm.types import (
     Step,
     StopReason,
     TokenIds,
+    ToolCall,
     Vector,
     Verdict,
 )
@@ -71,6 +74,7 @@ Replies: TypeAlias = Sequence[Reply]
 Rounds: TypeAlias = Generator[Sequence[Request], Replies, None]
 
 _ENDS = {"punctuation": PUNCTUATION, "sentence": SENTENCE, "answer": ()}
+_UNFINISHED = Verdict(-1.0, False, False, ())  # half a document or call: there is nothing to judge
 
 
 class Interrupted(Exception):
@@ -85,7 +89,8 @@ class Interrupted(Exception):
 class Outcome:
     """What a search comes to; the engine makes a ``RainResult`` of it.
 
-    ``tail`` is the end of ``text`` that no step has carried; ``cause`` is why a model could not go on.
+    ``tail`` is the end of ``text`` that no step has carried; ``cause`` is why a model could not go on;
+    ``cached_tokens`` are those of the prompt that had been read before.
     """
 
     text: str
@@ -96,6 +101,8 @@ class Outcome:
     stop_reason: StopReason
     iterations: int = 0
     evaluations: int = 0
+    cached_tokens: int = 0
+    tool_calls: tuple[ToolCall, ...] = ()
     cause: ModelError | None = None
 
 
@@ -110,7 +117,9 @@ class _Look:
     tokens: TokenIds  # of the path below the root
     ends: bool  # the answer ends with the path
     simulation: TokenIds = ()
-    terminal: bool = False  # the model ended the text behind path or simulation
+    whole: int = 0  # last tokens of the simulation that are one: calls or a document
+    broken: bool = False  # which are not finished
+    terminal: bool = False  # the answer ends behind path or simulation
     text: str = ""
     verdict: Verdict | None = None
 
@@ -129,6 +138,7 @@ class RainSearch:
         writer: asked for decoding only. evaluator: makes the judge's questions.
         settings: of this answer. seed: of everything that is drawn for it.
         guided: the prompt with the criteria's guides; (): drafts are always the prompt's own.
+        form: what the answer may hold beside free text.
     """
 
     prompt: TokenIds
@@ -138,6 +148,7 @@ class RainSearch:
     settings: RainSettings
     seed: int
     guided: TokenIds = ()
+    form: Form = Form()
     origin: int = field(init=False)  # seed of this prompt's answer: other prompts draw otherwise
     tree: SearchTree = field(init=False)
     answer: Answer = field(init=False)
@@ -155,11 +166,13 @@ class RainSearch:
     iterations: int = 0
     evaluations: int = 0
     accepted: bool = True
+    cached: int | None = None  # of the prompt's tokens, at the first draft
 
     def __post_init__(self) -> None:
         self.origin = seed_of(self.seed, *self.prompt)
         self.tree = SearchTree(self.settings.search)
-        self.answer = Answer(self.writer.decode, self.prompt, self.settings.generation.stop)
+        stop = () if self.form.document else self.settings.generation.stop
+        self.answer = Answer(self.writer.decode, self.prompt, stop, self.form.opening)
 
     def run(self) -> Search:
         """Write the answer: yields rounds of requests and accepted steps, returns the outcome."""
@@ -174,13 +187,16 @@ class RainSearch:
                     yield from self._evaluate(looks)
                     yield from self._back_up(looks)
                 path, passed, verdict = self._choose()
+                if self.best is not None and self.best.broken:  # no draft was finished
+                    return self._outcome(StopReason.INCOMPLETE, self.last)
                 reason = self._end_behind(path)
                 if reason:  # what is about to be the whole answer is judged as such
                     text = self._text(_tokens(path))
                     yield from self._judge([text])
                     verdict = self.verdicts[text]
                     passed = passed and verdict.passed
-                if not passed and self.settings.on_unsafe != "best":
+                marked = self.settings.on_unsafe == "best" and not (self.form.document or self._calls(path))
+                if not (passed or marked):  # a call or a document bears no mark that its reader must see
                     return (yield from self._give_up(verdict))
                 yield self._commit(path, passed, verdict, last=reason is not None)
                 if reason:
@@ -213,8 +229,17 @@ class RainSearch:
         """Return the iterations that the budget leaves to this step."""
         budget = self.settings.search
         if budget.commit == "verdict":
-            return budget.iterations - self.step_iterations
+            return self._worth() - self.step_iterations
         return max(budget.iterations, self.inherited + budget.extra_iterations) - self.tree.root.visits
+
+    def _worth(self) -> int:
+        """Return the most iterations of this step: what the criteria allow that are not on target yet."""
+        most = self.settings.search.iterations
+        evaluation = self.settings.evaluation
+        own = {c.name: c.iterations for c in (*evaluation.criteria, *evaluation.actions) if c.iterations}
+        verdict = self.best.verdict if self.best else None
+        missed = [score.name for score in verdict.criteria if not score.on_target] if verdict else []
+        return max((own.get(name, most) for name in missed), default=most)
 
     # -- 1 select --------------------------------------------------------------------------------
 
@@ -261,21 +286,47 @@ class RainSearch:
 
         The first draft of a step is the prompt's own; once it was rewound, drafts are guided.
         """
-        guided = bool(self.guided and self.step_iterations)
-        growing, requests = [], []
-        for look in looks:
-            if look.ends:
-                continue
+        drafts = [(look, self._draft(look)) for look in looks if not look.ends]
+        asked = [(look, draft, request) for look, draft in drafts if (request := next(draft, None))]
+        ahead = looks
+        while asked:
+            replies = yield from self._ask([request for _, _, request in asked], ahead)
+            going = []
+            for (look, draft, _), reply in zip(asked, replies, strict=True):
+                try:
+                    going.append((look, draft, draft.send(reply.continuations[0])))
+                except StopIteration:
+                    continue
+            asked, ahead = going, ()
+
+    def _draft(self, look: _Look) -> Generator[Sample, Continuation, None]:
+        """Write one draft behind a leaf: to a sentence's end; a document, or calls, to their own."""
+        form, guided = self.form, bool(self.guided and self.step_iterations)
+
+        def draw(tokens: TokenIds, length: int, schema: str = "") -> Sample:
+            return self._simulation(look.seen + tokens, length, guided=guided, schema=schema)
+
+        opening: TokenIds = ()
+        if form.document:
+            look.simulation, finished = yield from write_document(form, draw, self._room(look.tokens))
+            look.whole, look.terminal, look.broken = len(look.simulation), True, not finished
+        elif form.forced:
+            opening = self.writer.encode(f"{OPENING}\n")
+        else:
             length = self._ahead(look.tokens) if guided else self._take_head(look)
             if length:
-                growing.append(look)
-                requests.append(self._simulation(look.seen, length, guided=guided))
-        if requests:
-            replies = yield from self._ask(requests, looks)
-            for look, reply in zip(growing, replies, strict=True):
-                (simulation,) = reply.continuations
-                look.simulation += simulation.tokens
-                look.terminal = simulation.ended
+                found = yield draw((), length)
+                look.simulation += found.tokens
+                look.terminal = found.ended
+            if form.call:
+                look.simulation, opening = opening_of(
+                    self.writer, lambda more: self._text(look.tokens + more), look.simulation
+                )
+        if opening:
+            room = self._room(look.seen)
+            calls, finished = yield from write_calls(form, self.writer, draw, room, opening)
+            look.simulation += calls
+            look.whole, look.terminal, look.broken = len(calls), True, not finished
 
     def _take_head(self, look: _Look) -> int:
         """Begin a simulation with the token that came with the verdict on what stands before it.
@@ -294,9 +345,12 @@ class RainSearch:
 
     @property
     def _ends_of_simulation(self) -> tuple[str, ...]:
-        return _ENDS[self.settings.search.simulation_ends] + self.settings.generation.stop
+        opening = (OPENING,) if self.form.call else ()
+        return _ENDS[self.settings.search.simulation_ends] + self.settings.generation.stop + opening
 
-    def _simulation(self, tokens: TokenIds, length: int, peek: bool = False, guided: bool = False) -> Sample:
+    def _simulation(
+        self, tokens: TokenIds, length: int, peek: bool = False, guided: bool = False, schema: str = ""
+    ) -> Sample:
         """Ask for one continuation behind ``tokens``."""
         drawing, prefix = self.settings.generation, self._prefix(tokens)
         return Sample(
@@ -307,7 +361,8 @@ class RainSearch:
             drawing.temperature,
             drawing.top_k,
             drawing.top_p,
-            ends=self._ends_of_simulation,
+            ends=() if schema else self._ends_of_simulation,
+            schema=schema,
         )
 
     def _ahead(self, tokens: TokenIds) -> int:
@@ -322,7 +377,7 @@ class RainSearch:
         if self.settings.search.expansion == "simulations":
             for look in looks:
                 if not look.ends:
-                    chain = self.tree.graft(look.path[-1], look.simulation, look.terminal)
+                    chain = self.tree.graft(look.path[-1], look.simulation, look.terminal, look.whole)
                     look.path = look.path + chain
                     look.tokens, look.simulation = look.seen, ()
 
@@ -374,15 +429,16 @@ class RainSearch:
         """Judge answer, path and simulation of each look; a text is judged once."""
         for look in looks:
             look.text = self._text(look.seen)
-        yield from self._judge([look.text for look in looks], looks)
+        whole = [look for look in looks if not look.broken]
+        yield from self._judge([look.text for look in whole], whole)
         for look in looks:
-            look.verdict = self.verdicts[look.text]
+            look.verdict = _UNFINISHED if look.broken else self.verdicts[look.text]
 
     def _judge(self, texts: Sequence[str], looks: Sequence[_Look] = ()) -> Rounds:
         new = [text for text in dict.fromkeys(texts) if text not in self.verdicts]
         if not new:
             return
-        asking = self.evaluator.judge(self.subject, new)
+        asking = self.evaluator.judge(self.subject, *self._told(new))
         questions = next(asking)
         verdict = self.settings.search.commit == "verdict"
         foreseen = self._heads(looks) if verdict else self._foresee(looks)
@@ -402,6 +458,13 @@ class RainSearch:
             self.verdicts.update(zip(new, done.value, strict=True))
         self.evaluations += len(new)
 
+    def _told(self, texts: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+        """Return what the judge is shown of each text: what is said, and the calls in words."""
+        if not self.form.call:
+            return texts, ()
+        read_apart = [read(text) for text in texts]
+        return [said for said, _ in read_apart], [described(calls) for _, calls in read_apart]
+
     # -- asked ahead -------------------------------------------------------------------------------
 
     def _ask(
@@ -415,7 +478,10 @@ class RainSearch:
         if missing:
             asked = missing + self._foresee(looks)
             self._remember(asked, (yield asked))
-        return [self.ahead.pop(request) for request in requests]
+        replies = [self.ahead.pop(request) for request in requests]
+        if self.cached is None:
+            self.cached = replies[0].cached_tokens
+        return replies
 
     def _remember(self, requests: Sequence[Sample], replies: Replies) -> None:
         self.ahead.update(zip(requests, cast("Sequence[Samples]", replies), strict=True))
@@ -526,12 +592,12 @@ class RainSearch:
         if self.answer.read(tokens)[1]:
             return StopReason.STOP
         if path[-1].terminal:
-            return StopReason.EOS
+            return StopReason.TOOL_CALLS if self._calls(path) else StopReason.EOS
         return StopReason.LENGTH if self._room(tokens) == 0 else None
 
     def _commit(self, path: Sequence[Node], passed: bool, verdict: Verdict, last: bool) -> Step:
         """Make the end of ``path`` the root; what is not below it is rewound."""
-        candidates = self._record(self.tree.root, (), set(path))
+        candidates, calls = self._record(self.tree.root, (), set(path)), self._calls(path)
         tokens = _tokens(path)
         text = self.answer.extend(tokens) + (self.answer.finish() if last else "")
         root = self.tree.commit(path)
@@ -543,7 +609,7 @@ class RainSearch:
         said = self._text()
         self.verdicts = {t: found for t, found in self.verdicts.items() if t.startswith(said)}
         self.turns = Counter({k: turn for k, turn in self.turns.items() if k[0][: len(here)] == here})
-        return Step(text, tokens, passed, False, verdict, self.step_iterations, candidates)
+        return Step(text, tokens, passed, False, verdict, self.step_iterations, candidates, calls)
 
     def _record(self, node: Node, tokens: TokenIds, chosen: set[Node]) -> tuple[Candidate, ...]:
         """Describe what was visited below ``node``, for the trace."""
@@ -594,6 +660,19 @@ class RainSearch:
             self.accepted,
             reason,
             *_counts(self),
+            tool_calls=self._calls(),
+        )
+
+    def _calls(self, path: Sequence[Node] = ()) -> tuple[ToolCall, ...]:
+        """Return the calls in the answer with ``path`` behind it."""
+        if not self.form.call:
+            return ()
+        tokens = _tokens(path)
+        _, calls = read(self._text(tokens))
+        written = (*self.answer.tokens, *tokens)
+        return tuple(
+            replace(call, id=f"call_{seed_of(self.origin, place, *written):016x}")
+            for place, call in enumerate(calls)
         )
 
     # -- small words -------------------------------------------------------------------------------
@@ -640,5 +719,5 @@ def _tokens(path: Sequence[Node]) -> TokenIds:
     return tuple(token for node in path for token in node.tokens)
 
 
-def _counts(search: RainSearch) -> tuple[int, int]:
-    return search.iterations, search.evaluations
+def _counts(search: RainSearch) -> tuple[int, int, int]:
+    return search.iterations, search.evaluations, search.cached or 0

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
+    BeforeValidator,
     Field,
     ModelWrapValidatorHandler,
     SecretStr,
@@ -23,7 +25,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from rain_llm.criteria import BUILT_IN, HARMLESSNESS, Choice, Criterion, Frozen
+from rain_llm.criteria import BUILT_IN, HARMLESSNESS, Choice, Criterion, Frozen, refusal_at
 from rain_llm.errors import SettingsError
 
 PUNCTUATION = (",", ".", "?", ":", ";", "\n")
@@ -347,13 +349,45 @@ class SearchSettings(Frozen):
         return self
 
 
+def _named(item: Any) -> Any:
+    """Put the built-in criterion where its name stands, or where it is extended: with the changes."""
+    if isinstance(item, str):
+        return _built_in(item)
+    if isinstance(item, dict) and "extends" in item:
+        changes = {key: value for key, value in item.items() if key != "extends"}
+        try:
+            return _merged(_built_in(item["extends"]).model_dump(), changes)
+        except ValueError as error:
+            problem = str(error)
+        raise refusal_at("Criterion", (("extends",), problem))
+    return item
+
+
+def _built_in(name: object) -> Criterion:
+    if not isinstance(name, str) or name not in BUILT_IN:
+        raise ValueError(f"unknown criterion {name!r}: built in are {', '.join(BUILT_IN)}")
+    return BUILT_IN[name]
+
+
+def _listed(value: Any) -> Any:
+    return (value,) if isinstance(value, str | Criterion | dict) else value
+
+
+Criteria = Annotated[tuple[Annotated[Criterion, BeforeValidator(_named)], ...], BeforeValidator(_listed)]
+"""Criteria, or names of built-in ones, or changes to built-in ones; one alone stands for a list of one."""
+
+Problem = tuple[tuple[int | str, ...], str]
+"""Where, below what is validated, and what is wrong."""
+
+
 class EvaluationSettings(Frozen):
     """How the model is asked to judge itself."""
 
-    criteria: tuple[Criterion, ...] = Field(
+    criteria: Criteria = Field(
         default=(HARMLESSNESS,),
         min_length=1,
-        description="What an answer is judged by, or built-in names.",
+        description="What an answer is judged by: criteria, names of built-in ones, or built-in ones with "
+        "changes ({extends: harmlessness, threshold: 0.4}).",
     )
     style: Literal["labels", "choice", "channel", "guard"] = Field(
         default="labels",
@@ -370,37 +404,29 @@ class EvaluationSettings(Frozen):
     chat_template: bool = Field(default=False, description="Ask through the judge's chat template.")
     judge: ModelSettings | None = Field(default=None, description="Another model as judge; null: the writer.")
 
-    @field_validator("criteria", mode="before")
-    @classmethod
-    def _by_name(cls, value: Any) -> Any:
-        if isinstance(value, str | Criterion | dict):
-            value = (value,)
-        if not isinstance(value, list | tuple):
-            return value
-        named = []
-        for item in value:
-            if isinstance(item, str):
-                if item not in BUILT_IN:
-                    raise ValueError(f"unknown criterion '{item}': built in are {', '.join(BUILT_IN)}")
-                item = BUILT_IN[item]
-            named.append(item)
-        return tuple(named)
-
     @model_validator(mode="after")
     def _askable(self) -> EvaluationSettings:
-        names = [criterion.name for criterion in self.criteria]
-        if len(set(names)) < len(names):
-            raise ValueError(f"criteria {names} must have different names")
-        for criterion in self.criteria:
+        problems = list(self._problems("criteria", self.criteria))
+        if problems:
+            raise refusal_at(type(self).__name__, *problems)
+        return self
+
+    def _problems(self, place: str, criteria: tuple[Criterion, ...]) -> Iterator[Problem]:
+        names = [criterion.name for criterion in criteria]
+        for index, criterion in enumerate(criteria):
+            if criterion.name in names[:index]:
+                yield (place, index), f"criteria {names} must have different names"
             if not getattr(criterion, self.style):
-                raise ValueError(
-                    f"criterion '{criterion.name}' has no '{self.style}': give it one or choose another style"
+                yield (
+                    (place, index),
+                    f"criterion '{criterion.name}' has no '{self.style}': "
+                    "give it one or choose another style",
                 )
             if self.examples and not criterion.examples:
-                raise ValueError(
-                    f"criterion '{criterion.name}' has no examples: give it some, or examples=False"
+                yield (
+                    (place, index),
+                    f"criterion '{criterion.name}' has no examples: give it some, or examples=False",
                 )
-        return self
 
 
 class RainSettings(Frozen):
@@ -424,6 +450,22 @@ class RainSettings(Frozen):
     @classmethod
     def _name_alone(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _budgets(self) -> RainSettings:
+        most = self.search.iterations
+        problems: list[Problem] = [
+            (
+                ("evaluation", "criteria", index, "iterations"),
+                f"criterion '{criterion.name}': iterations {criterion.iterations} are more than "
+                f"search.iterations {most}: a step has no more",
+            )
+            for index, criterion in enumerate(self.evaluation.criteria)
+            if criterion.iterations is not None and criterion.iterations > most
+        ]
+        if problems:
+            raise refusal_at(type(self).__name__, *problems)
+        return self
 
     def updated(self, **parts: Any) -> RainSettings:
         """Copy with changes, validated: ``settings.updated(generation={"seed": 1}, on_unsafe="refuse")``.

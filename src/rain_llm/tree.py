@@ -131,14 +131,15 @@ class SearchTree:
                 )
         self._normalise_priors(node)
 
-    def graft(self, node: Node, tokens: TokenIds, terminal: bool) -> list[Node]:
+    def graft(self, node: Node, tokens: TokenIds, terminal: bool, whole: int = 0) -> list[Node]:
         """Keep a simulation below ``node`` as a chain of token sets; its end is closed.
 
+        The last ``whole`` tokens are one set: nothing branches off within them.
         Returns the chain (existing nodes where the tokens were there already).
         """
         chain: list[Node] = []
         while tokens or (terminal and not (chain and chain[-1].terminal)):
-            length = self.length_below(node)
+            length = min(self.length_below(node), len(tokens) - whole) or whole
             head, tokens = tokens[:length], tokens[length:]
             ends = terminal and not tokens
             child = next((c for c in node.children if c.tokens == head and c.terminal == ends), None)
