@@ -1,0 +1,102 @@
+"""What an answer may hold beside free text: one JSON document, or calls of tools behind its text.
+
+What is fixed (a call's opening and closing) is written here and never sampled; what is free within a
+document or a call is sampled under its schema, from its first token on. So a schema is asked for where
+its document begins, and nobody, no server either, has to take up half of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from rain_llm.models.base import LanguageModel
+from rain_llm.tools import CLOSING, OPENING
+from rain_llm.types import Continuation, Sample, TokenIds
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """The form of an answer; without arguments, free text.
+
+    Attributes:
+        document: JSON schema, as JSON text, of an answer that is one document; "": it is none.
+        call: the same of one call; "": there are no tools.
+        forced: the answer begins with a call.
+        several: one answer may hold several calls.
+    """
+
+    document: str = ""
+    call: str = ""
+    forced: bool = False
+    several: bool = True
+
+    @property
+    def opening(self) -> str:
+        """What stands before a call; "": there are none."""
+        return OPENING if self.call else ""
+
+
+class Draw(Protocol):
+    """Makes the request for one continuation."""
+
+    def __call__(self, tokens: TokenIds, length: int, schema: str = "") -> Sample:
+        """Ask for at most ``length`` tokens behind the draft's ``tokens``."""
+        ...
+
+
+Drafting: TypeAlias = Generator[Sample, Continuation, tuple[TokenIds, bool]]
+"""Yields requests, receives continuations; returns tokens, and whether nothing is missing in them."""
+
+
+def write_document(form: Form, draw: Draw, room: int) -> Drafting:
+    """Write a document of at most ``room`` tokens."""
+    found = yield draw((), room, form.document)
+    return found.tokens, found.ended
+
+
+def write_calls(form: Form, writer: LanguageModel, draw: Draw, room: int, opened: TokenIds) -> Drafting:
+    """Write the first call behind ``opened`` (see :func:`opening_of`), and those that the model adds."""
+    tokens = opened
+    closing, another = writer.encode(f"\n{CLOSING}"), writer.encode(f"\n{OPENING}\n")
+    while True:
+        left = room - len(tokens) - len(closing)
+        if left < 1:
+            return tokens, False
+        call = yield draw(tokens, left, form.call)
+        tokens += call.tokens
+        if not call.ended:
+            return tokens, False
+        tokens += closing
+        left = room - len(tokens) - len(another)
+        if not form.several or left < 1:
+            return tokens, True
+        more = yield draw(tokens, len(another))
+        if not writer.decode(more.tokens).lstrip().startswith(OPENING):
+            return tokens, True
+        tokens += another
+
+
+def opening_of(
+    writer: LanguageModel, read: Callable[[TokenIds], str], draft: TokenIds
+) -> tuple[TokenIds, TokenIds]:
+    """Cut a draft where it opens a call.
+
+    Args:
+        writer: encodes the opening.
+        read: the text of the answer with some tokens behind it.
+        draft: tokens that may open a call.
+
+    Returns:
+        The tokens that stay of the draft, and those of the opening as it is to be written behind them;
+        (): the draft opens no call.
+    """
+    text = read(draft)
+    place = text.find(OPENING)
+    if place < 0:
+        return draft, ()
+    kept = len(draft)
+    while kept and not (len(read(draft[:kept])) <= place and text.startswith(read(draft[:kept]))):
+        kept -= 1
+    return draft[:kept], writer.encode(f"{text[:place]}{OPENING}\n"[len(read(draft[:kept])) :])
