@@ -25,7 +25,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from rain_llm.criteria import BUILT_IN, HARMLESSNESS, Choice, Criterion, Frozen, refusal_at
+from rain_llm.criteria import BUILT_IN, HARMLESS_ACTIONS, HARMLESSNESS, Choice, Criterion, Frozen, refusal_at
 from rain_llm.errors import SettingsError
 
 PUNCTUATION = (",", ".", "?", ":", ";", "\n")
@@ -389,6 +389,10 @@ class EvaluationSettings(Frozen):
         description="What an answer is judged by: criteria, names of built-in ones, or built-in ones with "
         "changes ({extends: harmlessness, threshold: 0.4}).",
     )
+    actions: Criteria = Field(
+        default=(HARMLESS_ACTIONS,),
+        description="What calls of tools are judged by; [] hands them out unjudged.",
+    )
     style: Literal["labels", "choice", "channel", "guard"] = Field(
         default="labels",
         description="'choice' is the paper's question; 'labels' compares label words; 'channel' "
@@ -406,7 +410,7 @@ class EvaluationSettings(Frozen):
 
     @model_validator(mode="after")
     def _askable(self) -> EvaluationSettings:
-        problems = list(self._problems("criteria", self.criteria))
+        problems = [*self._problems("criteria", self.criteria), *self._problems("actions", self.actions)]
         if problems:
             raise refusal_at(type(self).__name__, *problems)
         return self
@@ -416,13 +420,15 @@ class EvaluationSettings(Frozen):
         for index, criterion in enumerate(criteria):
             if criterion.name in names[:index]:
                 yield (place, index), f"criteria {names} must have different names"
+            if place == "actions" and any(c.name == criterion.name and c != criterion for c in self.criteria):
+                yield (place, index), f"another criterion is named '{criterion.name}': rename one of them"
             if not getattr(criterion, self.style):
                 yield (
                     (place, index),
                     f"criterion '{criterion.name}' has no '{self.style}': "
                     "give it one or choose another style",
                 )
-            if self.examples and not criterion.examples:
+            if self.examples and not criterion.examples and place == "criteria":
                 yield (
                     (place, index),
                     f"criterion '{criterion.name}' has no examples: give it some, or examples=False",
