@@ -26,9 +26,11 @@ ORDER = (
     "models",
     "models.base",
     "models.embedded",
+    "models.grammar",
     "models.kv_cache",
     "models.packed",
     "models.scripted",
+    "models.chat_template",
     "models.tokenizer",
     "models.tree_attention",
     "models.jobs",
@@ -43,6 +45,7 @@ ORDER = (
     "models.completions",
     "blindness",
     "evaluation",
+    "form",
     "similarity",
     "search",
     "plain",
@@ -78,7 +81,7 @@ ORDER = (
     "cli",
 )
 
-HEAVY = {"torch", "transformers", "sentence_transformers", "gguf", "accelerate"}
+HEAVY = {"torch", "transformers", "sentence_transformers", "gguf", "accelerate", "llguidance"}
 AT_ONCE = {
     "models.transformers": {"torch", "transformers"},
     "models.tree_attention": {"torch", "transformers"},
@@ -87,6 +90,7 @@ AT_ONCE = {
     "models.kv_cache": {"torch"},
 }
 LATER = {
+    "models.grammar": {"llguidance"},
     "models.embedded": {"torch", "transformers"},
     "models.tokenizer": {"transformers"},
     "similarity": {"sentence_transformers"},
@@ -140,9 +144,10 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     inside = {
         id(node)
-        for function in ast.walk(tree)
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-        for node in ast.walk(function)
+        for later in ast.walk(tree)
+        if isinstance(later, ast.FunctionDef | ast.AsyncFunctionDef)
+        or (isinstance(later, ast.If) and ast.unparse(later.test) == "TYPE_CHECKING")
+        for node in ast.walk(later)
     }
     for node in ast.walk(tree):
         names: list[str] = []

@@ -192,7 +192,7 @@ def _no_number(word: str) -> NoReturn:
 def written(calls: Sequence[ToolCall]) -> str:
     """Return calls as a model writes them; ``read`` reads the same calls again."""
     return "\n".join(
-        f"{OPENING}\n{_json({'name': call.name, 'arguments': dict(call.arguments)})}\n{CLOSING}"
+        f"{OPENING}\n{json_text({'name': call.name, 'arguments': dict(call.arguments)})}\n{CLOSING}"
         for call in calls
     )
 
@@ -207,7 +207,7 @@ def _argument(item: tuple[str, Any]) -> str:
     return f"{name}={json.dumps(item[1], ensure_ascii=False)}"
 
 
-def _json(value: Any) -> str:
+def json_text(value: Any) -> str:
     """Return JSON text in which no tag of a call or of a reply stands: JSON can spell ``<`` otherwise."""
     return _TAG.sub(r"\\u003c", json.dumps(value, ensure_ascii=False))
 
@@ -249,7 +249,7 @@ def spoken(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Message]:
 def _told(tools: Sequence[Tool]) -> str:
     """Return which tools there are and how they are called: in few words, which small models read too."""
     lines = [
-        _json({"name": tool.name, "description": tool.description, "parameters": _plain(tool.parameters)})
+        json_text({"name": tool.name, "description": tool.description, "parameters": _plain(tool.parameters)})
         for tool in tools
     ]
     call = f'{OPENING}\n{{"name": NAME, "arguments": {{...}}}}\n{CLOSING}'

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from rain_llm.errors import PromptError
-from rain_llm.models.tokenizer import rendered
-from rain_llm.types import Message, TokenIds
+from rain_llm.errors import ModelNotSupportedError, PromptError
+from rain_llm.models.chat_template import ChatTemplate
+from rain_llm.models.replicas import Refused
+from rain_llm.types import Message, TokenIds, Tool
 
 Post = Callable[[str, dict[str, Any], Callable[[Any], Any]], Any]
 """Posts a body to a path, and returns what a function makes of the reply."""
@@ -40,6 +41,8 @@ class ServerTokenizer:
         self.size = max(vocabulary) + 1
         self.special = frozenset(token for token, piece in vocabulary.items() if not piece)
         self.encode = lru_cache(_REMEMBERED)(self._encode)
+        encode_template = lru_cache(_REMEMBERED)(self._encode_template)
+        self._chat = ChatTemplate(self._render, self.encode, encode_template, name)
         bare, begun = self._encode("a"), self._tokens({"content": "a", "add_special": True})
         self.start: TokenIds = begun[: len(begun) - len(bare)] if begun[-len(bare) :] == bare else ()
 
@@ -51,16 +54,20 @@ class ServerTokenizer:
         """Return the text of one token."""
         return self.decode((token,))
 
-    def render_chat(self, messages: Sequence[Message]) -> TokenIds:
+    def render_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> TokenIds:
         """Render a chat by the model's template, up to where the assistant begins to speak.
 
         Raises:
-            ServerError: the server has no template. ModelNotSupportedError: it leaves out a message.
+            ModelNotSupportedError: there is no template, or it cannot show these messages.
         """
-        return rendered(messages, self._template, self.encode, self._encode_template, self._name)
+        return self._chat.tokens(messages, tools)
 
-    def _template(self, messages: list[dict[str, str]]) -> str:
-        return str(self._post("/apply-template", {"messages": messages}, lambda found: found["prompt"]))
+    def _render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
+        body = {"messages": messages} | ({"tools": tools} if tools else {})
+        try:
+            return str(self._post("/apply-template", body, lambda found: found["prompt"]))
+        except Refused as error:
+            raise ModelNotSupportedError(f"the chat template cannot show these messages: {error}") from error
 
     def _encode(self, text: str) -> TokenIds:
         tokens = self._tokens({"content": text, "parse_special": False})

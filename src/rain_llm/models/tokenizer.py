@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import copy
-import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from jinja2 import TemplateError
-
 from rain_llm.errors import ModelNotFoundError, ModelNotSupportedError, PromptError
-from rain_llm.types import Message, TokenIds
+from rain_llm.models.chat_template import ChatTemplate
+from rain_llm.types import Message, TokenIds, Tool
 
 
 class Text(Protocol):
@@ -46,7 +44,7 @@ class Text(Protocol):
         """Return the text of one token."""
         ...
 
-    def render_chat(self, messages: Sequence[Message]) -> TokenIds:
+    def render_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> TokenIds:
         """Render a chat up to where the assistant begins to speak."""
         ...
 
@@ -74,6 +72,7 @@ class Tokenizer:
             self._plain.no_truncation()
             self._plain.no_padding()
         self._pieces: dict[int, str] = {}
+        self._chat = ChatTemplate(self._render, self.encode, self._encode_template, name)
 
     @classmethod
     def load(cls, source: str, revision: str | None = None) -> Tokenizer:
@@ -152,7 +151,7 @@ class Tokenizer:
             self._pieces[token] = self.decode((token,))
         return self._pieces[token]
 
-    def render_chat(self, messages: Sequence[Message]) -> TokenIds:
+    def render_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> TokenIds:
         """Render a chat by the model's template, up to where the assistant begins to speak.
 
         Raises:
@@ -160,12 +159,16 @@ class Tokenizer:
         """
         if not self._loaded.chat_template:
             raise ModelNotSupportedError(f"{self._name} has no chat template: use plain text prompts")
-        return rendered(messages, self._template, self.encode, self._encode_template, self._name)
+        return self._chat.tokens(messages, tools)
 
-    def _template(self, messages: list[dict[str, str]]) -> str:
+    def _render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
         try:
-            return str(self._loaded.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-        except TemplateError as error:
+            return str(
+                self._loaded.apply_chat_template(
+                    messages, tools=tools, tokenize=False, add_generation_prompt=True
+                )
+            )
+        except Exception as error:  # a template is a program, and may fail in any way
             roles = ", ".join(message["role"] for message in messages)
             raise ModelNotSupportedError(
                 f"the chat template of {self._name} cannot show messages of the roles {roles}: {error}"
@@ -175,39 +178,6 @@ class Tokenizer:
         with self._lock:
             found = self._loaded(text, add_special_tokens=False, split_special_tokens=False)
         return tuple(found.input_ids)
-
-
-def rendered(
-    messages: Sequence[Message],
-    template: Callable[[list[dict[str, str]]], str],
-    encode: Callable[[str], TokenIds],
-    encode_template: Callable[[str], TokenIds],
-    name: str,
-) -> TokenIds:
-    """Render a chat so that no content can forge a turn.
-
-    The template sees marks instead of the contents, which are encoded on their own as plain text.
-
-    Raises:
-        ModelNotSupportedError: the template leaves out a message.
-    """
-    marks = [f"rain{secrets.token_hex(8)}" for _ in messages]
-    rest = template([{"role": m.role, "content": mark} for m, mark in zip(messages, marks, strict=True)])
-    tokens: TokenIds = ()
-    for message, mark in zip(messages, marks, strict=True):
-        before, found, rest = rest.partition(mark)
-        if not found:
-            raise ModelNotSupportedError(
-                f"the chat template of {name} leaves out a message of role '{message.role}'"
-            )
-        if any(other in before for other in marks):
-            raise ModelNotSupportedError(
-                f"the chat template of {name} shows a message in another order or twice"
-            )
-        tokens += encode_template(before) + encode(message.content)
-    if any(mark in rest for mark in marks):
-        raise ModelNotSupportedError(f"the chat template of {name} shows a message twice")
-    return tokens + encode_template(rest)
 
 
 def local_folder(source: str) -> str:

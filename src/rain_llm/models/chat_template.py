@@ -1,0 +1,179 @@
+"""A model's chat template, in which nothing that comes from outside can forge a turn or a special token.
+
+A template is a program that writes a chat as text, special tokens among it. It never sees what comes from
+outside: messages, tools and calls reach it with marks in the place of their texts. In what it wrote, each
+mark gives way to the tokens of its text, encoded on their own as plain text.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from rain_llm.errors import ModelNotSupportedError
+from rain_llm.tools import CLOSING, OPENING, json_text, quoted, read, spoken
+from rain_llm.types import Message, TokenIds, Tool, ToolCall
+
+Render = Callable[[list[dict[str, Any]], list[dict[str, Any]] | None], str]
+"""Writes messages and tools, both as OpenAI's API has them, up to where the assistant begins to speak.
+
+Raises:
+    ModelNotSupportedError: the template cannot show them.
+"""
+
+# What hardly any special token is spelled with: a template may look at it (at an argument's type, say).
+_HARMLESS = re.compile(r"[A-Za-z0-9_.,$ -]*")
+
+
+class ChatTemplate:
+    """Renders chats to tokens. May be used from many threads.
+
+    Args:
+        render: the model's template.
+        encode: turns text into ordinary tokens.
+        encode_template: turns text into tokens, special ones where it spells them.
+        name: of the model, for errors.
+    """
+
+    def __init__(
+        self,
+        render: Render,
+        encode: Callable[[str], TokenIds],
+        encode_template: Callable[[str], TokenIds],
+        name: str,
+    ) -> None:
+        self._render = render
+        self._encode = encode
+        self._encode_template = encode_template
+        self._name = name
+
+    def tokens(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> TokenIds:
+        """Return the tokens of a chat, up to where the assistant begins to speak.
+
+        Raises:
+            ModelNotSupportedError: the template cannot show the messages, or leaves one out.
+        """
+        with_tools = tools or any(message.tool_calls or message.role == "tool" for message in messages)
+        chat = _Marked(messages, tools)
+        if with_tools and not (self.shows_tools and self._is_text(chat.unmarked)):
+            chat = _Marked(spoken(messages, tools), ())
+        written, places = chat.found(self._render(chat.messages, chat.tools))
+        shown = [place for place in places if place in chat.contents]
+        for place, role in chat.contents.items():
+            if place not in shown:
+                raise ModelNotSupportedError(
+                    f"the chat template of {self._name} leaves out a message of role '{role}'"
+                )
+        if shown != list(chat.contents):
+            raise ModelNotSupportedError(
+                f"the chat template of {self._name} shows a message in another order or twice"
+            )
+        tokens = self._encode_template(written[0])
+        for before, place, after in zip(written, places, written[1:], strict=False):
+            text = chat.texts[place]
+            in_json = before.endswith('"') and after.startswith('"')
+            tokens += self._encode(json_text(text)[1:-1] if in_json else text) + self._encode_template(after)
+        return tokens
+
+    def _is_text(self, texts: Sequence[str]) -> bool:
+        """Whether no special token is spelled, as a vocabulary may have some that are words."""
+        joined = "\n".join(texts)
+        return self._encode(joined) == self._encode_template(joined)
+
+    @cached_property
+    def shows_tools(self) -> bool:
+        """Whether the template shows tools, their replies, and calls as ``rain_llm.tools`` writes them.
+
+        Models whose own calls look otherwise (special tokens as of Llama 3 and Mistral, where an answer ends
+        here; Python; XML) are told of tools in words, and so are those whose template knows of none.
+        """
+        call = ToolCall("look_up", {"word": "rain"}, "call00001")
+        messages = (
+            Message("user", "What is rain?"),
+            Message("assistant", "I look it up.", (call,)),
+            Message("tool", "Water.", name=call.name, tool_call_id=call.id),
+        )
+        chat = _Marked(messages, (Tool(call.name), Tool("not_called")))
+        try:
+            text = self._render(chat.messages, chat.tools)
+        except ModelNotSupportedError:
+            return False
+        written, places = chat.found(text)
+        if places != list(chat.contents) or "not_called" not in text:
+            return False
+        _, opened, rest = written[2].partition(OPENING)  # between what the assistant says and the reply
+        try:
+            _, calls = read(opened + rest.partition(CLOSING)[0] + CLOSING)
+        except ValueError:
+            return False
+        return calls == (replace(call, id=""),)
+
+
+class _Marked:
+    """A chat and its tools as a template takes them, with marks, words that nobody can guess, for texts.
+
+    Attributes:
+        messages: of the chat. tools: None if there are none.
+        texts: that have a mark. contents: places in ``texts`` of the messages' contents, with their roles.
+        unmarked: texts that were left as they are.
+    """
+
+    def __init__(self, messages: Sequence[Message], tools: Sequence[Tool]) -> None:
+        self.texts: list[str] = []
+        self.contents: dict[int, str] = {}
+        self.unmarked: list[str] = []
+        self._secret = f"rain{secrets.token_hex(8)}"
+        self._known: dict[str, str] = {}
+        self.messages = [self._message(message) for message in messages]
+        self.tools = [self._tool(tool) for tool in tools] or None
+
+    def found(self, text: str) -> tuple[list[str], list[int]]:
+        """Return what stands between the marks of a text, and the places in ``texts`` of the marks."""
+        parts = re.split(rf"{self._secret}x(\d+)x", text)
+        return parts[::2], [int(place) for place in parts[1::2]]
+
+    def _message(self, message: Message) -> dict[str, Any]:
+        content = quoted(message.content) if message.role == "tool" else message.content
+        turn: dict[str, Any] = {"role": message.role, "content": content}
+        if content or not message.tool_calls:  # templates ask whether anything was said beside the calls
+            self.contents[len(self.texts)] = message.role
+            turn["content"] = self._mark(content)
+        if message.tool_calls:
+            turn["tool_calls"] = [self._call(call) for call in message.tool_calls]
+        about = {"name": message.name, "tool_call_id": message.tool_call_id}
+        return turn | {key: self._value(value) for key, value in about.items() if value}
+
+    def _call(self, call: ToolCall) -> dict[str, Any]:
+        function = {"name": self._value(call.name), "arguments": self._value(call.arguments)}
+        return {"type": "function", "function": function} | ({"id": self._value(call.id)} if call.id else {})
+
+    def _tool(self, tool: Tool) -> dict[str, Any]:
+        function = {
+            "name": self._value(tool.name),
+            "description": self._value(tool.description),
+            "parameters": self._value(tool.parameters),
+        }
+        return {"type": "function", "function": function}
+
+    def _value(self, value: Any) -> Any:
+        """Return a JSON value with marks for its texts: the same text has the same mark."""
+        if isinstance(value, Mapping):
+            return {self._value(key): self._value(part) for key, part in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._value(part) for part in value]
+        if not isinstance(value, str):
+            return value
+        if _HARMLESS.fullmatch(value):
+            self.unmarked.append(value)
+            return value
+        if value not in self._known:
+            self._known[value] = self._mark(value)
+        return self._known[value]
+
+    def _mark(self, text: str) -> str:
+        self.texts.append(text)
+        return f"{self._secret}x{len(self.texts) - 1}x"
