@@ -20,7 +20,6 @@ from typing import Any
 
 import pytest
 from llama_index.core import Document, MockEmbedding, Settings, VectorStoreIndex
-from llama_index.core.agent.workflow import FunctionAgent, ReActAgent
 from llama_index.core.base.llms.types import ImageBlock, TextBlock
 from llama_index.core.base.response.schema import StreamingResponse
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
@@ -206,7 +205,7 @@ def test_metadata_of_a_ready_engine(llm: RainLLM) -> None:
     assert llm.metadata.context_window == 4096
     assert llm.metadata.num_output == 16
     assert not llm.metadata.is_chat_model
-    assert not llm.metadata.is_function_calling_model
+    assert llm.metadata.is_function_calling_model
     assert scripted(generation={"chat_template": True}).metadata.is_chat_model
 
 
@@ -322,7 +321,10 @@ async def test_the_same_seed_gives_the_same_answer_in_all_ways(llm: RainLLM) -> 
 def test_raw_is_plain_data(llm: RainLLM) -> None:
     for raw in (llm.complete(PROMPT).raw, llm.chat(CHAT).raw, list(llm.stream_chat(CHAT))[-1].raw):
         assert raw is not None
-        assert set(raw) == {"verdict", "accepted", "stop_reason", "usage", "settings_hash"}
+        assert set(raw) == {
+            *("verdict", "accepted", "stop_reason", "usage", "settings_hash"),
+            *("context", "question", "tool_calls", "trace"),
+        }
         assert raw["verdict"]["criteria"][0]["name"] == "civility"
         assert raw["stop_reason"] == "eos"
         assert raw["settings_hash"] == SETTINGS.hash
@@ -437,8 +439,6 @@ def test_all_roles_and_blocks_that_there_are(llm: RainLLM, model: ScriptedModel)
     llm.chat([ChatMessage(role="user", blocks=blocks), ChatMessage(role="model", content="c"), *CHAT])
     turns = [Message("user", "a\nb"), Message("assistant", "c"), Message("user", "How is my garden?")]
     assert model.requests[0].prefix == model.render_chat(turns)
-    with pytest.raises(PromptError, match="'tool'"):
-        llm.chat([ChatMessage(role="tool", content="4")])
     with pytest.raises(PromptError, match="ImageBlock"):
         llm.chat([ChatMessage(role="user", blocks=[TextBlock(text="see"), ImageBlock(image=b"")])])
 
@@ -507,8 +507,8 @@ def test_a_context_reaches_the_judge(model: ScriptedModel) -> None:
 async def test_unknown_arguments_are_refused_by_name(llm: RainLLM) -> None:
     with pytest.raises(SettingsError, match=r"'max_length'.*max_tokens.*stop"):
         llm.complete(PROMPT, max_length=3)
-    with pytest.raises(SettingsError, match="'tools'"):
-        llm.stream_chat(CHAT, tools=[])
+    with pytest.raises(SettingsError, match="'functions'"):
+        llm.stream_chat(CHAT, functions=[])
     with pytest.raises(SettingsError, match="'logprobs'"):
         await llm.astream_complete(PROMPT, logprobs=True)
     with pytest.raises(SettingsError, match="temperature"):
@@ -736,7 +736,7 @@ async def test_the_twin_shares_the_weights_and_judges_nothing(llm: RainLLM, mode
     assert llm.guarded and llm.complete(PROMPT).text == GOOD  # the model itself is as it was
 
 
-# --- query engines, chat engines, agents ----------------------------------------------------------------
+# --- query engines, chat engines -----------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -797,34 +797,6 @@ async def test_a_chat_engine(index: VectorStoreIndex) -> None:
         assert str(engine.chat("How is the garden?")) == GOOD
         assert str(await engine.achat("And the house?")) == GOOD
     assert len(collector.events) == 3  # this engine condenses with the model that answers
-
-
-# LlamaIndex's agents use what LlamaIndex's workflows and pydantic have deprecated.
-agents_warn = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
-
-@agents_warn
-async def test_a_react_agent_streams() -> None:
-    def thinking(text: str) -> Mapping[str, float]:
-        script = ["Thought", ":", " splendid", ".", "\n", "Answer", ":", " fine", "."]
-        said = text.rsplit("How is it?", 1)[-1]
-        for i in range(len(script), -1, -1):
-            if said == "".join(script[:i]):
-                return {(script[i] if i < len(script) else END): 1}
-        raise AssertionError(f"nothing follows {said!r}")
-
-    settings = SETTINGS.updated(generation={"max_new_tokens": 64})
-    llm = RainLLM(rain=Rain(settings, model=ScriptedModel(thinking, opinion)))
-    with VerdictCollector() as collector:
-        response = await ReActAgent(tools=[], llm=llm).run("How is it?", memory=memory())
-    assert str(response) == "fine."
-    assert len(collector.events) == 1
-
-
-@agents_warn
-async def test_a_function_agent_is_refused(llm: RainLLM) -> None:
-    with pytest.raises(ValueError, match="FunctionCallingLLM"):
-        await FunctionAgent(tools=[], llm=llm).run("How is it?", memory=memory())
 
 
 # --- the real model -------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """RAIN for LlamaIndex: ``RainLLM``, and the verdicts that query engines would drop."""
 
-from llama_index.llms.rain.base import RainLLM, RainVerdictEvent, VerdictCollector
+from llama_index.llms.rain.base import RainLLM
+from llama_index.llms.rain.events import RainVerdictEvent, VerdictCollector
 
 __all__ = ["RainLLM", "RainVerdictEvent", "VerdictCollector"]

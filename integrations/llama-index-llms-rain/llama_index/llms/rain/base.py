@@ -1,4 +1,4 @@
-"""RAIN as a LlamaIndex language model, and its verdicts as instrumentation events.
+"""RAIN as a LlamaIndex language model.
 
 Streaming is the one path: ``complete`` and ``chat`` are their streams' last chunk. Each of the
 eight methods goes to the engine itself, so that LlamaIndex counts every call once.
@@ -6,22 +6,14 @@ eight methods goes to the engine itself, so that LlamaIndex counts every call on
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import aclosing, closing
 from dataclasses import asdict
-from pathlib import Path
-from types import TracebackType
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, Self
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt
-from llama_index.core.base.llms.types import TextBlock
-from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr, model_validator
-from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW
+from llama_index.core.bridge.pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
-from llama_index.core.instrumentation.event_handlers import BaseEventHandler
-from llama_index.core.instrumentation.events import BaseEvent
 from llama_index.core.llms import (
     ChatMessage,
     ChatResponse,
@@ -32,131 +24,60 @@ from llama_index.core.llms import (
     CompletionResponseGen,
     CustomLLM,
     LLMMetadata,
-    MessageRole,
 )
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.llms.llm import ToolSelection
+from llama_index.core.program.utils import FlexibleModel
+from llama_index.core.prompts import BasePromptTemplate, SelectorPromptTemplate
+from llama_index.core.tools import BaseTool
+from llama_index.core.types import Model, PydanticProgramMode, TokenAsyncGen, TokenGen
+from llama_index.llms.rain.events import RainVerdictEvent
+from llama_index.llms.rain.messages import calls_of, from_llama_index, to_llama_index
+from llama_index.llms.rain.models import described
+from llama_index.llms.rain.rag import sources
+from llama_index.llms.rain.structured import RainStructuredLLM
+from llama_index.llms.rain.tools import openai_tools, read_choice, read_tools
 
 from rain_llm import (
     Message,
-    PromptError,
     Rain,
     RainResult,
     RainSettings,
     SettingsError,
     Step,
     StopReason,
-    Usage,
-    Verdict,
+    UnsafeAnswerError,
 )
+from rain_llm.settings import EvaluationSettings
+from rain_llm.types import Task, ToolCall
 
 dispatcher = get_dispatcher(__name__)
 
-_EMBEDDED = ("embedded:SmolLM2-135M-Instruct", 8192)
 _IGNORED = {"extra_headers"}  # LlamaIndex's DocumentContextExtractor sends them to every model
-_ROLES: dict[MessageRole, Literal["system", "user", "assistant"]] = {
-    MessageRole.SYSTEM: "system",
-    MessageRole.DEVELOPER: "system",
-    MessageRole.USER: "user",
-    MessageRole.ASSISTANT: "assistant",
-    MessageRole.CHATBOT: "assistant",
-    MessageRole.MODEL: "assistant",
-}
+_OF_A_TASK = ("context", "question", "schema", "tools", "tool_choice", "parallel_tool_calls")
 
 
-# --- the verdict as an event --------------------------------------------------------------------
-
-
-class RainVerdictEvent(BaseEvent):
-    """Dispatched at the end of every guarded answer, whoever asked for it.
-
-    Attributes:
-        text: the whole answer. verdict: on it; None if it was cut off before it was judged.
-        accepted: every piece of it was accepted. stop_reason: why it ended. usage: what it cost.
-        settings_hash: of the settings that it was written with.
-    """
-
-    text: str
-    verdict: Verdict | None
-    accepted: bool
-    stop_reason: StopReason
-    usage: Usage
-    settings_hash: str
-
-    @classmethod
-    def class_name(cls) -> str:
-        """Return the event's name."""
-        return "RainVerdictEvent"
-
-
-class VerdictCollector(BaseEventHandler):
-    """Collects the verdicts of all guarded answers that end while it is open, in any thread.
-
-    Query engines drop an answer's ``raw``, and the verdict with it::
-
-        with VerdictCollector() as collector:
-            response = query_engine.query("How are the tomatoes?")
-        collector.verdicts[-1].passed
-
-    A streamed answer ends when its stream has been read: read it before the collector closes.
-    Requests that run at once are told apart by LlamaIndex's ``instrument_tags``, which every event
-    carries in ``tags``.
-    """
-
-    _registration: ClassVar[threading.Lock] = threading.Lock()
-    _events: list[RainVerdictEvent] = PrivateAttr(default_factory=list)
-
-    @classmethod
-    def class_name(cls) -> str:
-        """Return the handler's name."""
-        return "VerdictCollector"
-
-    @property
-    def events(self) -> list[RainVerdictEvent]:
-        """The events so far, in the order in which the answers ended."""
-        return list(self._events)
-
-    @property
-    def verdicts(self) -> list[Verdict | None]:
-        """The verdict of each event; None for an answer that was cut off before it was judged."""
-        return [event.verdict for event in self._events]
-
-    def handle(self, event: BaseEvent, **kwargs: Any) -> None:
-        """Keep the event if it is a verdict."""
-        if isinstance(event, RainVerdictEvent):
-            self._events.append(event)
-
-    def __enter__(self) -> Self:
-        root = get_dispatcher()
-        with self._registration:
-            root.event_handlers = [*root.event_handlers, self]
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        root = get_dispatcher()
-        with self._registration:  # by identity: two collectors with the same events are equal
-            root.event_handlers = [each for each in root.event_handlers if each is not self]
-
-
-# --- the language model -------------------------------------------------------------------------
-
-
-class RainLLM(CustomLLM):
+class RainLLM(CustomLLM, FunctionCallingLLM):
     """A guarded language model for LlamaIndex.
 
     Constructing it loads nothing; the model loads with the first answer. A response's ``raw`` is a
-    dictionary of ``verdict``, ``accepted``, ``stop_reason``, ``usage`` and ``settings_hash``; for
-    what passes through a query engine see :class:`VerdictCollector`.
+    dictionary of ``verdict``, ``accepted``, ``stop_reason``, ``usage``, ``context``, ``question``,
+    ``tool_calls``, ``trace`` and ``settings_hash``; for what passes through a query engine see
+    :class:`VerdictCollector`.
 
-    A single call may bring ``context`` (passages that the answer is judged against), ``settings``,
-    ``max_tokens``, or any field of the settings' ``generation``: ``stop``, ``temperature``,
-    ``seed``, ... Anything else is refused.
+    A single call may bring ``context`` (passages that the answer is judged against), ``question`` (what
+    the judge is told was asked), ``schema`` (of a JSON document), ``settings``, ``max_tokens``, or any
+    field of the settings' ``generation``: ``stop``, ``temperature``, ``seed``, ... A chat may bring
+    ``tools``, ``tool_choice`` and ``parallel_tool_calls``, as ``chat_with_tools`` does. Anything else is
+    refused.
 
     A chat is rendered with the model's chat template, unless ``messages_to_prompt`` is given.
+
+    What LlamaIndex asks by a template is judged by the template's parts: ``context_str`` (``context_msg``
+    and ``existing_answer`` where an answer is refined) is the context, ``query_str`` the question. A call
+    that brings no context is judged by the criteria that need none; by the default criteria, if all of
+    them do.
 
     Example:
         ```python
@@ -178,10 +99,15 @@ class RainLLM(CustomLLM):
     context_window: int | None = Field(
         default=None, gt=0, description="Tokens of the model's context; null: by its config.json."
     )
+    pydantic_program_mode: PydanticProgramMode = Field(
+        default=PydanticProgramMode.LLM,
+        description="How structured predictions are made; 'llm': a document that fits the class's schema.",
+    )
     rain: Rain | None = Field(
         default=None, exclude=True, repr=False, description="A ready engine instead of a model."
     )
     _rain: Rain = PrivateAttr()
+    _sources: tuple[tuple[str, ...], str] = PrivateAttr(default=((), ""))
 
     @model_validator(mode="after")
     def _make_engine(self) -> Self:
@@ -204,18 +130,20 @@ class RainLLM(CustomLLM):
     def metadata(self) -> LLMMetadata:
         """What LlamaIndex plans its prompts by; loads no model, but asks a server for its own.
 
-        The context of a hub model that was never downloaded is not known yet: LlamaIndex's own
-        cautious default stands in for it, unless ``context_window`` is given.
+        ``is_chat_model`` is the settings' ``generation.chat_template``: it decides whether LlamaIndex fills
+        its templates for a text to be continued or for a user's turn. The chat methods, and with them tools,
+        are there in both cases.
         """
         if self.rain is not None or self.settings.model.base_url:
             writer = self._rain.runtime.writer
             name, window = writer.name, writer.context_length
         else:
-            name, window = _described(self.settings.model.name, self.settings.model.revision)
+            name, window = described(self.settings.model.name, self.settings.model.revision)
         return LLMMetadata(
             context_window=self.context_window or window,
             num_output=self.settings.generation.max_new_tokens,
             is_chat_model=self.settings.generation.chat_template,
+            is_function_calling_model=True,
             model_name=name,
         )
 
@@ -231,81 +159,240 @@ class RainLLM(CustomLLM):
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Continue a text."""
-        return _last(list(self._stream(*self._completion(prompt, formatted, kwargs))))
+        return _as_completion(_last(list(self._stream(*self._completion(prompt, formatted, kwargs)))))
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
         """Continue a text; each chunk is accepted before it is sent."""
-        return self._stream(*self._completion(prompt, formatted, kwargs))
+        chunks = self._stream(*self._completion(prompt, formatted, kwargs))
+        return (_as_completion(chunk) for chunk in chunks)
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Continue a text without blocking the event loop."""
         chunks = self._astream(*self._completion(prompt, formatted, kwargs))
-        return _last([chunk async for chunk in chunks])
+        return _as_completion(_last([chunk async for chunk in chunks]))
 
     @llm_completion_callback()
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
         """Stream a continuation without blocking the event loop."""
-        return self._astream(*self._completion(prompt, formatted, kwargs))
+        chunks = self._astream(*self._completion(prompt, formatted, kwargs))
+
+        async def completions() -> CompletionResponseAsyncGen:
+            async with aclosing(chunks):  # left early, it ends the search at once
+                async for chunk in chunks:
+                    yield _as_completion(chunk)
+
+        return completions()
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a chat."""
-        return _as_chat(_last(list(self._stream(*self._conversation(messages, kwargs)))))
+        return _last(list(self._stream(*self._conversation(messages, kwargs))))
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """Answer a chat; each chunk is accepted before it is sent."""
-        chunks = self._stream(*self._conversation(messages, kwargs))
-        return (_as_chat(chunk) for chunk in chunks)
+        return self._stream(*self._conversation(messages, kwargs))
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a chat without blocking the event loop."""
         chunks = self._astream(*self._conversation(messages, kwargs))
-        return _as_chat(_last([chunk async for chunk in chunks]))
+        return _last([chunk async for chunk in chunks])
 
     @llm_chat_callback()
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
         """Stream the answer to a chat without blocking the event loop."""
-        chunks = self._astream(*self._conversation(messages, kwargs))
-        return (_as_chat(chunk) async for chunk in chunks)
+        return self._astream(*self._conversation(messages, kwargs))
+
+    # -- tools -------------------------------------------------------------------------------------
+
+    def _prepare_chat_with_tools(
+        self,
+        tools: Sequence[BaseTool],
+        user_msg: str | ChatMessage | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        verbose: bool = False,
+        allow_parallel_tool_calls: bool = False,
+        tool_required: bool = False,
+        tool_choice: str | dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Return the arguments of a chat with tools.
+
+        ``tool_choice`` ("auto", "none", "any", "required" or a tool's name) goes before ``tool_required``.
+        """
+        messages = list(chat_history or [])
+        if user_msg is not None:
+            messages.append(ChatMessage(user_msg) if isinstance(user_msg, str) else user_msg)
+        return {
+            "messages": messages,
+            "tools": openai_tools(tools),
+            "tool_choice": tool_choice or ("any" if tool_required else "auto"),
+            "parallel_tool_calls": allow_parallel_tool_calls,
+            **kwargs,
+        }
+
+    def get_tool_calls_from_response(
+        self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
+    ) -> list[ToolSelection]:
+        """Return what an answer asks for.
+
+        Raises:
+            ValueError: it asks for nothing, and ``error_on_no_tool_call``.
+        """
+        calls = calls_of(response.message)
+        if not calls and error_on_no_tool_call:
+            raise ValueError(f"the answer holds no tool call: {response.message.content!r}")
+        return [
+            ToolSelection(tool_id=call.id, tool_name=call.name, tool_kwargs=dict(call.arguments))
+            for call in calls
+        ]
+
+    # -- templates: what is to be answered, and by what --------------------------------------------
+
+    def predict(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
+        """Fill a template and answer it; its passages are the context, its query the question."""
+        return super(RainLLM, self._about(prompt, prompt_args)).predict(prompt, **prompt_args)
+
+    def stream(self, prompt: BasePromptTemplate, **prompt_args: Any) -> TokenGen:
+        """Fill a template and stream the answer; see :meth:`predict`."""
+        return super(RainLLM, self._about(prompt, prompt_args)).stream(prompt, **prompt_args)
+
+    async def apredict(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
+        """Fill a template and answer it without blocking the event loop; see :meth:`predict`."""
+        return await super(RainLLM, self._about(prompt, prompt_args)).apredict(prompt, **prompt_args)
+
+    async def astream(self, prompt: BasePromptTemplate, **prompt_args: Any) -> TokenAsyncGen:
+        """Fill a template and stream without blocking the event loop; see :meth:`predict`."""
+        return await super(RainLLM, self._about(prompt, prompt_args)).astream(prompt, **prompt_args)
+
+    def structured_predict(
+        self,
+        output_cls: type[Model],
+        prompt: BasePromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Model:
+        """Fill a template and answer it by an instance of ``output_cls``: a grammar lets nothing else pass.
+
+        Raises:
+            UnsafeAnswerError: nothing passed. IncompleteError: ``max_new_tokens`` were too few.
+        """
+        asked = self._structured(output_cls, prompt, llm_kwargs, prompt_args)
+        answer: Model = super().structured_predict(output_cls, *asked, **prompt_args)
+        return answer
+
+    async def astructured_predict(
+        self,
+        output_cls: type[Model],
+        prompt: BasePromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Model:
+        """As :meth:`structured_predict`, without blocking the event loop."""
+        asked = self._structured(output_cls, prompt, llm_kwargs, prompt_args)
+        answer: Model = await super().astructured_predict(output_cls, *asked, **prompt_args)
+        return answer
+
+    def stream_structured_predict(
+        self,
+        output_cls: type[Model],
+        prompt: BasePromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Generator[Model | FlexibleModel, None, None]:
+        """As :meth:`structured_predict`; a document is accepted whole, so every object is complete."""
+        asked = self._structured(output_cls, prompt, llm_kwargs, prompt_args)
+        return super().stream_structured_predict(output_cls, *asked, **prompt_args)
+
+    async def astream_structured_predict(
+        self,
+        output_cls: type[Model],
+        prompt: BasePromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> AsyncGenerator[Model | FlexibleModel, None]:
+        """As :meth:`stream_structured_predict`, without blocking the event loop."""
+        asked = self._structured(output_cls, prompt, llm_kwargs, prompt_args)
+        return await super().astream_structured_predict(output_cls, *asked, **prompt_args)
+
+    def as_structured_llm(self, output_cls: type[BaseModel], **kwargs: Any) -> RainStructuredLLM:
+        """Return a model whose every answer is an instance of ``output_cls``."""
+        return RainStructuredLLM(llm=self, output_cls=output_cls, **kwargs)
+
+    def _about(self, prompt: BasePromptTemplate, arguments: dict[str, Any]) -> RainLLM:
+        """Return a twin that is told what its next prompt is about."""
+        twin = self.model_copy()
+        twin._sources = sources(prompt, arguments)
+        return twin
+
+    def _structured(
+        self,
+        output_cls: type[BaseModel],
+        prompt: BasePromptTemplate,
+        llm_kwargs: dict[str, Any] | None,
+        arguments: dict[str, Any],
+    ) -> tuple[BasePromptTemplate, dict[str, Any]]:
+        """Return a copy of the template, for LlamaIndex writes into it, and the arguments of the call."""
+        if isinstance(prompt, SelectorPromptTemplate):
+            prompt = prompt.select(self)
+        context, question = sources(prompt, arguments)
+        asked: dict[str, Any] = {"context": context, "question": question}
+        if self.pydantic_program_mode is PydanticProgramMode.LLM:
+            asked["schema"] = output_cls.model_json_schema()
+        return prompt.partial_format(), asked | (llm_kwargs or {})
 
     # -- what the engine is asked --------------------------------------------------------------------
 
-    def _completion(
-        self, prompt: str, formatted: bool, options: dict[str, Any]
-    ) -> tuple[str, str, RainSettings]:
-        """Return prompt, context and settings. A formatted prompt goes to the model as it is."""
-        context, settings = self._chosen(options)
-        if formatted:
-            return prompt, context, _verbatim(settings)
-        if self.completion_to_prompt is not None:
-            prompt = self.completion_to_prompt(prompt)
-        return self._extend_prompt(prompt), context, settings
+    def _completion(self, prompt: str, formatted: bool, options: dict[str, Any]) -> tuple[Task, RainSettings]:
+        """A formatted prompt goes to the model as it is."""
+        if not formatted:
+            if self.completion_to_prompt is not None:
+                prompt = self.completion_to_prompt(prompt)
+            prompt = self._extend_prompt(prompt)
+        return self._asked(prompt, options, verbatim=formatted)
 
     def _conversation(
         self, messages: Sequence[ChatMessage], options: dict[str, Any]
-    ) -> tuple[str | list[Message], str, RainSettings]:
-        """Return prompt, context and settings. A system prompt in the messages replaces our own."""
-        context, settings = self._chosen(options)
-        if not any(_ROLES.get(message.role) == "system" for message in messages):
+    ) -> tuple[Task, RainSettings]:
+        """A system prompt in the messages replaces our own."""
+        prompt = from_llama_index(messages)
+        if not any(message.role == "system" for message in prompt) and self.system_prompt:
             messages = self._extend_messages(list(messages))
+            prompt = from_llama_index(messages)
         if self.messages_to_prompt not in (None, messages_to_prompt):
-            return self.messages_to_prompt(messages), context, _verbatim(settings)
-        return [_message(message) for message in messages], context, settings
+            return self._asked(self.messages_to_prompt(messages), options, verbatim=True)
+        return self._asked(prompt, options)
 
-    def _chosen(self, options: dict[str, Any]) -> tuple[str, RainSettings]:
-        """Turn a call's keyword arguments into context and settings; None means not given."""
+    def _asked(
+        self, prompt: str | list[Message], options: dict[str, Any], verbatim: bool = False
+    ) -> tuple[Task, RainSettings]:
+        """Turn a call's keyword arguments into a task and its settings; None means not given.
+
+        Args:
+            prompt: for the model.
+            options: the keyword arguments.
+            verbatim: the prompt needs no chat template.
+        """
         given = {
             key: value
             for key, value in options.items()
             if key not in _IGNORED and (value is not None or key == "seed")
         }
-        context = given.pop("context", "")
+        context, question = self._sources
+        task = Task(
+            prompt,
+            context=given.pop("context", context),
+            question=given.pop("question", question),
+            schema=given.pop("schema", None),
+            tools=read_tools(given.pop("tools", ())),
+            tool_choice=read_choice(given.pop("tool_choice", "auto")),
+            parallel_calls=given.pop("parallel_tool_calls", True),
+        )
         settings = given.pop("settings", self.settings)
         if not isinstance(settings, RainSettings):
             raise SettingsError(f"settings must be RainSettings, not {type(settings).__name__}")
@@ -317,66 +404,80 @@ class RainLLM(CustomLLM):
         for key in given:
             if key not in known:
                 raise SettingsError(
-                    f"unknown argument '{key}': a call takes context, settings, max_tokens, "
+                    f"unknown argument '{key}': a call takes {', '.join(_OF_A_TASK)}, settings, max_tokens, "
                     f"{', '.join(known)}; all else is in settings=RainSettings(...)"
                 )
-        return context, settings.updated(generation=given) if given else settings
+        if verbatim:
+            given["chat_template"] = False
+        if given:
+            settings = settings.updated(generation=given)
+        acts = task.tools and task.tool_choice != "none"  # then the engine knows what has a context
+        return task, settings if task.context or acts else _without_context(settings)
 
     # -- how it is driven ----------------------------------------------------------------------------
 
-    def _stream(
-        self, prompt: str | list[Message], context: str, settings: RainSettings
-    ) -> Generator[CompletionResponse, None, None]:
+    def _stream(self, task: Task, settings: RainSettings) -> ChatResponseGen:
         """Ask the engine; what it refuses raises here, not at the first chunk."""
         if self.guarded:
-            steps = self._rain.stream(prompt, context=context, settings=settings)
+            steps = self._rain.stream(task, settings=settings)
         else:
-            steps = self._rain.plain_stream(prompt, settings=settings)
-        return self._chunks(steps)
+            steps = self._rain.plain_stream(task, settings=settings)
+        return self._chunks(task, steps)
 
-    def _chunks(self, steps: Generator[Step, None, None]) -> Generator[CompletionResponse, None, None]:
+    def _chunks(self, task: Task, steps: Generator[Step, None, None]) -> ChatResponseGen:
         text = ""
+        calls: tuple[ToolCall, ...] = ()
         with closing(steps):
             for step in steps:
-                text += step.text
-                if step.text or step.result:
-                    yield self._chunk(text, step)
+                text, calls = text + step.text, calls + step.tool_calls
+                if step.text or step.tool_calls or step.result:
+                    yield self._chunk(task, text, calls, step)
 
-    async def _astream(
-        self, prompt: str | list[Message], context: str, settings: RainSettings
-    ) -> AsyncGenerator[CompletionResponse, None]:
+    async def _astream(self, task: Task, settings: RainSettings) -> ChatResponseAsyncGen:
         if self.guarded:
-            steps = self._rain.astream(prompt, context=context, settings=settings)
+            steps = self._rain.astream(task, settings=settings)
         else:
-            steps = self._rain.plain_astream(prompt, settings=settings)
+            steps = self._rain.plain_astream(task, settings=settings)
         text = ""
+        calls: tuple[ToolCall, ...] = ()
         async with aclosing(steps):
             async for step in steps:
-                text += step.text
-                if step.text or step.result:
-                    yield self._chunk(text, step)
+                text, calls = text + step.text, calls + step.tool_calls
+                if step.text or step.tool_calls or step.result:
+                    yield self._chunk(task, text, calls, step)
 
-    def _chunk(self, text: str, step: Step) -> CompletionResponse:
-        """Make the response for a step, after which ``text`` is the answer so far."""
+    def _chunk(self, task: Task, text: str, calls: tuple[ToolCall, ...], step: Step) -> ChatResponse:
+        """Make the response for a step, after which ``text`` and ``calls`` are the answer so far.
+
+        The counts stay out of the message, which chat histories keep.
+        """
+        message = to_llama_index(text, calls)
         result = step.result
         if result is None:
             raw = {"verdict": step.verdict and asdict(step.verdict), "accepted": step.accepted}
-            return CompletionResponse(text=text, delta=step.text, raw=raw)
+            return ChatResponse(message=message, delta=step.text, raw=raw)
+        passages = (task.context,) if isinstance(task.context, str) else tuple(task.context)
+        told = {"context": tuple(filter(None, passages)), "question": task.question}
         if self.guarded:
             dispatcher.event(
                 RainVerdictEvent(
                     text=result.text,
+                    tool_calls=result.tool_calls,
                     verdict=result.verdict,
                     accepted=result.accepted,
                     stop_reason=result.stop_reason,
                     usage=result.usage,
+                    trace=result.trace,
                     settings_hash=result.settings_hash,
+                    **told,
                 )
             )
-        return CompletionResponse(
-            text=text,
+        if task.schema is not None and result.stop_reason is StopReason.REFUSED:
+            raise UnsafeAnswerError("no document that fits the schema passed the criteria", result)
+        return ChatResponse(
+            message=message,
             delta=step.text,
-            raw=_raw(result),
+            raw=_raw(result) | told,
             additional_kwargs={
                 "prompt_tokens": result.usage.prompt_tokens,
                 "completion_tokens": result.usage.output_tokens,
@@ -395,65 +496,29 @@ def _raw(result: RainResult) -> dict[str, Any]:
         "accepted": result.accepted,
         "stop_reason": result.stop_reason.value,
         "usage": asdict(result.usage),
+        "tool_calls": [asdict(call) for call in result.tool_calls],
+        "trace": asdict(result.trace),
         "settings_hash": result.settings_hash,
     }
 
 
-def _last(chunks: Sequence[CompletionResponse]) -> CompletionResponse:
+def _last(chunks: Sequence[ChatResponse]) -> ChatResponse:
     return chunks[-1].model_copy(update={"delta": None})
 
 
-def _as_chat(response: CompletionResponse) -> ChatResponse:
-    """Make a chat response; the counts stay out of the message, which chat histories keep."""
-    return ChatResponse(
-        message=ChatMessage(role=MessageRole.ASSISTANT, content=response.text),
+def _as_completion(response: ChatResponse) -> CompletionResponse:
+    return CompletionResponse(
+        text=response.message.content or "",
         delta=response.delta,
         raw=response.raw,
         additional_kwargs=response.additional_kwargs,
     )
 
 
-def _message(message: ChatMessage) -> Message:
-    if message.role not in _ROLES:
-        raise PromptError(
-            f"a message has the role '{message.role.value}', which no chat template knows: "
-            f"use {', '.join(role.value for role in _ROLES)}"
-        )
-    for block in message.blocks:
-        if not isinstance(block, TextBlock):
-            raise PromptError(f"a message holds a {type(block).__name__}: only text is understood")
-    return Message(_ROLES[message.role], message.content or "")
-
-
-def _verbatim(settings: RainSettings) -> RainSettings:
-    """Return the settings without the chat template, for a prompt that needs none."""
-    if not settings.generation.chat_template:
+def _without_context(settings: RainSettings) -> RainSettings:
+    """Return the settings for a call without a context: without the criteria that judge against one."""
+    criteria = settings.evaluation.criteria
+    kept = [criterion for criterion in criteria if not criterion.needs_context]
+    if len(kept) == len(criteria):
         return settings
-    return settings.updated(generation={"chat_template": False})
-
-
-def _described(model: str | None, revision: str | None) -> tuple[str, int]:
-    """Return a model's name and context length without loading it."""
-    if model is None:
-        return _EMBEDDED
-    config = _config(model, revision)
-    lengths = (
-        part.get(key)
-        for part in (config, config.get("text_config", {}))
-        for key in ("max_position_embeddings", "n_positions")
-    )
-    name = f"{model}@{revision}" if revision else model
-    return name, next((length for length in lengths if length), DEFAULT_CONTEXT_WINDOW)
-
-
-def _config(model: str, revision: str | None) -> dict[str, Any]:
-    """Read ``config.json`` in a folder or the hub's cache; empty where there is none to read."""
-    path = Path(model).expanduser() / "config.json"
-    try:
-        if not path.is_file():
-            from huggingface_hub import try_to_load_from_cache
-
-            path = Path(cast("str", try_to_load_from_cache(model, "config.json", revision=revision)))
-        return cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError):  # a TypeError: not in the cache
-        return {}
+    return settings.updated(evaluation={"criteria": kept or EvaluationSettings().criteria})

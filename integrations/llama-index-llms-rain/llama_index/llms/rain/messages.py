@@ -1,0 +1,102 @@
+"""LlamaIndex's chat messages as ours: roles, text, calls of tools and their replies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from llama_index.core.base.llms.types import TextBlock, ToolCallBlock
+from llama_index.core.llms import ChatMessage, MessageRole
+
+from rain_llm import Message, PromptError
+from rain_llm.types import ToolCall
+
+ROLES: dict[MessageRole, Literal["system", "user", "assistant", "tool"]] = {
+    MessageRole.SYSTEM: "system",
+    MessageRole.DEVELOPER: "system",
+    MessageRole.USER: "user",
+    MessageRole.ASSISTANT: "assistant",
+    MessageRole.CHATBOT: "assistant",
+    MessageRole.MODEL: "assistant",
+    MessageRole.TOOL: "tool",
+    MessageRole.FUNCTION: "tool",
+}
+
+
+def from_llama_index(messages: Sequence[ChatMessage]) -> list[Message]:
+    """Return the same chat in our types.
+
+    A tool's reply names its call by ``additional_kwargs["tool_call_id"]``; the tool's name is that of the
+    call.
+
+    Raises:
+        PromptError: a message holds something else than text and calls, or calls that cannot be read.
+    """
+    names: dict[str, str] = {}
+    said = []
+    for message in messages:
+        for block in message.blocks:
+            if not isinstance(block, TextBlock | ToolCallBlock):
+                raise PromptError(f"a message holds a {type(block).__name__}: only text is understood")
+        calls = calls_of(message)
+        names |= {call.id: call.name for call in calls}
+        role = ROLES[message.role]
+        id = str(message.additional_kwargs.get("tool_call_id") or "") if role == "tool" else ""
+        said.append(Message(role, message.content or "", calls, names.get(id, ""), id))
+    return said
+
+
+def calls_of(message: ChatMessage) -> tuple[ToolCall, ...]:
+    """Return the calls in a message: its blocks', or those that older models put beside them.
+
+    Raises:
+        PromptError: a call cannot be read.
+    """
+    if blocks := [block for block in message.blocks if isinstance(block, ToolCallBlock)]:
+        return tuple(_call(block.tool_name, block.tool_kwargs, block.tool_call_id) for block in blocks)
+    return tuple(_older_call(call) for call in message.additional_kwargs.get("tool_calls") or ())
+
+
+def to_llama_index(text: str, calls: Sequence[ToolCall]) -> ChatMessage:
+    """Return an answer as a chat message: text, and a block for each call.
+
+    Without calls nothing stands in ``additional_kwargs``, which LlamaIndex writes into later prompts. With
+    calls, the older form stands there too: LlamaIndex's own programs look for it.
+    """
+    blocks = [
+        ToolCallBlock(tool_call_id=c.id, tool_name=c.name, tool_kwargs=dict(c.arguments)) for c in calls
+    ]
+    older = [
+        {
+            "id": call.id,
+            "type": "function",
+            "function": {"name": call.name, "arguments": json.dumps(dict(call.arguments))},
+        }
+        for call in calls
+    ]
+    return ChatMessage(
+        role=MessageRole.ASSISTANT,
+        blocks=[TextBlock(text=text), *blocks],
+        additional_kwargs={"tool_calls": older} if older else {},
+    )
+
+
+def _older_call(call: Any) -> ToolCall:
+    told: dict[str, Any] = call if isinstance(call, dict) else call.model_dump()
+    match told:
+        case {"function": {"name": str(name), "arguments": arguments}}:
+            return _call(name, arguments, told.get("id"))
+        case {"tool_name": str(name), "tool_kwargs": arguments}:  # LlamaIndex's ToolSelection
+            return _call(name, arguments, told.get("tool_id"))
+    raise PromptError(f"a message holds a call of a tool that cannot be read: {call!r}")
+
+
+def _call(name: str, arguments: dict[str, Any] | str, id: str | None) -> ToolCall:
+    try:
+        read = json.loads(arguments) if isinstance(arguments, str) else arguments
+    except ValueError as error:
+        raise PromptError(
+            f"a message holds a call of {name!r} whose arguments are no JSON: {error}"
+        ) from error
+    return ToolCall(name, read, id or "")

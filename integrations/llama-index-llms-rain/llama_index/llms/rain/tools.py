@@ -1,0 +1,53 @@
+"""LlamaIndex's tools as ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from llama_index.core.tools import BaseTool
+
+from rain_llm import PromptError
+from rain_llm.types import Tool
+
+_TOLD = ("description", "parameters")
+_CHOICES = {"required": "any"}  # OpenAI's words for ours
+
+
+def openai_tools(tools: Sequence[BaseTool]) -> list[dict[str, Any]]:
+    """Return tools in OpenAI's form: plain data, which events and traces can hold."""
+    return [tool.metadata.to_openai_tool(skip_length_check=True) for tool in tools]
+
+
+def read_tools(tools: Sequence[Mapping[str, Any]]) -> list[Tool]:
+    """Return tools in OpenAI's form as ours.
+
+    Raises:
+        PromptError: one of them has another form.
+    """
+    read = []
+    for tool in tools:
+        match tool:
+            case {"function": {"name": _} as told}:
+                read.append(replace(Tool(told["name"]), **{key: told[key] for key in _TOLD if told.get(key)}))
+            case _:
+                raise PromptError(
+                    f"a tool is {tool!r}: give tools to chat_with_tools, or in OpenAI's form, as in "
+                    '{"type": "function", "function": {"name": ..., "parameters": {...}}}'
+                )
+    return read
+
+
+def read_choice(choice: str | Mapping[str, Any]) -> str:
+    """Return a tool choice as ours: "auto", "none", "any" or a tool's name.
+
+    Raises:
+        PromptError: it is neither a text nor OpenAI's form of a tool's name.
+    """
+    match choice:
+        case str():
+            return _CHOICES.get(choice, choice)
+        case {"function": {"name": str(name)}}:
+            return name
+    raise PromptError(f"tool_choice is {choice!r}: give 'auto', 'none', 'any' or the name of a tool")
