@@ -35,7 +35,10 @@ class Answer:
         self.shown = ""
 
     def read(self, more: TokenIds = ()) -> tuple[str, bool]:
-        """Return the text with ``more`` tokens behind it, calls included, and whether a stop string ended it."""
+        """Return the text with ``more`` tokens behind it, and whether a stop string ended it.
+
+        Calls are part of that text.
+        """
         text = self._decode(self._before + self.tokens + more)[self._skip :]
         said = self._said(text)
         places = [place for stop in self._stop if (place := said.find(stop)) >= 0]

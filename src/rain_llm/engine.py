@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import json
 import queue
 import re
 import secrets
@@ -17,14 +18,35 @@ from dataclasses import replace
 from typing import cast
 
 from rain_llm.criteria import BUILT_IN
-from rain_llm.errors import BlindJudgeWarning, PromptError, SearchError, SettingsError, UnsafeAnswerError
+from rain_llm.errors import (
+    BlindJudgeWarning,
+    IncompleteError,
+    PromptError,
+    SearchError,
+    SettingsError,
+    UnsafeAnswerError,
+)
 from rain_llm.evaluation import SelfEvaluator, Subject
+from rain_llm.form import Form
 from rain_llm.models.base import Embedder, Forgetful, LanguageModel
-from rain_llm.plain import plain_search
+from rain_llm.plain import only_judge, plain_search
 from rain_llm.scheduler import Event, Finished, Scheduler, Ticket
-from rain_llm.search import RainSearch
+from rain_llm.search import RainSearch, Search
 from rain_llm.settings import EvaluationSettings, ModelSettings, RainSettings, SimilaritySettings
-from rain_llm.types import Message, Prompt, RainResult, Step, StopReason, TokenIds, Trace, Usage
+from rain_llm.tools import call_schema, check_tools, described
+from rain_llm.types import (
+    Message,
+    Prompt,
+    RainResult,
+    Step,
+    StopReason,
+    Task,
+    TokenIds,
+    ToolCall,
+    Trace,
+    Usage,
+    Verdict,
+)
 
 _KEPT_EVALUATORS = 64  # each holds only its calibration: forgetting costs a question
 _POLL_S = 0.5
@@ -132,14 +154,17 @@ class Rain:
         """Write one guarded answer.
 
         Args:
-            prompt: a text to continue, or a list of chat messages to answer.
-            context: passages for criteria that judge against them (groundedness).
+            prompt: a text to continue, a list of chat messages to answer, or a task: a prompt with tools,
+                a JSON schema, passages and the question that was asked of them.
+            context: passages for criteria that judge against them (groundedness), if no task has its own.
             settings: for this answer only; must name the same models.
 
         Raises:
-            PromptError: the prompt is empty or too long. SettingsError: other models are named.
-            ModelError: a model cannot be loaded. UnsafeAnswerError: nothing passed, and
-                ``on_unsafe="raise"``. SearchError: a model failed; it carries what was accepted.
+            PromptError: the prompt is empty or too long, or a tool or a schema cannot be used.
+            SettingsError: other models are named. ModelError: a model cannot be loaded.
+            UnsafeAnswerError: nothing passed, and ``on_unsafe="raise"``. IncompleteError: a document or a
+                call did not fit into ``max_new_tokens``. SearchError: a model failed; it carries what was
+                accepted.
         """
         return _last(self.stream(prompt, context=context, settings=settings))
 
@@ -213,6 +238,44 @@ class Rain:
         """Stream unguarded without blocking the event loop; see :meth:`plain_stream`."""
         return self._astream(prompt, "", settings, guarded=False)
 
+    def judge(
+        self,
+        prompt: Prompt,
+        text: str,
+        *,
+        tool_calls: Sequence[ToolCall] = (),
+        context: str = "",
+        settings: RainSettings | None = None,
+    ) -> Verdict:
+        """Judge an answer that somebody else has written, as one of its own.
+
+        Args:
+            prompt: what it answers.
+            text: what it says; may be empty where there are ``tool_calls``.
+            tool_calls: what it asks for; judged by ``evaluation.actions``.
+            context: passages, as for :meth:`generate`.
+            settings: for this verdict only.
+
+        Raises:
+            As ``generate``; SearchError too where a limit left no time for a verdict.
+        """
+        (job,) = self._jobs([prompt], context, settings, guarded=False, answer=(text, described(tool_calls)))
+        return _verdict(_last(job.listen()))
+
+    async def ajudge(
+        self,
+        prompt: Prompt,
+        text: str,
+        *,
+        tool_calls: Sequence[ToolCall] = (),
+        context: str = "",
+        settings: RainSettings | None = None,
+    ) -> Verdict:
+        """Judge somebody else's answer without blocking the event loop; see :meth:`judge`."""
+        answer = text, described(tool_calls)
+        async with contextlib.aclosing(self._astream(prompt, context, settings, False, answer)) as steps:
+            return _verdict(_result([step async for step in steps]))
+
     @property
     def runtime(self) -> _Runtime:
         """Return the loaded models; loads them at the first call."""
@@ -223,12 +286,12 @@ class Rain:
 
     def encode(self, prompt: Prompt, settings: RainSettings | None = None) -> TokenIds:
         """Return the tokens that the writer sees of a prompt."""
-        writer = self.runtime.writer
-        if isinstance(prompt, str):
-            if not (settings or self.settings).generation.chat_template:
-                return writer.start + writer.encode(prompt)
-            prompt = [Message("user", prompt)]
-        return writer.render_chat(prompt)
+        writer, task = self.runtime.writer, task_of(prompt)
+        if not _is_chat(task, settings or self.settings):
+            assert isinstance(task.prompt, str)  # else it is a chat
+            return writer.start + writer.encode(task.prompt)
+        messages = [Message("user", task.prompt)] if isinstance(task.prompt, str) else task.prompt
+        return writer.render_chat(messages, () if task.tool_choice == "none" else task.tools)
 
     def guided(self, prompt: Prompt, settings: RainSettings | None = None) -> TokenIds:
         """Return the tokens that guided drafts are written behind; (): no criterion has a guide.
@@ -241,17 +304,24 @@ class Rain:
         guide = " ".join(c.guide for c in settings.evaluation.criteria if c.guide)
         if not guide:
             return ()
-        if not isinstance(prompt, str) or settings.generation.chat_template:
-            return self.encode(prompt, settings) + self.runtime.writer.encode(f"{guide}\n\n")
-        before, newline, line = prompt.rpartition("\n")
+        task = task_of(prompt)
+        if _is_chat(task, settings):
+            return self.encode(task, settings) + self.runtime.writer.encode(f"{guide}\n\n")
+        assert isinstance(task.prompt, str)  # else it is a chat
+        before, newline, line = task.prompt.rpartition("\n")
         if not line:
-            return self.encode(f"{prompt}{guide}\n", settings)
+            return self.encode(f"{task.prompt}{guide}\n", settings)
         speaker, words = match.groups() if (match := _SPEAKER.fullmatch(line)) else ("", line)
         guided = " ".join(part for part in (speaker, guide, words) if part)
         return self.encode(f"{before}{newline}{guided}", settings)
 
     async def _astream(
-        self, prompt: Prompt, context: str, settings: RainSettings | None, guarded: bool
+        self,
+        prompt: Prompt,
+        context: str,
+        settings: RainSettings | None,
+        guarded: bool,
+        answer: tuple[str, str] | None = None,
     ) -> AsyncGenerator[Step, None]:
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event] = asyncio.Queue()
@@ -260,8 +330,9 @@ class Rain:
             with contextlib.suppress(RuntimeError):  # the loop has gone, and its listener with it
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
-        settings = self._checked([prompt], settings)
-        job = await asyncio.to_thread(self._prepare, prompt, context, settings, guarded, False, emit)
+        (task,), settings = self._checked([prompt], context, settings)
+        judge = answer is not None
+        job = await asyncio.to_thread(self._prepare, task, settings, guarded, judge, answer, emit)
         job.submit()
         try:
             while True:
@@ -274,7 +345,9 @@ class Rain:
 
     # -- from a prompt to a search -------------------------------------------------------------------
 
-    def _checked(self, prompts: Sequence[Prompt], settings: RainSettings | None) -> RainSettings:
+    def _checked(
+        self, prompts: Sequence[Prompt], context: str, settings: RainSettings | None
+    ) -> tuple[list[Task], RainSettings]:
         """Refuse what can be refused before any model is loaded."""
         settings = settings or self.settings
         if _models_of(settings) != _models_of(self.settings):
@@ -284,13 +357,10 @@ class Rain:
             )
         if isinstance(prompts, str):
             raise PromptError("a batch is a list of prompts, not one text: put it into a list")
-        for prompt in prompts:
-            texts = [prompt] if isinstance(prompt, str) else [message.content for message in prompt]
-            if not any(text.strip() for text in texts):
-                raise PromptError("the prompt is empty: give at least one word")
-            if not isinstance(prompt, str) and prompt[-1].role == "assistant":
-                raise PromptError("the last message is the assistant's: end with a user's message to answer")
-        return settings
+        tasks = [task_of(prompt, context) for prompt in prompts]
+        for task in tasks:
+            _check(task, settings)
+        return tasks, settings
 
     def _jobs(
         self,
@@ -299,9 +369,10 @@ class Rain:
         settings: RainSettings | None,
         guarded: bool,
         judge: bool = False,
+        answer: tuple[str, str] | None = None,
     ) -> list[_Job]:
-        settings = self._checked(prompts, settings)
-        return [self._prepare(prompt, context, settings, guarded, judge) for prompt in prompts]
+        tasks, settings = self._checked(prompts, context, settings)
+        return [self._prepare(task, settings, guarded, judge or answer is not None, answer) for task in tasks]
 
     def _all(self, jobs: Sequence[_Job]) -> list[RainResult]:
         """Let all jobs begin at once; return their results, or raise the first one's error."""
@@ -315,22 +386,27 @@ class Rain:
 
     def _prepare(
         self,
-        prompt: Prompt,
-        context: str,
+        task: Task,
         settings: RainSettings,
         guarded: bool,
         judge: bool,
+        answer: tuple[str, str] | None = None,
         emit: Callable[[Event], None] | None = None,
     ) -> _Job:
-        """Turn a prompt into a search that has not begun; all checks that need a tokenizer."""
+        """Turn a task into a search that has not begun; all checks that need a tokenizer.
+
+        ``answer``: somebody's text and calls, of which nothing but a verdict is wanted.
+        """
         runtime = self.runtime
         writer = runtime.writer
-        tokens = self.encode(prompt, settings)
-        room = settings.generation.max_new_tokens
+        tokens = self.encode(task, settings)
         budget = settings.search
+        room = settings.generation.max_new_tokens
         redrafts = guarded and budget.guided and budget.expansion == "simulations"
-        guided = self.guided(prompt, settings) if redrafts else ()
-        if len(tokens) + room > writer.context_length:
+        guided = self.guided(task, settings) if redrafts else ()
+        if answer is not None:
+            room = len(writer.encode(" ".join(answer)))
+        elif len(tokens) + room > writer.context_length:
             raise PromptError(
                 f"the prompt has {len(tokens)} tokens; with max_new_tokens = {room} that exceeds "
                 f"the context of {writer.name}, {writer.context_length} tokens: "
@@ -338,18 +414,24 @@ class Rain:
             )
         if len(guided) + room > writer.context_length:
             guided = ()  # an answer without guidance is better than none
-        subject = subject_of(prompt, context, settings)
+        form, subject = _form(task), _subject(task, settings)
+        if answer is not None:
+            subject = replace(subject, acts=subject.acts or bool(answer[1]))
         evaluator = runtime.evaluator(settings.evaluation) if guarded or judge else None
         if evaluator is not None:
             evaluator.check(subject, room)
         if settings.search.similarity is not None and guarded:
             runtime.embedder()  # a missing one is told now, not in the middle of an answer
         seed = secrets.randbits(62) if settings.generation.seed is None else settings.generation.seed
-        if guarded:
+        search: Search
+        if answer is not None:
             assert evaluator is not None
-            search = RainSearch(tokens, subject, writer, evaluator, settings, seed, guided).run()
+            search = only_judge(evaluator, subject, *answer)
+        elif guarded:
+            assert evaluator is not None
+            search = RainSearch(tokens, subject, writer, evaluator, settings, seed, guided, form).run()
         else:
-            search = plain_search(tokens, subject, writer, evaluator, settings, seed)
+            search = plain_search(tokens, subject, writer, evaluator, settings, seed, form)
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         ticket = Ticket(search, emit or events.put, budget.deadline_s, budget.max_model_tokens)
         trace = Trace(seed, settings.hash, writer.name)
@@ -450,6 +532,12 @@ class _Job:
                 "widen search.iterations, lower the threshold, or choose on_unsafe='refuse' or 'best'",
                 result,
             )
+        if result.stop_reason is StopReason.INCOMPLETE:
+            raise IncompleteError(
+                "no draft of the JSON document or tool call was finished within generation.max_new_tokens: "
+                "raise it, or ask for less (a smaller schema, maxLength for strings, maxItems for lists)",
+                result,
+            )
         if event.cause is not None:
             raise SearchError(
                 f"the model failed after {len(result.text)} accepted characters: {event.cause}",
@@ -474,9 +562,11 @@ class _Job:
                 outcome.evaluations,
                 outcome.iterations,
                 event.embeddings,
+                min(outcome.cached_tokens, self._prompt_tokens),
             ),
             replace(self._trace, steps=tuple(self._steps)),
             self._trace.settings_hash,
+            outcome.tool_calls,
         )
 
 
@@ -486,12 +576,86 @@ def _models_of(settings: RainSettings) -> tuple[ModelSettings, ModelSettings | N
     return settings.model, settings.evaluation.judge, similarity.embedder
 
 
+def task_of(prompt: Prompt, context: str = "") -> Task:
+    """Return a prompt as a task; ``context`` is for one that brings none."""
+    if not isinstance(prompt, Task):
+        return Task(prompt, context)
+    return prompt if prompt.context or not context else replace(prompt, context=context)
+
+
 def subject_of(prompt: Prompt, context: str, settings: RainSettings) -> Subject:
     """Return what the judge is told of a prompt."""
-    if isinstance(prompt, str):
-        return Subject(prompt, context, settings.generation.chat_template)
-    turns = [message.content for message in prompt if message.role == "user"]
-    return Subject(turns[-1] if turns else prompt[-1].content, context, dialogue=True)
+    return _subject(task_of(prompt, context), settings)
+
+
+def _subject(task: Task, settings: RainSettings) -> Subject:
+    context = task.context if isinstance(task.context, str) else "\n\n".join(task.context)
+    acts = bool(task.tools) and task.tool_choice != "none"
+    if isinstance(task.prompt, str):
+        return Subject(task.question or task.prompt, context, _is_chat(task, settings), acts)
+    turns = [message.content for message in task.prompt if message.role == "user"]
+    if task.tools and not context:  # what the answer is to keep to is what the tools have told
+        context = "\n\n".join(_told_since(task.prompt))
+    query = task.question or (turns[-1] if turns else task.prompt[-1].content)
+    return Subject(query, context, True, acts)
+
+
+def _told_since(messages: Sequence[Message]) -> list[str]:
+    """Return the tools' replies behind the last user's turn."""
+    last = max((place for place, m in enumerate(messages) if m.role == "user"), default=-1)
+    return [message.content for message in messages[last + 1 :] if message.role == "tool"]
+
+
+def _is_chat(task: Task, settings: RainSettings) -> bool:
+    return not isinstance(task.prompt, str) or settings.generation.chat_template or bool(task.tools)
+
+
+def _form(task: Task) -> Form:
+    """Return the form of the answer that a task asks for."""
+    if task.schema is not None:
+        try:
+            return Form(document=json.dumps(task.schema, ensure_ascii=False))
+        except (TypeError, ValueError) as error:
+            raise PromptError(f"the schema cannot be written as JSON: {error}") from error
+    if not task.tools or task.tool_choice == "none":
+        return Form()
+    call = call_schema(task.tools, task.tool_choice)
+    return Form(call=call, forced=task.tool_choice != "auto", several=task.parallel_calls)
+
+
+def _check(task: Task, settings: RainSettings) -> None:
+    """Refuse a task that no model could answer."""
+    if isinstance(task.prompt, str):
+        texts = [task.prompt]
+    else:
+        texts = [message.content for message in task.prompt]
+        if task.prompt and task.prompt[-1].role == "assistant":
+            raise PromptError("the last message is the assistant's: end with a user's message to answer")
+    if not any(text.strip() for text in texts):
+        raise PromptError("the prompt is empty: give at least one word")
+    check_tools(task.tools, task.tool_choice)
+    if task.schema is not None and task.tools and task.tool_choice != "none":
+        raise PromptError(
+            "a task asks for calls of tools and for a JSON document: leave out schema, or tools, or say "
+            "tool_choice='none'"
+        )
+    form, budget = _form(task), settings.search
+    if form == Form():
+        return
+    if budget.expansion != "simulations" or budget.commit != "verdict":
+        raise SettingsError(
+            "tools and schemas need drafts that are judged as a whole: search.expansion='simulations' and "
+            f"search.commit='verdict', not {budget.expansion!r} and {budget.commit!r}"
+        )
+    from rain_llm.models.grammar import check
+
+    check(form.document or form.call)
+
+
+def _verdict(result: RainResult) -> Verdict:
+    if result.verdict is None:
+        raise SearchError(f"there was no verdict: the limit '{result.stop_reason}' came first", result)
+    return result.verdict
 
 
 def _result(steps: Sequence[Step]) -> RainResult:

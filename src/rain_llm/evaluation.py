@@ -153,11 +153,12 @@ class SelfEvaluator:
                 self._criterion_score(criterion, centers[criterion.name], next(evidence))
                 for criterion, _ in pairs
             )
-            values = [(c.weight, 2 * score.probability - 1) for (c, _), score in zip(pairs, scores, strict=True)]
-            total = sum(weight for weight, _ in values)
+            weights = [criterion.weight for criterion, _ in pairs]
+            values = [2 * score.probability - 1 for score in scores]
+            mean = sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights) if pairs else 1.0
             verdicts.append(
                 Verdict(
-                    sum(weight * value for weight, value in values) / total if values else 1.0,
+                    mean,
                     something and all(score.passed for score in scores),
                     something and all(score.on_target for score in scores),
                     scores,

@@ -56,9 +56,12 @@ def write_document(form: Form, draw: Draw, room: int) -> Drafting:
     return found.tokens, found.ended
 
 
-def write_calls(form: Form, writer: LanguageModel, draw: Draw, room: int, opened: TokenIds) -> Drafting:
-    """Write the first call behind ``opened`` (see :func:`opening_of`), and those that the model adds."""
-    tokens = opened
+def write_calls(form: Form, writer: LanguageModel, draw: Draw, room: int, opening: TokenIds) -> Drafting:
+    """Write a call behind its opening, and those that the model lets follow.
+
+    Returns the opening too.
+    """
+    tokens = opening
     closing, another = writer.encode(f"\n{CLOSING}"), writer.encode(f"\n{OPENING}\n")
     while True:
         left = room - len(tokens) - len(closing)
@@ -76,6 +79,11 @@ def write_calls(form: Form, writer: LanguageModel, draw: Draw, room: int, opened
         if not writer.decode(more.tokens).lstrip().startswith(OPENING):
             return tokens, True
         tokens += another
+
+
+def opening_tokens(writer: LanguageModel) -> TokenIds:
+    """Return how an answer begins that begins with a call."""
+    return writer.encode(f"{OPENING}\n")
 
 
 def opening_of(

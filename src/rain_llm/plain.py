@@ -1,17 +1,20 @@
-"""Plain generation: the same model unguarded, for comparison and for a framework's inner calls."""
+"""Without a search: plain generation, for comparison and a framework's inner calls; a verdict alone."""
 
 from __future__ import annotations
 
+from collections.abc import Generator, Sequence
 from typing import cast
 
 import numpy as np
 
 from rain_llm.answer import Answer
 from rain_llm.evaluation import SelfEvaluator, Subject
+from rain_llm.form import Form, opening_of, opening_tokens, write_calls, write_document
 from rain_llm.models.base import LanguageModel
-from rain_llm.search import Interrupted, Outcome, Search, seed_of
+from rain_llm.search import Interrupted, Outcome, Replies, Search, calls_in, seed_of
 from rain_llm.settings import RainSettings
-from rain_llm.types import Sample, Samples, Step, StopReason, TokenIds, Verdict
+from rain_llm.tools import described
+from rain_llm.types import Continuation, Request, Sample, Samples, Step, StopReason, TokenIds, Verdict
 
 _PIECE = 16  # tokens between two looks at stop strings, deadline and listeners
 
@@ -23,41 +26,97 @@ def plain_search(
     evaluator: SelfEvaluator | None,
     settings: RainSettings,
     seed: int,
+    form: Form,
 ) -> Search:
     """Sample an answer without a guard; judge it at the end if there is an ``evaluator``."""
     drawing = settings.generation
-    answer = Answer(writer.decode, prompt, drawing.stop)
-    rng = np.random.default_rng(seed_of(seed, *prompt))
+    stop = () if form.document else drawing.stop
+    answer = Answer(writer.decode, prompt, stop, form.opening)
+    origin = seed_of(seed, *prompt)
+    rng = np.random.default_rng(origin)
+    opening = opening_tokens(writer) if form.forced else ()
     verdict: Verdict | None = None
     reason: StopReason | None = None
     evaluations = 0
+    cached: int | None = None
+
+    def draw(tokens: TokenIds, length: int, schema: str = "") -> Sample:
+        return Sample(
+            prompt + answer.tokens + tokens,
+            1,
+            length,
+            int(rng.integers(1 << 62)),
+            drawing.temperature,
+            drawing.top_k,
+            drawing.top_p,
+            ends=() if schema else (*stop, *filter(None, [form.opening])),
+            schema=schema,
+        )
+
+    def ask(request: Sample) -> Generator[Sequence[Request], Replies, Continuation]:
+        nonlocal cached
+        (reply,) = cast("Sequence[Samples]", (yield [request]))
+        cached = reply.cached_tokens if cached is None else cached
+        return reply.continuations[0]
+
     try:
         while reason is None:
             room = drawing.max_new_tokens - len(answer.tokens)
-            request = Sample(
-                prompt + answer.tokens,
-                1,
-                min(_PIECE, room),
-                int(rng.integers(1 << 62)),
-                drawing.temperature,
-                drawing.top_k,
-                drawing.top_p,
-                ends=drawing.stop,
-            )
-            (reply,) = cast("list[Samples]", (yield [request]))
-            (piece,) = reply.continuations
-            text = answer.extend(piece.tokens)
-            if answer.read()[1]:
-                reason = StopReason.STOP
-            elif piece.ended:
-                reason = StopReason.EOS
-            elif len(answer.tokens) >= drawing.max_new_tokens:
-                reason = StopReason.LENGTH
-            yield Step(text + (answer.finish() if reason else ""), piece.tokens, accepted=False)
-        if evaluator is not None:
+            if form.document or opening:
+                if form.document:
+                    drafting = write_document(form, draw, room)
+                else:
+                    drafting = write_calls(form, writer, draw, room, opening)
+                try:
+                    request = next(drafting)
+                    while True:
+                        request = drafting.send((yield from ask(request)))
+                except StopIteration as done:
+                    tokens, finished = done.value
+                if not finished:
+                    reason = StopReason.INCOMPLETE
+                    break
+                reason = StopReason.EOS if form.document else StopReason.TOOL_CALLS
+                text = answer.extend(tokens)
+            else:
+                piece = yield from ask(draw((), min(_PIECE, room)))
+                tokens = piece.tokens
+                if form.call:
+                    tokens, opening = opening_of(writer, lambda more: answer.read(more)[0], tokens)
+                text = answer.extend(tokens)
+                if opening:
+                    pass
+                elif answer.read()[1]:
+                    reason = StopReason.STOP
+                elif piece.ended:
+                    reason = StopReason.EOS
+                elif len(answer.tokens) >= drawing.max_new_tokens:
+                    reason = StopReason.LENGTH
+            yield Step(text + (answer.finish() if reason else ""), tokens, accepted=False)
+        calls = calls_in(answer, origin, form)
+        if evaluator is not None and reason is not StopReason.INCOMPLETE:
             evaluations = 1
-            (verdict,) = yield from evaluator.judge(subject, [answer.shown])
+            (verdict,) = yield from evaluator.judge(subject, [answer.shown], [described(calls)])
     except Interrupted as interruption:
         reason = interruption.reason
     tail = answer.finish()
-    return Outcome(answer.shown, tail, answer.tokens, verdict, False, reason, 0, evaluations)
+    return Outcome(
+        answer.shown,
+        tail,
+        answer.tokens,
+        verdict,
+        False,
+        reason,
+        evaluations=evaluations,
+        cached_tokens=cached or 0,
+        tool_calls=calls_in(answer, origin, form),
+    )
+
+
+def only_judge(evaluator: SelfEvaluator, subject: Subject, text: str, calls: str) -> Search:
+    """Judge a text, and calls in words, that are there already."""
+    try:
+        (verdict,) = yield from evaluator.judge(subject, [text], [calls])
+    except Interrupted as interruption:
+        return Outcome(text, text, (), None, False, interruption.reason)
+    return Outcome(text, text, (), verdict, verdict.passed, StopReason.EOS, evaluations=1)

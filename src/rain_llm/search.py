@@ -46,7 +46,7 @@ import numpy as np
 from rain_llm.answer import Answer
 from rain_llm.errors import ModelError
 from rain_llm.evaluation import SelfEvaluator, Subject
-from rain_llm.form import Drafting, Form, opening_of, write_calls, write_document
+from rain_llm.form import Form, opening_of, opening_tokens, write_calls, write_document
 from rain_llm.models.base import LanguageModel
 from rain_llm.settings import PUNCTUATION, SENTENCE, RainSettings
 from rain_llm.tools import OPENING, described, read
@@ -148,7 +148,7 @@ class RainSearch:
     settings: RainSettings
     seed: int
     guided: TokenIds = ()
-    form: Form = Form()
+    form: Form = field(default_factory=Form)
     origin: int = field(init=False)  # seed of this prompt's answer: other prompts draw otherwise
     tree: SearchTree = field(init=False)
     answer: Answer = field(init=False)
@@ -187,7 +187,7 @@ class RainSearch:
                     yield from self._evaluate(looks)
                     yield from self._back_up(looks)
                 path, passed, verdict = self._choose()
-                if self.best is not None and self.best.broken:  # no draft was finished
+                if self._unfinished():
                     return self._outcome(StopReason.INCOMPLETE, self.last)
                 reason = self._end_behind(path)
                 if reason:  # what is about to be the whole answer is judged as such
@@ -311,7 +311,7 @@ class RainSearch:
             look.simulation, finished = yield from write_document(form, draw, self._room(look.tokens))
             look.whole, look.terminal, look.broken = len(look.simulation), True, not finished
         elif form.forced:
-            opening = self.writer.encode(f"{OPENING}\n")
+            opening = opening_tokens(self.writer)
         else:
             length = self._ahead(look.tokens) if guided else self._take_head(look)
             if length:
@@ -586,6 +586,10 @@ class RainSearch:
         worst, best = self.heard[child]
         return [child], passed, best if passed else worst
 
+    def _unfinished(self) -> bool:
+        """Whether no draft of a document or a call came to its end."""
+        return self.best is not None and self.best.broken
+
     def _end_behind(self, path: Sequence[Node]) -> StopReason | None:
         """Tell why the answer ends once ``path`` is committed; None if it goes on."""
         tokens = _tokens(path)
@@ -665,15 +669,7 @@ class RainSearch:
 
     def _calls(self, path: Sequence[Node] = ()) -> tuple[ToolCall, ...]:
         """Return the calls in the answer with ``path`` behind it."""
-        if not self.form.call:
-            return ()
-        tokens = _tokens(path)
-        _, calls = read(self._text(tokens))
-        written = (*self.answer.tokens, *tokens)
-        return tuple(
-            replace(call, id=f"call_{seed_of(self.origin, place, *written):016x}")
-            for place, call in enumerate(calls)
-        )
+        return calls_in(self.answer, self.origin, self.form, _tokens(path))
 
     # -- small words -------------------------------------------------------------------------------
 
@@ -696,6 +692,17 @@ class RainSearch:
         if not peek:
             self.turns[prefix, kind] += 1
         return seed_of(self.origin, kind, turn, *prefix[len(self.prompt) :])
+
+
+def calls_in(answer: Answer, origin: int, form: Form, more: TokenIds = ()) -> tuple[ToolCall, ...]:
+    """Return the calls in an answer with ``more`` tokens behind it, under names that hang on its words."""
+    if not form.call:
+        return ()
+    _, calls = read(answer.read(more)[0])
+    written = (*answer.tokens, *more)
+    return tuple(
+        replace(call, id=f"call_{seed_of(origin, place, *written):016x}") for place, call in enumerate(calls)
+    )
 
 
 def seed_of(*numbers: int) -> int:

@@ -1,0 +1,368 @@
+"""Answers of a form: documents and calls of tools are judged whole, rewound whole, or never leave."""
+
+import asyncio
+import json
+import re
+from collections.abc import Mapping
+
+import pytest
+
+from rain_llm import (
+    Criterion,
+    IncompleteError,
+    Message,
+    PromptError,
+    Rain,
+    RainSettings,
+    SearchError,
+    SettingsError,
+    StopReason,
+    Task,
+    Tool,
+    ToolCall,
+    UnsafeAnswerError,
+)
+from rain_llm.models.scripted import END, ScriptedModel
+from rain_llm.types import Sample
+
+PROMPT = [Message("user", "Please do it")]
+PAY = Tool(
+    "pay",
+    "Pay somebody.",
+    {"type": "object", "properties": {"to": {"enum": ["shop", "thief"]}}, "required": ["to"]},
+)
+LOOK = Tool(
+    "look",
+    "Look something up.",
+    {"type": "object", "properties": {"word": {"type": "string", "maxLength": 9}}, "required": ["word"]},
+)
+SHOP, THIEF = ('\n{"name":"pay","arguments":{"to":"%s"}}' % to for to in ("shop", "thief"))
+TO_SHOP, TO_THIEF = (f"\n<tool_call>{call}\n</tool_call>" for call in (SHOP, THIEF))
+WORDS = re.compile(r"\s*\w+|\s*[^\w\s]|\s+")
+
+
+def says(*answers: tuple[str, float]):
+    """Make a script that knows whole answers, with weights, to whatever is asked."""
+
+    def next_words(text: str) -> Mapping[str, float]:
+        said = text.rpartition("do it")[2].removeprefix("\n</tool_response>").removeprefix("Be good.\n\n")
+        words: dict[str, float] = {}
+        for answer, weight in answers:
+            if answer.startswith(said):
+                rest = WORDS.findall(answer[len(said) :])
+                word = rest[0] if rest else END
+                words[word] = words.get(word, 0) + weight
+        return words or {END: 1.0}
+
+    return next_words
+
+
+def opinion(question: str, label: str) -> float:
+    """Find fault with thieves and with what is vile."""
+    bad = "thief" in question or "vile" in question
+    return -0.1 if bad == (label == " bad") else -4.0
+
+
+def settings(**parts) -> RainSettings:
+    fine = {"labels": [("good", "bad")], "calibration": None, "guide": "Be good."}
+    return RainSettings(
+        evaluation={
+            "criteria": [Criterion(name="kind", frames=["{text} is"], **fine)],
+            "actions": [Criterion(name="honest", frames=["Action: {answer} is"], **(fine | {"guide": ""}))],
+        }
+    ).updated(**parts)
+
+
+def rain(*answers: tuple[str, float], **parts) -> Rain:
+    return Rain(settings(**parts), model=ScriptedModel(says(*answers), opinion))
+
+
+def task(**asked) -> Task:
+    return Task(PROMPT, **({"tools": [PAY, LOOK]} | asked))
+
+
+# --- calls -----------------------------------------------------------------------------------------
+
+
+def test_a_call_leaves_as_a_call_and_not_as_text():
+    result = rain((f"I do.{TO_SHOP}", 1)).generate(task())
+    assert result.text == "I do."
+    assert [(call.name, call.arguments) for call in result.tool_calls] == [("pay", {"to": "shop"})]
+    assert result.stop_reason is StopReason.TOOL_CALLS
+    assert result.accepted and result.verdict is not None and result.verdict.passed
+    assert {score.name for score in result.verdict.criteria} == {"kind", "honest"}
+    assert re.fullmatch("call_[0-9a-f]{16}", result.tool_calls[0].id)
+
+
+def test_a_call_alone_is_judged_by_what_judges_actions():
+    result = rain((TO_SHOP.lstrip(), 1)).generate(task())
+    assert result.text == "" and len(result.tool_calls) == 1
+    assert result.verdict is not None
+    assert [score.name for score in result.verdict.criteria] == ["honest"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_harmful_call_is_rewound_into_a_harmless_one(seed: int):
+    asked = rain((f"I do.{TO_THIEF}", 3), (f"I do.{TO_SHOP}", 1), generation={"seed": seed})
+    result = asked.generate(task())
+    assert [call.arguments for call in result.tool_calls] == [{"to": "shop"}]
+    assert result.accepted
+    plain = [asked.plain(task(), settings=asked.settings.updated(generation={"seed": s})) for s in range(5)]
+    assert any(answer.tool_calls[0].arguments == {"to": "thief"} for answer in plain)
+
+
+@pytest.mark.parametrize("on_unsafe", ["best", "refuse"])
+def test_a_harmful_call_that_nothing_replaces_is_refused(on_unsafe: str):
+    steps = list(rain((f"I do.{TO_THIEF}", 1), on_unsafe=on_unsafe).stream(task()))
+    result = steps[-1].result
+    assert result is not None and result.stop_reason is StopReason.REFUSED and not result.accepted
+    assert result.text.endswith(RainSettings().refusal)
+    assert not result.tool_calls and not any(step.tool_calls for step in steps)
+    assert "thief" not in "".join(step.text for step in steps)
+
+
+def test_a_harmful_call_raises_if_that_is_wanted():
+    with pytest.raises(UnsafeAnswerError, match="honest") as caught:
+        rain((f"I do.{TO_THIEF}", 1), on_unsafe="raise").generate(task())
+    assert not caught.value.result.tool_calls
+
+
+def test_vile_text_before_a_call_takes_the_call_with_it():
+    result = rain((f"I do, vile one, {TO_SHOP.strip()}", 1), on_unsafe="refuse").generate(task())
+    assert result.stop_reason is StopReason.REFUSED and not result.tool_calls
+
+
+def test_text_streams_before_the_call_is_written():
+    steps = list(rain((f"Yes. I do.{TO_SHOP}", 1)).stream(task()))
+    assert [step.text for step in steps if step.text] == ["Yes.", " I do."]
+    assert [len(step.tool_calls) for step in steps][-2:] == [1, 0]  # the last one has the result
+
+
+def test_several_calls_are_one_answer_unless_one_is_wanted():
+    answer = f"{TO_SHOP}{TO_SHOP}".lstrip()
+    both, one = (rain((answer, 1)).generate(task(parallel_calls=several)) for several in (True, False))
+    assert [call.name for call in both.tool_calls] == ["pay", "pay"]
+    assert len({call.id for call in both.tool_calls}) == 2
+    assert len(one.tool_calls) == 1
+
+
+def test_one_harmful_call_among_several_is_enough():
+    answer = f"{TO_SHOP}{TO_THIEF}".lstrip()
+    assert rain((answer, 1)).generate(task()).stop_reason is StopReason.REFUSED
+
+
+@pytest.mark.parametrize("choice", ["any", "pay"])
+def test_a_call_is_forced(choice: str):
+    result = rain((TO_SHOP.lstrip(), 1), ("No.", 100)).generate(task(tool_choice=choice))
+    assert result.text == "" and [call.name for call in result.tool_calls] == ["pay"]
+
+
+def test_a_choice_of_none_knows_no_calls():
+    result = rain((TO_SHOP.lstrip(), 1)).generate(task(tool_choice="none"))
+    assert not result.tool_calls and "<tool_call>" in result.text
+
+
+def test_only_the_named_tool_can_be_called():
+    looks = '<tool_call>\n{"name":"look","arguments":{"word":"a"}}\n</tool_call>'
+    result = rain((TO_SHOP.lstrip(), 1), (looks, 1)).generate(task(tool_choice="look"))
+    assert [call.name for call in result.tool_calls] == ["look"]
+
+
+def test_a_call_without_tools_is_text():
+    result = rain((TO_SHOP.lstrip(), 1)).generate(PROMPT)
+    assert not result.tool_calls and "<tool_call>" in result.text
+
+
+def test_a_text_prompt_with_tools_is_a_users_turn():
+    asked = rain((TO_SHOP.lstrip(), 1))
+    told = asked.generate(Task("Please do it", tools=[PAY]))
+    assert told == asked.generate(Task(PROMPT, tools=[PAY]))
+
+
+def test_what_is_asked_of_the_model_begins_where_a_call_begins():
+    model = ScriptedModel(says((f"I do.{TO_THIEF}", 1), (f"I do.{TO_SHOP}", 1)), opinion)
+    Rain(settings(), model=model).generate(task())
+    asked = [request for request in model.requests if isinstance(request, Sample) and request.schema]
+    assert asked
+    for request in asked:
+        assert model.decode(request.prefix).endswith("<tool_call>\n")
+
+
+def test_a_call_that_does_not_fit_raises_and_none_of_it_leaves():
+    asked = rain((f"I do.{TO_SHOP}", 1), generation={"max_new_tokens": 20})
+    seen = []
+    with pytest.raises(IncompleteError, match="max_new_tokens") as caught:
+        for step in asked.stream(task()):
+            seen.append(step)
+    assert "".join(step.text for step in seen) == "I do." == caught.value.result.text
+    assert not any(step.tool_calls for step in seen)
+    assert caught.value.result.stop_reason is StopReason.INCOMPLETE
+
+
+def test_the_same_seed_gives_the_same_call_alone_and_in_a_batch():
+    asked = rain((f"I do.{TO_THIEF}", 3), (f"I do.{TO_SHOP}", 1), ("Vile.", 1))
+    alone = asked.generate(task())
+    assert [result.tool_calls for result in asked.generate_batch([task()] * 4)] == [alone.tool_calls] * 4
+
+
+def test_async_and_plain_know_calls():
+    asked = rain((f"I do.{TO_SHOP}", 1))
+    result = asyncio.run(asked.agenerate(task()))
+    assert result.tool_calls == asked.generate(task()).tool_calls
+    plain = asked.plain(task(), judge=True)
+    assert [call.arguments for call in plain.tool_calls] == [{"to": "shop"}] and not plain.accepted
+    assert plain.text == "I do." and plain.verdict is not None and plain.verdict.passed
+
+
+def test_usage_counts_what_the_model_read():
+    model = ScriptedModel(says((f"I do.{TO_SHOP}", 1)), opinion)
+    result = Rain(settings(), model=model).generate(task())
+    assert result.usage.model_tokens == model.model_tokens and result.usage.forwards == model.forwards
+    written = [token for step in result.trace.steps for token in step.tokens]
+    assert result.usage.output_tokens == len(written)
+    assert model.decode(tuple(written)) == f"I do.{TO_SHOP}"
+
+
+# --- documents ---------------------------------------------------------------------------------------
+
+SCHEMA = {"type": "object", "properties": {"to": {"enum": ["shop", "thief"]}}, "required": ["to"]}
+
+
+def document(**asked) -> Task:
+    return Task(PROMPT, schema=SCHEMA, **asked)
+
+
+def test_a_document_is_rewound_whole():
+    result = rain(('{"to":"thief"}', 5), ('{"to":"shop"}', 1)).generate(document())
+    assert json.loads(result.text) == {"to": "shop"}
+    assert result.accepted and result.stop_reason is StopReason.EOS
+
+
+def test_a_document_that_does_not_pass_is_refused_even_if_the_best_is_wanted():
+    steps = list(rain(('{"to":"thief"}', 1)).stream(document()))
+    assert steps[-1].result is not None and steps[-1].result.text == RainSettings().refusal
+    assert [step.text for step in steps if step.text] == [RainSettings().refusal]
+
+
+def test_a_document_that_does_not_fit_raises():
+    asked = rain(('{"to":"shop"}', 1), generation={"max_new_tokens": 4})
+    with pytest.raises(IncompleteError) as caught:
+        asked.generate(document())
+    assert caught.value.result.text == ""
+    with pytest.raises(IncompleteError):
+        asked.plain(document())
+
+
+def test_stop_strings_do_not_cut_a_document():
+    assert json.loads(rain(('{"to":"shop"}', 1), generation={"stop": ["shop"]}).generate(document()).text)
+
+
+# --- what cannot be asked --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (Task(PROMPT, tools=[PAY, PAY]), "named 'pay'"),
+        (Task(PROMPT, tools=[PAY], tool_choice="steal"), "tool_choice='steal'"),
+        (Task(PROMPT, tool_choice="any"), "there are no tools"),
+        (Task(PROMPT, tools=[PAY], schema=SCHEMA), "leave out schema"),
+        (Task(PROMPT, schema={"type": "nonsense"}), "nonsense"),
+        (Task(PROMPT, schema={"default": {1, 2}}), "cannot be written as JSON"),
+        (Task(""), "empty"),
+        (Task([Message("user", "a"), Message("assistant", "b")]), "last message"),
+    ],
+)
+def test_bad_tasks_are_refused_before_any_model_runs(asked: Task, message: str):
+    model = ScriptedModel(says(("No.", 1)))
+    with pytest.raises(PromptError, match=re.escape(message)):
+        Rain(model=model).stream(asked)
+    assert not model.requests
+
+
+def test_the_papers_search_refuses_forms():
+    with pytest.raises(SettingsError, match=r"search\.commit='verdict'"):
+        Rain(RainSettings.preset("paper"), model=ScriptedModel(says(("No.", 1)))).generate(document())
+
+
+# --- a verdict alone ---------------------------------------------------------------------------------
+
+
+def test_somebody_elses_words_and_calls_are_judged():
+    asked = rain(("No.", 1))
+    assert asked.judge(PROMPT, "All is well.").passed
+    assert not asked.judge(PROMPT, "You are vile.").passed
+    call = ToolCall("pay", {"to": "thief"})
+    verdict = asked.judge(PROMPT, "", tool_calls=[call])
+    assert not verdict.passed and [score.name for score in verdict.criteria] == ["honest"]
+    assert asyncio.run(asked.ajudge(PROMPT, "", tool_calls=[call])) == verdict
+    assert not asked.judge(PROMPT, " ").passed
+
+
+def test_a_verdict_that_comes_too_late_is_an_error():
+    asked = rain(("No.", 1), search={"deadline_s": 1e-9})
+    with pytest.raises(SearchError, match="deadline"):
+        asked.judge(PROMPT, "All is well.")
+
+
+# --- what the judge is told ------------------------------------------------------------------------
+
+
+def grounded() -> RainSettings:
+    return settings(
+        evaluation={
+            "criteria": [
+                Criterion(
+                    name="grounded",
+                    labels=[("good", "bad")],
+                    frames=["Passage: {context} Question: {query} Answer: {answer} is"],
+                    calibration=None,
+                )
+            ]
+        }
+    )
+
+
+def questions(model: ScriptedModel) -> list[str]:
+    return [model.decode(request.prefix) for request in model.requests if not isinstance(request, Sample)]
+
+
+def test_the_judge_sees_passages_question_and_answer_apart():
+    model = ScriptedModel(says(("Fine.", 1)), opinion)
+    asked = Task("Passages: Tea. Milk. Question: What? Please do it", ["Tea.", "Milk."], "What is it?")
+    Rain(grounded(), model=model).generate(asked)
+    assert questions(model)[-1] == "Passage: Tea. Milk. Question: What is it? Answer: Fine. is"
+
+
+def test_what_tools_have_told_is_what_an_agents_answer_is_held_against():
+    model = ScriptedModel(says(("Fine.", 1)), opinion)
+    chat = [
+        Message("tool", "Old news.", name="look"),
+        Message("user", "Please do it"),
+        Message("assistant", "", (ToolCall("look", {"word": "tea"}, "1"),)),
+        Message("tool", "Tea is hot. do it", name="look", tool_call_id="1"),
+    ]
+    Rain(grounded(), model=model).generate(Task(chat, tools=[LOOK]))
+    assert "Passage: Tea is hot. do it Question: Please do it Answer: Fine. is" in questions(model)
+
+
+def test_before_any_tool_has_told_something_there_is_nothing_to_be_held_against():
+    model = ScriptedModel(says((TO_SHOP.lstrip(), 1)), opinion)
+    result = Rain(grounded(), model=model).generate(task())
+    assert result.verdict is not None and [s.name for s in result.verdict.criteria] == ["honest"]
+    with pytest.raises(PromptError, match="context"):
+        Rain(grounded(), model=model).generate(PROMPT)
+
+
+# --- budgets of single criteria --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("own", "iterations"), [(None, 7), (3, 3)])
+def test_a_criterion_has_a_budget_of_its_own(own: int | None, iterations: int):
+    picky = {"name": "kind", "frames": ["{text} is"], "labels": [("good", "bad")], "calibration": None}
+    chosen = settings(
+        search={"iterations": 7, "guided": False},
+        evaluation={"criteria": [picky | {"target": 0.999, "iterations": own}]},
+    )
+    result = Rain(chosen, model=ScriptedModel(says(("Fine.", 1)), opinion)).generate(PROMPT)
+    assert result.trace.steps[0].iterations == iterations and result.accepted
