@@ -130,7 +130,7 @@ async def collected(stream) -> list[str]:
 
 
 def test_exported_names():
-    assert langchain_rain.__all__ == ["RainLLM"]
+    assert langchain_rain.__all__ == ["ChatRain", "RainLLM"]
     assert Path(langchain_rain.__file__).with_name("py.typed").exists()
 
 

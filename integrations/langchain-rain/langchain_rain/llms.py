@@ -3,8 +3,7 @@
 Two things stand here beside the plain translation, both about what LangChain does on its own:
 
 * **Caches.** LangChain's key knows a model's identifying parameters and ``stop``, but no other
-  argument of a call. So a call that overrides settings is made by a copy of the model that has
-  those settings: the copy has its own identifying parameters, and with them its own cache entries.
+  argument of a call. So a call that overrides settings is made by a copy of the model.
 * **Batches.** LangChain hands one prompt's exception to all prompts of a batch. Asked to return
   exceptions, each prompt is answered on its own; their searches meet again in the engine.
 """
@@ -12,13 +11,10 @@ Two things stand here beside the plain translation, both about what LangChain do
 from __future__ import annotations
 
 import asyncio
-import difflib
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, fields
-from typing import Any, Self, cast
-from uuid import uuid4
-from weakref import WeakKeyDictionary
+from typing import Any, cast
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
@@ -28,21 +24,15 @@ from langchain_core.callbacks import (
 from langchain_core.language_models import BaseLLM, LanguageModelInput
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from langchain_core.runnables import Runnable, RunnableConfig
-from pydantic import Field, PrivateAttr, model_validator
 
-from rain_llm import Rain, RainResult, RainSettings, SettingsError, Step, Usage
-
-_GENERATION = tuple(type(RainSettings().generation).model_fields)
-_OVERRIDES = (*_GENERATION, *RainSettings.model_fields, "settings", "context")
-"""What one call may override. The model is not among it: another model is another ``RainLLM``."""
+from langchain_rain._engine import GuardedModel, told
+from rain_llm import RainResult, RainSettings, Step, Task, Usage
 
 _RUN = ("tags", "metadata", "run_name", "run_id")
 """Arguments of a call that LangChain keeps for itself."""
 
-_marks: WeakKeyDictionary[Rain, str] = WeakKeyDictionary()
 
-
-class RainLLM(BaseLLM):
+class RainLLM(GuardedModel, BaseLLM):
     """A language model that judges its own words while it writes, and rewinds.
 
     Constructing it loads nothing: the model loads on first use, once for all objects that name it.
@@ -70,97 +60,12 @@ class RainLLM(BaseLLM):
             ``on_unsafe="raise"``. Further errors are those of ``rain_llm.Rain.generate``.
     """
 
-    model: str | None = None
-    """A folder or hub name; overrides ``settings.model.name``. None: what the settings name."""
-
-    settings: RainSettings = Field(default_factory=RainSettings, repr=False)
-    """All that the engine may be told; the tuned default if left out."""
-
-    context: str = Field(default="", repr=False)
-    """Passages for criteria that judge against them (groundedness); most often given by a call."""
-
-    rain: Rain | None = Field(default=None, exclude=True, repr=False)
-    """A ready engine instead of ``model``; its settings hold where none are given."""
-
-    _rain: Rain = PrivateAttr()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            for name in values:
-                if name not in cls.model_fields:
-                    where = "settings=RainSettings(...) tells the engine what to do"
-                    raise ValueError(f"{_unknown(name, [*cls.model_fields])}; {where}")
-        return values
-
-    @model_validator(mode="after")
-    def _make_engine(self) -> Self:
-        if hasattr(self, "_rain"):  # validated again, as a field of another model
-            return self
-        if self.rain is not None:
-            if self.model is not None:
-                raise ValueError("give model or rain, not both: a ready engine has its model")
-            if "settings" not in self.model_fields_set:
-                self.settings = self.rain.settings
-        elif self.model is not None:
-            self.settings = self.settings.updated(model={"name": self.model})
-        self._rain = self.rain or Rain(self.settings)
-        return self
-
-    # -- what LangChain asks about a model -----------------------------------------------------
-
-    @classmethod
-    def is_lc_serializable(cls) -> bool:
-        """Return False: LangChain loads classes of its own packages only."""
-        return False
-
-    @property
-    def _llm_type(self) -> str:
-        return "rain"
-
-    @property
-    def _identifying_params(self) -> Mapping[str, Any]:
-        """Return everything that can change an answer: LangChain's cache keys are made of it."""
-        params = {"model": self.settings.model.name, "settings_hash": self.settings.hash}
-        if self.context:
-            params["context"] = self.context
-        if self.rain is not None:  # it may hold any model: its answers are shared with no other
-            params["engine"] = _marks.setdefault(self.rain, uuid4().hex)
-        return params
-
-    def get_token_ids(self, text: str) -> list[int]:
-        """Return the model's own tokens of a text; loads the model."""
-        if self.custom_get_token_ids is not None:
-            return self.custom_get_token_ids(text)
-        return list(self._rain.encode(text, self.settings))
-
-    # -- one path for all overrides ------------------------------------------------------------
-
-    def _overridden(self, overrides: dict[str, Any]) -> RainLLM:
-        """Return the model that a call asks for: itself, or a copy with other settings."""
-        if not overrides:
-            return self
-        for name in overrides:
-            if name not in _OVERRIDES or name == "model":
-                raise SettingsError(_unknown(name, [o for o in _OVERRIDES if o != "model"]))
-        sections = dict(overrides)
-        context = sections.pop("context", self.context)
-        settings = sections.pop("settings", self.settings)
-        if not isinstance(settings, RainSettings):
-            raise SettingsError(f"settings must be RainSettings, not {type(settings).__name__}")
-        if settings.model.name is None:
-            settings = settings.model_copy(update={"model": self.settings.model})
-        generation = {name: sections.pop(name) for name in _GENERATION if name in sections}
-        settings = settings.updated(**sections).updated(generation=generation)
-        return self.model_copy(update={"settings": settings, "context": context})
-
-    def _call(self, stop: list[str] | None, overrides: dict[str, Any]) -> dict[str, Any]:
+    def _call(
+        self, prompts: Sequence[str], stop: list[str] | None, overrides: dict[str, Any]
+    ) -> tuple[list[Task], RainSettings]:
         """Return what the engine is told of one call."""
-        llm = self._overridden(overrides)
-        if stop is None:
-            return {"settings": llm.settings, "context": llm.context}
-        return {"settings": llm.settings.updated(generation={"stop": stop}), "context": llm.context}
+        llm = self._overridden(overrides if stop is None else {**overrides, "stop": stop})
+        return [Task(prompt, llm.context, llm.question) for prompt in prompts], llm.settings
 
     def generate(
         self,
@@ -223,7 +128,8 @@ class RainLLM(BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> LLMResult:
-        return _llm_result(self._rain.generate_batch(prompts, **self._call(stop, kwargs)))
+        tasks, settings = self._call(prompts, stop, kwargs)
+        return _llm_result(self._rain.generate_batch(tasks, settings=settings))
 
     async def _agenerate(
         self,
@@ -232,8 +138,8 @@ class RainLLM(BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> LLMResult:
-        call = self._call(stop, kwargs)
-        answers = (self._rain.agenerate(prompt, **call) for prompt in prompts)
+        tasks, settings = self._call(prompts, stop, kwargs)
+        answers = (self._rain.agenerate(task, settings=settings) for task in tasks)
         results = await asyncio.gather(*answers, return_exceptions=True)  # none is left running
         for result in results:
             if isinstance(result, BaseException):
@@ -247,7 +153,8 @@ class RainLLM(BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
-        for step in self._rain.stream(prompt, **self._call(stop, kwargs)):
+        (task,), settings = self._call([prompt], stop, kwargs)
+        for step in self._rain.stream(task, settings=settings):
             if step.text or step.result:
                 chunk = _chunk(step)
                 if run_manager:
@@ -261,7 +168,8 @@ class RainLLM(BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
-        async with aclosing(self._rain.astream(prompt, **self._call(stop, kwargs))) as steps:
+        (task,), settings = self._call([prompt], stop, kwargs)
+        async with aclosing(self._rain.astream(task, settings=settings)) as steps:
             async for step in steps:
                 if step.text or step.result:
                     chunk = _chunk(step)
@@ -270,19 +178,13 @@ class RainLLM(BaseLLM):
                     yield chunk
 
 
-def _unknown(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean '{near[0]}'? " if near else ""
-    return f"unknown argument '{name}': {hint}there are {', '.join(known)}"
-
-
 def _llm_result(results: Sequence[RainResult]) -> LLMResult:
     usages = [asdict(result.usage) for result in results]
     total = {field.name: sum(usage[field.name] for usage in usages) for field in fields(Usage)}
     total["completion_tokens"] = total["output_tokens"]
     total["total_tokens"] = total["prompt_tokens"] + total["output_tokens"]
     return LLMResult(
-        generations=[[Generation(text=r.text, generation_info=_info(r))] for r in results],
+        generations=[[Generation(text=r.text, generation_info=told(r))] for r in results],
         llm_output={"token_usage": total},
     )
 
@@ -290,14 +192,4 @@ def _llm_result(results: Sequence[RainResult]) -> LLMResult:
 def _chunk(step: Step) -> GenerationChunk:
     """Return an accepted piece; what ``on_unsafe="best"`` lets through is marked as such."""
     info = None if step.accepted else {"accepted": False}
-    return GenerationChunk(text=step.text, generation_info=_info(step.result) if step.result else info)
-
-
-def _info(result: RainResult) -> dict[str, Any]:
-    return {
-        "usage": asdict(result.usage),
-        "verdict": asdict(result.verdict) if result.verdict else None,
-        "accepted": result.accepted,
-        "stop_reason": str(result.stop_reason),
-        "settings_hash": result.settings_hash,
-    }
+    return GenerationChunk(text=step.text, generation_info=told(step.result) if step.result else info)

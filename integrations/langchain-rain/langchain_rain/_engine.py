@@ -1,0 +1,183 @@
+"""What both models share: which engine answers, by which settings, and what one call may change.
+
+LangChain's caches know a model's identifying parameters. So a call that overrides settings is made by a
+copy of the model that has those settings: the copy has its own parameters, and with them its own entries.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Annotated, Any, ClassVar, Self
+from uuid import uuid4
+from weakref import WeakKeyDictionary
+
+from langchain_core.documents import Document
+from langchain_core.language_models import BaseLanguageModel
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
+
+from rain_llm import Rain, RainResult, RainSettings, SettingsError
+
+Place = tuple[str, ...]
+"""Where in the settings a parameter is held."""
+
+_GENERATION: Mapping[str, Place] = {
+    name: ("generation", name) for name in type(RainSettings().generation).model_fields
+}
+_SUBJECT = ("context", "question")
+_marks: WeakKeyDictionary[Rain, str] = WeakKeyDictionary()
+
+
+def passages(context: str | Document | Iterable[str | Document]) -> str | tuple[str, ...]:
+    """Return a context as the engine takes it: a text, or several passages; documents give their content."""
+    if isinstance(context, str):
+        return context
+    if isinstance(context, Document):
+        return context.page_content
+    return tuple(p.page_content if isinstance(p, Document) else p for p in context)
+
+
+class GuardedModel(BaseLanguageModel[Any]):
+    """The fields and overrides of a model that answers by a ``Rain``. Constructing it loads nothing."""
+
+    parameters: ClassVar[Mapping[str, Place]] = {"model": ("model", "name")}
+    """Constructor arguments beside the settings, and where the settings hold them."""
+
+    model: str | None = Field(default=None, frozen=True)
+    """A folder or hub name; overrides ``settings.model.name``. None: what the settings name."""
+
+    settings: RainSettings = Field(default_factory=RainSettings, repr=False, frozen=True)
+    """All that the engine may be told; the tuned default if left out."""
+
+    context: Annotated[str | tuple[str, ...], BeforeValidator(passages)] = Field(default="", repr=False)
+    """Passages (texts or documents) for criteria that judge against them (groundedness); most often
+    given by a call."""
+
+    question: str = Field(default="", repr=False)
+    """What the judge is told was asked; "": the prompt, or a chat's last user turn."""
+
+    rain: Rain | None = Field(default=None, exclude=True, repr=False, frozen=True)
+    """A ready engine instead of ``model``; its settings hold where none are given."""
+
+    _rain: Rain = PrivateAttr()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_truth(cls, values: Any) -> Any:
+        """Let the settings hold whatever was given beside them."""
+        if not isinstance(values, dict):
+            return values
+        for name in values:
+            if name not in cls.model_fields:
+                where = "settings=RainSettings(...) tells the engine what to do"
+                raise ValueError(f"{unknown(name, [*cls.model_fields])}; {where}")
+        given = {name: values[name] for name in cls.parameters if values.get(name) is not None}
+        rain, settings = values.get("rain"), values.get("settings")
+        if isinstance(rain, Rain):
+            if clash := [name for name in given if cls.parameters[name][0] == "model"]:
+                raise ValueError(f"give {clash[0]} or rain, not both: a ready engine has its model")
+            settings = settings or rain.settings
+        if not given:
+            return values if settings is None else {**values, "settings": settings}
+        if settings is None:
+            settings = RainSettings()
+        elif not isinstance(settings, RainSettings):
+            settings = RainSettings.model_validate(settings)
+        return {**values, "settings": settings.updated(**cls._sections(given))}
+
+    @model_validator(mode="after")
+    def _make_engine(self) -> Self:
+        if not hasattr(self, "_rain"):  # else validated again, as a field of another model
+            self._rain = self.rain or Rain(self.settings)
+        return self
+
+    @classmethod
+    def _sections(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return parameters as the sections of the settings that hold them."""
+        sections: dict[str, Any] = {}
+        for name, value in given.items():
+            *path, last = cls.parameters.get(name) or _GENERATION[name]
+            section = sections
+            for part in path:
+                section = section.setdefault(part, {})
+            section[last] = value
+        return sections
+
+    # -- what LangChain asks about a model -----------------------------------------------------
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """Return False: LangChain loads classes of its own packages only."""
+        return False
+
+    @property
+    def _llm_type(self) -> str:
+        return "rain"
+
+    @property
+    def _identifying_params(self) -> Mapping[str, Any]:
+        """Return everything that can change an answer: LangChain's cache keys are made of it."""
+        params: dict[str, Any] = {"model": self.settings.model.name, "settings_hash": self.settings.hash}
+        params |= {name: value for name in _SUBJECT if (value := getattr(self, name))}
+        if self.rain is not None:  # it may hold any model: its answers are shared with no other
+            params["engine"] = _marks.setdefault(self.rain, uuid4().hex)
+        return params
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """Return the model's own tokens of a text; loads the model."""
+        if self.custom_get_token_ids is not None:
+            return self.custom_get_token_ids(text)
+        return list(self._rain.encode(text, self.settings))
+
+    # -- one path for all overrides ------------------------------------------------------------
+
+    @classmethod
+    def _overrides(cls) -> tuple[str, ...]:
+        """Return what one call may override. Of the model, nothing: that is another model."""
+        own = [name for name, place in cls.parameters.items() if place[0] != "model"]
+        sections = [name for name in RainSettings.model_fields if name != "model"]
+        return (*dict.fromkeys([*_GENERATION, *own, *sections]), "settings", *_SUBJECT)
+
+    def _overridden(self, overrides: Mapping[str, Any]) -> Self:
+        """Return the model that a call asks for: itself, or a copy with other settings.
+
+        Raises:
+            SettingsError: a name is no override, or a value is out of bounds.
+        """
+        if not overrides:
+            return self
+        known = self._overrides()
+        for name in overrides:
+            if name not in known:
+                raise SettingsError(unknown(name, known))
+        changes = dict(overrides)
+        settings = changes.pop("settings", self.settings)
+        if not isinstance(settings, RainSettings):
+            raise SettingsError(f"settings must be RainSettings, not {type(settings).__name__}")
+        if settings.model.name is None:
+            settings = settings.model_copy(update={"model": self.settings.model})
+        update: dict[str, Any] = {name: changes.pop(name) for name in _SUBJECT if name in changes}
+        if "context" in update:
+            update["context"] = passages(update["context"])
+        single = {n: changes.pop(n) for n in [*changes] if n in self.parameters or n in _GENERATION}
+        settings = settings.updated(**changes).updated(**self._sections(single))
+        return self.model_copy(update={**update, "settings": settings})
+
+
+def unknown(name: str, known: Sequence[str]) -> str:
+    """Say that a name is not known, which one it may have meant, and which there are."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return f"unknown argument '{name}': {hint}there are {', '.join(known)}"
+
+
+def told(result: RainResult) -> dict[str, Any]:
+    """Return what an answer tells of itself beside its text."""
+    return {
+        "usage": asdict(result.usage),
+        "verdict": asdict(result.verdict) if result.verdict else None,
+        "accepted": result.accepted,
+        "stop_reason": str(result.stop_reason),
+        "settings_hash": result.settings_hash,
+    }

@@ -1,0 +1,573 @@
+"""ChatRain: the guarded language model as a LangChain ``BaseChatModel``.
+
+LangChain's words are turned into a :class:`rain_llm.Task`, and the engine's steps into chunks: an
+answer is the sum of its chunks, however it was asked for.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
+
+import langchain_core.exceptions
+import langchain_core.messages
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.exceptions import OutputParserException
+from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput, ModelProfile
+from langchain_core.language_models.chat_models import generate_from_stream
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    ChatMessage,
+    FunctionMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
+from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
+from langchain_core.messages.tool import tool_call_chunk
+from langchain_core.output_parsers import (
+    BaseOutputParser,
+    JsonOutputKeyToolsParser,
+    JsonOutputParser,
+    PydanticOutputParser,
+    PydanticToolsParser,
+)
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.runnables import (
+    Runnable,
+    RunnableConfig,
+    RunnableLambda,
+    RunnableMap,
+    RunnablePassthrough,
+)
+from langchain_core.runnables.config import get_config_list
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from langchain_core.utils.pydantic import is_basemodel_subclass
+from pydantic import BaseModel, Field, PrivateAttr, SecretStr
+
+from langchain_rain._engine import GuardedModel, Place, told
+from rain_llm import (
+    Message,
+    PromptError,
+    Rain,
+    RainSettings,
+    SettingsError,
+    Step,
+    StopReason,
+    Task,
+    Tool,
+    ToolCall,
+    Usage,
+)
+
+if TYPE_CHECKING or hasattr(langchain_core.exceptions, "ContextOverflowError"):
+    from langchain_core.exceptions import ContextOverflowError
+else:
+    from langchain_core.exceptions import LangChainException as ContextOverflowError
+
+AnyTool = dict[str, Any] | type | Callable[..., Any] | BaseTool
+
+_ASKED = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
+"""What a call may ask for beside settings: OpenAI's names, as other chat models have them."""
+
+_NOT_OURS = ("stream", "strict")
+"""``stream`` is for LangChain's core; calls and documents fit their schemas, ``strict`` or not."""
+
+_HAS_REFUSALS = hasattr(langchain_core.messages, "RefusalContentBlock")
+_REFUSED: type[Exception] = getattr(langchain_core.exceptions, "ModelRefusalError", OutputParserException)
+
+_FINISH = {
+    StopReason.EOS: "stop",
+    StopReason.STOP: "stop",
+    StopReason.TOOL_CALLS: "tool_calls",
+    StopReason.REFUSED: "content_filter",
+}
+"""OpenAI's finish reasons; all others are limits that were met: "length"."""
+
+
+class PromptTooLongError(PromptError, ContextOverflowError):
+    """A chat that is longer than the model's context; a ``PromptError`` that LangChain knows, too."""
+
+
+class ChatRain(GuardedModel, BaseChatModel):
+    """A chat model that judges its own words and actions while it writes, and rewinds.
+
+    Constructing it loads nothing: the model loads on first use, once for all objects that name it. Only
+    accepted text and accepted tool calls leave it, while streaming too; text that ``on_unsafe="best"``
+    lets through is marked (``response_metadata["accepted"]`` is False), and calls or documents that
+    nobody accepted are refused.
+
+    LangChain's standard parameters are names for places in the ``settings``, which hold the truth.
+    A call, ``bind`` or ``with_config`` may override them, any field of the settings' ``generation``,
+    any other section (``on_unsafe="raise"``), or all ``settings`` at once; and give a ``context``
+    (passages or documents for criteria that judge against them) and a ``question``.
+
+    Every answer carries in its ``response_metadata``: ``verdict``, ``accepted``, ``stop_reason``,
+    ``finish_reason``, ``usage`` (the whole cost, judging included), ``settings_hash``, ``model_name``.
+    Its ``usage_metadata`` counts the prompt and the answer alone, as everywhere: what the judge read is
+    part of neither.
+
+    Example:
+        ```python
+        from langchain_rain import ChatRain
+
+        chat = ChatRain(max_tokens=32)
+        chat.invoke("What is a good gift for a neighbour?")
+        ```
+
+    Raises:
+        UnsafeAnswerError: by every way to call it, where nothing passed and ``on_unsafe="raise"``.
+        IncompleteError: a tool call or a document did not fit into ``max_tokens``.
+        PromptTooLongError: the chat and ``max_tokens`` exceed the model's context.
+        Further errors are those of ``rain_llm.Rain.generate``.
+    """
+
+    parameters: ClassVar[Mapping[str, Place]] = {
+        **GuardedModel.parameters,
+        "base_url": ("model", "base_url"),
+        "api_key": ("model", "api_key"),
+        "max_retries": ("model", "limits", "attempts"),
+        "temperature": ("generation", "temperature"),
+        "max_tokens": ("generation", "max_new_tokens"),
+        "stop": ("generation", "stop"),
+        "seed": ("generation", "seed"),
+        "timeout": ("search", "deadline_s"),
+    }
+
+    base_url: str | tuple[str, ...] | None = Field(default=None, frozen=True)
+    """Address of a server, or of several that serve the same model: ``settings.model.base_url``."""
+
+    api_key: SecretStr | None = Field(default=None, frozen=True)
+    """For these servers: ``settings.model.api_key``."""
+
+    max_retries: int | None = Field(default=None, ge=0, frozen=True)
+    """Retries of a server's failed request: ``settings.model.limits.attempts`` less one."""
+
+    temperature: float | None = Field(default=None, frozen=True)
+    """``settings.generation.temperature``; 0 takes the likeliest token at every place (``top_k=1``)."""
+
+    max_tokens: int | None = Field(default=None, frozen=True)
+    """Longest answer, tokens: ``settings.generation.max_new_tokens``."""
+
+    stop: str | tuple[str, ...] | None = Field(default=None, frozen=True)
+    """The answer ends before the first of these: ``settings.generation.stop``."""
+
+    seed: int | None = Field(default=None, frozen=True)
+    """Of the random draws: ``settings.generation.seed``."""
+
+    timeout: float | None = Field(default=None, frozen=True)
+    """Seconds for an answer, ``settings.search.deadline_s``: then it ends with what was accepted."""
+
+    streaming: bool = False
+    """``invoke``, too, sends each accepted piece to the callbacks."""
+
+    _others: dict[str, Rain] = PrivateAttr(default_factory=dict)
+    """Engines of the models that calls named."""
+
+    # -- what LangChain asks about a model -----------------------------------------------------
+
+    @property
+    def _llm_type(self) -> str:
+        return "rain-chat"
+
+    def _resolve_model_profile(self) -> ModelProfile:
+        profile: dict[str, Any] = {
+            "text_inputs": True,
+            "text_outputs": True,
+            **dict.fromkeys(("image_inputs", "audio_inputs", "pdf_inputs", "video_inputs"), False),
+            **dict.fromkeys(("image_outputs", "audio_outputs", "video_outputs"), False),
+            **dict.fromkeys(("tool_calling", "tool_choice", "tool_call_streaming"), True),
+            "structured_output": True,
+            "temperature": True,
+        }
+        if self.settings.model.context_length:  # of other models only loading them tells
+            profile["max_input_tokens"] = self.settings.model.context_length
+        known = ModelProfile.__annotations__  # it grows from version to version
+        return cast("ModelProfile", {name: value for name, value in profile.items() if name in known})
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        chat, _ = self._asked(stop, kwargs)
+        generation = chat.settings.generation
+        params = LangSmithParams(
+            ls_provider="rain",
+            ls_model_type="chat",
+            ls_model_name=chat.settings.model.name or "default",
+            ls_temperature=generation.temperature,
+            ls_max_tokens=generation.max_new_tokens,
+        )
+        if generation.stop:
+            params["ls_stop"] = [*generation.stop]
+        return params
+
+    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
+        """Return the cache key of a call: calls that mean the same share it."""
+        chat, asked = self._asked(stop, kwargs)
+        return str(sorted({**chat.asdict(), **asked}.items()))
+
+    # -- tools and structured output -----------------------------------------------------------
+
+    def bind_tools(
+        self,
+        tools: Sequence[AnyTool],
+        *,
+        tool_choice: str | bool | dict[str, Any] | None = None,
+        parallel_tool_calls: bool = True,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Return the model with tools that it may call.
+
+        The arguments of a call always fit the tool's schema, and a call leaves only if
+        ``settings.evaluation.actions`` find it harmless.
+
+        Args:
+            tools: functions, pydantic classes, tools of LangChain, or their OpenAI or JSON schemas.
+            tool_choice: "auto" or None: text, calls or both; "none": no call; "any", "required" or
+                True: a call; a tool's name, or a dict that holds it: a call of this tool.
+            parallel_tool_calls: one answer may hold several calls.
+            kwargs: bound with them.
+
+        Raises:
+            ValueError: a tool is no function, or the choice names no tool.
+        """
+        bound = [convert_to_openai_tool(tool) for tool in tools]
+        for tool in bound:
+            if "function" not in tool:
+                raise ValueError(f"only functions can be called, not a tool of the type {tool.get('type')!r}")
+        choice = _choice(tool_choice)
+        names = [tool["function"]["name"] for tool in bound]
+        if choice not in ("auto", "none", "any", *names):
+            raise ValueError(f"tool_choice '{choice}' names no tool: there are {', '.join(names) or 'none'}")
+        return self.bind(tools=bound, tool_choice=choice, parallel_tool_calls=parallel_tool_calls, **kwargs)
+
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type,
+        *,
+        method: Literal["json_schema", "function_calling", "json_mode"] = "json_schema",
+        include_raw: bool = False,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
+        """Return the model with answers of a schema.
+
+        Args:
+            schema: a pydantic class (then answers are its objects), a ``TypedDict``, or a JSON schema
+                (then they are dicts).
+            method: "json_schema": the answer is one document that fits the schema, by its grammar;
+                "function_calling": the arguments of a forced tool call, which fit it likewise;
+                "json_mode": any JSON object, parsed by the schema afterwards.
+            include_raw: return a dict of ``raw`` (the message), ``parsed`` and ``parsing_error``.
+            kwargs: ``strict`` changes nothing; others are bound.
+
+        Raises:
+            ValueError: there is no such method. When called: an answer that was refused is never
+                parsed, but an ``OutputParserException`` (``ModelRefusalError`` where langchain-core has
+                it); ``IncompleteError``: it did not fit into ``max_tokens``.
+        """
+        kwargs["ls_structured_output_format"] = {"kwargs": {"method": method}, "schema": schema}
+        typed = schema if isinstance(schema, type) and is_basemodel_subclass(schema) else None
+        llm: Runnable[LanguageModelInput, AIMessage]
+        parser: BaseOutputParser[Any]
+        if method == "function_calling":
+            name = convert_to_openai_tool(schema)["function"]["name"]
+            llm = self.bind_tools([schema], tool_choice=name, parallel_tool_calls=False, **kwargs)
+            if typed:
+                parser = PydanticToolsParser(tools=[typed], first_tool_only=True)
+            else:
+                parser = JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
+        else:
+            if method == "json_schema":
+                asked = {"type": "json_schema", "json_schema": {"schema": _json_schema(schema)}}
+            elif method == "json_mode":
+                asked = {"type": "json_object"}
+            else:
+                raise ValueError(
+                    f"there is no method {method!r}: choose 'json_schema', 'function_calling' or 'json_mode'"
+                )
+            llm = self.bind(response_format=asked, **kwargs)
+            parser = PydanticOutputParser(pydantic_object=typed) if typed else JsonOutputParser()
+        parse = RunnableLambda(_unless_refused) | parser
+        if not include_raw:
+            return llm | parse
+        parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parse, parsing_error=lambda _: None)
+        failed = RunnablePassthrough.assign(parsed=lambda _: None)
+        return RunnableMap(raw=llm) | parsed.with_fallbacks([failed], exception_key="parsing_error")
+
+    # -- what one call asks for ----------------------------------------------------------------
+
+    @classmethod
+    def _sections(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        given = dict(given)
+        if isinstance(given.get("max_retries"), int):
+            given["max_retries"] += 1
+        if given.get("temperature") == 0:
+            del given["temperature"]
+            given["top_k"] = 1
+        return super()._sections(given)
+
+    def _overridden(self, overrides: Mapping[str, Any]) -> Self:
+        rest = {
+            n: v for n, v in overrides.items() if v is not None or n not in self.parameters or n == "seed"
+        }
+        name = rest.pop("model", self.settings.model.name)
+        if name == self.settings.model.name:
+            return super()._overridden(rest)
+        if self.rain is not None:
+            raise SettingsError(f"a ready engine has its model: make another ChatRain for model={name!r}")
+        settings = self.settings.updated(model={"name": name})
+        other = self.model_copy(update={"settings": settings})
+        other._rain = self._others.setdefault(name, Rain(settings))
+        return other._overridden(rest)
+
+    def _asked(self, stop: list[str] | None, kwargs: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:
+        """Return the model that a call asks for, and what it asks for beside settings."""
+        asked = {name: kwargs[name] for name in _ASKED if name in kwargs}
+        rest = {name: value for name, value in kwargs.items() if name not in (*_ASKED, *_NOT_OURS)}
+        return self._overridden(rest if stop is None else {**rest, "stop": stop}), asked
+
+    def _call(
+        self, messages: list[BaseMessage], stop: list[str] | None, kwargs: Mapping[str, Any]
+    ) -> tuple[Rain, Task, RainSettings]:
+        """Return what the engine is told of one call, and the engine."""
+        chat, asked = self._asked(stop, kwargs)
+        task = Task(
+            prompt=_chat(messages),
+            context=chat.context,
+            question=chat.question,
+            tools=[_tool(tool) for tool in asked.get("tools") or ()],
+            tool_choice=_choice(asked.get("tool_choice")),
+            parallel_calls=asked.get("parallel_tool_calls", True),
+            schema=_document(asked.get("response_format")),
+        )
+        return chat._rain, task, chat.settings
+
+    # -- from LangChain to the engine and back -------------------------------------------------
+
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        **kwargs: Any,
+    ) -> list[AIMessage]:
+        """Answer inputs side by side; all at once, unless ``max_concurrency`` says otherwise."""
+        configs = get_config_list(config, len(inputs))
+        if configs and configs[0].get("max_concurrency") is None:
+            configs = [{**one, "max_concurrency": len(inputs)} for one in configs]
+        return super().batch(inputs, configs, **kwargs)
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        return generate_from_stream(self._stream(messages, stop, run_manager, **kwargs))
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        chunks = [chunk async for chunk in self._astream(messages, stop, run_manager, **kwargs)]
+        return generate_from_stream(iter(chunks))
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        rain, task, settings = self._call(messages, stop, kwargs)
+        numbers = itertools.count()
+        with _standard_errors():
+            for step in rain.stream(task, settings=settings):
+                if step.text or step.tool_calls or step.result:
+                    yield _chunk(step, numbers)
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        rain, task, settings = self._call(messages, stop, kwargs)
+        numbers = itertools.count()
+        with _standard_errors():
+            async with aclosing(rain.astream(task, settings=settings)) as steps:
+                async for step in steps:
+                    if step.text or step.tool_calls or step.result:
+                        yield _chunk(step, numbers)
+
+
+# --- from LangChain's words to the engine's ---------------------------------------------------------
+
+
+def _chat(messages: Sequence[BaseMessage]) -> list[Message]:
+    """Return messages as the engine's, runs of equal roles merged: chat templates want them to alternate."""
+    chat: list[Message] = []
+    names: dict[str, str] = {}  # a tool's reply may name the call alone
+    for message in messages:
+        made = _message(message, names)
+        names |= {call.id: call.name for call in made.tool_calls}
+        if chat and chat[-1].role == made.role != "tool":
+            before = chat.pop()
+            content = "\n\n".join(filter(None, (before.content, made.content)))
+            made = Message(made.role, content, (*before.tool_calls, *made.tool_calls))
+        chat.append(made)
+    return chat
+
+
+def _message(message: BaseMessage, names: Mapping[str, str]) -> Message:
+    text = _text(message)
+    match message:
+        case SystemMessage() | ChatMessage(role="system"):
+            return Message("system", text)
+        case HumanMessage() | ChatMessage(role="user"):
+            return Message("user", text)
+        case AIMessage():
+            calls = (ToolCall(call["name"], call["args"], call["id"] or "") for call in message.tool_calls)
+            return Message("assistant", text, tuple(calls))
+        case ChatMessage(role="assistant"):
+            return Message("assistant", text)
+        case ToolMessage(tool_call_id=replied):
+            return Message("tool", text, name=message.name or names.get(replied, ""), tool_call_id=replied)
+        case FunctionMessage():
+            return Message("tool", text, name=message.name)
+    role = getattr(message, "role", message.type)
+    raise PromptError(f"a message of the role {role!r} cannot be told: use system, user, assistant or tool")
+
+
+_NOT_SAID = ("tool_use", "tool_call", "function_call", "input_json_delta", "reasoning", "thinking")
+"""Blocks of an assistant's turn that are no part of its text; ``tool_calls`` holds the calls."""
+
+
+def _text(message: BaseMessage) -> str:
+    """Return what a message says.
+
+    Raises:
+        PromptError: it holds an image, say: what this model cannot read.
+    """
+    blocks = [message.content] if isinstance(message.content, str) else message.content
+    said: list[str] = []
+    for block in blocks:
+        kind = "text" if isinstance(block, str) else block.get("type", "text")
+        if isinstance(block, str):
+            said.append(block)
+        elif kind in ("text", "text-plain") and isinstance(block.get("text"), str):
+            said.append(block["text"])
+        elif kind == "refusal":
+            if block["refusal"] not in said:  # ours stands there as text, too
+                said.append(block["refusal"])
+        elif kind not in _NOT_SAID:
+            raise PromptError(
+                f"a {message.type} message holds a block of the type {kind!r}: this model reads text only"
+            )
+    return "".join(said)
+
+
+def _tool(tool: Mapping[str, Any]) -> Tool:
+    function = tool["function"]
+    made = Tool(function["name"], function.get("description") or "")
+    return Tool(made.name, made.description, function.get("parameters") or made.parameters)
+
+
+def _choice(choice: str | bool | dict[str, Any] | None) -> str:
+    """Return a tool choice of whatever dialect in the engine's words."""
+    if isinstance(choice, dict):  # OpenAI's {"type": "function", "function": {"name": ...}}, Anthropic's
+        choice = choice.get("function", choice).get("name") or choice.get("type")
+    return {None: "auto", False: "auto", True: "any", "required": "any"}.get(choice) or str(choice)
+
+
+def _document(response_format: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Return the JSON schema that OpenAI's ``response_format`` asks for."""
+    match response_format:
+        case None | {"type": "text"}:
+            return None
+        case {"type": "json_object"}:
+            return {"type": "object"}
+        case {"type": "json_schema", "json_schema": {"schema": schema}}:
+            return cast("Mapping[str, Any]", schema)
+    raise PromptError(
+        f"response_format={response_format!r} asks for nothing known: there are "
+        "{'type': 'text'}, {'type': 'json_object'}, {'type': 'json_schema', 'json_schema': {'schema': ...}}"
+    )
+
+
+def _json_schema(schema: dict[str, Any] | type) -> dict[str, Any]:
+    if isinstance(schema, type) and issubclass(schema, BaseModel):
+        return schema.model_json_schema()
+    if isinstance(schema, dict) and not {"function", "parameters", "input_schema"} & schema.keys():
+        return schema
+    return convert_to_json_schema(schema)
+
+
+# --- and back ---------------------------------------------------------------------------------------
+
+
+def _chunk(step: Step, numbers: Iterator[int]) -> ChatGenerationChunk:
+    """Return an accepted piece; what ``on_unsafe="best"`` lets through is marked as such."""
+    message = AIMessageChunk(
+        content=step.text,
+        tool_call_chunks=[
+            tool_call_chunk(
+                name=call.name,
+                args=json.dumps(dict(call.arguments), ensure_ascii=False),
+                id=call.id,
+                index=next(numbers),
+            )
+            for call in step.tool_calls
+        ],
+    )
+    if step.refusal and _HAS_REFUSALS:
+        message.content = [{"type": "text", "text": step.text}, {"type": "refusal", "refusal": step.text}]
+    elif step.refusal:
+        message.additional_kwargs["refusal"] = step.text
+    elif step.text and not step.accepted:
+        message.response_metadata["accepted"] = False
+    if step.result is not None:
+        message.chunk_position = "last"
+        message.usage_metadata = _usage(step.result.usage)
+        message.response_metadata = {
+            **told(step.result),
+            "finish_reason": _FINISH.get(step.result.stop_reason, "length"),
+            "model_name": step.result.trace.model,
+            "model_provider": "rain",
+        }
+    return ChatGenerationChunk(message=message)
+
+
+def _usage(usage: Usage) -> UsageMetadata:
+    return UsageMetadata(
+        input_tokens=usage.prompt_tokens,
+        output_tokens=usage.output_tokens,
+        total_tokens=usage.prompt_tokens + usage.output_tokens,
+        input_token_details=InputTokenDetails(cache_read=usage.cached_tokens),
+    )
+
+
+def _unless_refused(message: AIMessage) -> AIMessage:
+    if message.response_metadata["stop_reason"] == StopReason.REFUSED:
+        raise _REFUSED(f"the model refused to answer: {message.text}")
+    return message
+
+
+@contextmanager
+def _standard_errors() -> Iterator[None]:
+    """Raise LangChain's own error where it has one."""
+    try:
+        yield
+    except PromptError as error:
+        if "exceeds the context" in str(error):
+            raise PromptTooLongError(str(error)) from error
+        raise
