@@ -1,4 +1,4 @@
-"""The command line: ``rain generate``, ``rain demo``, ``rain doctor`` and ``rain eval``.
+"""The command line: ``rain generate``, ``check``, ``schema``, ``demo``, ``doctor`` and ``eval``.
 
 The answer goes to stdout and everything that is said about it to stderr, so that a pipe gets
 nothing but accepted text. Whatever goes wrong is one line. No model is imported before it is needed.
@@ -6,6 +6,7 @@ nothing but accepted text. Whatever goes wrong is one line. No model is imported
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 import warnings
@@ -20,6 +21,7 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.status import Status
+from rich.table import Table
 from rich.text import Text
 
 from rain_llm.criteria import BUILT_IN, CIVILITY, POSITIVE_SENTIMENT
@@ -36,7 +38,8 @@ from rain_llm.errors import (
     UnsafeAnswerError,
 )
 from rain_llm.evals.command import evaluate
-from rain_llm.settings import RainSettings, explain
+from rain_llm.policy import PolicyError
+from rain_llm.settings import ModelSettings, RainSettings, explain
 from rain_llm.types import RainResult, Step, StopReason
 
 _EXIT_CODES = (
@@ -303,6 +306,69 @@ def _summary(result: RainResult, plain: bool, seconds: float) -> Text:
         "dim",
     )
     return line
+
+
+# --- rain check, rain schema ----------------------------------------------------------------------------
+
+
+@app.command()
+def check(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Settings, YAML or JSON.")],
+) -> None:
+    """Check a policy file and say what it asks for; no model is loaded.
+
+    Exit code 1 if it holds a mistake: each is shown with its line.
+    """
+    try:
+        settings = RainSettings.from_file(file)
+    except PolicyError as error:
+        page = Console(stderr=True, highlight=False, soft_wrap=True)
+        for mistake in error.mistakes:
+            page.print(Text(str(mistake), "red"))
+            if mistake.source:
+                page.print(Text(mistake.source), Text("^".rjust(mistake.column), "red"), sep="\n")
+        raise typer.Exit(1) from None
+    page = Console(highlight=False)
+    page.print(_policy(settings))
+    model, judge = settings.model, settings.evaluation.judge
+    page.print(
+        Text(
+            f"written by {_model_name(model)}, judged by {_model_name(judge) if judge else 'the same'}, "
+            f"style {settings.evaluation.style}; "
+            f"at most {settings.search.iterations} iterations for a step\n"
+            f"on_unsafe {settings.on_unsafe}, hash {settings.hash}"
+        )
+    )
+
+
+def _policy(settings: RainSettings) -> Table:
+    table = Table("criterion", "judges", "passes above", "target", "iterations", "weight", box=None)
+    evaluation, most = settings.evaluation, settings.search.iterations
+    for judged, criteria in (("text", evaluation.criteria), ("calls", evaluation.actions)):
+        for criterion in criteria:
+            target = criterion.threshold if criterion.target is None else criterion.target
+            numbers = (criterion.threshold, target, criterion.iterations or most, criterion.weight)
+            table.add_row(criterion.name, judged, *(f"{number:g}" for number in numbers))
+    return table
+
+
+def _model_name(model: ModelSettings) -> str:
+    name = model.name or ("the model" if model.base_url else "the embedded model")
+    return f"{name} at {', '.join(model.base_url)}" if model.base_url else name
+
+
+@app.command()
+def schema(
+    out: Annotated[
+        Path | None, typer.Argument(metavar="OUT.json", help="Where to; left out: standard output.")
+    ] = None,
+) -> None:
+    """Write the JSON schema of a policy file, by which an editor checks and completes it."""
+    text = json.dumps(RainSettings.file_schema(), indent=2) + "\n"
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        out.write_text(text, encoding="utf-8")
 
 
 # --- rain demo ----------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import difflib
 import string
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import (
     AfterValidator,
@@ -28,6 +28,12 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
+
+UNKNOWN = "unknown setting"
+"""How the error about an unknown field begins."""
+
+Problem: TypeAlias = tuple[tuple[int | str, ...], str]
+"""Where, below what is validated (keys, and positions in lists), and what is wrong."""
 
 PLACEHOLDERS = frozenset({"text", "query", "answer", "context"})
 
@@ -68,11 +74,11 @@ class Frozen(BaseModel):
     def _unknown(cls, name: str) -> str:
         near = difflib.get_close_matches(name, cls.model_fields, n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
-        return f"unknown setting '{name}': {hint}{cls.__name__} has {', '.join(cls.model_fields)}"
+        return f"{UNKNOWN} '{name}': {hint}{cls.__name__} has {', '.join(cls.model_fields)}"
 
 
-def refusal_at(title: str, *problems: tuple[tuple[int | str, ...], str]) -> ValidationError:
-    """Make an error of problems at places below the one that is validated: (place, what is wrong)."""
+def refusal_at(title: str, *problems: Problem) -> ValidationError:
+    """Make an error of problems at places below the one that is validated."""
     return ValidationError.from_exception_data(
         title,
         [

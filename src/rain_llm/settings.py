@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-import yaml
 from pydantic import (
     BeforeValidator,
     Field,
@@ -25,8 +24,18 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from rain_llm.criteria import BUILT_IN, HARMLESS_ACTIONS, HARMLESSNESS, Choice, Criterion, Frozen, refusal_at
+from rain_llm.criteria import (
+    BUILT_IN,
+    HARMLESS_ACTIONS,
+    HARMLESSNESS,
+    Choice,
+    Criterion,
+    Frozen,
+    Problem,
+    refusal_at,
+)
 from rain_llm.errors import SettingsError
+from rain_llm.policy import Policy, converted, file_schema
 
 PUNCTUATION = (",", ".", "?", ":", ";", "\n")
 """Where the paper's simulation ends."""
@@ -354,12 +363,11 @@ def _named(item: Any) -> Any:
     if isinstance(item, str):
         return _built_in(item)
     if isinstance(item, dict) and "extends" in item:
-        changes = {key: value for key, value in item.items() if key != "extends"}
         try:
-            return _merged(_built_in(item["extends"]).model_dump(), changes)
+            base = _built_in(item["extends"])
         except ValueError as error:
-            problem = str(error)
-        raise refusal_at("Criterion", (("extends",), problem))
+            raise refusal_at("Criterion", (("extends",), str(error))) from None
+        return _merged(base.model_dump(), {key: item[key] for key in item if key != "extends"})
     return item
 
 
@@ -375,9 +383,6 @@ def _listed(value: Any) -> Any:
 
 Criteria = Annotated[tuple[Annotated[Criterion, BeforeValidator(_named)], ...], BeforeValidator(_listed)]
 """Criteria, or names of built-in ones, or changes to built-in ones; one alone stands for a list of one."""
-
-Problem = tuple[tuple[int | str, ...], str]
-"""Where, below what is validated, and what is wrong."""
 
 
 class EvaluationSettings(Frozen):
@@ -462,11 +467,12 @@ class RainSettings(Frozen):
         most = self.search.iterations
         problems: list[Problem] = [
             (
-                ("evaluation", "criteria", index, "iterations"),
+                ("evaluation", place, index, "iterations"),
                 f"criterion '{criterion.name}': iterations {criterion.iterations} are more than "
                 f"search.iterations {most}: a step has no more",
             )
-            for index, criterion in enumerate(self.evaluation.criteria)
+            for place in ("criteria", "actions")
+            for index, criterion in enumerate(getattr(self.evaluation, place))
             if criterion.iterations is not None and criterion.iterations > most
         ]
         if problems:
@@ -501,7 +507,7 @@ class RainSettings(Frozen):
             SettingsError: no preset has this name.
         """
         if name not in _PRESETS:
-            raise SettingsError(f"unknown preset {name!r}: there are {', '.join(_PRESETS)}")
+            raise SettingsError(_no_preset(name))
         return cls._load(_PRESETS[name], f"preset {name}")
 
     @classmethod
@@ -509,16 +515,33 @@ class RainSettings(Frozen):
         """Read settings from YAML or JSON; a key ``preset`` names what they start from.
 
         Raises:
-            SettingsError: the file cannot be read, or a field is unknown or out of bounds.
+            SettingsError: the file cannot be read.
+            PolicyError: what it holds cannot be used; with a line for each mistake.
         """
+        policy = Policy(path)
+        problems = policy.problems
+        name = str(policy.data.pop("preset", "default"))
+        if name not in _PRESETS:
+            problems.append((("preset",), _no_preset(name)))
+        base = cls.preset(name if name in _PRESETS else "default")
         try:
-            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise SettingsError(f"cannot read the settings file {path}: {error}") from error
-        if not isinstance(data, dict):
-            raise SettingsError(f"the settings file {path} must hold a mapping, not {type(data).__name__}")
-        base = cls.preset(str(data.pop("preset", "default")))
-        return cls._load(_merged(base.model_dump(), data), f"the settings file {path}")
+            settings = cls.model_validate(_merged(base.model_dump(), policy.data))
+        except ValidationError as error:
+            problems += _problems(error)
+        else:
+            problems += converted(policy.data, settings.model_dump(mode="json"))
+        if problems:
+            raise policy.error(problems)
+        return settings
+
+    @classmethod
+    def file_schema(cls) -> dict[str, Any]:
+        """Return the JSON schema of what :meth:`from_file` reads, for editors.
+
+        It knows names, types and bounds. That criteria fit each other, and their templates, only
+        ``from_file`` checks (on the command line: ``rain check``).
+        """
+        return file_schema(cls.model_json_schema(), _PRESETS)
 
     @classmethod
     def _load(cls, data: dict[str, Any], where: str) -> RainSettings:
@@ -555,17 +578,26 @@ def _address(url: str) -> str:
 
 def explain(error: ValidationError) -> str:
     """Put a ValidationError into one line: where, what is wrong, which value."""
-    lines = []
-    for item in error.errors():
-        message = item["msg"].removeprefix("Value error, ")
-        value = (
-            ""
-            if isinstance(item["input"], dict | list) or item["input"] == "..."
-            else f" (got {item['input']!r})"
-        )
-        place = ".".join(str(part) for part in item["loc"])
-        lines.append(f"{place}: {message}{value}" if place else message + value)
-    return "; ".join(lines)
+    return "; ".join(
+        f"{'.'.join(map(str, place))}: {reason}" if place else reason for place, reason in _problems(error)
+    )
+
+
+def _problems(error: ValidationError) -> Iterator[Problem]:
+    """Yield where, what is wrong and which value."""
+    found = error.errors()
+    for item in found:
+        place = item["loc"]
+        below = [other["loc"] for other in found if len(other["loc"]) > len(place)]
+        if item["type"] == "too_short" and any(other[: len(place)] == place for other in below):
+            continue  # too few are left only because others are wrong
+        told = not isinstance(item["input"], dict | list) and item["input"] != "..."
+        value = f" (got {item['input']!r})" if told else ""
+        yield place, item["msg"].removeprefix("Value error, ") + value
+
+
+def _no_preset(name: str) -> str:
+    return f"unknown preset {name!r}: there are {', '.join(_PRESETS)}"
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
