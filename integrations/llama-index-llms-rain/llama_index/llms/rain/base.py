@@ -50,7 +50,7 @@ from rain_llm import (
     UnsafeAnswerError,
 )
 from rain_llm.settings import EvaluationSettings
-from rain_llm.types import Task, ToolCall
+from rain_llm.types import Task
 
 dispatcher = get_dispatcher(__name__)
 
@@ -426,12 +426,11 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
 
     def _chunks(self, task: Task, steps: Generator[Step, None, None]) -> ChatResponseGen:
         text = ""
-        calls: tuple[ToolCall, ...] = ()
         with closing(steps):
             for step in steps:
-                text, calls = text + step.text, calls + step.tool_calls
-                if step.text or step.tool_calls or step.result:
-                    yield self._chunk(task, text, calls, step)
+                text += step.text
+                if step.text or step.result:
+                    yield self._chunk(task, text, step)
 
     async def _astream(self, task: Task, settings: RainSettings) -> ChatResponseAsyncGen:
         if self.guarded:
@@ -439,20 +438,19 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
         else:
             steps = self._rain.plain_astream(task, settings=settings)
         text = ""
-        calls: tuple[ToolCall, ...] = ()
         async with aclosing(steps):
             async for step in steps:
-                text, calls = text + step.text, calls + step.tool_calls
-                if step.text or step.tool_calls or step.result:
-                    yield self._chunk(task, text, calls, step)
+                text += step.text
+                if step.text or step.result:
+                    yield self._chunk(task, text, step)
 
-    def _chunk(self, task: Task, text: str, calls: tuple[ToolCall, ...], step: Step) -> ChatResponse:
-        """Make the response for a step, after which ``text`` and ``calls`` are the answer so far.
+    def _chunk(self, task: Task, text: str, step: Step) -> ChatResponse:
+        """Make the response for a step, after which ``text`` is the answer so far; calls come with its end.
 
         The counts stay out of the message, which chat histories keep.
         """
-        message = to_llama_index(text, calls)
         result = step.result
+        message = to_llama_index(text, result.tool_calls if result else ())
         if result is None:
             raw = {"verdict": step.verdict and asdict(step.verdict), "accepted": step.accepted}
             return ChatResponse(message=message, delta=step.text, raw=raw)
