@@ -13,21 +13,23 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import math
 import threading
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from rain_llm.errors import ModelNotFoundError, ModelNotSupportedError, PromptError, ServerError
 from rain_llm.models.base import DEADLINE, Errand
 from rain_llm.models.dialect import PATH, Ask, Bill, Body, Contexts, Drawn, Weighed, Wish, distinct, together
+from rain_llm.models.grammar import check_sample
 from rain_llm.models.probe import SENTENCE, Facts, identified, probed, server_vocabulary
 from rain_llm.models.replicas import Counts, Refused, Replica, Replicas, event_loop, in_loop
 from rain_llm.models.server_tokenizer import ServerTokenizer
 from rain_llm.models.tokenizer import Text, Tokenizer
 from rain_llm.settings import ModelSettings
-from rain_llm.types import Continuation, Message, Sample, Samples, Score, Scores, TokenIds
+from rain_llm.types import Continuation, Message, Sample, Samples, Score, Scores, TokenIds, Tool
 
 
 @dataclass(eq=False)
@@ -104,9 +106,9 @@ class CompletionsModel:
         """Turn tokens into text."""
         return self.text.decode(tokens)
 
-    def render_chat(self, messages: Sequence[Message]) -> TokenIds:
+    def render_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> TokenIds:
         """Render a chat by the model's template."""
-        return self.text.render_chat(messages)
+        return self.text.render_chat(messages, tools)
 
     # -- sending -------------------------------------------------------------------------------------
 
@@ -144,6 +146,8 @@ class CompletionsModel:
         for request in requests:
             more = request.max_tokens if isinstance(request, Sample) else max(map(len, request.options))
             self._check_length(len(request.prefix), more)
+            if isinstance(request, Sample):
+                check_sample(request)
         errands = [_Errand(request) for request in requests]
         ask = functools.partial(self._ask, search=search, deadline=deadline)
         event_loop().call_soon_threadsafe(self._begin, errands, ask, done)
@@ -217,11 +221,14 @@ class CompletionsModel:
             for one in bills:
                 bill.add_beside(one)
             branches = [branch for several in drawn for branch in several]
-            found = await together(
-                self._whole(request, i, branch, ask, bill) for i, branch in enumerate(branches)
-            )
+            if request.schema:
+                found = [self._document(request, branch) for branch in branches]
+            else:
+                found = await together(
+                    self._whole(request, i, branch, ask, bill) for i, branch in enumerate(branches)
+                )
         self._charge(errand, bill)
-        errand.reply = Samples(tuple(found), errand.model_tokens, errand.forwards)
+        errand.reply = Samples(tuple(found), errand.model_tokens, errand.forwards, bill.cached_tokens)
 
     def _wish(
         self, request: Sample, n: int = 1, greedy: bool = False, drawn: TokenIds = (), branch: int = 0
@@ -237,6 +244,7 @@ class CompletionsModel:
             1.0 if greedy else request.top_p,
             request.ends,
             self._ending(request.ends),
+            request.schema,
         )
 
     async def _whole(self, request: Sample, branch: int, drawn: Drawn, ask: Ask, bill: Bill) -> Continuation:
@@ -258,6 +266,28 @@ class CompletionsModel:
             tokens = tuple(token for token, _ in places)
             (drawn,) = await self._dialect.draw(ask, self._wish(request, 1, greedy, tokens, branch), bill)
             places += zip(drawn.tokens, drawn.logprobs, strict=True)
+
+    def _document(self, request: Sample, drawn: Drawn) -> Continuation:
+        """Cut a document at its end; what the server has broken off is not gone on with.
+
+        Raises:
+            ModelNotSupportedError: the server says that it is whole, and it is no JSON.
+        """
+        places = list(zip(drawn.tokens, drawn.logprobs, strict=True))
+        end = next((i for i, token in enumerate(drawn.tokens) if token in self.text.special), None)
+        found = self._continuation(places if end is None else places[: end + 1], drawn.closed)
+        text = self.decode(found.tokens).strip()
+        try:
+            json.loads(text)
+        except ValueError as error:
+            if found.ended:
+                raise ModelNotSupportedError(
+                    f"the server of {self.name} ended a document that is no JSON ({error}): "
+                    "it ignores the schema; serve the model by one that can hold to it"
+                ) from error
+            return found
+        # More digits may follow those of a number.
+        return replace(found, ended=found.ended or text.endswith(("}", "]", '"')))
 
     def _continuation(self, places: Sequence[tuple[int, float]], closed: bool = False) -> Continuation:
         """Make a continuation; a special token at its end, or one that closed it, is not part of the text."""

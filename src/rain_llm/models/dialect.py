@@ -53,6 +53,7 @@ class Wish:
     Attributes:
         ends: strings behind which the server may end a continuation.
         end_tokens: the tokens whose text ends with one of these, and all that are no text.
+        schema: JSON text of the schema that a document is to fit.
     """
 
     prefix: TokenIds
@@ -64,6 +65,7 @@ class Wish:
     top_p: float = 1.0
     ends: tuple[str, ...] = ()
     end_tokens: frozenset[int] = frozenset()
+    schema: str = ""
 
 
 @dataclass(frozen=True, slots=True)

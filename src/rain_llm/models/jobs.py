@@ -10,12 +10,14 @@ A job takes part in a forward pass in three steps, so that a pass that fails lea
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Generic, TypeVar
 
+import numpy as np
 import torch
 
+from rain_llm.models.grammar import Matcher
 from rain_llm.models.kv_cache import Path
 from rain_llm.models.tree_attention import Pass
 from rain_llm.types import Continuation, Sample, Samples, Score, Scores, TokenIds
@@ -33,6 +35,7 @@ class _Job(ABC, Generic[Decision]):
         self.reply: Samples | Scores | None = None
         self.forwards = 0
         self.model_tokens = 0
+        self.cached_tokens = 0  # of the prefix, all but the last, that need not be read
         self._prefix = prefix
         self._path = Path()  # of the prefix
         self._been_read = 0  # tokens of the prefix that some pass has read for this job
@@ -41,6 +44,8 @@ class _Job(ABC, Generic[Decision]):
     def read(self, forward: Pass) -> list[int]:
         """Add what this job needs next to a pass; return the rows whose logits it wants."""
         forward.open_request()
+        if not self.forwards:  # the last token is read in any case: its logits are wanted
+            self.cached_tokens = min(len(forward.cache.find(self._prefix, self._path)), len(self._prefix) - 1)
         self._reading = len(self._prefix)
         if len(self._prefix) > CHUNK:
             # Other work may have pushed out what earlier passes read; counting from the furthest
@@ -82,15 +87,22 @@ class SampleJob(_Job[list[tuple[int, float]]]):
         special: tokens that end a continuation.
         piece: the text of a token.
         device: where the logits are.
+        matchers: what leads each branch, with a schema.
     """
 
     def __init__(
-        self, request: Sample, special: frozenset[int], piece: Callable[[int], str], device: torch.device
+        self,
+        request: Sample,
+        special: frozenset[int],
+        piece: Callable[[int], str],
+        device: torch.device,
+        matchers: Sequence[Matcher] = (),
     ) -> None:
         super().__init__(request.prefix)
         self.request = request
         self._special = special
         self._piece = piece
+        self._matchers = matchers
         self._rng = torch.Generator(device).manual_seed(request.seed)
         self._state = self._rng.get_state()  # after the last pass that was accepted
         self._texts: list[TokenIds] = []  # of each branch, the prefix included; none before the first token
@@ -109,11 +121,18 @@ class SampleJob(_Job[list[tuple[int, float]]]):
             best = logprobs[0].topk(min(self.request.n, logprobs.shape[-1]))
             return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
         self._rng.set_state(self._state)  # whatever a failed pass has drawn
-        drawn = _draw(logits.expand(len(self._alive), -1), self.request, self._rng)
+        drawn = _draw(self._masked(logits.expand(len(self._alive), -1)), self.request, self._rng)
         if self.request.greedy_first and self._alive[0] == 0:
             drawn[0] = logits[0].argmax()
         chosen = logprobs.expand(len(self._alive), -1).gather(-1, drawn[:, None])[:, 0]
         return list(zip(drawn.tolist(), chosen.tolist(), strict=True))
+
+    def _masked(self, logits: torch.Tensor) -> torch.Tensor:
+        """Rule out what does not fit the schema."""
+        if not self._matchers:
+            return logits
+        allowed = np.stack([self._matchers[branch].allowed() for branch in self._alive])
+        return logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), -torch.inf)
 
     def _keep(self, decision: list[tuple[int, float]]) -> None:
         self._state = self._rng.get_state()
@@ -127,6 +146,11 @@ class SampleJob(_Job[list[tuple[int, float]]]):
                 continue
             self._texts[branch] += (token,)
             self._logprobs[branch].append(logprob)
+            if self._matchers:
+                self._matchers[branch].advance((token,))
+                if self._matchers[branch].whole:
+                    self._end_logprob[branch] = 0.0  # there is no choice but to end
+                    continue
             full = len(self._logprobs[branch]) >= self.request.max_tokens
             if not full and not (self.request.ends and self._piece(token).endswith(self.request.ends)):
                 alive.append(branch)
@@ -145,6 +169,7 @@ class SampleJob(_Job[list[tuple[int, float]]]):
                 ),
                 self.model_tokens,
                 self.forwards,
+                self.cached_tokens,
             )
 
 

@@ -5,6 +5,7 @@ Tried with llama.cpp of October 2026.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -204,7 +205,7 @@ class LlamaServer:
             "logprobs": 1,
             "cache_prompt": True,
             "stream": False,
-        }
+        } | ({"json_schema": json.loads(wish.schema)} if wish.schema else {})
 
 
 def least(ends: Iterable[str]) -> tuple[str, ...]:

@@ -17,11 +17,16 @@ from typing import TypeAlias
 
 import numpy as np
 
-from rain_llm.errors import PromptError
-from rain_llm.types import Continuation, Message, Sample, Samples, Score, Scores, TokenIds
+from rain_llm.errors import ModelError, PromptError
+from rain_llm.models.grammar import Matcher, check_sample, spelled_out
+from rain_llm.tools import spoken
+from rain_llm.types import Continuation, Message, Sample, Samples, Score, Scores, TokenIds, Tool
 
 NextWords: TypeAlias = Callable[[str], Mapping[str, float]]
 Opinion: TypeAlias = Callable[[str, str], float]
+_Drawn: TypeAlias = tuple[
+    list[tuple[str, float]], bool
+]  # words and their log-probabilities; a whole document
 
 END = "<|end|>"
 """The word that ends an answer."""
@@ -49,7 +54,8 @@ class ScriptedModel:
 
     Attributes:
         next_words: text -> {next word: weight}, weights > 0; ``END`` ends the answer. A word must be
-            one token: a word or a punctuation mark, with the white space before it.
+            one token: a word or a punctuation mark, with the white space before it. With a schema, only
+            those are drawn that it allows.
         opinion: (question, label) -> log-probability of the label, nats. The default knows nothing.
         context_length: in tokens.
         requests: everything it was asked, in order.
@@ -77,10 +83,10 @@ class ScriptedModel:
         """Join words; special tokens are not text."""
         return "".join(self._words[token] for token in tokens if token >= len(_SPECIAL))
 
-    def render_chat(self, messages: Sequence[Message]) -> TokenIds:
-        """Render each message behind a special token of its role."""
+    def render_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> TokenIds:
+        """Render each message behind a special token of its role; tools are told in words."""
         tokens: list[int] = []
-        for message in messages:
+        for message in spoken(messages, tools):
             tokens += [_SPECIAL.index(f"<|{message.role}|>"), *self.encode(message.content)]
         return (*tokens, _SPECIAL.index("<|assistant|>"))
 
@@ -89,6 +95,7 @@ class ScriptedModel:
         with self._lock:
             for request in batch:
                 self._check(request.prefix, request.max_tokens)
+                check_sample(request)
             self.requests += batch
             replies = [self._sample(request) for request in batch]
             self.forwards += max((reply.forwards for reply in replies), default=0)
@@ -130,30 +137,43 @@ class ScriptedModel:
 
     def _sample(self, request: Sample) -> Samples:
         rng = np.random.default_rng(request.seed)
-        made = []
+        drawn: list[_Drawn] = []
         for i in range(request.n):
             if request.ranked:
                 words, logprobs = self._distribution(request.prefix)
                 order = np.argsort(-logprobs, kind="stable")
                 if i < len(order):
-                    made.append(self._continuation([(words[order[i]], float(logprobs[order[i]]))]))
+                    drawn.append(([(words[order[i]], float(logprobs[order[i]]))], False))
             else:
-                made.append(self._branch(request, rng, greedy=request.greedy_first and i == 0))
-        longest = max((len(c.tokens) + c.ended for c in made), default=0)
-        cost = len(request.prefix) + sum(max(0, len(c.tokens) + c.ended - 1) for c in made)
-        return Samples(tuple(made), cost, longest)
+                drawn.append(self._branch(request, rng, greedy=request.greedy_first and i == 0))
+        longest = max((len(words) for words, _ in drawn), default=0)
+        cost = len(request.prefix) + sum(max(0, len(words) - 1) for words, _ in drawn)
+        return Samples(tuple(self._continuation(*branch) for branch in drawn), cost, longest)
 
-    def _branch(self, request: Sample, rng: np.random.Generator, greedy: bool) -> Continuation:
+    def _branch(self, request: Sample, rng: np.random.Generator, greedy: bool) -> _Drawn:
         drawn: list[tuple[str, float]] = []
         tokens: TokenIds = ()
-        while len(drawn) < request.max_tokens:
+        matcher = spelled_out().matcher(request.schema) if request.schema else None
+        while len(drawn) < request.max_tokens and not (matcher and matcher.whole):
             words, logprobs = self._distribution(request.prefix + tokens)
-            chosen = self._draw(request, logprobs, rng, greedy)
+            fitting = self._fitting(words, matcher) if matcher else np.ones(len(words), np.bool_)
+            chosen = self._draw(request, np.where(fitting, logprobs, -np.inf), rng, greedy)
             drawn.append((words[chosen], float(logprobs[chosen])))
             if words[chosen] == END or (request.ends and words[chosen].endswith(request.ends)):
                 break
             tokens = (*tokens, self._id(words[chosen]))
-        return self._continuation(drawn)
+            if matcher:
+                matcher.advance(words[chosen].encode())
+        return drawn, matcher is not None and matcher.whole
+
+    @staticmethod
+    def _fitting(words: Sequence[str], matcher: Matcher) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        fitting = [matcher.may_end if word == END else matcher.allows(word.encode()) for word in words]
+        if not any(fitting):
+            raise ModelError(
+                f"the script offers {', '.join(map(repr, words))}, and the schema allows none of it"
+            )
+        return np.array(fitting)
 
     @staticmethod
     def _draw(
@@ -182,12 +202,12 @@ class ScriptedModel:
         total = math.fsum(weights.values())
         return list(weights), np.array([math.log(weight / total) for weight in weights.values()])
 
-    def _continuation(self, drawn: Sequence[tuple[str, float]]) -> Continuation:
+    def _continuation(self, drawn: Sequence[tuple[str, float]], whole: bool) -> Continuation:
         ended = bool(drawn) and drawn[-1][0] == END
         kept = drawn[:-1] if ended else drawn
         return Continuation(
             tuple(self._id(word) for word, _ in kept),
             tuple(logprob for _, logprob in kept),
-            ended,
+            ended or whole,
             math.fsum(logprob for _, logprob in drawn),
         )

@@ -19,13 +19,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from rain_llm.errors import ModelError, ModelNotFoundError, ModelNotSupportedError, PromptError
 from rain_llm.models.base import Job
 from rain_llm.models.embedded import embedded_model, quiet_loading
+from rain_llm.models.grammar import Vocabulary, check_sample, vocabulary_of
 from rain_llm.models.jobs import SampleJob, ScoreJob
 from rain_llm.models.kv_cache import KVCache
 from rain_llm.models.packed import pack
 from rain_llm.models.tokenizer import Tokenizer, first_line, local_folder
 from rain_llm.models.tree_attention import TREE_ATTENTION, Pass
 from rain_llm.settings import ModelSettings
-from rain_llm.types import Message, Sample, Samples, Score, Scores, TokenIds
+from rain_llm.types import Message, Sample, Samples, Score, Scores, TokenIds, Tool
 
 # Of the logits' own spread. A wrong position or a lost token makes a difference of about 1; in half
 # precision a wide network's rounding alone was seen to make 0.05.
@@ -61,6 +62,7 @@ class TransformersModel:
             dtype = "float32" if self._device.type == "cpu" else "bfloat16"
         with quiet_loading():
             tokenizer, self._network = _load(source, settings.revision, getattr(torch, dtype))
+        self._tokenizer = tokenizer
         self.text = Tokenizer(tokenizer, self.name, _ends(self._network))
         self._network.requires_grad_(False).eval().to(self._device)
         pack(self._network)
@@ -90,9 +92,9 @@ class TransformersModel:
         """Turn tokens into text."""
         return self.text.decode(tokens)
 
-    def render_chat(self, messages: Sequence[Message]) -> TokenIds:
+    def render_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> TokenIds:
         """Render a chat by the model's template."""
-        return self.text.render_chat(messages)
+        return self.text.render_chat(messages, tools)
 
     # -- sampling and scoring -------------------------------------------------------------------
 
@@ -100,9 +102,17 @@ class TransformersModel:
         """Take up a request; nothing is computed yet."""
         if isinstance(request, Sample):
             self._check_length(len(request.prefix), request.max_tokens)
-            return SampleJob(request, self.text.special, self.text.piece, self._device)
+            check_sample(request)
+            matchers = [self._vocabulary.matcher(request.schema) for _ in range(request.n) if request.schema]
+            return SampleJob(request, self.text.special, self.text.piece, self._device, matchers)
         self._check_length(len(request.prefix), max(map(len, request.options)))
         return ScoreJob(request)
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        """The tokens of the logits, for schemas."""
+        size = int(self._network.config.get_text_config().vocab_size)
+        return vocabulary_of(self._tokenizer, size, frozenset(i for i in self.text.special if i < size))
 
     def step(self, jobs: Sequence[Job]) -> None:
         """Make one forward pass for all jobs: samples grow by a token, questions are answered."""
