@@ -36,9 +36,9 @@ from rain_llm import RainSettings
 settings = RainSettings().updated(generation={"seed": 1, "max_new_tokens": 32})
 ```
 
-`RainSettings.from_file("settings.yaml")` reads the same names from a file, and
-`RainSettings.preset("paper")` gives the constants of the paper; [what the presets
-change](#presets) stands at the end of this page.
+`RainSettings.from_file("policy.yaml")` reads the same names from a file ([a policy in a
+file](how-to/policy.md)), and `RainSettings.preset("paper")` gives the constants of the paper; [what the
+presets change](#presets) stands at the end of this page.
 """
 
 

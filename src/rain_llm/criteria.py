@@ -158,8 +158,8 @@ class Guard(Frozen):
 class Example(Frozen):
     """A worked example, shown before the question."""
 
-    query: str
-    answer: str
+    query: str = Field(description="What was asked.")
+    answer: str = Field(description="What was answered.")
     good: bool = Field(description="Whether this answer meets the criterion.")
     why: str = Field(default="", description="One sentence of explanation.")
 

@@ -94,28 +94,20 @@ class Policy:
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(f"cannot read the settings file {path}: {error}") from error
         self._lines = text.splitlines()
+        # YAML reads 1e3 and halves of emojis otherwise than JSON, and refuses tabs, which stand only
+        # between the parts of a JSON file: what it holds JSON tells, YAML where.
+        is_json = self._file.endswith(".json")
+        malformed = None
         try:
-            # YAML reads 1e3 and halves of emojis otherwise than JSON, and refuses tabs, which stand only
-            # between the parts of a JSON file: what it holds JSON tells, YAML where.
-            is_json = self._file.endswith(".json")
             data = json.loads(text) if is_json else None
             self._root, read, self.problems = _read(text.replace("\t", " ") if is_json else text)
-        except json.JSONDecodeError as error:
-            raise self._malformed(error.lineno, error.colno, error.msg) from None
-        except ReaderError as error:
-            before = text[: error.position]
-            line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
-            raise self._malformed(line, column, error.reason) from None
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            said = ", ".join(part for part in (error.context, error.problem) if part)
-            if isinstance(error, ComposerError):
-                said = re.sub(r" '.*'", "", said)  # the alias may be a key without quotes
-            line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-            raise self._malformed(line, column, said) from None
-        except (RecursionError, ValueError) as error:
-            said = "a number cannot be read" if isinstance(error, ValueError) else "too deeply nested"
-            raise self._malformed(1, 1, said) from None
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            malformed = _malformed(error, text)
+        if malformed is not None:  # outside, so that the error, which quotes the file, is not chained
+            line, column, reason = malformed
+            hide = "key" in text.lower()  # which part of the text that is, nobody can say
+            source = "" if hide else "".join(self._lines[line - 1 : line])
+            raise PolicyError([Mistake(self._file, line, column, "", f"malformed: {reason}", source)])
         data = data if is_json else read
         if not isinstance(data, dict):
             reason = f"a settings file must hold a mapping, not {type(data).__name__}"
@@ -156,10 +148,20 @@ class Policy:
                 break
         return key, value
 
-    def _malformed(self, line: int, column: int, reason: str) -> PolicyError:
-        hide = any("key" in text.lower() for text in self._lines)  # which text that is, nobody can say
-        source = "" if hide else "".join(self._lines[line - 1 : line])
-        return PolicyError([Mistake(self._file, line, column, "", f"malformed: {reason}", source)])
+
+def _malformed(error: Exception, text: str) -> tuple[int, int, str]:
+    """Return line, column and what is wrong, without quoting the file."""
+    if isinstance(error, json.JSONDecodeError):
+        return error.lineno, error.colno, error.msg
+    if isinstance(error, ReaderError):
+        before = text[: error.position]
+        return before.count("\n") + 1, len(before) - before.rfind("\n"), error.reason
+    if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark or error.context_mark):
+        said = ", ".join(part for part in (error.context, error.problem) if part)
+        if isinstance(error, ComposerError):
+            said = re.sub(r" '.*'", "", said)  # the alias may be a key without quotes
+        return mark.line + 1, mark.column + 1, said
+    return 1, 1, "too deeply nested" if isinstance(error, RecursionError) else "a number cannot be read"
 
 
 def _read(text: str) -> tuple[yaml.Node, object, list[Problem]]:
