@@ -16,13 +16,14 @@ from llama_index.llms.rain import RainLLM
 from pydantic import PrivateAttr
 
 from rain_llm import CIVILITY, Rain, RainSettings
-from rain_llm.criteria import HARMLESS_ACTIONS
+from rain_llm.criteria import BUILT_IN, HARMLESS_ACTIONS
 from rain_llm.models.scripted import END, NextWords, ScriptedModel
 from rain_llm.types import Score
 
 SETTINGS = RainSettings().updated(
     evaluation={"criteria": [CIVILITY]}, generation={"max_new_tokens": 16}, search={"iterations": 32}
 )
+_GUIDES = re.compile("|".join(rf"^{re.escape(c.guide)}\s*" for c in BUILT_IN.values() if c.guide))
 _WORDS = re.compile(r"\s*\w+|\s*[^\w\s]|\s+")
 _GOOD = {good for criterion in (CIVILITY, HARMLESS_ACTIONS) for good, _ in criterion.labels}
 
@@ -33,7 +34,7 @@ def says(answers: Mapping[str, Mapping[str, float]]) -> NextWords:
     def next_words(text: str) -> Mapping[str, float]:
         asked = max(answers, key=text.rfind)
         assert asked in text, f"nobody has an answer to {text!r}"
-        said = text.rpartition(asked)[2].removeprefix(f"{CIVILITY.guide}\n\n")
+        said = _GUIDES.sub("", text.rpartition(asked)[2])
         words: dict[str, float] = {}
         for answer, weight in answers[asked].items():
             if answer.startswith(said):

@@ -12,8 +12,8 @@ from typing import Any
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.prompts import BasePromptTemplate
 
-# ``existing_answer`` is what earlier passages were found to support: a refined answer may keep to it.
-_PASSAGES = ("context_str", "context_msg", "context_messages", "existing_answer")
+_PASSAGES = ("context_str", "context_msg", "context_messages")
+_EARLIER = "existing_answer"  # what earlier passages were found to support: a refined answer may keep to it
 _QUESTION = "query_str"
 
 
@@ -25,19 +25,18 @@ def sources(template: BasePromptTemplate, arguments: Mapping[str, Any]) -> tuple
         found, a question condensed), and there is nothing to hold an answer against.
     """
     filled = {**template.kwargs, **arguments}
-    question = str(filled.get(_QUESTION) or "")
-    passages = tuple(text for name in _PASSAGES for text in _texts(filled.get(name)))
-    if not question or not any(name != "existing_answer" and filled.get(name) for name in _PASSAGES):
+    passages = [text for name in _PASSAGES for text in _texts(filled.get(name))]
+    if not passages or _QUESTION not in filled:
         return (), ""
-    return passages, question
+    return (*passages, *_texts(filled.get(_EARLIER))), str(filled[_QUESTION])
 
 
 def _texts(value: object) -> list[str]:
     match value:
-        case None | "":
+        case None:
             return []
         case ChatMessage():
             return _texts(value.content)
         case list() | tuple():
             return [text for part in value for text in _texts(part)]
-    return [str(value)]
+    return [str(value)] if str(value).strip() else []

@@ -1,0 +1,304 @@
+"""RainLLM in query and chat engines: context, question and answer are judged apart."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from llama_index.core import Document, MockEmbedding, PromptTemplate, Settings, SummaryIndex
+from llama_index.core.base.response.schema import StreamingResponse
+from llama_index.core.chat_engine import (
+    CondensePlusContextChatEngine,
+    CondenseQuestionChatEngine,
+    ContextChatEngine,
+    SimpleChatEngine,
+)
+from llama_index.core.evaluation import CorrectnessEvaluator, FaithfulnessEvaluator, RelevancyEvaluator
+from llama_index.core.llms import ChatMessage
+from llama_index.core.prompts import RichPromptTemplate
+from llama_index.core.query_engine import RouterQueryEngine
+from llama_index.core.response_synthesizers import ResponseMode
+from llama_index.core.tools import QueryEngineTool
+from llama_index.llms.rain import RainLLM, RainVerdictEvent, VerdictCollector
+
+from rain_llm import CIVILITY, GROUNDEDNESS, HARMLESSNESS, Rain, RainSettings
+from rain_llm.models.scripted import ScriptedModel
+from tests.integrations.llama_scripts import SETTINGS, judged, memory, model_of, recording, says
+
+FERRY, CAFE = "The ferry leaves at nine.", "The cafe serves tea."
+QUESTION = "When does the ferry leave?"
+TRUE, FALSE = "It leaves at nine.", "It leaves at ten."
+ANSWERS = {FALSE: 9.0, TRUE: 1.0}
+SHOWN = re.compile(r"Passage: (.*)\nQuestion: (.*)\nAnswer: (.*)\nBy the passage")
+SUPPORTED = {good for good, _ in GROUNDEDNESS.labels}
+
+
+def opinion(question: str, label: str) -> float:
+    """Find nine supported by passages that say so, and ten by none."""
+    shown = SHOWN.search(question)
+    if shown is None:
+        return -4.0
+    passage, _, answer = shown.groups()
+    truth = ("nine" in answer and "nine" in passage) - ("ten" in answer)
+    return -4.0 + (truth if label.strip() in SUPPORTED else -truth)
+
+
+def grounded(answers: dict[str, dict[str, float]] | None = None, **changes: Any) -> RainLLM:
+    """Make a model that is judged by groundedness alone."""
+    settings = SETTINGS.updated(
+        evaluation={"criteria": [GROUNDEDNESS]}, generation={"max_new_tokens": 64}, search={"iterations": 99}
+    )
+    script = says(answers or {"Answer: ": ANSWERS, "assistant: ": ANSWERS, QUESTION: ANSWERS})
+    return RainLLM(rain=Rain(settings.updated(**changes), model=ScriptedModel(script, opinion)))
+
+
+@pytest.fixture(autouse=True)
+def global_settings() -> Iterator[None]:
+    before = dict(vars(Settings))
+    Settings.embed_model = MockEmbedding(embed_dim=4)
+    yield
+    vars(Settings).clear()
+    vars(Settings).update(before)
+
+
+@pytest.fixture
+def index() -> SummaryIndex:
+    """Both documents are found by every query."""
+    return SummaryIndex.from_documents([Document(text=FERRY), Document(text=CAFE)])
+
+
+def asked(llm: RainLLM) -> set[tuple[str, str]]:
+    """Return every passage and question that an answer of the model was judged by."""
+    return {(p, q) for p, q, answer in SHOWN.findall(judged(model_of(llm))) if answer in ANSWERS}
+
+
+# --- query engines ------------------------------------------------------------------------------------
+
+BOTH = f"{FERRY}\n\n{CAFE}"
+MODES = {
+    ResponseMode.COMPACT: [(BOTH,)],
+    ResponseMode.REFINE: [(FERRY,), (CAFE, TRUE)],  # a refined answer may keep to what there was
+    ResponseMode.TREE_SUMMARIZE: [(BOTH,)],
+    ResponseMode.SIMPLE_SUMMARIZE: [(f"{FERRY}\n{CAFE}",)],
+    ResponseMode.ACCUMULATE: [(FERRY,), (CAFE,)],
+    ResponseMode.COMPACT_ACCUMULATE: [(BOTH,)],
+}
+
+
+@pytest.mark.parametrize("chat_template", [False, True], ids=["text", "chat"])
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.value)
+async def test_an_answer_is_judged_by_its_passages(
+    index: SummaryIndex, mode: ResponseMode, chat_template: bool
+) -> None:
+    for use_async in (False, True):
+        llm = grounded(generation={"chat_template": chat_template})
+        engine = index.as_query_engine(llm=llm, response_mode=mode)
+        with VerdictCollector() as collector:
+            answer = await engine.aquery(QUESTION) if use_async else engine.query(QUESTION)
+        assert TRUE in str(answer)
+        assert [event.context for event in collector.events] == MODES[mode]
+        assert {event.question for event in collector.events} == {QUESTION}
+        assert collector.events[0].accepted and collector.events[0].text == TRUE
+        assert asked(llm) == {(" ".join("\n\n".join(p).split()), QUESTION) for p in MODES[mode]}
+        assert FALSE in judged(model_of(llm))  # it was written, found unsupported and rewound
+
+
+@pytest.mark.parametrize("mode", [ResponseMode.COMPACT, ResponseMode.REFINE, ResponseMode.TREE_SUMMARIZE])
+async def test_a_streamed_answer_is_judged_by_its_passages(index: SummaryIndex, mode: ResponseMode) -> None:
+    llm = grounded()
+    engine = index.as_query_engine(llm=llm, response_mode=mode, streaming=True)
+    with VerdictCollector() as collector:
+        response = engine.query(QUESTION)
+        assert isinstance(response, StreamingResponse)
+        assert "".join(response.response_gen) == TRUE
+        streamed: Any = await engine.aquery(QUESTION)
+        assert "".join([piece async for piece in streamed.response_gen]) == TRUE
+    assert [event.context for event in collector.events] == MODES[mode] * 2
+
+
+@pytest.mark.parametrize("mode", [ResponseMode.NO_TEXT, ResponseMode.CONTEXT_ONLY])
+def test_modes_that_write_nothing(index: SummaryIndex, mode: ResponseMode) -> None:
+    Settings.llm = llm = grounded()
+    index.as_query_engine(response_mode=mode).query(QUESTION)
+    assert model_of(llm).requests == []
+
+
+def test_a_query_is_one_call(index: SummaryIndex) -> None:
+    engine = index.as_query_engine(llm=grounded())
+    with recording() as recorder:
+        engine.query(QUESTION)
+    for name in ("LLMPredictStart", "LLMCompletionStart", "LLMCompletionEnd", "RainVerdict"):
+        assert recorder.counts[f"{name}Event"] == 1
+
+
+def test_messages_are_passages_too() -> None:
+    llm = grounded()
+    template = RichPromptTemplate("{{ context_messages[0].content }}\n{{ query_str }}\nAnswer: ")
+    with VerdictCollector() as collector:
+        llm.predict(template, context_messages=[ChatMessage(FERRY), ChatMessage(CAFE)], query_str=QUESTION)
+    assert collector.events[0].context == (FERRY, CAFE)
+
+
+def test_a_call_s_own_context_and_question() -> None:
+    llm = grounded()
+    raw = llm.complete("Answer: ", context=[FERRY, CAFE], question=QUESTION).raw
+    assert raw is not None
+    assert (raw["context"], raw["question"], raw["verdict"]["passed"]) == ((FERRY, CAFE), QUESTION, True)
+    assert asked(llm) == {(f"{FERRY} {CAFE}", QUESTION)}
+
+
+def test_the_trace_reaches_the_application(index: SummaryIndex) -> None:
+    llm = grounded()
+    with VerdictCollector() as collector:
+        index.as_query_engine(llm=llm).query(QUESTION)
+    (event,) = collector.events
+    (began,) = event.trace.steps[0].candidates
+    assert {each.text: each.chosen for each in began.children} == {" ten.": False, " nine.": True}
+    assert "".join(step.text for step in event.trace.steps) == TRUE
+    assert event.model_dump(mode="json")["trace"]["steps"]
+    assert event.context == (BOTH,)
+
+
+# --- calls without a context ----------------------------------------------------------------------------
+
+
+def names(event: RainVerdictEvent) -> list[str]:
+    return [criterion.name for criterion in event.verdict.criteria] if event.verdict else []
+
+
+def test_criteria_that_need_a_context_are_left_out_without_one() -> None:
+    llm = grounded({"Answer: ": {TRUE: 1}}, evaluation={"criteria": [GROUNDEDNESS, CIVILITY]})
+    only = grounded({"Answer: ": {TRUE: 1}})
+    with VerdictCollector() as collector:
+        llm.complete("Answer: ", context=FERRY)
+        llm.complete("Answer: ")
+        only.complete("Answer: ")
+    assert [names(event) for event in collector.events] == [
+        ["groundedness", "civility"],
+        ["civility"],
+        [HARMLESSNESS.name],
+    ]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"context_str": FERRY}, {"query_str": QUESTION}, {"existing_answer": TRUE, "query_str": "Q"}],
+)
+def test_passages_without_a_question_and_questions_without_passages(arguments: dict[str, str]) -> None:
+    llm = grounded({"Answer: ": {TRUE: 1}})
+    with VerdictCollector() as collector:
+        llm.predict(PromptTemplate("".join(f"{{{name}}} " for name in arguments) + "Answer: "), **arguments)
+    (event,) = collector.events
+    assert (event.context, event.question, names(event)) == ((), "", [HARMLESSNESS.name])
+
+
+def test_an_empty_question_does_not_hide_the_passages(index: SummaryIndex) -> None:
+    llm = grounded()
+    with VerdictCollector() as collector:
+        assert str(index.as_query_engine(llm=llm).query("")) == TRUE
+    assert (collector.events[0].context, names(collector.events[0])) == ((BOTH,), ["groundedness"])
+
+
+def test_blank_passages_are_none() -> None:
+    llm = grounded({"Answer: ": {TRUE: 1}})
+    with VerdictCollector() as collector:
+        llm.predict(PromptTemplate("{context_str}{query_str} Answer: "), context_str=" \n", query_str="Q")
+    assert collector.events[0].context == ()
+
+
+# --- chat engines ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chat_template", [False, True], ids=["text", "chat"])
+@pytest.mark.parametrize("kind", [ContextChatEngine, CondensePlusContextChatEngine])
+async def test_a_chat_engine(index: SummaryIndex, kind: Any, chat_template: bool) -> None:
+    condensed = {"Standalone question:": {f" {QUESTION}": 1.0}}
+    llm = grounded(
+        {"assistant: ": ANSWERS, QUESTION: ANSWERS, **condensed}, generation={"chat_template": chat_template}
+    )
+    engine = kind.from_defaults(retriever=index.as_retriever(), llm=llm, memory=memory())
+    with VerdictCollector() as collector:
+        assert str(engine.chat(QUESTION)) == TRUE
+        assert str(await engine.achat(QUESTION)) == TRUE
+        assert "".join(engine.stream_chat(QUESTION).response_gen) == TRUE
+        streamed = await engine.astream_chat(QUESTION)
+        assert "".join([piece async for piece in streamed.async_response_gen()]) == TRUE
+    answered = [event for event in collector.events if event.context]
+    assert [(event.context, event.question) for event in answered] == [((BOTH,), QUESTION)] * 4
+    condensing = 0 if kind is ContextChatEngine else 3
+    assert [names(event) for event in collector.events if not event.context] == [
+        ["harmlessness"]
+    ] * condensing
+
+
+async def test_a_condense_question_chat_engine(index: SummaryIndex) -> None:
+    llm = grounded({"Answer: ": ANSWERS, "<Standalone question>\n": {QUESTION: 1.0}})
+    engine = CondenseQuestionChatEngine.from_defaults(
+        query_engine=index.as_query_engine(llm=llm), llm=llm.unguarded(), memory=memory()
+    )
+    with VerdictCollector() as collector:
+        assert str(engine.chat(QUESTION)) == TRUE
+        assert str(await engine.achat("And then?")) == TRUE
+    assert [event.context for event in collector.events] == [(BOTH,)] * 2  # the twin condensed
+
+
+def test_a_simple_chat_engine() -> None:
+    engine = SimpleChatEngine.from_defaults(llm=grounded({QUESTION: {TRUE: 1}}), memory=memory())
+    with VerdictCollector() as collector:
+        assert str(engine.chat(QUESTION)) == TRUE
+    assert names(collector.events[0]) == ["harmlessness"]
+
+
+# --- what LlamaIndex asks for itself --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+async def test_evaluators(guarded: bool) -> None:
+    llm = grounded({"Answer: ": {"YES": 1}, "## Generated Answer": {f"\n{FERRY}\n4.0\nGood.": 1}})
+    judge = llm if guarded else llm.unguarded()
+    given = {"query": QUESTION, "response": TRUE, "contexts": [FERRY]}
+    with VerdictCollector() as collector:
+        assert FaithfulnessEvaluator(llm=judge).evaluate(**given).passing
+        assert (await RelevancyEvaluator(llm=judge).aevaluate(**given)).passing
+    assert len(collector.events) == 2 * guarded
+
+
+async def test_an_evaluator_that_gives_marks() -> None:
+    llm = grounded({f"{TRUE}\n": {"4.0\nGood.": 1}}, generation={"chat_template": True})
+    evaluator = CorrectnessEvaluator(llm=llm.unguarded())
+    result = await evaluator.aevaluate(query=QUESTION, response=TRUE, reference="Nine.")
+    assert (result.score, result.passing) == (4.0, True)
+
+
+def test_a_router_chooses_by_a_call(index: SummaryIndex) -> None:
+    choice = (
+        '<tool_call>\n{"name":"SingleSelection","arguments":{"index":2,"reason":"ferries"}}\n</tool_call>'
+    )
+    llm = grounded({"Answer: ": ANSWERS, "most relevant": {choice: 1}, f"'{QUESTION}'\n": {choice: 1}})
+    tools = [
+        QueryEngineTool.from_defaults(index.as_query_engine(llm=llm), description=about)
+        for about in ("about cafes", "about ferries")
+    ]
+    engine = RouterQueryEngine.from_defaults(tools, llm=llm.unguarded())
+    response = engine.query(QUESTION)
+    assert str(response) == TRUE
+    assert response.metadata is not None and response.metadata["selector_result"].ind == 1
+
+
+# --- the real model -------------------------------------------------------------------------------------
+
+
+@pytest.mark.real
+def test_a_query_engine_on_the_real_model(index: SummaryIndex) -> None:
+    settings = RainSettings().updated(
+        evaluation={"criteria": [GROUNDEDNESS]},
+        generation={"max_new_tokens": 24, "chat_template": True, "seed": 1},
+    )
+    with VerdictCollector() as collector:
+        response = index.as_query_engine(llm=RainLLM(settings=settings)).query(QUESTION)
+    (event,) = collector.events
+    assert (event.text, event.context, event.question) == (str(response), (BOTH,), QUESTION)
+    assert names(event) == ["groundedness"]
+    assert 0 < event.usage.output_tokens <= 24
