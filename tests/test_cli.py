@@ -301,7 +301,7 @@ def test_an_error_is_one_line_and_no_model_runs(model, rain, args, code, says):
         ("search: {max_model_tokens: -5}", "search.max_model_tokens"),
         ("evaluation: {criteria: {name: x, labels: [[a, b]], threshold: 2}}", "threshold"),
         ("evaluation: {criteria: {name: x, labels: [[same, ' same']]}}", "cannot tell the labels"),
-        ("preset: [", "cannot read the settings file"),
+        ("preset: [", "settings.yaml:1:10: malformed"),
         ("just text", "must hold a mapping"),
     ],
 )
@@ -433,6 +433,80 @@ def test_alone_it_shows_what_there_is(rain):
     assert code == 0
     assert "generate" in out
     assert "demo" in out
+
+
+# --- rain check, rain schema ----------------------------------------------------------------------------
+
+
+POLICY = """\
+model: {name: m, base_url: http://a:1, api_key: sk-secret}
+search: {iterations: 9}
+evaluation:
+  criteria:
+    - harmlessness
+    - {extends: civility, iterations: 3, weight: 2}
+on_unsafe: refuse
+"""
+
+
+def test_check_says_what_a_policy_asks_for_and_loads_nothing(model, rain, tmp_path):
+    file = tmp_path / "policy.yaml"
+    file.write_text(POLICY)
+    code, out, err = rain("check", file)
+    assert (code, err, model.made) == (0, "", [])
+    rows = [line.split() for line in out.splitlines()]
+    assert rows[1:4] == [
+        ["harmlessness", "text", "0.25", "0.25", "9", "1"],
+        ["civility", "text", "0.2", "0.5", "3", "2"],
+        ["harmless_actions", "calls", "0.25", "0.25", "9", "1"],
+    ]
+    assert "written by m at http://a:1, judged by the same, style labels; at most 9 iterations" in out
+    assert f"on_unsafe refuse, hash {RainSettings.from_file(file).hash}\n" in out
+    assert "sk-secret" not in out
+
+
+def test_check_shows_each_mistake_under_its_line(rain, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wrong = (
+        POLICY.replace("base_url", "base_ulr").replace("weight: 2", "wieght: 2").replace("refuse", "[bold]")
+    )
+    (tmp_path / "policy.yaml").write_text(wrong)
+    code, out, err = rain("check", "policy.yaml")
+    assert (code, out) == (1, "")
+    lines = err.splitlines()
+    assert [line.split(": ")[:2] for line in lines[::3]] == [
+        ["policy.yaml:1:18", "model.base_ulr"],
+        ["policy.yaml:6:42", "evaluation.criteria.1.wieght"],
+        ["policy.yaml:7:1", "on_unsafe"],
+    ]
+    assert lines[1::3] == [
+        "model: {name: *, base_ulr: **********, api_key: *********}",
+        "    - {extends: civility, iterations: 3, wieght: *}",
+        "on_unsafe: [bold]",
+    ]
+    assert lines[2::3] == [" " * 17 + "^", " " * 41 + "^", "^"]
+
+
+def test_a_file_with_two_mistakes_is_two_lines_elsewhere(model, rain, tmp_path):
+    (tmp_path / "policy.yaml").write_text("search: {width: 0}\non_unsafe: never\n")
+    code, out, err = rain("generate", "x", "--settings", tmp_path / "policy.yaml")
+    assert (code, out, model.made) == (1, "", [])
+    assert [line.split(":")[0] for line in err.splitlines()] == ["rain", "rain"]
+
+
+def test_check_says_that_a_file_is_not_there(rain, tmp_path):
+    code, out, err = rain("check", tmp_path / "absent.yaml")
+    assert (code, out) == (1, "")
+    assert err.startswith("rain: cannot read the settings file")
+
+
+def test_schema_goes_to_standard_output_or_into_a_file(rain, tmp_path):
+    code, out, err = rain("schema")
+    assert (code, err) == (0, "")
+    assert json.loads(out) == RainSettings.file_schema()
+    assert rain("schema", tmp_path / "s.json") == (0, "", "")
+    assert (tmp_path / "s.json").read_text() == out
+    assert rain("schema", tmp_path / "absent" / "s.json")[0] == 1
 
 
 # --- rain demo ----------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """The command line: ``rain generate``, ``check``, ``schema``, ``demo``, ``doctor`` and ``eval``.
 
 The answer goes to stdout and everything that is said about it to stderr, so that a pipe gets
-nothing but accepted text. Whatever goes wrong is one line. No model is imported before it is needed.
+nothing but accepted text. Whatever goes wrong is one line, and so is each mistake in a file. No model is
+imported before it is needed.
 """
 
 from __future__ import annotations
@@ -70,6 +71,8 @@ def main(args: list[str] | None = None) -> int:
         return _said(str(error), 3)
     except ValidationError as error:
         return _said(explain(error), 1)
+    except PolicyError as error:
+        return max(_said(str(mistake), 1) for mistake in error.mistakes)
     except (RainError, OSError) as error:
         return _said(str(error), 1)
     except (typer.Abort, KeyboardInterrupt):
@@ -328,7 +331,7 @@ def check(
             if mistake.source:
                 page.print(Text(mistake.source), Text("^".rjust(mistake.column), "red"), sep="\n")
         raise typer.Exit(1) from None
-    page = Console(highlight=False)
+    page = Console(highlight=False, soft_wrap=True)
     page.print(_policy(settings))
     model, judge = settings.model, settings.evaluation.judge
     page.print(
