@@ -184,7 +184,8 @@ class ChatRain(GuardedModel, BaseChatModel):
             **dict.fromkeys(("image_inputs", "audio_inputs", "pdf_inputs", "video_inputs"), False),
             **dict.fromkeys(("image_outputs", "audio_outputs", "video_outputs"), False),
             **dict.fromkeys(("tool_calling", "tool_choice", "tool_call_streaming"), True),
-            "structured_output": True,
+            # Documents are guaranteed, but not beside tools, which create_agent would take this for.
+            "structured_output": False,
             "temperature": True,
         }
         if self.settings.model.context_length:  # of other models only loading them tells
