@@ -96,6 +96,9 @@ STRICT = (
 STRICT += CHAT
 BROKEN = "{% for m in messages %}{% if m.role == 'tool' %}{{ 1 + 'a' }}{% endif %}{% endfor %}" + CHAT
 NO_TOOLS = HERMES.replace("{%- if tools %}", "{%- if false %}")  # shows calls, but not which tools there are
+NO_ARGUMENTS = HERMES.replace("{{- call.function.arguments | tojson }}", "{{- '{}' }}")
+SILENT = HERMES.replace("{%- if message.content %}{{- '\\n' + message.content }}{%- endif %}", "")
+assert SILENT != HERMES != NO_ARGUMENTS
 
 TEMPLATES = {
     "hermes": (HERMES, True),
@@ -105,6 +108,8 @@ TEMPLATES = {
     "strict": (STRICT, False),
     "broken": (BROKEN, False),
     "no tools": (NO_TOOLS, False),
+    "no arguments": (NO_ARGUMENTS, False),
+    "silent": (SILENT, False),  # leaves out what is said beside a call
     "plain": (CHAT, False),
 }
 
@@ -277,10 +282,10 @@ def test_a_special_token_that_is_a_word_is_told_in_words(make_tokenizer: Any):
     assert tokenizer.decode(tokens).count("ASSISTANT") == 2
 
 
-def test_a_template_that_drops_a_reply_is_refused(make_tokenizer: Any):
-    template = "{% for m in messages if m.role != 'user' %}{{ m.content }}{% endfor %}"
+def test_a_template_that_shows_the_user_alone_is_refused(make_tokenizer: Any):
+    template = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
     tokenizer = Tokenizer(make_tokenizer(chat_template=template), "tiny")
-    with pytest.raises(ModelNotSupportedError, match="leaves out a message of role 'user'"):
+    with pytest.raises(ModelNotSupportedError, match="leaves out a message of role 'assistant'"):
         tokenizer.render_chat([Message("assistant", "x"), Message("tool", "y")])
 
 
