@@ -140,7 +140,8 @@ def test_an_agent_may_answer_in_a_form():
 
     PAID.clear()
     chat = ChatRain(rain=Rain(SETTINGS, model=Toy(next_words=formal)))
-    done = create_agent(chat, tools=[pay], response_format=Bill).invoke(asked("Please pay"))
+    running: Any = create_agent(chat, tools=[pay], response_format=Bill)
+    done = running.invoke(asked("Please pay"))
     assert done["structured_response"] == Bill(to="shop") and PAID == ["shop"]
 
 
