@@ -283,7 +283,7 @@ def test_a_special_token_that_is_a_word_is_told_in_words(make_tokenizer: Any):
 
 
 def test_a_template_that_shows_the_user_alone_is_refused(make_tokenizer: Any):
-    template = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+    template = "{{ tools | tojson }}{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
     tokenizer = Tokenizer(make_tokenizer(chat_template=template), "tiny")
     with pytest.raises(ModelNotSupportedError, match="leaves out a message of role 'assistant'"):
         tokenizer.render_chat([Message("assistant", "x"), Message("tool", "y")])
