@@ -15,7 +15,7 @@ from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.llms.rain import RainLLM
 from pydantic import PrivateAttr
 
-from rain_llm import CIVILITY, Rain, RainSettings
+from rain_llm import CIVILITY, GROUNDEDNESS, Rain, RainSettings
 from rain_llm.criteria import BUILT_IN, HARMLESS_ACTIONS
 from rain_llm.models.scripted import END, NextWords, ScriptedModel
 from rain_llm.types import Score
@@ -25,7 +25,7 @@ SETTINGS = RainSettings().updated(
 )
 _GUIDES = re.compile("|".join(rf"^{re.escape(c.guide)}\s*" for c in BUILT_IN.values() if c.guide))
 _WORDS = re.compile(r"\s*\w+|\s*[^\w\s]|\s+")
-_GOOD = {good for criterion in (CIVILITY, HARMLESS_ACTIONS) for good, _ in criterion.labels}
+_GOOD = {good for criterion in (CIVILITY, GROUNDEDNESS, HARMLESS_ACTIONS) for good, _ in criterion.labels}
 
 
 def says(answers: Mapping[str, Mapping[str, float]]) -> NextWords:

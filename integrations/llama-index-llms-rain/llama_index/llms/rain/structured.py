@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator
 from typing import Any
 
 from llama_index.core.bridge.pydantic import BaseModel
@@ -26,15 +25,3 @@ class RainStructuredLLM(StructuredLLM):
         """Fill a template and answer it without blocking the event loop."""
         answer: BaseModel = await self.llm.astructured_predict(self.output_cls, prompt, **prompt_args)
         return answer.model_dump_json()
-
-    def stream(self, prompt: BasePromptTemplate, **prompt_args: Any) -> Generator[str, None, None]:
-        """Fill a template and answer it; a document is accepted whole, so it comes in one piece."""
-        yield self.predict(prompt, **prompt_args)
-
-    async def astream(self, prompt: BasePromptTemplate, **prompt_args: Any) -> AsyncGenerator[str, None]:
-        """As :meth:`stream`, without blocking the event loop."""
-
-        async def answer() -> AsyncGenerator[str, None]:
-            yield await self.apredict(prompt, **prompt_args)
-
-        return answer()
