@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel, ValidationError
@@ -173,6 +173,15 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(mistakes):
     ]
 
 
+def test_a_value_that_may_be_of_two_kinds_is_told_of_both_at_its_place(mistakes):
+    said = mistakes("evaluation:\n  criteria:\n    extends: civility\n    calibration: {center: middle}\n")
+    assert {line.partition(": Input")[0] for line in said} == {
+        "policy.yaml:4:27: evaluation.criteria.0.calibration.center"
+    }
+    assert "valid number" in said[0]
+    assert "'content_free' or 'query'" in said[1]
+
+
 def test_a_contradiction_with_the_preset_is_told_at_the_part_that_makes_it(mistakes):
     (line,) = mistakes("preset: paper\nevaluation:\n  criteria: civility\n")  # the preset shows examples
     assert line.startswith("policy.yaml:3:13: evaluation.criteria.0: criterion 'civility' has no examples")
@@ -213,6 +222,37 @@ def test_the_line_is_shown_as_it_stands_where_nothing_is_hidden(load):
     with pytest.raises(PolicyError) as caught:
         load("model: {base_url: 'http://a', api_key: abc}\nsearch: {width: 0}  # narrow\n")
     assert [m.source for m in caught.value.mistakes] == ["search: {width: 0}  # narrow"]
+
+
+KEYS_AND_SIGNS = [
+    "model",
+    "search",
+    "width",
+    "criteria",
+    "extends",
+    "civility",
+    "<<",
+    "&a ",
+    "*a",
+    "? ",
+    "!b ",
+]
+SOUP = st.lists(
+    st.sampled_from(
+        [*KEYS_AND_SIGNS, *"[]{}:,-#|>%@'\"\\\t\n", ": ", "\n  ", "\n    - ", "1", "null", ".nan", "\ud800"]
+    )
+).map("".join)
+
+
+@settings(deadline=None)
+@given(text=SOUP, name=st.sampled_from(["policy.yaml", "policy.json"]))
+def test_whatever_a_file_holds_it_loads_or_is_refused(tmp_path_factory, text: str, name: str):
+    path = tmp_path_factory.getbasetemp() / name
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    try:
+        assert isinstance(RainSettings.from_file(path), RainSettings)
+    except SettingsError as error:
+        assert str(path) in str(error)
 
 
 # --- what a file may hold -------------------------------------------------------------------------
@@ -410,6 +450,7 @@ EXAMPLE = {"query": "q", "answer": "a", "good": True}
 FIELDS = [name for section, _ in SECTIONS for name in section.model_fields]
 
 
+@settings(deadline=None)
 @given(
     section=st.sampled_from(SECTIONS),
     name=st.one_of(
@@ -437,6 +478,19 @@ def test_a_key_that_a_file_may_not_hold_is_refused_by_the_schema_too(tmp_path_fa
     below[name] = None
     assert not VALIDATOR.is_valid(data)
     assert not accepted(data, tmp_path_factory.getbasetemp())
+
+
+def test_every_policy_in_the_documentation_fits_the_schema_and_loads(load):
+    blocks = [
+        block
+        for page in sorted(PAGE.parents[1].rglob("*.md"))
+        for block in re.findall(r"```yaml[^\n]*\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+        if "serve run" not in block  # that is a file of Ray's
+    ]
+    assert len(blocks) >= 5
+    for block in blocks:
+        VALIDATOR.validate(yaml.safe_load(block))
+        load(block)
 
 
 # --- the page -------------------------------------------------------------------------------------

@@ -124,6 +124,10 @@ class Policy:
                 hidden += _texts(value, inside=True)
         mistakes = []
         for place, reason, key, value in found:
+            while (
+                isinstance(value, yaml.ScalarNode) and place[-1] != 0 and self._find(place[:-1])[1] is value
+            ):
+                place = place[:-1]  # what a text cannot have below it: one of the kinds that it may be of
             of_the_key = reason.startswith((UNKNOWN, _TWICE)) or not isinstance(value, yaml.ScalarNode)
             mark = (key if of_the_key else value).start_mark
             if value.tag == "tag:yaml.org,2002:bool" and "valid string" in reason:
