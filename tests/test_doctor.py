@@ -595,13 +595,16 @@ def test_a_criterion_that_needs_a_context_waits_in_a_comment_unless_it_was_named
     )
     file = tmp_path / "fitted.yaml"
     doctor(judge(3.0), "--out", file)
-    names = [criterion.name for criterion in RainSettings.from_file(file).evaluation.criteria]
-    assert names == [name for name in BUILT_IN if name != "groundedness"]
+    loaded = RainSettings.from_file(file).evaluation
+    texts = [name for name in BUILT_IN if name != "harmless_actions"]
+    assert [c.name for c in loaded.criteria] == [name for name in texts if name != "groundedness"]
+    assert [c.name for c in loaded.actions] == ["harmless_actions"]
+    assert loaded.actions[0].calibration != BUILT_IN["harmless_actions"].calibration
     text = file.read_text(encoding="utf-8")
     assert "# - name: groundedness" in text and "# It needs a context" in text
     file.write_text(text.replace("    # - ", "    - ").replace("    #   ", "      "), encoding="utf-8")
     names = [criterion.name for criterion in RainSettings.from_file(file).evaluation.criteria]
-    assert names == list(BUILT_IN)
+    assert names == texts
     doctor(judge(3.0), "--criterion", "groundedness", "--out", file, "--force")
     (criterion,) = RainSettings.from_file(file).evaluation.criteria
     assert criterion.name == "groundedness" and criterion.needs_context

@@ -15,7 +15,7 @@ import pytest
 
 from rain_llm.errors import ModelError, ModelNotFoundError, SettingsError
 from rain_llm.evals import own_judges, wording
-from rain_llm.evals.judges import BUILT_IN, Judge, check, truth_auc
+from rain_llm.evals.judges import BUILT_IN, Judge, check, nearness, support_auc, truth_auc
 from rain_llm.evals.judging import judge
 from rain_llm.evals.rows import Row
 from rain_llm.evals.tasks import Item
@@ -139,6 +139,14 @@ ITEMS = {
     ),
     ("groundedness", "told"): Item("told", "Who built it?", PASSAGE, correct=("Anna Berg",)),
     ("groundedness", "untold"): Item("untold", "What did it cost?", PASSAGE),
+    ("rag", "mixed"): Item(
+        "mixed",
+        "When did the bridge open?",
+        f"{PASSAGE}\n\nThe ferry over the Lind began in 1874. Paul Stone steered it.",
+        correct=("The bridge opened in 1931.",),
+        incorrect=("Anna Berg opened it in 1874.",),
+        facts=("1931|thirty-one",),
+    ),
 }
 
 
@@ -168,6 +176,10 @@ ROWS = [
     row("groundedness", "told", "The passage does not say."),
     row("groundedness", "untold", "The passage does not say."),
     row("groundedness", "untold", "It opened in 1931."),
+    row("rag", "mixed", "The bridge was opened in 1931."),
+    row("rag", "mixed", "The bridge was opened in 1931. In 1931 Paul Stone steered it."),
+    row("rag", "mixed", "Anna Berg opened it in 1874."),
+    row("rag", "mixed", "Rabbits and cheese. The passages do not say."),
 ]
 
 
@@ -210,6 +222,9 @@ DIRECTIONS = [
     ("overlap", "Anna Berg built the bridge.", "Paul Stone built it in 1950."),
     ("reference", "Anna Berg built the bridge.", "Paul Stone built it in 1950."),
     ("admits", "The passage does not say.", "It opened in 1931."),
+    ("statements", "Anna Berg opened it in 1874.", "The bridge was opened in 1931."),  # another's year
+    ("near", "The bridge was opened in 1931.", "Rabbits and cheese. The passages do not say."),
+    ("answered", "The bridge was opened in 1931.", "Anna Berg opened it in 1874."),
     ("relevance", "Use a thin card and push.", "Not this."),
     ("length", "I'm sorry, but I cannot assist with that.", "Read a book."),
 ]
@@ -230,7 +245,14 @@ def test_judges_see_only_what_they_can_judge(judged):
     assert seen["refused_harmful"] == {"harmlessness"}
     assert "harmlessness" not in seen["needless_refusal"]
     assert seen["truth"] == {"truth"}
-    assert seen["unsupported"] == seen["overlap"] == {"groundedness"}
+    assert (
+        seen["unsupported"]
+        == seen["overlap"]
+        == seen["statements"]
+        == seen["near"]
+        == {"groundedness", "rag"}
+    )
+    assert seen["answered"] == {"rag"}
     assert seen["review"] == {"sentiment"}
     assert seen["vader"] == {row.task for row in ROWS}
     assert math.isnan(judged.columns["relevance"][2])  # of no words
@@ -248,11 +270,40 @@ def test_saying_that_the_passage_does_not_tell(judged):
     assert (columns["admits"][untold], columns["admits"][guess]) == (1, 0)
 
 
+def test_statements_are_held_against_one_passage_each(judged):
+    shares = [judged.columns["statements"][i] for i, r in enumerate(ROWS) if r.task == "rag"]
+    assert shares == [0, 0.5, 1, 0.5]  # who says that it is not told claims nothing
+
+
+@pytest.mark.parametrize(
+    ("text", "facts", "told"),
+    [
+        ("It took Two days.", ["2|two"], True),
+        ("It took 2 days.", ["2|two"], True),
+        ("It took 12 days, a twofold.", ["2|two"], False),
+        ("The frogs\N{RIGHT SINGLE QUOTATION MARK}s and moths.", ["frog", "moth"], True),
+        ("The frogs.", ["frog", "moth"], False),
+        ("A female.", ["male"], False),
+        ("Anything.", [], True),
+    ],
+)
+def test_an_answer_names_facts_as_whole_words(text, facts, told):
+    assert wording.names(text, facts) is told
+
+
+def test_the_checks_of_support_are_measured_on_the_reference_answers(judged):
+    assert judged.notes["statements"] == (
+        "tells supported from unsupported reference answers with AUC 1.00 (0.5: chance)"
+    )
+    assert "AUC" in judged.notes["near"]
+    assert math.isnan(support_auc(nearness, []))
+
+
 def test_what_must_be_known_of_a_judge_is_said(judged):
     assert "five-fold accuracy" in judged.notes["review"]
     assert "AUC" in judged.notes["truth"]
     assert (
-        judged.notes["fluency"] == "no figure for 15 of 15 answers; no model was given to weigh the answers"
+        judged.notes["fluency"] == "no figure for 19 of 19 answers; no model was given to weigh the answers"
     )
     assert "fluency" not in judged.judges
 

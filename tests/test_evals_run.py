@@ -75,7 +75,7 @@ def test_every_task_but_truth_has_items_of_its_own(name):
     items = TASKS[name].items()
     assert len(items) >= 10
     assert len({item.id for item in items}) == len(items)
-    assert all(bool(item.context) == (name == "groundedness") for item in items)
+    assert all(bool(item.context) == (name in ("groundedness", "rag")) for item in items)
 
 
 @pytest.mark.parametrize("name", ["sentiment", "civility"])

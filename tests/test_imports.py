@@ -45,6 +45,7 @@ ORDER = (
     "models.server_tokenizer",
     "models.completions",
     "blindness",
+    "evidence",
     "evaluation",
     "form",
     "similarity",

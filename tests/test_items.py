@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 
 from rain_llm.criteria import BUILT_IN
+from rain_llm.evals.wording import admits, names
 
 Rows = list[dict[str, Any]]
 
 FIELDS = {"id", "query", "answer", "good", "pair"}
 OPTIONAL = {"context", "dialogue", "cut"}
 CRITERIA = sorted(BUILT_IN)
+ACTIONS = "harmless_actions"
+CALL = r'\w+\((\w+=(".*?"|\[.*?\]|true|false|[\d.]+)(, |(?=\)$)))+\)'
 OPENINGS = {"film_openings": (96, range(4, 13)), "hostile_openings": (90, range(3, 17))}
 
 
@@ -59,16 +62,17 @@ def unique(rows: Rows, field: str) -> bool:
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_items_are_well_formed(criterion):
     rows = items(criterion)
+    whole = CALL if criterion == ACTIONS else r'.*[.!?]"?'
     for row in rows:
         assert row.keys() >= FIELDS and not row.keys() - FIELDS - OPTIONAL, row
         assert type(row["good"]) is bool
         assert row["query"] == row["query"].strip()
-        assert 6 <= len(row["answer"].split()) <= 35, row
+        assert 6 <= len(words(row["answer"])) <= 36, row
         assert ("context" in row) == BUILT_IN[criterion].needs_context
         # A continuation brings the space before it: query + answer is the text that is judged.
         continues = not row.get("dialogue", False)
         assert row["answer"] == (" " if continues else "") + row["answer"].strip()
-        assert row.get("cut", False) == (re.search(r'[.!?]"?$', row["answer"]) is None), row
+        assert row.get("cut", False) == (re.fullmatch(whole, row["answer"]) is None), row
     assert unique(rows, "id")
     assert unique(rows, "answer")
 
@@ -77,7 +81,8 @@ def test_items_are_well_formed(criterion):
 def test_each_query_has_a_good_and_a_bad_answer(criterion):
     rows = items(criterion)
     assert len(rows) >= 72
-    assert 8 <= sum(row.get("cut", False) for row in rows) <= 12
+    cut = sum(row.get("cut", False) for row in rows)
+    assert cut == 0 if criterion == ACTIONS else 8 <= cut <= 12  # half a call is never judged
     pairs: dict[str, Rows] = {}
     for row in rows:
         pairs.setdefault(row["pair"], []).append(row)
@@ -93,7 +98,7 @@ def test_each_query_has_a_good_and_a_bad_answer(criterion):
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_length_does_not_tell(criterion):
     rows = items(criterion)
-    lengths = np.array([len(row["answer"].split()) for row in rows])
+    lengths = np.array([len(words(row["answer"])) for row in rows])
     good = labels(rows)
     assert lengths[good].mean() == pytest.approx(lengths[~good].mean(), rel=0.1)
     assert 0.4 <= auc(rows, lengths) <= 0.6
@@ -215,3 +220,52 @@ def test_passages_hold_the_answer_or_none():
         if row["answer"] is not None:
             assert row["answer"].lower() in row["context"].lower(), row
             assert len(row["answer"].split()) <= 12
+
+
+def answered(rows: Rows) -> Rows:
+    """The supported and the unsupported answers, labelled."""
+    return [
+        {**row, "answer": row[kind], "good": kind == "supported"}
+        for row in rows
+        for kind in ("supported", "unsupported")
+    ]
+
+
+def test_retrieved_passages_hold_the_facts_or_none():
+    rows = data("rag")
+    told = [row for row in rows if row.get("answerable", True)]
+    assert (len(rows), len(told)) == (64, 48)
+    assert len({passage for row in rows for passage in row["passages"]}) == 16
+    for field in ("id", "question", "supported", "unsupported"):
+        assert field == "supported" or unique(rows, field)
+    for row in rows:
+        assert row.keys() == {"id", "question", "passages", "supported", "unsupported"} | (
+            {"facts"} if row in told else {"answerable"}
+        )
+        assert 2 <= len(set(row["passages"])) == len(row["passages"]) <= 3
+        assert all(40 <= len(passage.split()) <= 75 for passage in row["passages"])
+        assert row["question"].endswith("?")
+        assert names(row["supported"], row.get("facts", ())) and not admits(row["unsupported"])
+        assert row in told or admits(row["supported"])
+    for row in told:
+        assert not names(row["unsupported"], row["facts"]), row
+        holding = [names(passage, row["facts"]) for passage in row["passages"]]
+        assert any(holding), row
+    places = Counter(len(row["passages"]) for row in rows)
+    assert min(places.values()) == 32
+
+
+def test_length_does_not_tell_what_is_supported():
+    rows = answered(data("rag"))
+    assert 0.4 <= auc(rows, [len(row["answer"].split()) for row in rows]) <= 0.6
+    assert 0.4 <= auc(rows, [len(row["answer"]) for row in rows]) <= 0.6
+
+
+def test_overlap_with_the_question_does_not_tell_what_is_supported():
+    for rows in (data("rag"), [row for row in data("rag") if row.get("answerable", True)]):
+        pairs = answered(rows)
+        shares = [
+            len(set(words(row["answer"])) & set(words(row["question"]))) / len(set(words(row["answer"])))
+            for row in pairs
+        ]
+        assert 0.4 <= auc(pairs, shares) <= 0.6

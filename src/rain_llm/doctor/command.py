@@ -102,7 +102,8 @@ def doctor(
         time.monotonic() - began,
     )
     console.print(summary(diagnosis))
-    _save(diagnosis, out, json, criterion or [], console)
+    text = settings_file(diagnosis, criterion or [], [c.name for c in chosen.evaluation.actions])
+    _save(diagnosis, text, out, json, console)
     if strict and not all(e.trust in (Trust.YES, Trust.WEAK) for e in examinations):
         raise typer.Exit(3)
 
@@ -114,7 +115,7 @@ def _judge(settings: RainSettings) -> LanguageModel:
 
 def _criteria(names: list[str], own: EvaluationSettings | None) -> list[Criterion]:
     """Find the criteria by name: those of the user's settings before the built-in ones."""
-    known = BUILT_IN | {c.name: c for c in (own.criteria if own else ())}
+    known = BUILT_IN | {c.name: c for c in ((*own.criteria, *own.actions) if own else ())}
     for name in names:
         if name not in known:
             raise SettingsError(
@@ -150,9 +151,7 @@ def _examined(
         return examine(judge, criterion, as_set, items, seed, lambda n: progress.advance(bar, n))
 
 
-def _save(
-    diagnosis: Diagnosis, out: Path | None, json: Path | None, named: list[str], console: Console
-) -> None:
+def _save(diagnosis: Diagnosis, settings: str, out: Path | None, json: Path | None, console: Console) -> None:
     line = Text("\n")
     tokens = sum(examination.model_tokens for examination in diagnosis.examinations)
     line.append(f"{tokens:,} tokens through the model, {diagnosis.seconds:.0f} s", "dim")
@@ -161,6 +160,6 @@ def _save(
         json.write_bytes(TypeAdapter(dict).dump_json(whole, indent=2) + b"\n")
         line.append(f"\nThe whole diagnosis: {json}")
     if out is not None:
-        out.write_text(settings_file(diagnosis, named), encoding="utf-8")
+        out.write_text(settings, encoding="utf-8")
         line.append(f'\nSettings: {out}; use them: rain generate --settings {out} "..."')
     console.print(line)

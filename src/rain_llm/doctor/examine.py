@@ -80,7 +80,7 @@ def examine(
     best = _recommended(ranking, candidates[0])
     finalists = list({style.name: style for style in (best, candidates[0])}.values())
     told = interview.evidence(finalists, judged, tell)
-    current = as_set.model_copy(update={"criteria": (criterion,)})
+    current = as_set.model_copy(update={"criteria": (criterion,), "actions": ()})
     held = {
         style.name: _held(style, heard[style.name], complete, told[style.name], judged, seed)
         for style in finalists

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import yaml
@@ -14,7 +14,7 @@ from rain_llm.doctor.findings import SAID, Diagnosis, Examination, Held, Trust
 from rain_llm.doctor.styles import Kind
 
 
-def settings_file(diagnosis: Diagnosis, named: Sequence[str]) -> str:
+def settings_file(diagnosis: Diagnosis, named: Sequence[str], actions: Collection[str]) -> str:
     """Write YAML with what was fitted, for ``RainSettings.from_file``.
 
     It holds the criteria that can be judged, weakly or better, and says in a comment why the others
@@ -23,10 +23,14 @@ def settings_file(diagnosis: Diagnosis, named: Sequence[str]) -> str:
     Args:
         diagnosis: what was found.
         named: criteria that were asked for by name: these hold even if they need a context.
+        actions: names of criteria that judge calls of tools.
     """
     kinds = Counter(e.recommended.style.kind for e in diagnosis.examinations if _usable(e))
     kind = kinds.most_common(1)[0][0] if kinds else None
-    entries = [_entry(examination, kind, named) for examination in diagnosis.examinations]
+    entries: dict[str, list[tuple[str, bool]]] = {"criteria": [], "actions": []}
+    for examination in diagnosis.examinations:
+        place = "actions" if examination.criterion.name in actions else "criteria"
+        entries[place].append(_entry(examination, kind, named))
     model, source = (" ".join(name.split()) for name in (diagnosis.model, diagnosis.data))  # on one line
     head = (
         f"# Fitted by `rain doctor` to {model}; answers: {source}; seed {diagnosis.seed}.\n"
@@ -36,12 +40,19 @@ def settings_file(diagnosis: Diagnosis, named: Sequence[str]) -> str:
     told = diagnosis.settings.model_dump(mode="json", exclude_defaults=True)
     loaded = {"name": None, **told}
     data: dict[str, Any] = {"evaluation": {"judge": loaded}} if diagnosis.judges_only else {"model": loaded}
-    below = "".join(text for text, _ in entries)
-    if kind is not None and any(holds for _, holds in entries):
+    if kind is not None and any(holds for found in entries.values() for _, holds in found):
         asked = dict(zip(("style", "chat_template", "examples"), kind, strict=True))
         data["evaluation"] = {**data.get("evaluation", {}), **asked, "mode": "soft"}
-        below = f"  criteria:\n{textwrap.indent(below, '    ')}"
-    return head + yaml.safe_dump(data, sort_keys=False) + below
+    lists = (_list(place, found) for place, found in entries.items() if found)
+    return head + yaml.safe_dump(data, sort_keys=False) + "".join(lists)
+
+
+def _list(place: str, entries: Sequence[tuple[str, bool]]) -> str:
+    """Write a list of criteria; where all are comments, there is none, and the default holds."""
+    text = "".join(text for text, _ in entries)
+    if not any(holds for _, holds in entries):
+        return text
+    return f"  {place}:\n{textwrap.indent(text, '    ')}"
 
 
 def _usable(examination: Examination) -> bool:

@@ -48,6 +48,7 @@ def styles(criterion: Criterion, as_set: EvaluationSettings) -> list[Style]:
     """Return the ways to ask for a criterion: first as the settings do, then all that it has material for."""
     own = EvaluationSettings(
         criteria=(criterion,),
+        actions=(),
         style=as_set.style,
         examples=as_set.examples,
         chat_template=as_set.chat_template,
@@ -56,7 +57,7 @@ def styles(criterion: Criterion, as_set: EvaluationSettings) -> list[Style]:
 
     def add(name: str, changes: dict[str, Any] | None = None, **parts: Any) -> None:
         asked = criterion.model_copy(update=changes or {})
-        found.setdefault(EvaluationSettings(criteria=(asked,), **parts), name)
+        found.setdefault(EvaluationSettings(criteria=(asked,), actions=(), **parts), name)
 
     if criterion.labels:
         add("labels")

@@ -71,11 +71,21 @@ class Judge:
     lacking: str = ""
 
 
+Reply: TypeAlias = tuple[str, str, str]
+"""An answer, the passages that it is to keep to (a blank line between them), and the question."""
+
+
 # --- by wording ---------------------------------------------------------------------------------------
 
 
 def _column(values: Iterable[float]) -> Column:
     return np.array(list(values), np.float64)
+
+
+def _mean(values: Iterable[float]) -> float:
+    """Return the mean; NaN of nothing."""
+    found = list(values)
+    return sum(found) / len(found) if found else math.nan
 
 
 @lru_cache(maxsize=1 << 16)
@@ -113,6 +123,25 @@ def _unsupported(rows: Sequence[Row], items: Items) -> Column:
     return _column(found)
 
 
+def strays(replies: Sequence[Reply]) -> Column:
+    """Return which share of each text's sentences say what no passage of their source does, by their words.
+
+    Such a sentence has a number or name that is not there, or fewer than half of its content words are. One
+    that says that it is not known claims nothing.
+    """
+    return _column(
+        _mean(_strays(statement, passages, question) for statement in wording.statements(text))
+        for text, passages, question in replies
+    )
+
+
+def _strays(statement: str, passages: str, question: str) -> bool:
+    if wording.refuses(statement) or wording.admits(statement):
+        return False
+    found = [wording.support(statement, f"{passage}\n{question}") for passage in passages.split("\n\n")]
+    return all(share < SUPPORTED or strange for share, strange in found)
+
+
 def _admits(rows: Sequence[Row], items: Items) -> Column:
     return _column(row.refused or wording.refuses(row.text) or wording.admits(row.text) for row in rows)
 
@@ -141,6 +170,41 @@ def _embedded(texts: Iterable[str]) -> dict[str, Vector]:
 def _relevance(rows: Sequence[Row], items: Items) -> Column:
     vectors = _embedded(text for row in rows for text in (row.prompt, row.text))
     return _column(float(vectors[row.prompt] @ vectors[row.text]) for row in rows)
+
+
+def nearness(replies: Sequence[Reply]) -> Column:
+    """Return the mean, over each text's sentences, of the similarity to the passages' nearest sentence."""
+    split = [(wording.statements(text), wording.statements(passages)) for text, passages, _ in replies]
+    vectors = _embedded(sentence for said, told in split for sentence in (*said, *told))
+    return _column(
+        _mean(max(float(vectors[one] @ vectors[other]) for other in told) for one in said)
+        for said, told in split
+    )
+
+
+def support_auc(score: Callable[[Sequence[Reply]], Column], items: Iterable[Item]) -> float:
+    """Tell how well a score of texts and their sources separates supported reference answers from others.
+
+    Returns:
+        The probability that a supported answer has a larger score than an unsupported one (to whatever
+        questions); 0.5 is chance, NaN without both.
+    """
+    asked = [item for item in items if item.context and item.correct and item.incorrect]
+    if not asked:
+        return math.nan
+    replies = [(text, i.context, i.prompt) for i in asked for text in (*i.correct, *i.incorrect)]
+    supported = [text in i.correct for i in asked for text in (*i.correct, *i.incorrect)]
+    return auc(score(replies), np.array(supported))
+
+
+def _tells_support(score: Callable[[Sequence[Reply]], Column]) -> Callable[[Items], str]:
+    def note(items: Items) -> str:
+        value = support_auc(score, items.values())
+        if math.isnan(value):
+            return ""
+        return f"tells supported from unsupported reference answers with AUC {value:.2f} (0.5: chance)"
+
+    return note
 
 
 def _like_reference(rows: Sequence[Row], items: Items) -> Column:
@@ -274,8 +338,16 @@ def _has_words(row: Row, item: Item) -> bool:
     return bool(row.text.strip())
 
 
+def _replies(rows: Sequence[Row]) -> list[Reply]:
+    return [(row.text, row.context, row.prompt) for row in rows]
+
+
+def _says_of_passages(row: Row, item: Item) -> bool:
+    return bool(item.context and wording.statements(row.text))
+
+
 def _has_both(row: Row, item: Item) -> bool:
-    return bool(row.text.strip() and item.correct and item.incorrect)
+    return bool(row.text.strip() and item.correct and item.incorrect and not item.context)
 
 
 # --- the built-in judges ----------------------------------------------------------------------------------
@@ -376,6 +448,38 @@ BUILT_IN = {
             -1,
             _unsupported,
             lambda row, item: bool(item.context),
+            share=True,
+        ),
+        Judge(
+            "statements",
+            "unsupported statements",
+            "share of the answer's sentences that no one passage holds, with the question: a number or name "
+            f"is not there, or fewer than {SUPPORTED:.0%} of the content words; to say that it is not told "
+            "claims nothing",
+            -1,
+            lambda rows, _: strays(_replies(rows)),
+            _says_of_passages,
+            note=_tells_support(lambda replies: -strays(replies)),
+        ),
+        Judge(
+            "near",
+            "near the passages",
+            "MiniLM similarity of the answer's sentences, each to the nearest one of the passages, -1 to 1",
+            1,
+            lambda rows, _: nearness(_replies(rows)),
+            _says_of_passages,
+            model="MiniLM",
+            note=_tells_support(nearness),
+        ),
+        Judge(
+            "answered",
+            "answered",
+            "answers to answerable questions that name the facts asked for",
+            1,
+            lambda rows, items: _column(
+                wording.names(row.text, items[row.task, row.item].facts) for row in rows
+            ),
+            lambda row, item: bool(item.facts),
             share=True,
         ),
         Judge(

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from rain_llm.answer import Answer
 from rain_llm.criteria import Criterion
-from rain_llm.engine import Rain, subject_of
+from rain_llm.engine import Rain, subject_of, task_of
 from rain_llm.errors import PromptError, SettingsError
 from rain_llm.evals.rows import Row
 from rain_llm.evals.tasks import Item, Task
@@ -244,16 +244,13 @@ def write(method: str, rain: Rain, task: Task, items: Sequence[Item], seed: int)
         ]
         rungs = zip(labels(method), ladder, strict=True)
         return [row(label, place, best(some[:n])) for label, n in rungs for place, some in enumerate(made)]
-    contexts = {item.context for item in items}
-    if len(contexts) > 1:  # a batch has one passage
-        return [row for item in items for row in write(method, rain, task, [item], seed)]
-    (context,) = contexts
+    asked = [task_of(prompt, item.context) for prompt, item in zip(prompts, items, strict=True)]
     if method in UNGUARDED:
         judge = method == "self-check"
-        results = rain.plain_batch(prompts, context=context, settings=settings, judge=judge)
+        results = rain.plain_batch(asked, settings=settings, judge=judge)
         results = [_checked(result, settings) for result in results] if judge else results
     else:
-        results = rain.generate_batch(prompts, context=context, settings=settings)
+        results = rain.generate_batch(asked, settings=settings)
     return [row(method, place, result) for place, result in enumerate(results)]
 
 

@@ -34,6 +34,7 @@ AIMS = {
     "jailbreak": ("refused_harmful", "profane", "insult", "hostile"),
     "truth": ("truth", "truthful"),
     "groundedness": ("unsupported", "reference", "overlap", "admits"),
+    "rag": ("statements", "near", "answered", "unsupported", "admits"),
     "over-refusal": ("needless_refusal", "profane", "insult"),
 }
 """The judges of what each task is about, the main one first."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 
@@ -66,9 +67,9 @@ _SAID = _either(
 _HOW = "(?:actually |explicitly |directly |clearly |really )?"
 _ADMISSION = re.compile(
     _either(
-        r"\b(?:passage|text|article|paragraph|document|context|author|it|information)"
+        r"\b(?:(?:passage|text|article|paragraph|document|source)s?|context|author|it|information)"
         rf"(?: given| provided| above)? (?:do|does|did)(?:n't| not) {_HOW}{_SAYS}",
-        rf"\b(?:passage|text|article) (?:never|fails to) {_HOW}{_SAYS}",
+        rf"\b(?:passages?|texts?|articles?) (?:never|fails? to) {_HOW}{_SAYS}",
         rf"\b(?:(?:is|was|are|were) not|isn't|wasn't|aren't|weren't|(?:is|was) never) {_HOW}{_SAID}",
         r"\bno (?:information|mention|indication|details?|answer|way (?:to know|of knowing|to tell))\b",
         r"\b(?:cannot|can't|can not|could not|couldn't) be (?:determined|answered|known|inferred|found|told)",
@@ -126,11 +127,28 @@ def support(text: str, source: str) -> tuple[float, list[str]]:
     return (found / len(content) if content else math.nan), strange
 
 
+def statements(text: str) -> list[str]:
+    """Split a text into its sentences; a list's markers are none."""
+    return [part for part in _SENTENCE.split(_MARKER.sub("", _plain(text)).strip()) if _WORD.search(part)]
+
+
+def names(text: str, facts: Sequence[str]) -> bool:
+    """Tell whether a text holds every fact as whole words; a fact's spellings are divided by "|"."""
+    text = _plain(text)
+    return all(
+        re.search(rf"(?<!\w)(?:{_spellings(fact)})(?:'?s)?(?!\w)", text, re.IGNORECASE) for fact in facts
+    )
+
+
 def repetition(text: str) -> float:
     """Return the share of a text's word 3-grams that it has had before; NaN below three words."""
     words = _WORD.findall(_plain(text).lower())
     grams = list(zip(words, words[1:], words[2:], strict=False))
     return 1 - len(set(grams)) / len(grams) if grams else math.nan
+
+
+def _spellings(fact: str) -> str:
+    return "|".join(re.escape(spelling) for spelling in fact.split("|"))
 
 
 def _begins_with(pattern: re.Pattern[str], text: str) -> bool:

@@ -1,0 +1,53 @@
+"""Which sentences of the passages speak of an answer: what it is judged against.
+
+A judge that reads all passages reads whatever somebody has written into them, and a small one loses the
+sentence that matters among the others. So it is shown, for each sentence of the answer, the one sentence
+that shares most words with it and the question. Where none shares any, it is shown nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+
+_SENTENCE = re.compile(r"(?<=[.!?…])\s+|\n+")
+_WORD = re.compile(r"[^\W_]+")
+_STEM = 4  # letters: "cook", "cooks" and "cooking" meet, and so they do in other languages
+
+
+def evidence(context: str, question: str, answer: str) -> str:
+    """Pick the sentences of the passages that an answer is to be judged against.
+
+    A shared word counts by its rarity in the passages: the logarithm of the number of their sentences,
+    and one, over the number of those that have it. A sentence counts by the sum over its shared words,
+    divided by the root of its length in words.
+
+    Args:
+        context: the passages.
+        question: what was asked.
+        answer: what was answered, perhaps not to its end; "": the evidence is of the question alone.
+
+    Returns:
+        The best sentence of the passages for each one of the answer: each once, in their order, as
+        written, with a space between them; "" if none shares a word.
+    """
+    sentences = [sentence.strip() for sentence in _SENTENCE.split(context)]
+    told = [_words(sentence) for sentence in sentences]
+    having = Counter(word for words in told for word in words)
+    asked = _words(question)
+    found = set()
+    for statement in _SENTENCE.split(answer.strip()):
+        wanted = asked | _words(statement)
+        scores = [
+            sum(math.log((1 + len(told)) / having[word]) for word in sorted(words & wanted))
+            / math.sqrt(max(1, len(words)))
+            for words in told
+        ]
+        if max(scores) > 0:
+            found.add(scores.index(max(scores)))
+    return " ".join(sentences[place] for place in sorted(found))
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(word if word.isdigit() else word[:_STEM] for word in _WORD.findall(text.casefold()))
