@@ -508,3 +508,18 @@ def test_the_pages_policy_holds_and_its_python_runs(load, capsys):
         exec(code, namespace := {"RainSettings": RainSettings})
         assert "civility" in [c.name for c in namespace["settings"].evaluation.criteria]
     assert capsys.readouterr().out == f"0.3 6 0.4 {settings.hash}\n"
+
+
+def test_the_pages_mistakes_are_told_as_it_says(load):
+    page = PAGE.read_text(encoding="utf-8")
+    (text,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (shown,) = re.findall(r"```console\n\$ rain check policy.yaml\n(.*?)```", page, re.DOTALL)
+    with pytest.raises(PolicyError) as caught:
+        load(text.replace("threshold: 0.3", "treshold: 0.3").replace("refuse", "refuze"))
+    told = [
+        line
+        for mistake in caught.value.mistakes
+        for line in (str(mistake), mistake.source, "^".rjust(mistake.column))
+    ]
+    for line, expected in zip(told, shown.splitlines(), strict=True):
+        assert line.startswith(expected.removesuffix("..."))
