@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rain_llm.evals.wording import names
-from rain_llm.evidence import evidence
+from rain_llm.evidence import pertinent
 
 TOWN = (
     "Velmark lies on the river Hesk. Its market is held on Thursdays in front of the salt house.\n"
@@ -44,18 +44,18 @@ def test_each_sentence_of_the_answer_finds_its_own(question, answer, shown):
         "Ostrey is a harbour town.",
         "Its ferry sails at nine.",
     ]
-    assert evidence(TOWN, question, answer) == " ".join(sentences[place] for place in shown)
+    assert pertinent(TOWN, question, answer) == " ".join(sentences[place] for place in shown)
 
 
 @pytest.mark.parametrize("context", ["", " \n ", "..."])
 def test_nothing_is_shown_of_nothing(context):
-    assert evidence(context, "Who?", "Somebody.") == ""
+    assert pertinent(context, "Who?", "Somebody.") == ""
 
 
 def test_a_long_sentence_does_not_win_by_its_length():
     stuffed = "When the cat and market and ferry and mill met in the night they sang of all things ever told."
     assert (
-        evidence(f"{stuffed} The market is at noon.", "When is the market?", "") == "The market is at noon."
+        pertinent(f"{stuffed} The market is at noon.", "When is the market?", "") == "The market is at noon."
     )
 
 
@@ -63,7 +63,7 @@ def test_the_evidence_of_most_answers_holds_what_decides():
     """For supported answers and for unsupported ones: what speaks for them, or against."""
     told = [row for row in ROWS if "facts" in row]
     for kind, least in (("supported", 0.9), ("unsupported", 0.75)):
-        shown = [evidence("\n\n".join(row["passages"]), row["question"], row[kind]) for row in told]
+        shown = [pertinent("\n\n".join(row["passages"]), row["question"], row[kind]) for row in told]
         held = [names(text, row["facts"]) for text, row in zip(shown, told, strict=True)]
         assert sum(held) >= least * len(told)
         assert sum(map(len, shown)) < 0.2 * sum(len("".join(row["passages"])) for row in told)
@@ -71,9 +71,9 @@ def test_the_evidence_of_most_answers_holds_what_decides():
 
 @given(st.text(), st.text(), st.text())
 def test_any_text_is_read_and_none_is_made_up(context, question, answer):
-    shown = evidence(context, question, answer)
+    shown = pertinent(context, question, answer)
     left = " ".join(context.split())
     for part in shown.split():  # in order
         assert part in left
         left = left[left.index(part) :]
-    assert evidence(context, question, answer) == shown
+    assert pertinent(context, question, answer) == shown

@@ -16,7 +16,7 @@ _WORD = re.compile(r"[^\W_]+")
 _STEM = 4  # letters: "cook", "cooks" and "cooking" meet, and so they do in other languages
 
 
-def evidence(context: str, question: str, answer: str) -> str:
+def pertinent(context: str, question: str, answer: str) -> str:
     """Pick the sentences of the passages that an answer is to be judged against.
 
     A shared word counts by its rarity in the passages: the logarithm of the number of their sentences,
