@@ -80,6 +80,9 @@ _ASKED = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
 _NOT_OURS = ("stream", "strict")
 """``stream`` is for LangChain's core; calls and documents fit their schemas, ``strict`` or not."""
 
+_AT_ONCE = 64
+"""Answers of a batch: each has a thread that waits, while one engine writes them all."""
+
 _HAS_REFUSALS = hasattr(langchain_core.messages, "RefusalContentBlock")
 _REFUSED: type[Exception] = getattr(langchain_core.exceptions, "ModelRefusalError", OutputParserException)
 
@@ -210,7 +213,7 @@ class ChatRain(GuardedModel, BaseChatModel):
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
         """Return the cache key of a call: calls that mean the same share it."""
         chat, asked = self._asked(stop, kwargs)
-        return str(sorted({**chat.asdict(), **asked}.items()))
+        return str(sorted({**chat._identifying_params, "_type": chat._llm_type, **asked}.items()))
 
     # -- tools and structured output -----------------------------------------------------------
 
@@ -356,10 +359,10 @@ class ChatRain(GuardedModel, BaseChatModel):
         config: RunnableConfig | list[RunnableConfig] | None = None,
         **kwargs: Any,
     ) -> list[AIMessage]:
-        """Answer inputs side by side; all at once, unless ``max_concurrency`` says otherwise."""
+        """Answer inputs side by side: 64 at a time, unless ``max_concurrency`` says otherwise."""
         configs = get_config_list(config, len(inputs))
         if configs and configs[0].get("max_concurrency") is None:
-            configs = [{**one, "max_concurrency": len(inputs)} for one in configs]
+            configs = [{**one, "max_concurrency": _AT_ONCE} for one in configs]
         return super().batch(inputs, configs, **kwargs)
 
     def _generate(
