@@ -79,13 +79,13 @@ class Outside(BaseChatModel):
         )
         for piece in content:
             part = f"{piece} " if isinstance(piece, str) else piece
-            yield ChatGenerationChunk(message=AIMessageChunk(part))
+            yield ChatGenerationChunk(message=AIMessageChunk(content=part))
         calls = [{**c, "args": json.dumps(c["args"])} for c in message.tool_calls]
         calls += [{**c} for c in message.invalid_tool_calls]
         chunks: Any = [
             {"name": c["name"], "args": c["args"], "id": c["id"], "index": i} for i, c in enumerate(calls)
         ]
-        last = AIMessageChunk("", tool_call_chunks=chunks, chunk_position="last")
+        last = AIMessageChunk(content="", tool_call_chunks=chunks, chunk_position="last")
         yield ChatGenerationChunk(message=last)
 
 

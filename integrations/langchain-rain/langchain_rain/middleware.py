@@ -135,8 +135,14 @@ class RainMiddleware(AgentMiddleware[Any, Any, Any]):
         text = "\n\n".join(filter(None, words))
         if not text.strip() and not calls:
             return {}
-        asked = [m.text for m in request.messages if m.type == "human" and m.text.strip()]
-        task = Task([Message("user", asked[-1] if asked else "...")], self._chat.context, self._chat.question)
+        asked = "..."
+        told: list[str] = []
+        for turn in request.messages:
+            if turn.type == "human" and turn.text.strip():
+                asked, told = turn.text, []
+            elif turn.type == "tool":
+                told.append(turn.text)  # what the answer is to keep to
+        task = Task([Message("user", asked)], self._chat.context or told, self._chat.question)
         return {"prompt": task, "text": text, "tool_calls": calls, "settings": self._chat.settings}
 
 
