@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 import zlib
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from rain_llm import Message, PromptError, RainError, ServerError
 from rain_llm.models.base import LanguageModel, SteppedModel
@@ -24,11 +26,32 @@ ENDED = -1  # stands for all special tokens together
 TOLERANCE = 1e-3  # nats, promised
 
 WORDS = (" la", " li", " lu", " ta", " ti", " tu", ".", ",", " and", " or", END)
+JSON_WORDS = (
+    "{",
+    "}",
+    "[",
+    "]",
+    ":",
+    ",",
+    '"',
+    "ok",
+    "n",
+    "of",
+    "true",
+    "false",
+    "a",
+    "b",
+    "1",
+    "2",
+    "-",
+    END,
+)
 
 
 def babble(text: str) -> Mapping[str, float]:
     """Chances that depend on all that was said before."""
-    return {word: 0.05 + zlib.crc32((text + word).encode()) % 100 for word in WORDS}
+    words = JSON_WORDS if "JSON" in text else WORDS
+    return {word: 0.05 + zlib.crc32((text + word).encode()) % 100 for word in words}
 
 
 def likelihood(question: str, label: str) -> float:
@@ -55,17 +78,17 @@ class Case:
     tolerance: float = TOLERANCE
     many: int = 40  # continuations where it takes many
     rounds: int = 300  # of encoding: a server is asked for each
+    own_logprobs: bool = True  # of a document's tokens: over the whole vocabulary
     most_ranked: int | None = None  # tokens at a place; None: all of the vocabulary
 
 
 def scripted_case() -> Case:
     model = ScriptedModel(babble, likelihood, context_length=256)
-    known = [model.encode(word)[0] for word in WORDS if word != END]
 
     def next_logprobs(prefix: TokenIds) -> dict[int, float]:
         chances = babble(model.decode(prefix))
         total = math.fsum(chances.values())
-        ids = [*known, ENDED]
+        ids = [ENDED if word == END else model.encode(word)[0] for word in chances]
         return {i: math.log(w / total) for i, w in zip(ids, chances.values(), strict=True)}
 
     def fresh() -> ScriptedModel:
@@ -145,7 +168,7 @@ def vllm_case(server: Server, reference: Reference) -> Case:
     def connected() -> CompletionsModel:
         return CompletionsModel(ModelSettings(base_url=(server.url,)))
 
-    return reference.case(connected(), connected, many=10, most_ranked=20)
+    return reference.case(connected(), connected, many=10, own_logprobs=False, most_ranked=20)
 
 
 ON_SERVER = pytest.mark.allow_hosts(["127.0.0.1"])
@@ -387,6 +410,13 @@ def test_costs_are_told(model: LanguageModel):
     assert scores.model_tokens > 0
 
 
+def test_cached_tokens_are_part_of_the_prefix(model: LanguageModel):
+    request = draw(model, "The film is good and kind, and so are people. " * 4)
+    for reply in (model.sample([request])[0], model.sample([request])[0]):
+        assert 0 <= reply.cached_tokens < len(request.prefix)
+        assert reply.model_tokens >= len(request.prefix) - reply.cached_tokens
+
+
 # --- how to draw ----------------------------------------------------------------------------------------
 
 
@@ -494,6 +524,70 @@ def test_a_continuation_ends_behind_the_first_token_whose_text_ends_so(case: Cas
         texts = [model.decode((token,)) for token in c.tokens]
         assert not any(text.endswith(ends) for text in texts[:-1])
         assert c.ended or len(texts) == 20 or texts[-1].endswith(ends)
+
+
+# --- documents ------------------------------------------------------------------------------------------
+
+DOCUMENT = {
+    "type": "object",
+    "properties": {
+        "ok": {"type": "boolean"},
+        "n": {"type": "array", "items": {"enum": [1, -2, 12]}, "minItems": 1, "maxItems": 3},
+        "of": {"anyOf": [{"enum": ["a", "b", "ab"]}, {"$ref": "#/$defs/pair"}]},
+    },
+    "required": ["ok", "n", "of"],
+    "additionalProperties": False,
+    "$defs": {
+        "pair": {
+            "type": "object",
+            "properties": {"a": {"type": "boolean"}},
+            "required": ["a"],
+            "additionalProperties": False,
+        }
+    },
+}
+
+
+def document(model: LanguageModel, **changes: Any) -> Sample:
+    return draw(model, "As JSON:", **({"n": 4, "max_tokens": 120, "schema": json.dumps(DOCUMENT)} | changes))
+
+
+def test_a_document_fits_its_schema(case: Case):
+    (reply,) = case.model.sample([document(case.model, n=case.many // 2, temperature=1.5)])
+    for one in reply.continuations:
+        assert one.ended
+        assert case.special.isdisjoint(one.tokens)
+        Draft202012Validator(DOCUMENT).validate(json.loads(case.model.decode(one.tokens)))
+    assert len(set(tokens(reply.continuations))) > 1
+
+
+def test_a_document_is_the_same_alone_and_in_a_batch(model: LanguageModel):
+    requests = [document(model), draw(model), document(model, seed=12, n=2), document(model, max_tokens=9)]
+    alone = [tokens(continued(model, request)) for request in requests]
+    assert [tokens(reply.continuations) for reply in model.sample(requests)] == alone
+
+
+def test_a_document_that_does_not_fit_into_max_tokens_is_not_whole(model: LanguageModel):
+    (whole,) = continued(model, document(model, n=1))
+    for most in (1, 2, len(whole.tokens) - 1):
+        (cut,) = continued(model, document(model, n=1, max_tokens=most))
+        assert (cut.tokens, cut.ended) == (whole.tokens[:most], False)
+
+
+def test_log_probabilities_of_a_document_are_the_models_own(case: Case):
+    if not case.own_logprobs:
+        pytest.skip("told among the tokens that the schema allows")
+    for one in continued(case.model, document(case.model, n=2)):
+        prefix = document(case.model).prefix
+        for token, logprob in zip(one.tokens, one.logprobs, strict=True):
+            assert logprob == pytest.approx(case.next_logprobs(prefix)[token], abs=case.tolerance)
+            prefix += (token,)
+
+
+@pytest.mark.parametrize("how", [{"ranked": True, "max_tokens": 1}, {"greedy_first": True}, {"ends": (".",)}])
+def test_what_does_not_go_with_a_schema_is_refused(model: LanguageModel, how: dict[str, Any]):
+    with pytest.raises(PromptError, match=f"{next(iter(how))}=.* do not go together"):
+        model.sample([document(model, **how)])
 
 
 # --- 4. text is text ------------------------------------------------------------------------------------

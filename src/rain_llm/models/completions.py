@@ -245,7 +245,13 @@ class CompletionsModel:
             request.ends,
             self._ending(request.ends),
             request.schema,
+            self._line_breaks if request.schema else frozenset(),
         )
+
+    @functools.cached_property
+    def _line_breaks(self) -> frozenset[int]:
+        """Tokens with white space that cannot stand in a JSON string as it is."""
+        return frozenset(i for i in range(self.text.size) if set("\n\r\t") & set(self.text.piece(i)))
 
     async def _whole(self, request: Sample, branch: int, drawn: Drawn, ask: Ask, bill: Bill) -> Continuation:
         """Cut a continuation where it should end; go on where the server has ended it too early.

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rain_llm.models.dialect import Ask, Bill, Body, Contexts, Weighed, as_dict, nats, together
+from rain_llm.models.dialect import Ask, Bill, Body, Contexts, Weighed, Wish, as_dict, nats, together
 from rain_llm.models.replicas import Unreadable
 from rain_llm.models.vllm import Vllm
 from rain_llm.types import TokenIds
@@ -28,9 +28,8 @@ class Sglang(Vllm):
         bill.forwards += 1
         return found
 
-    @staticmethod
-    def _held_to(schema: str) -> Body:
-        return {"json_schema": schema}
+    def _held_to(self, wish: Wish) -> Body:
+        return {"json_schema": wish.schema}  # what it tells beside a logit bias holds the bias
 
     async def _labels(
         self, ask: Ask, prefix: TokenIds, wanted: frozenset[int], bill: Bill

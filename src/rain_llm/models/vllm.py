@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rain_llm.models.dialect import (
+    BAR,
     FORCE,
     NONSENSE,
     Ask,
@@ -173,11 +174,11 @@ class Vllm:
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
             "stream": False,
-        } | (self._held_to(wish.schema) if wish.schema else {})
+        } | (self._held_to(wish) if wish.schema else {})
 
-    @staticmethod
-    def _held_to(schema: str) -> Body:
-        return {"structured_outputs": {"json": schema}}
+    def _held_to(self, wish: Wish) -> Body:
+        biases = {str(token): BAR for token in sorted(wish.barred)}
+        return {"structured_outputs": {"json": wish.schema}, "logit_bias": biases}
 
     @staticmethod
     def _drawn(choice: Body, wish: Wish) -> Drawn:
