@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 import tomllib
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -26,17 +25,13 @@ from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.chat_engine import CondensePlusContextChatEngine, CondenseQuestionChatEngine
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.dispatcher import instrument_tags  # type: ignore[attr-defined]
-from llama_index.core.instrumentation.event_handlers import BaseEventHandler
-from llama_index.core.instrumentation.events import BaseEvent
 from llama_index.core.llms import ChatMessage, ChatResponse, CompletionResponse, MessageRole
-from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.prompts import PromptTemplate
 from llama_index.llms import rain as package
 from llama_index.llms.rain import RainLLM, RainVerdictEvent, VerdictCollector
-from pydantic import PrivateAttr, ValidationError
+from pydantic import ValidationError
 
 from rain_llm import (
-    CIVILITY,
     GROUNDEDNESS,
     Message,
     PromptError,
@@ -48,6 +43,7 @@ from rain_llm import (
 )
 from rain_llm.models.scripted import END, ScriptedModel
 from rain_llm.types import Sample, Samples, Score
+from tests.integrations.llama_scripts import SETTINGS, Recorder, judged, memory, opinion, recording
 
 DISTRIBUTION = Path(__file__).parents[2] / "integrations" / "llama-index-llms-rain"
 PROMPT = "Dear neighbour, your garden is"
@@ -72,12 +68,6 @@ def next_words(text: str) -> Mapping[str, float]:
     return {" rubbish": 9, " splendid": 1}
 
 
-def opinion(question: str, label: str) -> float:
-    good = any(label.strip() == good for good, _ in CIVILITY.labels)
-    tone = ("splendid" in question) - ("rubbish" in question)
-    return -4.0 + (tone if good else -tone)
-
-
 @dataclass
 class Gated(ScriptedModel):
     """A model that writes nothing until its gate opens."""
@@ -89,11 +79,6 @@ class Gated(ScriptedModel):
         assert self.gate.wait(20), "nobody could open the gate: the event loop was blocked"
         self.batches.append(len(batch))
         return super().sample(batch)
-
-
-SETTINGS = RainSettings().updated(
-    evaluation={"criteria": [CIVILITY]}, generation={"max_new_tokens": 16}, search={"iterations": 32}
-)
 
 
 @pytest.fixture
@@ -110,36 +95,15 @@ def scripted(**changes: Any) -> RainLLM:
     return RainLLM(rain=Rain(SETTINGS.updated(**changes), model=ScriptedModel(next_words, opinion)))
 
 
-def judged(model: ScriptedModel) -> str:
-    """Everything that the judge was shown."""
-    return "\n".join(model.decode(r.prefix) for r in model.requests if isinstance(r, Score))
-
-
 def written(model: ScriptedModel) -> str:
     """What the writer was given first."""
     return model.decode(next(r.prefix for r in model.requests if isinstance(r, Sample)))
 
 
-class Recorder(BaseEventHandler):
-    """Counts every instrumentation event."""
-
-    _seen: list[BaseEvent] = PrivateAttr(default_factory=list)
-
-    @property
-    def counts(self) -> Counter[str]:
-        return Counter(event.class_name() for event in self._seen)
-
-    def handle(self, event: BaseEvent, **kwargs: Any) -> None:
-        self._seen.append(event)
-
-
 @pytest.fixture
 def recorder() -> Iterator[Recorder]:
-    root, recorder = get_dispatcher(), Recorder()
-    before = root.event_handlers
-    root.event_handlers = [*before, recorder]
-    yield recorder
-    root.event_handlers = before
+    with recording() as recorder:
+        yield recorder
 
 
 @pytest.fixture(autouse=True)
@@ -363,8 +327,8 @@ async def test_leaving_an_async_stream_ends_the_search(endless: RainLLM, guarded
     async for reply in await llm.astream_chat(CHAT):
         assert reply.delta
         break
-    await asyncio.sleep(0.05)  # the loop closes what was left
-    assert asked(endless) < (1000 if guarded else 800)
+    # In a thread: it is the loop that closes what was left.
+    assert await asyncio.to_thread(asked, endless) < (1000 if guarded else 800)
 
 
 @pytest.mark.parametrize("guarded", [True, False])
@@ -374,7 +338,7 @@ async def test_cancelling_a_call_ends_the_search(endless: RainLLM, guarded: bool
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    assert asked(endless) < (1000 if guarded else 800)
+    assert await asyncio.to_thread(asked, endless) < (1000 if guarded else 800)
 
 
 # --- prompts ----------------------------------------------------------------------------------------
@@ -744,11 +708,6 @@ def index(llm: RainLLM) -> VectorStoreIndex:
     Settings.llm = llm
     Settings.embed_model = MockEmbedding(embed_dim=4)
     return VectorStoreIndex.from_documents([Document(text="The garden is behind the house.")])
-
-
-def memory() -> ChatMemoryBuffer:
-    """A chat's memory; LlamaIndex's default is a database that it leaves open."""
-    return ChatMemoryBuffer.from_defaults(token_limit=1000)
 
 
 @pytest.mark.parametrize("chat_template", [False, True])
