@@ -227,8 +227,7 @@ def test_standard_parameters_are_names_for_places_in_the_settings():
     )
     assert "secret" not in repr(chat) + str(chat.asdict()) + str(dumpd(chat))
     assert ChatRain().settings == RainSettings()
-    likeliest = ChatRain(temperature=0).settings.generation
-    assert (likeliest.top_k, likeliest.temperature) == (1, 1.0)
+    assert ChatRain(temperature=0).settings.generation.temperature == 0.01
 
 
 def test_a_parameter_cannot_be_changed_behind_the_settings():
@@ -333,6 +332,18 @@ def test_what_is_no_text_is_refused_before_any_model_runs(chat, model, block):
     with pytest.raises(PromptError, match="this model reads text only"):
         chat.invoke([HumanMessage([{"type": "text", "text": "What of my cat?"}, block])])
     assert model.requests == []
+
+
+def test_standard_content_blocks_go_out_and_come_in(model):
+    chat = ChatRain(rain=Rain(SETTINGS, model=model), output_version="v1")
+    question = HumanMessage("Please pay him")
+    answer = chat.bind_tools([pay]).invoke([question])
+    assert [block["type"] for block in answer.content_blocks] == ["text", "tool_call"]
+    (call,) = answer.tool_calls
+    chat.invoke([question, answer, ToolMessage("done", tool_call_id=call["id"])])
+    _, told, reply = model.chats[-1][0]
+    assert (told.content, told.tool_calls[0].arguments) == ("I do.", {"to": "shop"})
+    assert (reply.name, reply.tool_call_id) == ("pay", call["id"])
 
 
 def test_unknown_roles_are_refused(chat):
@@ -495,7 +506,7 @@ def test_a_call_may_override_settings(chat):
     assert hash_of(max_tokens=5, temperature=0.5, stop=["!"]) == changed.hash
     assert hash_of(settings=changed) == changed.hash
     assert hash_of(timeout=60) == SETTINGS.updated(search={"deadline_s": 60}).hash
-    assert hash_of(temperature=0) == SETTINGS.updated(generation={"top_k": 1}).hash
+    assert hash_of(temperature=0) == SETTINGS.updated(generation={"temperature": 0.01}).hash
     assert hash_of(max_tokens=None, timeout=None) == SETTINGS.hash
     assert hash_of(on_unsafe="refuse") == SETTINGS.updated(on_unsafe="refuse").hash
     assert chat.settings == SETTINGS  # a call leaves no trace
@@ -683,17 +694,21 @@ def test_json_mode_and_function_calling(chat, schema):
     wanted = Sheet(title="lovely") if schema is Sheet else {"title": "lovely"}
     assert chat.with_structured_output(schema, method="json_mode").invoke("Write a sheet") == wanted
 
+    weights = {"vile": 9.0, "lovely": 1.0}
+
     def caller(text: str) -> Mapping[str, float]:
         said = text.rpartition("<tool_call>\n")[2]
         if said.endswith(("vile", "lovely")):
             return {'"}}': 1.0}
-        if said.endswith('"title":"'):
-            return {"vile": 9.0, "lovely": 1.0}
-        return {'{"name":"Sheet","arguments":{"title":"': 1.0}
+        return weights if said.endswith(':"') else {'{"name":"Sheet","arguments":{"title":"': 1.0}
 
-    # A call's arguments are judged as an action.
     calling = ChatRain(rain=Rain(SETTINGS, model=Toy(next_words=caller)))
-    assert calling.with_structured_output(schema, method="function_calling").invoke("Write it") == wanted
+    structured = calling.with_structured_output(schema, method="function_calling")
+    assert structured.invoke("Write it") == wanted
+    assert list(structured.stream("Write it"))[-1] == wanted
+    del weights["lovely"]
+    with pytest.raises(Exception, match="refused"):
+        structured.invoke("Write it")
     with pytest.raises(ValueError, match="'yaml'"):
         chat.with_structured_output(schema, method="yaml")
 

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.documents import Document
 from langchain_core.globals import set_llm_cache
 from langchain_core.load import dumpd
 from langchain_core.messages import HumanMessage, SystemMessage
@@ -341,6 +342,16 @@ def test_bad_overrides_are_clear_errors_before_any_model_runs(llm, model, call):
     assert model.requests == []
 
 
+def test_a_call_may_bring_passages_and_the_question_that_was_asked(llm):
+    frame = "Of {context}, asked {query}: {answer}\nTone:"
+    grounded = CIVILITY.model_copy(update={"name": "grounded", "frames": (frame,)})
+    asking = RainLLM(rain=llm.rain, settings=SETTINGS.updated(evaluation={"criteria": [grounded]}))
+    passages = [Document("the street"), "the house"]
+    asking.invoke("My neighbour", context=passages, question="Who?")
+    asked = [text for text in llm.rain.runtime.writer.judged() if "She is" in text]
+    assert asked and all("the street" in text and "the house, asked Who?:" in text for text in asked)
+
+
 # --- streaming ---------------------------------------------------------------------------------
 
 
@@ -582,6 +593,7 @@ async def test_bound_overrides_share_no_answer_when_awaited(llm, model, global_c
         {"on_unsafe": "refuse"},
         {"refusal": "No."},
         {"context": "the street"},
+        {"question": "who"},
         {"stop": [" She"]},
         {"settings": LAX},
         {"evaluation": {"criteria": [CIVILITY.model_copy(update={"threshold": 0.4})]}},

@@ -80,6 +80,8 @@ _ASKED = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
 _NOT_OURS = ("stream", "strict")
 """``stream`` is for LangChain's core; calls and documents fit their schemas, ``strict`` or not."""
 
+_COLD = 0.01  # the least that servers take
+
 _AT_ONCE = 64
 """Answers of a batch: each has a thread that waits, while one engine writes them all."""
 
@@ -108,9 +110,10 @@ class ChatRain(GuardedModel, BaseChatModel):
     nobody accepted are refused.
 
     LangChain's standard parameters are names for places in the ``settings``, which hold the truth.
-    A call, ``bind`` or ``with_config`` may override them, any field of the settings' ``generation``,
-    any other section (``on_unsafe="raise"``), or all ``settings`` at once; and give a ``context``
-    (passages or documents for criteria that judge against them) and a ``question``.
+    A call, or ``bind``, may override them, any field of the settings' ``generation``, any other section
+    (``on_unsafe="raise"``), or all ``settings`` at once; and give a ``context`` (passages or documents
+    for criteria that judge against them) and a ``question``. Without a ready engine it may name another
+    ``model``, too, which is then loaded beside the first.
 
     Every answer carries in its ``response_metadata``: ``verdict``, ``accepted``, ``stop_reason``,
     ``finish_reason``, ``usage`` (the whole cost, judging included), ``settings_hash``, ``model_name``.
@@ -154,7 +157,7 @@ class ChatRain(GuardedModel, BaseChatModel):
     """Retries of a server's failed request: ``settings.model.limits.attempts`` less one."""
 
     temperature: float | None = Field(default=None, frozen=True)
-    """``settings.generation.temperature``; 0 takes the likeliest token at every place (``top_k=1``)."""
+    """``settings.generation.temperature``; 0 is taken for 0.01: nearly always the likeliest token."""
 
     max_tokens: int | None = Field(default=None, frozen=True)
     """Longest answer, tokens: ``settings.generation.max_new_tokens``."""
@@ -311,8 +314,7 @@ class ChatRain(GuardedModel, BaseChatModel):
         if isinstance(given.get("max_retries"), int):
             given["max_retries"] += 1
         if given.get("temperature") == 0:
-            del given["temperature"]
-            given["top_k"] = 1
+            given["temperature"] = _COLD
         return super()._sections(given)
 
     def _overridden(self, overrides: Mapping[str, Any]) -> Self:
