@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from functools import lru_cache
 
 _SENTENCE = re.compile(r"(?<=[.!?…])\s+|\n+")
 _WORD = re.compile(r"[^\W_]+")
@@ -32,21 +33,27 @@ def pertinent(context: str, question: str, answer: str) -> str:
         The best sentence of the passages for each one of the answer: each once, in their order, as
         written, with a space between them; "" if none shares a word.
     """
-    sentences = [sentence.strip() for sentence in _SENTENCE.split(context)]
-    told = [_words(sentence) for sentence in sentences]
-    having = Counter(word for words in told for word in words)
+    sentences, told, weights = _read(context)
     asked = _words(question)
     found = set()
     for statement in _SENTENCE.split(answer.strip()):
         wanted = asked | _words(statement)
         scores = [
-            sum(math.log((1 + len(told)) / having[word]) for word in sorted(words & wanted))
-            / math.sqrt(max(1, len(words)))
+            sum(weights[word] for word in sorted(words & wanted)) / math.sqrt(max(1, len(words)))
             for words in told
         ]
         if max(scores) > 0:
             found.add(scores.index(max(scores)))
     return " ".join(sentences[place] for place in sorted(found))
+
+
+@lru_cache(maxsize=64)  # one context is asked about many times
+def _read(context: str) -> tuple[list[str], list[frozenset[str]], dict[str, float]]:
+    """Return the sentences of the passages, the words of each, and what a word weighs."""
+    sentences = [sentence.strip() for sentence in _SENTENCE.split(context)]
+    told = [_words(sentence) for sentence in sentences]
+    having = Counter(word for words in told for word in words)
+    return sentences, told, {word: math.log((1 + len(told)) / n) for word, n in having.items()}
 
 
 def _words(text: str) -> frozenset[str]:
