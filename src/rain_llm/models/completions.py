@@ -245,13 +245,16 @@ class CompletionsModel:
             request.ends,
             self._ending(request.ends),
             request.schema,
-            self._line_breaks if request.schema else frozenset(),
+            self._blank if request.schema else frozenset(),
         )
 
     @functools.cached_property
-    def _line_breaks(self) -> frozenset[int]:
-        """Tokens with white space that cannot stand in a JSON string as it is."""
-        return frozenset(i for i in range(self.text.size) if set("\n\r\t") & set(self.text.piece(i)))
+    def _blank(self) -> frozenset[int]:
+        """Tokens with line breaks or tabs, which no JSON string holds as they are, or of several spaces."""
+        pieces = enumerate(map(self.text.piece, range(self.text.size)))
+        return frozenset(
+            i for i, piece in pieces if set("\n\r\t") & set(piece) or (piece.isspace() and piece != " ")
+        )
 
     async def _whole(self, request: Sample, branch: int, drawn: Drawn, ask: Ask, bill: Bill) -> Continuation:
         """Cut a continuation where it should end; go on where the server has ended it too early.

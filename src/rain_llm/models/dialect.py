@@ -57,7 +57,7 @@ class Wish:
         ends: strings behind which the server may end a continuation.
         end_tokens: the tokens whose text ends with one of these, and all that are no text.
         schema: JSON text of the schema that a document is to fit.
-        barred: tokens that are never drawn: with a schema, line breaks, of which small models make no end.
+        barred: tokens that are never drawn: with a schema, blanks, of which small models make no end.
     """
 
     prefix: TokenIds
