@@ -130,6 +130,8 @@ async def test_what_cannot_be_asked(llm: RainLLM) -> None:
         await llm.achat_with_tools([WEATHER], QUESTION, tool_choice="look")
     with pytest.raises(PromptError, match="OpenAI's form"):
         llm.chat([ChatMessage(QUESTION)], tools=[{"name": "weather"}])
+    with pytest.raises(PromptError, match="tools are for chats"):
+        llm.complete(QUESTION, tools=[WEATHER.metadata.to_openai_tool()])
     with pytest.raises(PromptError, match="tool_choice is 3"):
         llm.chat_with_tools([WEATHER], QUESTION, tool_choice=3)
 

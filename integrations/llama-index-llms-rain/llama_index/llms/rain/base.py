@@ -33,7 +33,7 @@ from llama_index.core.prompts import BasePromptTemplate, SelectorPromptTemplate
 from llama_index.core.tools import BaseTool
 from llama_index.core.types import Model, PydanticProgramMode, TokenAsyncGen, TokenGen
 from llama_index.llms.rain.events import RainVerdictEvent
-from llama_index.llms.rain.messages import calls_of, from_llama_index, to_llama_index
+from llama_index.llms.rain.messages import ROLES, calls_of, from_llama_index, to_llama_index
 from llama_index.llms.rain.models import described
 from llama_index.llms.rain.rag import sources
 from llama_index.llms.rain.structured import RainStructuredLLM
@@ -41,6 +41,7 @@ from llama_index.llms.rain.tools import openai_tools, read_choice, read_tools
 
 from rain_llm import (
     Message,
+    PromptError,
     Rain,
     RainResult,
     RainSettings,
@@ -360,13 +361,11 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
         self, messages: Sequence[ChatMessage], options: dict[str, Any]
     ) -> tuple[Task, RainSettings]:
         """A system prompt in the messages replaces our own."""
-        prompt = from_llama_index(messages)
-        if not any(message.role == "system" for message in prompt) and self.system_prompt:
+        if not any(ROLES[message.role] == "system" for message in messages):
             messages = self._extend_messages(list(messages))
-            prompt = from_llama_index(messages)
         if self.messages_to_prompt not in (None, messages_to_prompt):
             return self._asked(self.messages_to_prompt(messages), options, verbatim=True)
-        return self._asked(prompt, options)
+        return self._asked(from_llama_index(messages), options)
 
     def _asked(
         self, prompt: str | list[Message], options: dict[str, Any], verbatim: bool = False
@@ -393,6 +392,8 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
             tool_choice=read_choice(given.pop("tool_choice", "auto")),
             parallel_calls=given.pop("parallel_tool_calls", True),
         )
+        if task.tools and isinstance(prompt, str):
+            raise PromptError("tools are for chats, and for the model's own chat template: use chat or achat")
         settings = given.pop("settings", self.settings)
         if not isinstance(settings, RainSettings):
             raise SettingsError(f"settings must be RainSettings, not {type(settings).__name__}")
