@@ -23,7 +23,7 @@ from rain_llm.types import Score
 SETTINGS = RainSettings().updated(
     evaluation={"criteria": [CIVILITY]}, generation={"max_new_tokens": 16}, search={"iterations": 32}
 )
-_GUIDES = re.compile("|".join(rf"^{re.escape(c.guide)}\s*" for c in BUILT_IN.values() if c.guide))
+_GUIDES = re.compile(f"^(?:(?:{'|'.join(re.escape(c.guide) for c in BUILT_IN.values() if c.guide)})\\s*)*")
 _WORDS = re.compile(r"\s*\w+|\s*[^\w\s]|\s+")
 _GOOD = {good for criterion in (CIVILITY, GROUNDEDNESS, HARMLESS_ACTIONS) for good, _ in criterion.labels}
 

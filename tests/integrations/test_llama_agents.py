@@ -265,7 +265,7 @@ async def test_an_agent_workflow_hands_over() -> None:
     first = FunctionAgent(name="asker", description="asks", llm=llm, can_handoff_to=["teller"])
     second = FunctionAgent(name="teller", description="tells", llm=llm, tools=[WEATHER])
     workflow = AgentWorkflow(agents=[first, second], root_agent="asker")
-    response = await workflow.run(QUESTION, memory=memory())
+    response: Any = await workflow.run(QUESTION, memory=memory())
     assert (str(response), response.current_agent_name) == ("Splendid.", "teller")
 
 

@@ -40,7 +40,7 @@ class TestRainLLM(LLMStandardTests):
 
     @pytest.fixture(params=["text", "chat"])
     def llm(self, request: pytest.FixtureRequest) -> RainLLM:
-        script = {
+        script: dict[str, dict[str, float]] = {
             PROMPT: {" Paris, a splendid city.": 1, CALL: 1e-9},
             "schema.\n": {JOURNEY: 1},
             "assistant: ": {JOURNEY: 1},
@@ -90,7 +90,7 @@ class Sleeper(MockLLM):
 
 def test_a_blocked_event_loop_is_found() -> None:
     with pytest.raises(AssertionError, match="stood still"):
-        LLMStandardTests().test_the_event_loop_goes_on(Sleeper(), "acomplete")
+        LLMStandardTests().test_the_event_loop_goes_on(Sleeper(max_tokens=None), "acomplete")
 
 
 def test_a_system_prompt_told_twice_is_found() -> None:

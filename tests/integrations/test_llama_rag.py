@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from llama_index.core import Document, MockEmbedding, PromptTemplate, Settings, SummaryIndex
+from llama_index.core.base.llms.types import ToolCallBlock
 from llama_index.core.base.response.schema import StreamingResponse
 from llama_index.core.chat_engine import (
     CondensePlusContextChatEngine,
@@ -20,7 +21,7 @@ from llama_index.core.llms import ChatMessage
 from llama_index.core.prompts import RichPromptTemplate
 from llama_index.core.query_engine import RouterQueryEngine
 from llama_index.core.response_synthesizers import ResponseMode
-from llama_index.core.tools import QueryEngineTool
+from llama_index.core.tools import FunctionTool, QueryEngineTool
 from llama_index.llms.rain import RainLLM, RainVerdictEvent, VerdictCollector
 
 from rain_llm import CIVILITY, GROUNDEDNESS, HARMLESSNESS, Rain, RainSettings
@@ -69,7 +70,7 @@ def index() -> SummaryIndex:
     return SummaryIndex.from_documents([Document(text=FERRY), Document(text=CAFE)])
 
 
-def asked(llm: RainLLM) -> set[tuple[str, str]]:
+def asked_of(llm: RainLLM) -> set[tuple[str, str]]:
     """Return every passage and question that an answer of the model was judged by."""
     return {(p, q) for p, q, answer in SHOWN.findall(judged(model_of(llm))) if answer in ANSWERS}
 
@@ -77,7 +78,7 @@ def asked(llm: RainLLM) -> set[tuple[str, str]]:
 # --- query engines ------------------------------------------------------------------------------------
 
 BOTH = f"{FERRY}\n\n{CAFE}"
-MODES = {
+MODES: dict[ResponseMode, list[tuple[str, ...]]] = {
     ResponseMode.COMPACT: [(BOTH,)],
     ResponseMode.REFINE: [(FERRY,), (CAFE, TRUE)],  # a refined answer may keep to what there was
     ResponseMode.TREE_SUMMARIZE: [(BOTH,)],
@@ -101,7 +102,7 @@ async def test_an_answer_is_judged_by_its_passages(
         assert [event.context for event in collector.events] == MODES[mode]
         assert {event.question for event in collector.events} == {QUESTION}
         assert collector.events[0].accepted and collector.events[0].text == TRUE
-        assert asked(llm) == {(" ".join("\n\n".join(p).split()), QUESTION) for p in MODES[mode]}
+        assert asked_of(llm) == {(" ".join("\n\n".join(p).split()), QUESTION) for p in MODES[mode]}
         assert FALSE in judged(model_of(llm))  # it was written, found unsupported and rewound
 
 
@@ -146,7 +147,7 @@ def test_a_call_s_own_context_and_question() -> None:
     raw = llm.complete("Answer: ", context=[FERRY, CAFE], question=QUESTION).raw
     assert raw is not None
     assert (raw["context"], raw["question"], raw["verdict"]["passed"]) == ((FERRY, CAFE), QUESTION, True)
-    assert asked(llm) == {(f"{FERRY} {CAFE}", QUESTION)}
+    assert asked_of(llm) == {(f"{FERRY} {CAFE}", QUESTION)}
 
 
 def test_the_trace_reaches_the_application(index: SummaryIndex) -> None:
@@ -179,6 +180,23 @@ def test_criteria_that_need_a_context_are_left_out_without_one() -> None:
         ["groundedness", "civility"],
         ["civility"],
         [HARMLESSNESS.name],
+    ]
+
+
+def test_an_agent_keeps_to_what_its_tools_say() -> None:
+    reply = ChatMessage(role="tool", content=FERRY, additional_kwargs={"tool_call_id": "1"})
+    asked = ToolCallBlock(tool_call_id="1", tool_name="ferry", tool_kwargs={})
+    call = ChatMessage(role="assistant", blocks=[asked])
+    llm = grounded({"</tool_response>": ANSWERS, QUESTION: {TRUE: 1}})
+    tools = [FunctionTool.from_defaults(lambda: FERRY, name="ferry", description="Tells.")]
+    with VerdictCollector() as collector:
+        said = llm.chat_with_tools(tools, chat_history=[ChatMessage(QUESTION), call, reply])
+        llm.chat_with_tools(tools, QUESTION)  # nothing was told yet
+    assert said.message.content == TRUE
+    assert asked_of(llm) == {(FERRY, QUESTION)}
+    assert [names(event) for event in collector.events] == [
+        ["groundedness", "harmlessness"],
+        ["harmlessness"],
     ]
 
 
@@ -258,7 +276,7 @@ def test_a_simple_chat_engine() -> None:
 async def test_evaluators(guarded: bool) -> None:
     llm = grounded({"Answer: ": {"YES": 1}, "## Generated Answer": {f"\n{FERRY}\n4.0\nGood.": 1}})
     judge = llm if guarded else llm.unguarded()
-    given = {"query": QUESTION, "response": TRUE, "contexts": [FERRY]}
+    given: dict[str, Any] = {"query": QUESTION, "response": TRUE, "contexts": [FERRY]}
     with VerdictCollector() as collector:
         assert FaithfulnessEvaluator(llm=judge).evaluate(**given).passing
         assert (await RelevancyEvaluator(llm=judge).aevaluate(**given)).passing

@@ -412,8 +412,7 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
             given["chat_template"] = False
         if given:
             settings = settings.updated(generation=given)
-        acts = task.tools and task.tool_choice != "none"  # then the engine knows what has a context
-        return task, settings if task.context or acts else _without_context(settings)
+        return task, settings if task.context else _without_context(settings, task)
 
     # -- how it is driven ----------------------------------------------------------------------------
 
@@ -514,10 +513,16 @@ def _as_completion(response: ChatResponse) -> CompletionResponse:
     )
 
 
-def _without_context(settings: RainSettings) -> RainSettings:
-    """Return the settings for a call without a context: without the criteria that judge against one."""
+def _without_context(settings: RainSettings, task: Task) -> RainSettings:
+    """Return the settings for a task without a context: criteria that judge against one are left out.
+
+    Not so where tools may be called, for their replies are a context; until there are some, the engine leaves
+    those criteria out by itself. An answer that no criterion would be left for is judged by the default.
+    """
     criteria = settings.evaluation.criteria
-    kept = [criterion for criterion in criteria if not criterion.needs_context]
-    if len(kept) == len(criteria):
+    others = [criterion for criterion in criteria if not criterion.needs_context]
+    if len(others) == len(criteria):
         return settings
-    return settings.updated(evaluation={"criteria": kept or EvaluationSettings().criteria})
+    kept = criteria if task.tools and task.tool_choice != "none" else others
+    default = () if others else EvaluationSettings().criteria
+    return settings.updated(evaluation={"criteria": [*kept, *default]})

@@ -22,7 +22,7 @@ class RainVerdictEvent(BaseEvent):
         text: the whole answer. tool_calls: what it asks for; only calls that passed.
         verdict: on it; None if it was cut off before it was judged.
         accepted: every piece of it was accepted. stop_reason: why it ended. usage: what it cost.
-        context: the passages that it was judged against; (): there were none.
+        context: the passages that came with the prompt, to be judged against; (): none did.
         question: what the judge was told was asked; "": the prompt itself.
         trace: how it came about. settings_hash: of the settings that it was written with.
     """
