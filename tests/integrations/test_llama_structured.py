@@ -119,15 +119,21 @@ async def test_an_instance_by_a_call() -> None:
 # --- as a model of its own, and in query engines ------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:The `json` method")  # LlamaIndex's own
-async def test_a_structured_model(llm: RainLLM) -> None:
-    house = llm.as_structured_llm(House)
-    chat = [ChatMessage("Tell about the house.")]
-    assert house.chat(chat).raw == SPLENDID
-    assert (await house.achat(chat)).raw == SPLENDID
-    assert list(house.stream_chat(chat))[-1].raw == SPLENDID
-    assert House.model_validate_json(house.complete("Tell about the house.").text) == SPLENDID
-    assert House.model_validate_json(house.predict(PROMPT, town="Bonn")) == SPLENDID
+async def test_a_structured_model_is_counted_once(llm: RainLLM) -> None:
+    counter = TokenCountingHandler(tokenizer=lambda text: pytest.fail("the tokens were guessed"))
+    llm.callback_manager = CallbackManager([counter])
+    house, chat = llm.as_structured_llm(House), [ChatMessage("Tell about the house.")]
+    with recording() as recorder:
+        assert house.chat(chat).raw == SPLENDID
+        assert (await house.achat(chat)).raw == SPLENDID
+        assert list(house.stream_chat(chat))[-1].raw == SPLENDID
+        assert [each async for each in await house.astream_chat(chat)][-1].raw == SPLENDID
+        assert House.model_validate_json(house.complete("Tell about the house.").text) == SPLENDID
+        assert House.model_validate_json((await house.acomplete("Tell about it.")).text) == SPLENDID
+        assert House.model_validate_json(house.predict(PROMPT, town="Bonn")) == SPLENDID
+        assert House.model_validate_json(await house.apredict(PROMPT, town="Bonn")) == SPLENDID
+    assert recorder.counts["LLMChatEndEvent"] + recorder.counts["LLMCompletionEndEvent"] == 8
+    assert len(counter.llm_token_counts) == 8
 
 
 @pytest.mark.parametrize("wrapped", [True, False])

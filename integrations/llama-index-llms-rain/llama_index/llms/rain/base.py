@@ -323,7 +323,8 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
 
     def as_structured_llm(self, output_cls: type[BaseModel], **kwargs: Any) -> RainStructuredLLM:
         """Return a model whose every answer is an instance of ``output_cls``."""
-        return RainStructuredLLM(llm=self, output_cls=output_cls, **kwargs)
+        given = {"callback_manager": self.callback_manager, **kwargs}
+        return RainStructuredLLM(llm=self, output_cls=output_cls, **given)
 
     def _about(self, prompt: BasePromptTemplate, arguments: dict[str, Any]) -> RainLLM:
         """Return a twin that is told what its next prompt is about."""

@@ -2,26 +2,78 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from llama_index.core.base.llms.generic_utils import chat_response_to_completion_response
 from llama_index.core.bridge.pydantic import BaseModel
+from llama_index.core.llms import (
+    LLM,
+    ChatMessage,
+    ChatResponse,
+    ChatResponseAsyncGen,
+    ChatResponseGen,
+    CompletionResponse,
+    MessageRole,
+)
 from llama_index.core.llms.structured_llm import StructuredLLM
-from llama_index.core.prompts import BasePromptTemplate
+from llama_index.core.prompts import BasePromptTemplate, ChatPromptTemplate
 
 
 class RainStructuredLLM(StructuredLLM):
     """A :class:`~llama_index.llms.rain.RainLLM` whose every answer is an instance of ``output_cls``.
 
-    LlamaIndex's own wrapper fills a prompt's template before the model sees it, so that passages and question
-    are not told apart any more. This one hands the template on; its answers are JSON texts, as there.
+    LlamaIndex's own wrapper fills a prompt's template before the model sees it, so that passages and
+    question are not told apart any more, and counts each call beside the model's own count. This one hands
+    the template on, and a call is the model's, told to the wrapper's callbacks. Answers are JSON texts, as
+    there.
     """
+
+    @property
+    def _model(self) -> LLM:
+        return self.llm.model_copy(update={"callback_manager": self.callback_manager})
 
     def predict(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
         """Fill a template and answer it."""
-        answer: BaseModel = self.llm.structured_predict(self.output_cls, prompt, **prompt_args)
+        answer: BaseModel = self._model.structured_predict(self.output_cls, prompt, **prompt_args)
         return answer.model_dump_json()
 
     async def apredict(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
         """Fill a template and answer it without blocking the event loop."""
-        answer: BaseModel = await self.llm.astructured_predict(self.output_cls, prompt, **prompt_args)
+        answer: BaseModel = await self._model.astructured_predict(self.output_cls, prompt, **prompt_args)
         return answer.model_dump_json()
+
+    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """Answer a chat; ``raw`` is the instance."""
+        template = ChatPromptTemplate(messages)
+        return _said(self._model.structured_predict(self.output_cls, template, kwargs))
+
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """Answer a chat without blocking the event loop."""
+        template = ChatPromptTemplate(messages)
+        return _said(await self._model.astructured_predict(self.output_cls, template, kwargs))
+
+    def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
+        """Answer a chat; an instance is accepted whole, so each response is complete."""
+        template = ChatPromptTemplate(messages)
+        instances = self._model.stream_structured_predict(self.output_cls, template, kwargs)
+        return (_said(instance) for instance in instances)
+
+    async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
+        """As :meth:`stream_chat`, without blocking the event loop."""
+        template = ChatPromptTemplate(messages)
+        instances = await self._model.astream_structured_predict(self.output_cls, template, kwargs)
+        return (_said(instance) async for instance in instances)
+
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        """Answer a text as the user's turn of a chat."""
+        return chat_response_to_completion_response(self.chat([ChatMessage(prompt)], **kwargs))
+
+    async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        """As :meth:`complete`, without blocking the event loop."""
+        return chat_response_to_completion_response(await self.achat([ChatMessage(prompt)], **kwargs))
+
+
+def _said(instance: BaseModel) -> ChatResponse:
+    message = ChatMessage(role=MessageRole.ASSISTANT, content=instance.model_dump_json())
+    return ChatResponse(message=message, raw=instance)
