@@ -28,6 +28,7 @@ from langchain_core.messages import (
     AIMessage,
     AIMessageChunk,
     ChatMessage,
+    FunctionMessage,
     HumanMessage,
     SystemMessage,
     ToolMessage,
@@ -228,6 +229,10 @@ def test_standard_parameters_are_names_for_places_in_the_settings():
     assert "secret" not in repr(chat) + str(chat.asdict()) + str(dumpd(chat))
     assert ChatRain().settings == RainSettings()
     assert ChatRain(temperature=0).settings.generation.temperature == 0.01
+    told = {"generation": {"seed": 5}}
+    assert ChatRain(settings=told, max_tokens=7).settings == RainSettings().updated(
+        generation={"seed": 5, "max_new_tokens": 7}
+    )
 
 
 def test_a_parameter_cannot_be_changed_behind_the_settings():
@@ -344,6 +349,27 @@ def test_standard_content_blocks_go_out_and_come_in(model):
     _, told, reply = model.chats[-1][0]
     assert (told.content, told.tool_calls[0].arguments) == ("I do.", {"to": "shop"})
     assert (reply.name, reply.tool_call_id) == ("pay", call["id"])
+
+
+def test_other_kinds_of_messages_and_blocks_are_told_too(chat, model):
+    chat.invoke(
+        [
+            ChatMessage(content="Be fair.", role="system"),
+            HumanMessage([{"type": "text-plain", "text": "Pay.", "mime_type": "text/plain"}]),
+            ChatMessage(content="I do.", role="assistant"),
+            FunctionMessage(content="done", name="pay"),
+            AIMessage([{"type": "reasoning", "reasoning": "hm"}, {"type": "refusal", "refusal": "No."}]),
+            HumanMessage("What of my cat?"),
+        ]
+    )
+    assert [(m.role, m.content, m.name) for m in model.chats[0][0]] == [
+        ("system", "Be fair.", ""),
+        ("user", "Pay.", ""),
+        ("assistant", "I do.", ""),
+        ("tool", "done", "pay"),
+        ("assistant", "No.", ""),
+        ("user", "What of my cat?", ""),
+    ]
 
 
 def test_unknown_roles_are_refused(chat):
