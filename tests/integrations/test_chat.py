@@ -32,6 +32,7 @@ from langchain_core.messages import (
     HumanMessage,
     SystemMessage,
     ToolMessage,
+    trim_messages,
 )
 from langchain_core.rate_limiters import BaseRateLimiter
 from langchain_core.runnables import ConfigurableField, RunnableConfig
@@ -678,6 +679,15 @@ def test_tool_choices_of_all_dialects(choice, calls):
     message = chat.bind_tools([look], tool_choice=choice).invoke("Like my cat?")
     assert len(message.tool_calls) == calls
     assert message.text == ("" if calls else "The end")
+
+
+def test_tokens_are_counted_as_the_model_is_shown_them(chat):
+    messages = [SystemMessage("Be fair."), HumanMessage("Like my cat?")]
+    for tools in ([], [pay, look]):
+        usage = chat.bind_tools(tools).invoke(messages).usage_metadata
+        assert usage and chat.get_num_tokens_from_messages(messages, tools) == usage["input_tokens"]
+    kept = trim_messages(messages, max_tokens=8, token_counter=chat, strategy="last")
+    assert [message.text for message in kept] == ["Like my cat?"]
 
 
 def test_tools_that_cannot_be_called_are_refused(chat, model):

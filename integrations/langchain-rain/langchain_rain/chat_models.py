@@ -218,6 +218,13 @@ class ChatRain(GuardedModel, BaseChatModel):
         chat, asked = self._asked(stop, kwargs)
         return str(sorted({**chat._identifying_params, "_type": chat._llm_type, **asked}.items()))
 
+    def get_num_tokens_from_messages(
+        self, messages: list[BaseMessage], tools: Sequence[AnyTool] | None = None
+    ) -> int:
+        """Return how many tokens the model is shown of a chat; loads the model."""
+        task = Task(_chat(messages), tools=[_tool(tool) for tool in tools or ()])
+        return len(self._rain.encode(task, self.settings))
+
     # -- tools and structured output -----------------------------------------------------------
 
     def bind_tools(
@@ -244,11 +251,8 @@ class ChatRain(GuardedModel, BaseChatModel):
             ValueError: a tool is no function, or the choice names no tool.
         """
         bound = [convert_to_openai_tool(tool) for tool in tools]
-        for tool in bound:
-            if "function" not in tool:
-                raise ValueError(f"only functions can be called, not a tool of the type {tool.get('type')!r}")
         choice = _choice(tool_choice)
-        names = [tool["function"]["name"] for tool in bound]
+        names = [_tool(tool).name for tool in bound]
         if choice not in ("auto", "none", "any", *names):
             raise ValueError(f"tool_choice '{choice}' names no tool: there are {', '.join(names) or 'none'}")
         return self.bind(tools=bound, tool_choice=choice, parallel_tool_calls=parallel_tool_calls, **kwargs)
@@ -482,8 +486,11 @@ def _text(message: BaseMessage) -> str:
     return "".join(said)
 
 
-def _tool(tool: Mapping[str, Any]) -> Tool:
-    function = tool["function"]
+def _tool(tool: AnyTool) -> Tool:
+    converted = convert_to_openai_tool(tool)
+    if "function" not in converted:
+        raise ValueError(f"only functions can be called, not a tool of the type {converted.get('type')!r}")
+    function = converted["function"]
     made = Tool(function["name"], function.get("description") or "")
     return Tool(made.name, made.description, function.get("parameters") or made.parameters)
 

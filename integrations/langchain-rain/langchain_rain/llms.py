@@ -42,7 +42,8 @@ class RainLLM(GuardedModel, BaseLLM):
 
     A call, or ``bind``, may override ``stop``, any field of the settings' ``generation``
     (``max_new_tokens``, ``temperature``, ``seed``, ...), any other section (``on_unsafe="raise"``,
-    ``evaluation={"criteria": ["civility"]}``), or all ``settings`` at once, and give a ``context``.
+    ``evaluation={"criteria": ["civility"]}``), or all ``settings`` at once, and give a ``context``
+    (passages or documents for criteria that judge against them) and the ``question`` asked of it.
 
     Example:
         ```python
