@@ -62,6 +62,7 @@ async def test_all_four_ways_give_the_accepted_instance(llm: RainLLM) -> None:
     model = model_of(llm)
     assert "rubbish" in judged(model)  # it was written, judged and rewound
     assert "in Bonn" in model.decode(model.requests[0].prefix)
+    assert "schema" not in judged(model)  # the question is judged as it was asked
 
 
 async def test_a_stream_shows_no_rewound_instance(llm: RainLLM) -> None:

@@ -24,6 +24,7 @@ from llama_index.core.llms import (
     CompletionResponseGen,
     CustomLLM,
     LLMMetadata,
+    MessageRole,
 )
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.function_calling import FunctionCallingLLM
@@ -339,11 +340,16 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
         llm_kwargs: dict[str, Any] | None,
         arguments: dict[str, Any],
     ) -> tuple[BasePromptTemplate, dict[str, Any]]:
-        """Return a copy of the template, for LlamaIndex writes into it, and the arguments of the call."""
+        """Return a copy of the template, for LlamaIndex writes into it, and the arguments of the call.
+
+        What was asked is told to the judge without the schema that LlamaIndex writes behind it.
+        """
         if isinstance(prompt, SelectorPromptTemplate):
             prompt = prompt.select(self)
         context, question = sources(prompt, arguments)
-        asked: dict[str, Any] = {"context": context, "question": question}
+        turns = prompt.format_messages(llm=self, **arguments)
+        said = [turn.content or "" for turn in turns if turn.role is MessageRole.USER]
+        asked: dict[str, Any] = {"context": context, "question": question or "".join(said[-1:])}
         if self.pydantic_program_mode is PydanticProgramMode.LLM:
             asked["schema"] = output_cls.model_json_schema()
         return prompt.partial_format(), asked | (llm_kwargs or {})
