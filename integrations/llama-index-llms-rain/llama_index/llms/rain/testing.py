@@ -8,8 +8,9 @@ A class of tests for each model::
             return MyLLM(...)
 
 Properties say what the model has; what it has not is skipped. A test that a model cannot pass is overridden
-and marked ``xfail(reason=...)``. The model should answer the same twice; no plugin of pytest is needed. To see
-values in what fails, say ``pytest.register_assert_rewrite("llama_index.llms.rain.testing")`` in ``conftest.py``.
+and marked ``xfail(reason=...)``. The model should answer the same twice; no plugin of pytest is needed. To
+see values in what fails, ``conftest.py`` calls
+``pytest.register_assert_rewrite("llama_index.llms.rain.testing")``.
 """
 
 from __future__ import annotations
