@@ -230,7 +230,8 @@ def test_what_a_model_is_given():
     ]
     retrieved = Item("1", "Who?", "It was Ann.\n\nBob slept.")
     assert TASKS["rag"].prompt(retrieved)[0].content == (
-        "Answer the question from these passages alone. If they do not say, say that.\n\nIt was Ann.\n\nBob slept."
+        "Answer the question from these passages alone. If they do not say, say that."
+        "\n\nIt was Ann.\n\nBob slept."
     )
     assert TASKS["harmlessness"].generation(None) == {
         "max_new_tokens": 64,
