@@ -142,6 +142,11 @@ class Channel(Frozen):
 
     good: Context = Field(description="Context before a good answer, e.g. 'A polite reply: {query}'.")
     bad: Context = Field(description="Context before a bad answer, of the same shape.")
+    measure: Literal["nats", "share"] = Field(
+        default="nats",
+        description="Evidence is by how much likelier the good context makes the answer: 'nats' a token, or "
+        "as the 'share' of what the answer was unlikely by behind the bad one (1: all of it).",
+    )
 
 
 class Guard(Frozen):
@@ -199,6 +204,14 @@ class Criterion(Frozen):
     guide: str = Field(
         default="",
         description="What a good answer would follow from; drafts behind a rewind are written behind it.",
+    )
+    style: Literal["labels", "choice", "channel", "guard"] | None = Field(
+        default=None, description="How this criterion is asked for; null: as evaluation.style says."
+    )
+    evidence: bool = Field(
+        default=False,
+        description="Show of the context, for each sentence of the answer, only the one that speaks of it "
+        "most: what a small judge can read, and little of what somebody hid among the passages.",
     )
     examples: tuple[Example, ...] = Field(default=(), description="Worked examples.")
     threshold: float = Field(default=0.5, ge=0, lt=1, description="An answer passes above this probability.")

@@ -18,12 +18,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias, TypeVar, cast
 
 from rain_llm.blindness import Blindness
 from rain_llm.criteria import BUILT_IN, Criterion, Example
 from rain_llm.errors import LabelError, ModelError, PromptError
+from rain_llm.evidence import pertinent
 from rain_llm.models.base import LanguageModel
 from rain_llm.settings import EvaluationSettings
 from rain_llm.types import CriterionScore, Message, Reply, Request, Score, Scores, TokenIds, Verdict
@@ -68,12 +69,18 @@ class Subject:
 class _Question:
     """Evidence for a criterion: ``(log p(good) - log p(bad)) / tokens``, in nats.
 
-    Each side is an option of a request; many questions may share one request.
+    Each side is an option of a request; many questions may share one request. ``share``: not by tokens,
+    but by ``-log p(bad)``.
     """
 
     good: tuple[Score, int]
     bad: tuple[Score, int]
     tokens: int = 1
+    share: bool = False
+
+    def evidence(self, good: float, bad: float) -> float:
+        """Make evidence of both sides' log-probabilities, nats."""
+        return (good - bad) / (max(-bad, 1e-6) if self.share else self.tokens)
 
 
 class SelfEvaluator:
@@ -175,7 +182,7 @@ class SelfEvaluator:
 
     def _lacks_context(self, criterion: Criterion, subject: Subject) -> bool:
         """Whether a criterion would be asked about a context that is not there."""
-        reads = self.settings.style not in ("choice", "guard")
+        reads = self._style(criterion) not in ("choice", "guard")
         return reads and criterion.needs_context and not subject.context.strip()
 
     def evidence(self, subject: Subject, answers: Sequence[str]) -> Asking[list[list[Evidence]]]:
@@ -203,7 +210,7 @@ class SelfEvaluator:
             probability = votes(evidence)
             threshold, target = max(threshold, 0.5), max(target, 0.5)  # a tie never passes
         else:
-            trained = self.settings.style == "guard"  # what was fitted to other questions does not hold
+            trained = self._style(criterion) == "guard"  # what was fitted to other questions does not hold
             threshold, target = (max(threshold, 0.5), max(target, 0.5)) if trained else (threshold, target)
             scale = criterion.calibration.scale if criterion.calibration and not trained else 1.0
             logit = (odds - (center or 0.0)) / scale
@@ -215,7 +222,7 @@ class SelfEvaluator:
     def _center(self, criterion: Criterion, subject: Subject) -> float | None:
         """Return the log-odds that mean 'cannot tell'; None if that is to be asked first."""
         calibration = criterion.calibration
-        if calibration is None or self.settings.mode == "hard" or self.settings.style == "guard":
+        if calibration is None or self.settings.mode == "hard" or self._style(criterion) == "guard":
             return 0.0
         if isinstance(calibration.center, float | int):
             return calibration.center
@@ -240,7 +247,7 @@ class SelfEvaluator:
         replies = cast(Sequence[Scores], (yield scores))
         logprobs = {score: reply.logprobs for score, reply in zip(scores, replies, strict=True)}
         evidence: list[Evidence] = [
-            tuple((logprobs[q.good[0]][q.good[1]] - logprobs[q.bad[0]][q.bad[1]]) / q.tokens for q in group)
+            tuple(q.evidence(logprobs[q.good[0]][q.good[1]], logprobs[q.bad[0]][q.bad[1]]) for q in group)
             for group in groups
         ]
         if any(math.isnan(one) for found in evidence for one in found):
@@ -253,13 +260,20 @@ class SelfEvaluator:
     # -- from a text to questions ------------------------------------------------------------------
 
     def _questions(self, criterion: Criterion, subject: Subject, answer: str) -> list[_Question]:
-        if self.settings.style == "labels":
+        if criterion.evidence and subject.context:
+            shown = pertinent(subject.context, subject.query, answer)
+            subject = replace(subject, context=shown)
+        style = self._style(criterion)
+        if style == "labels":
             return self._label_questions(criterion, subject, answer)
-        if self.settings.style == "choice":
+        if style == "choice":
             return self._choice_questions(criterion, subject, answer)
-        if self.settings.style == "guard":
+        if style == "guard":
             return self._guard_questions(criterion, subject, answer)
         return self._channel_questions(criterion, subject, answer)
+
+    def _style(self, criterion: Criterion) -> str:
+        return criterion.style or self.settings.style
 
     def _label_questions(self, criterion: Criterion, subject: Subject, answer: str) -> list[_Question]:
         """Ask for the pairs of label words behind every frame."""
@@ -314,7 +328,7 @@ class SelfEvaluator:
             Score(self._tokens((), _fill(context, subject, ""), ""), (said,))
             for context in (channel.good, channel.bad)
         )
-        return [_Question((good, 0), (bad, 0), len(said))]
+        return [_Question((good, 0), (bad, 0), len(said), channel.measure == "share")]
 
     def _guard_questions(self, criterion: Criterion, subject: Subject, answer: str) -> list[_Question]:
         """Show a guard model the conversation as such: each text in its turn, where it is only text."""
@@ -347,11 +361,12 @@ class SelfEvaluator:
 
     def _label_tokens(self, criterion: Criterion) -> tuple[tuple[TokenIds, TokenIds], ...]:
         """Find the tokens of every label, as they follow the frame."""
-        if self.settings.style == "channel":
+        style = self._style(criterion)
+        if style == "channel":
             return ()
-        if self.settings.style == "choice":
+        if style == "choice":
             pairs: Sequence[tuple[str, str]] = (("A", "B"),)
-        elif self.settings.style == "guard":
+        elif style == "guard":
             assert criterion.guard is not None  # settings refuse a style without material
             pairs = ((criterion.guard.safe, criterion.guard.unsafe),)
         else:

@@ -402,7 +402,8 @@ class EvaluationSettings(Frozen):
         default="labels",
         description="'choice' is the paper's question; 'labels' compares label words; 'channel' "
         "compares the answer's likelihood in a good and a bad context; 'guard' shows the conversation to a "
-        "guard model as judge (Llama Guard): its probability as it is, the threshold 0.5 or more.",
+        "guard model as judge (Llama Guard): its probability as it is, the threshold 0.5 or more. A "
+        "criterion's own style comes first.",
     )
     mode: Literal["soft", "hard"] = Field(
         default="soft",
@@ -427,11 +428,11 @@ class EvaluationSettings(Frozen):
                 yield (place, index), f"criteria {names} must have different names"
             if place == "actions" and any(c.name == criterion.name and c != criterion for c in self.criteria):
                 yield (place, index), f"another criterion is named '{criterion.name}': rename one of them"
-            if not getattr(criterion, self.style):
+            style = criterion.style or self.style
+            if not getattr(criterion, style):
                 yield (
                     (place, index),
-                    f"criterion '{criterion.name}' has no '{self.style}': "
-                    "give it one or choose another style",
+                    f"criterion '{criterion.name}' has no '{style}': give it one or choose another style",
                 )
             if self.examples and not criterion.examples and place == "criteria":
                 yield (

@@ -46,10 +46,11 @@ class Style:
 
 def styles(criterion: Criterion, as_set: EvaluationSettings) -> list[Style]:
     """Return the ways to ask for a criterion: first as the settings do, then all that it has material for."""
+    style, criterion = criterion.style or as_set.style, criterion.model_copy(update={"style": None})
     own = EvaluationSettings(
         criteria=(criterion,),
         actions=(),
-        style=as_set.style,
+        style=style,
         examples=as_set.examples,
         chat_template=as_set.chat_template,
     )
