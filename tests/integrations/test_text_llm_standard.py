@@ -143,6 +143,24 @@ class TestParrot(TextLLMIntegrationTests):
         return Parrot
 
 
+class Loadable(Parrot):
+    """It can be written and loaded again."""
+
+    @classmethod
+    def is_lc_serializable(cls):
+        return True
+
+    @property
+    def lc_secrets(self):
+        return {"key": "PARROT_KEY"}
+
+
+class TestLoadableUnit(TestParrotUnit):
+    @property
+    def llm_class(self) -> type[BaseLLM]:
+        return Loadable
+
+
 class TestFakeStreamingListLLMUnit(TextLLMUnitTests):
     @property
     def llm_class(self):
@@ -209,11 +227,7 @@ class Talkative(Parrot):
         return self.key.get_secret_value()
 
 
-class Lossy(Parrot):
-    @classmethod
-    def is_lc_serializable(cls):
-        return True
-
+class Lossy(Loadable):
     @property
     def lc_attributes(self):
         return {"tail": "lost"}

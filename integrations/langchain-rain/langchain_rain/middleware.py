@@ -151,13 +151,11 @@ def _unheard() -> Iterator[Context]:
     """Give a context whose running config has no handlers that stream what models say."""
     config = ensure_config()
     callbacks = config.get("callbacks")
-    if isinstance(callbacks, BaseCallbackManager):
+    if isinstance(callbacks, BaseCallbackManager):  # inside a graph it always is
         callbacks = callbacks.copy()
         callbacks.handlers = [h for h in callbacks.handlers if not _streams(h)]
         callbacks.inheritable_handlers = [h for h in callbacks.inheritable_handlers if not _streams(h)]
-    elif callbacks:
-        callbacks = [h for h in callbacks if not _streams(h)]
-    config["callbacks"] = callbacks
+        config["callbacks"] = callbacks
     with set_config_context(config) as context:
         yield context
 

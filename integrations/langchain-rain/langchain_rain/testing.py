@@ -12,7 +12,8 @@ Derive from the two classes in a test file, and pytest runs what they hold on yo
             return {"model": "my-model", "temperature": 0}
 
 The unit tests never ask the model for an answer; the integration tests do. What a model cannot do is
-declared by a property, and its test is then skipped, by name.
+declared by a property, and its test is then skipped, by name. Some tests are coroutines: pytest-asyncio
+runs them where its ``asyncio_mode`` is "auto".
 """
 
 from __future__ import annotations
@@ -155,15 +156,23 @@ class TextLLMUnitTests(_TextLLMTests):
             for j in range(i):
                 assert key != keys[j], f"{every[i]} and {every[j]} share cache entries"
 
-    def test_serialisation(self, llm: BaseLLM) -> None:
+    def test_serialisation(self) -> None:
         """What says that it can be written and loaded again comes back equal; what does not, says so."""
-        written = dumpd(llm)
-        if llm.is_lc_serializable():
-            namespace = llm.get_lc_namespace()[0]
-            loaded = load(written, valid_namespaces=[namespace], allowed_objects=[self.llm_class])
+        environment, params, _ = self.init_from_env_params
+        with mock.patch.dict(os.environ, environment):
+            llm = self.make(**params)
+            written = dumpd(llm)
+            if not llm.is_lc_serializable():
+                assert written["type"] == "not_implemented"
+                return
+            namespaces = [llm.get_lc_namespace()[0]]
+            loaded = load(
+                written,
+                allowed_objects=[self.llm_class],
+                valid_namespaces=namespaces,
+                secrets_from_env=True,
+            )
             assert loaded == llm, "the loaded model differs"
-        else:
-            assert written["type"] == "not_implemented"
 
 
 class TextLLMIntegrationTests(_TextLLMTests):
