@@ -18,7 +18,7 @@ from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 
 from langchain_rain import ChatRain
 from langchain_rain.rag import grounded_chain
-from rain_llm import GROUNDEDNESS, Rain, RainSettings, SettingsError
+from rain_llm import GROUNDEDNESS, PromptError, Rain, RainSettings, SettingsError
 from rain_llm.models.scripted import END, ScriptedModel, script
 
 FERRY = Document("The ferry leaves at nine.", metadata={"page": 7}, id="f")
@@ -150,6 +150,13 @@ def test_another_prompt_may_be_given(chat, model):
     prompt = ChatPromptTemplate.from_template("By {passages} tell me: {question}")
     grounded_chain(chat, prompt).invoke({"question": QUESTION, "context": [FERRY]})
     assert written(model) == f"By Passage 1:\n> {FERRY.page_content} tell me: {QUESTION}"
+
+
+@pytest.mark.parametrize("asked", [QUESTION, {"question": QUESTION}, {"input": QUESTION, "context": []}])
+def test_another_input_is_refused_with_the_remedy(chat, model, asked):
+    with pytest.raises(PromptError, match="'context': retriever, 'question': RunnablePassthrough"):
+        grounded_chain(chat).invoke(asked)
+    assert not model.requests
 
 
 def test_a_chat_that_does_not_judge_by_passages_is_refused_at_once():

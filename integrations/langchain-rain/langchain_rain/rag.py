@@ -11,7 +11,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable, RunnableGenerator, RunnableLambda
 
 from langchain_rain.chat_models import ChatRain
-from rain_llm import GROUNDEDNESS, HARMLESSNESS, RainSettings, SettingsError
+from rain_llm import GROUNDEDNESS, HARMLESSNESS, PromptError, RainSettings, SettingsError
 
 PROMPT = ChatPromptTemplate.from_messages(
     [
@@ -53,7 +53,8 @@ def grounded_chain(
 
     Raises:
         SettingsError: no criterion of the chat's settings reads the passages.
-        Further errors, when called, are those of ``ChatRain``.
+        PromptError: when called, with something else than ``context`` and ``question``. Further errors, when
+            called, are those of ``ChatRain``.
     """
     if chat is None:
         chat = ChatRain(
@@ -66,7 +67,12 @@ def grounded_chain(
             "add GROUNDEDNESS to settings.evaluation.criteria"
         )
 
-    def answer(asked: Mapping[str, Any]) -> Runnable[Any, AIMessage]:
+    def answer(asked: Any) -> Runnable[Any, AIMessage]:
+        if not isinstance(asked, Mapping) or not {"context", "question"} <= asked.keys():
+            raise PromptError(
+                f"grounded_chain takes a dict of 'context' and 'question', not {asked!r:.60}: put "
+                "{'context': retriever, 'question': RunnablePassthrough()} in front of it"
+            )
         documents = _documents(asked["context"])
         passages = [document.page_content for document in documents] or [_NOTHING]
         messages = prompt.invoke({"passages": _quoted(passages), "question": asked["question"]})
