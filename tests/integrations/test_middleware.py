@@ -25,7 +25,7 @@ from pydantic import BaseModel, PrivateAttr
 
 from langchain_rain import ChatRain
 from langchain_rain.middleware import RainMiddleware
-from rain_llm import Rain, RainSettings, UnsafeAnswerError
+from rain_llm import PromptError, Rain, RainSettings, UnsafeAnswerError
 from rain_llm.criteria import HARMLESS_ACTIONS, HARMLESSNESS
 from rain_llm.models.scripted import END, ScriptedModel
 
@@ -255,6 +255,19 @@ def test_unaccepted_text_of_rains_own_does_not_leave_either():
     raising = agent_of(AIMessage(HARMFUL), middleware=[RainMiddleware(grim(on_unsafe="raise"))])
     with pytest.raises(UnsafeAnswerError):
         raising.invoke(ASKED)
+
+
+def test_what_is_too_long_to_be_judged_does_not_leave():
+    small = ScriptedModel(next_words, opinion, context_length=120)
+    agent = agent_of(
+        AIMessage(f"{HARMLESS} " * 40),
+        middleware=[RainMiddleware(ChatRain(rain=Rain(SETTINGS, model=small)))],
+    )
+    events: list[Any] = []
+    with pytest.raises(PromptError, match="120 tokens"):
+        for event in agent.stream(ASKED, stream_mode=["messages", "tasks", "values"]):
+            events.append(event)
+    assert events and "honey" not in repr(events)
 
 
 def test_rain_is_told_the_system_message_and_the_chat():
