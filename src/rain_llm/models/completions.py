@@ -23,7 +23,7 @@ from typing import Any, cast
 from rain_llm.errors import ModelNotFoundError, ModelNotSupportedError, PromptError, ServerError
 from rain_llm.models.base import DEADLINE, Errand
 from rain_llm.models.dialect import PATH, Ask, Bill, Body, Contexts, Drawn, Weighed, Wish, distinct, together
-from rain_llm.models.grammar import check_sample
+from rain_llm.models.grammar import check, check_sample, narrowed
 from rain_llm.models.probe import SENTENCE, Facts, identified, probed, server_vocabulary
 from rain_llm.models.replicas import Counts, Refused, Replica, Replicas, event_loop, in_loop
 from rain_llm.models.server_tokenizer import ServerTokenizer
@@ -148,6 +148,8 @@ class CompletionsModel:
             self._check_length(len(request.prefix), more)
             if isinstance(request, Sample):
                 check_sample(request)
+                if request.schema:
+                    check(request.schema)
         errands = [_Errand(request) for request in requests]
         ask = functools.partial(self._ask, search=search, deadline=deadline)
         event_loop().call_soon_threadsafe(self._begin, errands, ask, done)
@@ -244,16 +246,7 @@ class CompletionsModel:
             1.0 if greedy else request.top_p,
             request.ends,
             self._ending(request.ends),
-            request.schema,
-            self._blank if request.schema else frozenset(),
-        )
-
-    @functools.cached_property
-    def _blank(self) -> frozenset[int]:
-        """Tokens with line breaks or tabs, which no JSON string holds as they are, or of several spaces."""
-        pieces = enumerate(map(self.text.piece, range(self.text.size)))
-        return frozenset(
-            i for i, piece in pieces if set("\n\r\t") & set(piece) or (piece.isspace() and piece != " ")
+            narrowed(request.schema) if request.schema else "",
         )
 
     async def _whole(self, request: Sample, branch: int, drawn: Drawn, ask: Ask, bill: Bill) -> Continuation:

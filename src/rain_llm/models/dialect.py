@@ -40,9 +40,6 @@ Weighed = dict[TokenIds, dict[int, float]]
 FORCE = 100.0
 """A logit bias that makes a token certain; more would cost precision."""
 
-BAR = -100.0
-"""A logit bias that rules a token out."""
-
 NONSENSE = -9000.0
 """Nats: what is below is no log-probability."""
 
@@ -56,8 +53,7 @@ class Wish:
     Attributes:
         ends: strings behind which the server may end a continuation.
         end_tokens: the tokens whose text ends with one of these, and all that are no text.
-        schema: JSON text of the schema that a document is to fit.
-        barred: tokens that are never drawn: with a schema, blanks, of which small models make no end.
+        schema: JSON text of the schema that a document is to fit; see ``grammar.narrowed``.
     """
 
     prefix: TokenIds
@@ -70,7 +66,6 @@ class Wish:
     ends: tuple[str, ...] = ()
     end_tokens: frozenset[int] = frozenset()
     schema: str = ""
-    barred: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

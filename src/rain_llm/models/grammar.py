@@ -1,9 +1,9 @@
 """JSON schemas inside sampling: which tokens may come next, so that a document fits its schema.
 
-The only module that knows llguidance (the extra ``structured``). Documents are compact: no white space
-between their parts, in which small models lose themselves. For the same reason an object that names its
-properties gets no others unless its schema speaks of them, and numbers end after some 18 characters; all
-of this only narrows what a schema allows.
+The only module that knows llguidance. Documents are compact: no white space between their parts, in which
+small models lose themselves. For the same reason an object that names its properties gets no others unless
+its schema speaks of them, whole numbers are those that every reader of JSON knows (within 2^53), and numbers
+end after some 18 characters; all of this only narrows what a schema allows.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Mask = NDArray[np.bool_]
 
 _COMPILED = 32  # schemas that a vocabulary remembers
+_WHOLE = 2**53  # greater numbers are not told apart by what reads JSON into doubles
 _DIGITS = 15  # of a number with a point, in a schema
 _LONG = 18  # characters of a number: a double's 17 digits, and a point or a sign
 
@@ -67,17 +68,12 @@ class Vocabulary:
         return Matcher(self, self._compiled(schema).deep_copy())
 
     def _compile(self, schema: str) -> llguidance.LLMatcher:
-        matcher_of = _llguidance().LLMatcher
+        from llguidance import LLMatcher, LLParserLimits
+
         try:
-            read = json.loads(schema, parse_int=_exact, parse_float=_exact, parse_constant=_exact)
-            if not isinstance(read, dict):
-                raise ValueError(f"it is not a JSON object but {schema[:40]}")
-            closed = read if _combines(read) else _closed(read)
-            grammar = matcher_of.grammar_from_json_schema(
-                json.dumps(closed), overrides={"whitespace_flexible": False, "lenient": False}
-            )
-            limits = _llguidance().LLParserLimits(verbose_errors=False)
-            compiled: llguidance.LLMatcher = matcher_of(self.tokens, grammar, log_level=0, limits=limits)
+            grammar = LLMatcher.grammar_from_json_schema(narrowed(schema))
+            limits = LLParserLimits(verbose_errors=False)
+            compiled = LLMatcher(self.tokens, grammar, log_level=0, limits=limits)
             if compiled.is_error():
                 raise ValueError(compiled.get_error())
             beginning = compiled.deep_copy()
@@ -160,7 +156,6 @@ def vocabulary_of(tokenizer: Any, size: int, ends: frozenset[int]) -> Vocabulary
     Raises:
         ModelNotSupportedError: its tokens cannot be told as bytes.
     """
-    _llguidance()
     from llguidance.hf import from_tokenizer
 
     try:
@@ -172,7 +167,9 @@ def vocabulary_of(tokenizer: Any, size: int, ends: frozenset[int]) -> Vocabulary
 @cache
 def spelled_out() -> Vocabulary:
     """Return a vocabulary of single bytes."""
-    return Vocabulary(_llguidance().LLTokenizer("byte"))
+    from llguidance import LLTokenizer
+
+    return Vocabulary(LLTokenizer("byte"))
 
 
 def check(schema: str) -> None:
@@ -183,9 +180,26 @@ def check(schema: str) -> None:
 
     Raises:
         PromptError: it is no schema, or it asks for what cannot be held to; names it.
-        ModelError: the extra ``structured`` is not installed.
     """
     spelled_out().matcher(schema)
+
+
+def narrowed(schema: str) -> str:
+    """Return a schema of which every document fits ``schema`` and is compact; see the module.
+
+    Servers that hold to schemas by llguidance read ``x-guidance`` in it too; others leave it.
+
+    Args:
+        schema: JSON text.
+
+    Raises:
+        ValueError: it is no schema, or holds a number that cannot be held to. RecursionError: it is too deep.
+    """
+    read = json.loads(schema, parse_int=_exact, parse_float=_exact, parse_constant=_exact)
+    if not isinstance(read, dict):
+        raise ValueError(f"it is not a JSON object but {schema[:40]}")
+    closed = read if _combines(read) else _closed(read)
+    return json.dumps(closed | {"x-guidance": {"whitespace_flexible": False, "lenient": False}})
 
 
 def check_sample(request: Sample) -> None:
@@ -200,20 +214,10 @@ def check_sample(request: Sample) -> None:
                 raise PromptError(f"a schema and {name}={getattr(request, name)!r} do not go together")
 
 
-def _llguidance() -> Any:
-    try:
-        import llguidance
-    except ImportError as error:
-        raise ModelError(
-            "documents and tool calls that fit a schema need llguidance: pip install 'rain-llm[structured]'"
-        ) from error
-    return llguidance
-
-
 def _exact(number: str) -> float:
     """Read a number of a schema, of which llguidance would otherwise write another one."""
     value = float(number)
-    if not abs(value) <= 2**53:
+    if not abs(value) <= _WHOLE:
         raise ValueError(f"the number {number} is beyond 2^53")
     if number.lstrip("-").isdigit():
         return int(number)
@@ -246,7 +250,7 @@ def _combines(schema: Any) -> bool:
 
 
 def _closed(schema: Any) -> Any:
-    """Return the schema without properties that are not named; see the module."""
+    """Return the schema without properties that are not named and endless numbers; see the module."""
     if not isinstance(schema, dict):
         return schema
     closed = dict(schema)
@@ -260,4 +264,6 @@ def _closed(schema: Any) -> Any:
     named = closed.get("properties")
     if isinstance(named, dict) and named.keys() >= set(closed.get("required") or ()):
         closed.setdefault("additionalProperties", False)
+    if closed.get("type") == "integer" and not closed.keys() & {"const", "enum"}:
+        closed = {"minimum": -_WHOLE, "maximum": _WHOLE} | closed
     return closed

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rain_llm.models.dialect import (
-    BAR,
     FORCE,
     Ask,
     Bill,
@@ -206,13 +205,7 @@ class LlamaServer:
             "logprobs": 1,
             "cache_prompt": True,
             "stream": False,
-        } | (self._held_to(wish) if wish.schema else {})
-
-    @staticmethod
-    def _held_to(wish: Wish) -> Body:
-        """Of white space, the server's grammar allows line breaks, indented, or one space."""
-        biases = [[token, BAR] for token in sorted(wish.barred)]
-        return {"json_schema": json.loads(wish.schema), "logit_bias": biases}
+        } | ({"json_schema": json.loads(wish.schema)} if wish.schema else {})
 
 
 def least(ends: Iterable[str]) -> tuple[str, ...]:

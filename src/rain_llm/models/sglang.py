@@ -29,7 +29,7 @@ class Sglang(Vllm):
         return found
 
     def _held_to(self, wish: Wish) -> Body:
-        return {"json_schema": wish.schema}  # what it tells beside a logit bias holds the bias
+        return {"json_schema": wish.schema}
 
     async def _labels(
         self, ask: Ask, prefix: TokenIds, wanted: frozenset[int], bill: Bill

@@ -1,17 +1,17 @@
 """How vLLM is spoken to, and what speaks like it: Ray Serve LLM.
 
-Tried with vLLM 0.32. The log-probabilities that it tells of a document's tokens are those among the tokens
-that its schema allows.
+Tried with vLLM 0.32. The log-probabilities that it tells of a document's tokens are not the model's own but
+those among the tokens that its schema allows: a token that must come has 0 nats.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from rain_llm.models.dialect import (
-    BAR,
     FORCE,
     NONSENSE,
     Ask,
@@ -177,8 +177,10 @@ class Vllm:
         } | (self._held_to(wish) if wish.schema else {})
 
     def _held_to(self, wish: Wish) -> Body:
-        biases = {str(token): BAR for token in sorted(wish.barred)}
-        return {"structured_outputs": {"json": wish.schema}, "logit_bias": biases}
+        """As a structural tag, which alone bounds white space by request: one character between two parts."""
+        held = {"type": "json_schema", "json_schema": json.loads(wish.schema), "max_whitespace_cnt": 1}
+        tag = {"type": "structural_tag", "format": held}
+        return {"structured_outputs": {"structural_tag": json.dumps(tag)}}
 
     @staticmethod
     def _drawn(choice: Body, wish: Wish) -> Drawn:
