@@ -225,6 +225,14 @@ def _sums(tokens: Sequence[int], logits: Sequence[float]) -> list[float]:
     return sums
 
 
+def recite(state: int, text: str, max_tokens: int) -> Drawn:
+    """Say a text and end, or as much of it as there is room for."""
+    said = [*encode(text), EOS]
+    tokens = said[:max_tokens]
+    states = [read(tokens[:i], state) for i in range(len(tokens))]
+    return Drawn(tokens, states, "stop" if tokens == said else "length")
+
+
 def draw(
     state: int, way: Way, max_tokens: int, seed: int, ends: frozenset[int], stop: Sequence[str] = ()
 ) -> Drawn:

@@ -93,15 +93,19 @@ class Vllm:
         for prompt in prompts:
             cached = self._cached(prompt)  # of several, the last one's is told
             state = babble.read(prompt)
+            most = min(_whole(body, "max_tokens", 16), self.context - len(prompt))
             for child in range(n):
                 drawn = babble.draw(
                     state,
                     way,
-                    min(_whole(body, "max_tokens", 16), self.context - len(prompt)),
+                    most,
                     _whole(body, "seed", time.time_ns()) + child,
                     frozenset(body.get("stop_token_ids") or ()) | {babble.EOS},
                     _strings(body.get("stop")),
                 )
+                if held := body.get("structured_outputs"):
+                    tag = json.loads(held["structural_tag"])
+                    drawn = babble.recite(state, _document(tag["format"]["json_schema"]), most)
                 drawn_tokens += len(drawn.tokens)
                 choices.append(self._choice(len(choices), prompt, drawn, body))
         return {
@@ -231,11 +235,15 @@ class Llama:
         )
         most = _whole(body, "max_tokens", -1)
         room = self.context - len(prompt)
+        most = min(most, room) if most >= 0 else room
+        schema = body.get("json_schema")
         drawn = [
-            babble.draw(
+            babble.recite(babble.read(prompt), _document(schema), most)
+            if schema
+            else babble.draw(
                 babble.read(prompt),
                 way,
-                min(most, room) if most >= 0 else room,
+                most,
                 _whole(body, "seed", time.time_ns()) + child,
                 frozenset(range(len(babble.SPECIAL))),  # it knows by itself which tokens end a text
                 _strings(body.get("stop")),
@@ -316,6 +324,11 @@ def _prompts(body: Json) -> list[list[int]]:
     if isinstance(given, list):
         return [babble.encode(one, special=True) if isinstance(one, str) else list(one) for one in given]
     return []
+
+
+def _document(schema: Json) -> str:
+    """Return the document of a schema that allows a single one."""
+    return json.dumps(schema["const"], separators=(",", ":"))
 
 
 def _usage(prompt: int, drawn: int, cached: int) -> Json:

@@ -21,6 +21,7 @@
     clip_output          draws half as many tokens as were asked for
     ignore_n             one continuation
     ignore_bias          no logit bias
+    ignore_schema        prose where a document was asked for
     no_labels            no logprob_token_ids
     no_ids               tells no token ids
     abort                finish_reason "abort"
@@ -197,6 +198,7 @@ def asked(body: Json, fault: str | None) -> Json:
         "clip_output": lambda: {"max_tokens": max(1, body["max_tokens"] // 2)},
         "ignore_n": lambda: {"n": 1, "prompt": batch[:1] if several else batch},
         "ignore_bias": lambda: {"logit_bias": None},
+        "ignore_schema": lambda: {"structured_outputs": None, "json_schema": None},
         "no_labels": lambda: {"logprob_token_ids": None},
     }
     return body | changed[fault]() if fault in changed else body
