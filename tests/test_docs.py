@@ -42,6 +42,7 @@ def test_the_pages_that_should_have_examples_have_them():
 @pytest.mark.real
 @pytest.mark.slow
 @pytest.mark.timeout(400)
+@pytest.mark.usefixtures("main_loop")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_examples_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -39,6 +39,7 @@ def test_langchain_rag(capsys):
     assert told["accepted"] is told["verdict"]["passed"]
 
 
+@pytest.mark.usefixtures("main_loop")
 def test_llama_index_query_engine(capsys):
     module = example("llama_index_query_engine")
     response, event = module.main("What does a litre of cider cost?")

@@ -309,6 +309,7 @@ def test_a_router_chooses_by_a_call(index: SummaryIndex) -> None:
 
 
 @pytest.mark.real
+@pytest.mark.usefixtures("main_loop")
 def test_a_query_engine_on_the_real_model(index: SummaryIndex) -> None:
     settings = RainSettings().updated(
         evaluation={"criteria": [GROUNDEDNESS]},
