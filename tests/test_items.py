@@ -239,7 +239,7 @@ def test_retrieved_passages_hold_the_facts_or_none():
     for field in ("id", "question", "supported", "unsupported"):
         assert field == "supported" or unique(rows, field)
     for row in rows:
-        assert row.keys() == {"id", "question", "passages", "supported", "unsupported"} | (
+        assert row.keys() == {"id", "split", "question", "passages", "supported", "unsupported"} | (
             {"facts"} if row in told else {"answerable"}
         )
         assert 2 <= len(set(row["passages"])) == len(row["passages"]) <= 3
@@ -251,8 +251,14 @@ def test_retrieved_passages_hold_the_facts_or_none():
         assert not names(row["unsupported"], row["facts"]), row
         holding = [names(passage, row["facts"]) for passage in row["passages"]]
         assert any(holding), row
-    places = Counter(len(row["passages"]) for row in rows)
-    assert min(places.values()) == 32
+    assert Counter(len(row["passages"]) for row in rows) == {2: 32, 3: 32}
+
+
+def test_retrieved_passages_are_split_evenly():
+    rows = data("rag")
+    assert Counter((row["split"], row.get("answerable", True)) for row in rows) == {
+        (split, told): n for split in ("dev", "test") for told, n in ((True, 24), (False, 8))
+    }
 
 
 def test_length_does_not_tell_what_is_supported():

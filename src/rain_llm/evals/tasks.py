@@ -124,7 +124,7 @@ class Task:
 
         Args:
             data: a folder, a file, or a name that the library ``datasets`` knows.
-            split: "dev" (on which choices were made), "test" or "all"; only openings are split.
+            split: "dev" (on which choices were made), "test" or "all"; only openings and `rag` are split.
             first: no more than so many.
 
         Raises:
