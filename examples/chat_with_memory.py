@@ -14,7 +14,9 @@ from langgraph.graph import START, MessagesState, StateGraph
 from langchain_rain import ChatRain
 from rain_llm import RainSettings
 
-SETTINGS = RainSettings().updated(generation={"max_new_tokens": 24, "seed": 1}, search={"iterations": 4})
+SETTINGS = RainSettings().updated(
+    generation={"max_new_tokens": 24, "seed": 1, "temperature": 0.3}, search={"iterations": 4}
+)
 TURNS = [("ann", "My name is Ann and I keep bees."), ("ben", "Hello!"), ("ann", "What do I keep?")]
 
 

@@ -30,7 +30,7 @@ PASSAGES = [
     "In winter the island has no doctor; the nurse lives beside the church.",
 ]
 SETTINGS = RainSettings().updated(
-    generation={"max_new_tokens": 32, "seed": 1},
+    generation={"max_new_tokens": 32, "seed": 1, "temperature": 0.3},
     search={"iterations": 8},
     evaluation={"criteria": [HARMLESSNESS, GROUNDEDNESS]},
 )

@@ -17,7 +17,9 @@ from langchain_rain import ChatRain
 from rain_llm import RainSettings
 
 HOURS = {"library": "ten to six", "museum": "eleven to five", "market": "seven to noon"}
-SETTINGS = RainSettings().updated(generation={"max_new_tokens": 48, "seed": 1}, search={"iterations": 4})
+SETTINGS = RainSettings().updated(
+    generation={"max_new_tokens": 48, "seed": 1, "temperature": 0.3}, search={"iterations": 4}
+)
 
 
 @tool
@@ -42,7 +44,7 @@ def one_call_then_words(
     return handler(request.override(tool_choice="any"))
 
 
-def main(question: str = "When is the library open?") -> list[AnyMessage]:
+def main(question: str = "Add 17 and 25.") -> list[AnyMessage]:
     """Ask the agent; show each message as it comes."""
     agent = create_agent(ChatRain(settings=SETTINGS), [opening_hours, add], middleware=[one_call_then_words])
     messages: list[AnyMessage] = []

@@ -24,7 +24,7 @@ PASSAGES = [
     "Cider is pressed in the barn, and a litre costs four crowns.",
 ]
 SETTINGS = RainSettings().updated(
-    generation={"max_new_tokens": 32, "seed": 1, "chat_template": True},
+    generation={"max_new_tokens": 32, "seed": 1, "temperature": 0.3, "chat_template": True},
     search={"iterations": 8},
     evaluation={"criteria": [HARMLESSNESS, GROUNDEDNESS]},
 )

@@ -50,7 +50,7 @@ def test_llama_index_query_engine(capsys):
 
 def test_langgraph_agent():
     module = example("langgraph_agent")
-    messages = module.main("When is the library open?")
+    messages = module.main()
     assert [m.type for m in messages] == ["human", "ai", "tool", "ai"]
     _, called, replied, last = messages
     assert isinstance(called, AIMessage) and isinstance(replied, ToolMessage) and isinstance(last, AIMessage)
