@@ -40,7 +40,7 @@ def sent(dialect: Dialect, schema: str = "") -> Body:
         bodies.append(body)
         return [Drawn((7,), (0.0,))]
 
-    asyncio.run(dialect.draw(ask, Wish((5, 6), 1, 9, 3, schema=schema), Bill()))
+    asyncio.run(dialect.draw(ask, Wish((5, 6), 1, 9, 3, schema=schema, barred=frozenset({8, 4})), Bill()))
     (body,) = bodies
     return body
 
@@ -65,7 +65,7 @@ def test_a_schema_only_adds_its_own_field(dialect: Dialect):
             "json_schema": json.loads(schema),
             "max_whitespace_cnt": 1,
         }
-        assert asked == {}
+        assert asked == {"logit_bias": {"4": -100.0, "8": -100.0}}
 
 
 def test_a_server_is_sent_the_narrowed_schema():
@@ -141,6 +141,23 @@ def test_a_schema_that_cannot_be_held_to_is_not_sent(server: Server, model: Comp
     with pytest.raises(PromptError, match="uniqueItems"):
         documents(model, schema='{"type": "array", "uniqueItems": true}')
     assert stats(server)["requests"] == before
+
+
+def test_what_no_json_string_holds_is_barred(
+    server: Server, model: CompletionsModel, monkeypatch: pytest.MonkeyPatch
+):
+    wishes: list[Wish] = []
+    draw = model._dialect.draw
+
+    async def noted(ask: Any, wish: Wish, bill: Bill) -> list[Drawn]:
+        wishes.append(wish)
+        return await draw(ask, wish, bill)
+
+    monkeypatch.setattr(type(model._dialect), "draw", lambda self, *given: noted(*given))
+    documents(model)
+    model.sample([Sample(model.encode("The film is"), 1, 3, 1)])
+    control_characters = frozenset(model.encode(chr(code))[0] for code in range(32))
+    assert [wish.barred for wish in wishes] == [control_characters, frozenset()]
 
 
 # --- from end to end --------------------------------------------------------------------------------------

@@ -327,7 +327,7 @@ def test_a_document_that_may_go_on_ends_by_the_models_own_end(tiny: Transformers
 
 def test_max_tokens_cuts_a_document_off(tiny: TransformersModel):
     (whole,) = documents(tiny, n=1)
-    for most in (1, 2, 3, *range(4, len(whole.tokens) - 1, 5), len(whole.tokens) - 1):
+    for most in (1, 2, 3, 10, 30, len(whole.tokens) - 1):
         (cut,) = documents(tiny, n=1, max_tokens=most)
         assert (cut.tokens, cut.ended) == (whole.tokens[:most], False)
     (again,) = documents(tiny, n=1, max_tokens=len(whole.tokens))
@@ -335,7 +335,7 @@ def test_max_tokens_cuts_a_document_off(tiny: TransformersModel):
 
 
 def test_a_document_is_the_same_alone_and_in_a_batch(tiny: TransformersModel):
-    asked = [request(tiny, json.dumps(s), seed=i, max_tokens=40) for i, s in enumerate(SCHEMAS.values())]
+    asked = [request(tiny, json.dumps(s), seed=i, max_tokens=24) for i, s in enumerate(SCHEMAS.values())]
     asked.append(Sample(tiny.encode("the film is"), n=2, max_tokens=9, seed=3))
     alone = [tiny.sample([one])[0].continuations for one in asked]
     together = [reply.continuations for reply in tiny.sample(asked)]

@@ -247,7 +247,14 @@ class CompletionsModel:
             request.ends,
             self._ending(request.ends),
             narrowed(request.schema) if request.schema else "",
+            self._control if request.schema else frozenset(),
         )
+
+    @functools.cached_property
+    def _control(self) -> frozenset[int]:
+        """Tokens with control characters, line breaks among them, which no JSON string holds as they are."""
+        pieces = enumerate(map(self.text.piece, range(self.text.size)))
+        return frozenset(i for i, piece in pieces if any(sign < " " for sign in piece))
 
     async def _whole(self, request: Sample, branch: int, drawn: Drawn, ask: Ask, bill: Bill) -> Continuation:
         """Cut a continuation where it should end; go on where the server has ended it too early.

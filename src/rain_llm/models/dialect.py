@@ -40,6 +40,9 @@ Weighed = dict[TokenIds, dict[int, float]]
 FORCE = 100.0
 """A logit bias that makes a token certain; more would cost precision."""
 
+BAR = -100.0
+"""A logit bias that rules a token out."""
+
 NONSENSE = -9000.0
 """Nats: what is below is no log-probability."""
 
@@ -54,6 +57,7 @@ class Wish:
         ends: strings behind which the server may end a continuation.
         end_tokens: the tokens whose text ends with one of these, and all that are no text.
         schema: JSON text of the schema that a document is to fit; see ``grammar.narrowed``.
+        barred: with a schema, the tokens that no document needs: those with control characters.
     """
 
     prefix: TokenIds
@@ -66,6 +70,7 @@ class Wish:
     ends: tuple[str, ...] = ()
     end_tokens: frozenset[int] = frozenset()
     schema: str = ""
+    barred: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rain_llm.models.dialect import (
+    BAR,
     FORCE,
     NONSENSE,
     Ask,
@@ -177,10 +178,14 @@ class Vllm:
         } | (self._held_to(wish) if wish.schema else {})
 
     def _held_to(self, wish: Wish) -> Body:
-        """As a structural tag, which alone bounds white space by request: one character between two parts."""
+        """As a structural tag, which alone bounds white space by request: one character between two parts.
+
+        xgrammar 0.2 takes control characters in strings of a bounded length, which JSON does not.
+        """
         held = {"type": "json_schema", "json_schema": json.loads(wish.schema), "max_whitespace_cnt": 1}
         tag = {"type": "structural_tag", "format": held}
-        return {"structured_outputs": {"structural_tag": json.dumps(tag)}}
+        biases = {str(token): BAR for token in sorted(wish.barred)}
+        return {"structured_outputs": {"structural_tag": json.dumps(tag)}, "logit_bias": biases}
 
     @staticmethod
     def _drawn(choice: Body, wish: Wish) -> Drawn:
