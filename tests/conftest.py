@@ -33,7 +33,7 @@ settings.load_profile("suite")
 
 @pytest.fixture
 def main_loop() -> Iterator[None]:
-    """Give LlamaIndex an event loop to run its own coroutines in: one that it makes itself it never closes."""
+    """Give LlamaIndex an event loop for its own coroutines: one that it makes itself it never closes."""
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     yield

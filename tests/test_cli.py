@@ -162,6 +162,9 @@ def test_a_named_model_is_what_the_engine_is_asked_for(model, rain):
 
 def test_groundedness_gets_its_context(model, rain, tmp_path):
     (tmp_path / "facts.txt").write_text("The film is good.")
+    model.scripted.opinion = lambda question, answer: (
+        -1.0 if "Passage" in question and "good" in answer else -9.0
+    )
     code, out, _ = rain(
         "generate", "The film is", "--criterion", "groundedness", "--context", tmp_path / "facts.txt"
     )

@@ -403,7 +403,7 @@ def test_cut_items_are_judged_as_such_and_fit_nothing():
 
 def test_a_model_without_a_chat_template_is_asked_in_the_other_styles():
     class Bare(ScriptedModel):
-        def render_chat(self, messages):
+        def render_chat(self, messages, tools=()):
             raise ModelNotSupportedError("no chat template")
 
     model = Bare(lambda text: {END: 1.0}, judge(3.0).opinion)

@@ -126,9 +126,17 @@ def test_a_document_that_the_server_cut_off_is_not_whole(model: CompletionsModel
 def test_prose_for_a_document_is_told(server: Server, model: CompletionsModel):
     control(server, "ignore_schema")
     with pytest.raises(
-        ModelNotSupportedError, match=r"scripted ended a document that is no JSON.*ignores the schema"
+        ModelNotSupportedError, match=r"scripted ended a document that is no JSON.*does not hold to the schema"
     ):
         documents(model)
+
+
+@pytest.mark.parametrize(("most", "fits"), [(7, True), (5, False)])
+def test_a_document_that_does_not_fit_its_schema_is_not_whole(model: CompletionsModel, most: int, fits: bool):
+    """As xgrammar's do that drop a length beside a pattern."""
+    asked = Sample((1,), 1, 99, 1, schema=json.dumps({"type": "string", "maxLength": most}))
+    tokens = model.encode('"romance"')
+    assert model._document(asked, Drawn(tokens, (-1.0,) * len(tokens))).ended is fits
 
 
 def test_prose_without_an_end_is_no_document(server: Server, model: CompletionsModel):

@@ -229,10 +229,11 @@ def test_what_a_model_is_given():
         Message("user", "Who?"),
     ]
     retrieved = Item("1", "Who?", "It was Ann.\n\nBob slept.")
-    assert TASKS["rag"].prompt(retrieved)[0].content == (
-        "Answer the question from these passages alone. If they do not say, say that."
-        "\n\nIt was Ann.\n\nBob slept."
-    )
+    told = "Answer the question from these passages alone. If they do not say, say that."
+    assert TASKS["rag"].prompt(retrieved) == [
+        Message("system", f"{told}\n\nIt was Ann.\n\nBob slept."),
+        Message("user", "Who?"),
+    ]
     assert TASKS["harmlessness"].generation(None) == {
         "max_new_tokens": 64,
         "stop": (),

@@ -147,6 +147,12 @@ def test_several_calls_are_one_answer_unless_one_is_wanted():
     assert len(one.tool_calls) == 1
 
 
+def test_a_call_that_there_is_no_room_for_takes_nothing_from_those_before_it():
+    answer = f"{TO_SHOP}{TO_SHOP}".lstrip()
+    result = rain((answer, 1), generation={"max_new_tokens": 50}).generate(task())
+    assert len(result.tool_calls) == 1 and result.stop_reason is StopReason.TOOL_CALLS
+
+
 def test_one_harmful_call_among_several_is_enough():
     answer = f"{TO_SHOP}{TO_THIEF}".lstrip()
     assert rain((answer, 1)).generate(task()).stop_reason is StopReason.REFUSED

@@ -119,7 +119,9 @@ class SelfEvaluator:
                 if subject.acts:
                     continue
                 raise PromptError(f"criterion '{criterion.name}' judges against a context: pass context=...")
-            questions = self._questions(criterion, subject, "")
+            # Of the evidence for an answer, all of the context is the most that can be shown.
+            whole = criterion.model_copy(update={"evidence": False})
+            questions = self._questions(whole, subject, "")
             longest = max(len(q.good[0].prefix) + len(q.good[0].options[0]) for q in questions)
             if longest + max_new_tokens > self._judge.context_length:
                 raise PromptError(

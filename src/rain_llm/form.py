@@ -59,26 +59,24 @@ def write_document(form: Form, draw: Draw, room: int) -> Drafting:
 def write_calls(form: Form, writer: LanguageModel, draw: Draw, room: int, opening: TokenIds) -> Drafting:
     """Write a call behind its opening, and those that the model lets follow.
 
-    Returns the opening too.
+    Returns the opening too. Where there is no room for another call, those before it stand.
     """
-    tokens = opening
     closing, another = writer.encode(f"\n{CLOSING}"), writer.encode(f"\n{OPENING}\n")
-    while True:
-        left = room - len(tokens) - len(closing)
-        if left < 1:
-            return tokens, False
+    whole: TokenIds = ()
+    tokens = opening
+    while (left := room - len(tokens) - len(closing)) > 0:
         call = yield draw(tokens, left, form.call)
-        tokens += call.tokens
         if not call.ended:
-            return tokens, False
-        tokens += closing
-        left = room - len(tokens) - len(another)
-        if not form.several or left < 1:
-            return tokens, True
-        more = yield draw(tokens, len(another))
+            break
+        whole = tokens = tokens + call.tokens + closing
+        left = min(len(another), room - len(tokens))
+        if not (form.several and left):
+            break
+        more = yield draw(tokens, left)
         if not writer.decode(more.tokens).lstrip().startswith(OPENING):
-            return tokens, True
+            break
         tokens += another
+    return (whole, True) if whole else (tokens, False)
 
 
 def opening_tokens(writer: LanguageModel) -> TokenIds:

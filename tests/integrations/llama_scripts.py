@@ -15,7 +15,7 @@ from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.llms.rain import RainLLM
 from pydantic import PrivateAttr
 
-from rain_llm import CIVILITY, GROUNDEDNESS, Rain, RainSettings
+from rain_llm import CIVILITY, GROUNDEDNESS, Calibration, Rain, RainSettings
 from rain_llm.criteria import BUILT_IN, HARMLESS_ACTIONS
 from rain_llm.models.scripted import END, NextWords, ScriptedModel
 from rain_llm.types import Score
@@ -23,6 +23,10 @@ from rain_llm.types import Score
 SETTINGS = RainSettings().updated(
     evaluation={"criteria": [CIVILITY]}, generation={"max_new_tokens": 16}, search={"iterations": 32}
 )
+BY_WORDS = GROUNDEDNESS.model_copy(
+    update={"style": "labels", "evidence": False, "target": None, "calibration": Calibration()}
+)
+"""Groundedness asked in words about all passages: a scripted model can have an opinion on that."""
 _GUIDES = re.compile(f"^(?:(?:{'|'.join(re.escape(c.guide) for c in BUILT_IN.values() if c.guide)})\\s*)*")
 _WORDS = re.compile(r"\s*\w+|\s*[^\w\s]|\s+")
 _GOOD = {good for criterion in (CIVILITY, GROUNDEDNESS, HARMLESS_ACTIONS) for good, _ in criterion.labels}

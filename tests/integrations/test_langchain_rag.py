@@ -18,7 +18,7 @@ from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 
 from langchain_rain import ChatRain
 from langchain_rain.rag import grounded_chain
-from rain_llm import GROUNDEDNESS, PromptError, Rain, RainSettings, SettingsError
+from rain_llm import GROUNDEDNESS, Calibration, PromptError, Rain, RainSettings, SettingsError
 from rain_llm.models.scripted import END, ScriptedModel, script
 
 FERRY = Document("The ferry leaves at nine.", metadata={"page": 7}, id="f")
@@ -26,8 +26,12 @@ CAFE = Document("The cafe serves tea.", metadata={"page": 8})
 QUESTION = "When does the ferry leave?"
 SHOWN = re.compile(r"Passage: (.*)\nQuestion: (.*)\nAnswer: (.*)\nBy the passage")
 SUPPORTED = {good for good, _ in GROUNDEDNESS.labels}
+BY_WORDS = GROUNDEDNESS.model_copy(
+    update={"style": "labels", "evidence": False, "target": None, "calibration": Calibration()}
+)
+"""Groundedness asked in words about all passages: a scripted model can have an opinion on that."""
 SETTINGS = RainSettings().updated(
-    evaluation={"criteria": [GROUNDEDNESS]}, generation={"max_new_tokens": 30}, search={"iterations": 32}
+    evaluation={"criteria": [BY_WORDS]}, generation={"max_new_tokens": 30}, search={"iterations": 32}
 )
 WORDS = script(
     {
@@ -196,7 +200,7 @@ def test_passages_are_read_once_for_writing_and_once_for_judging(roomy, iteratio
         on_unsafe="best",
     )
     settings = settings.updated(
-        evaluation={"criteria": [GROUNDEDNESS.model_copy(update={"threshold": 0.99, "target": None})]}
+        evaluation={"criteria": [BY_WORDS.model_copy(update={"threshold": 0.99, "target": None})]}
     )
     chain = grounded_chain(ChatRain(rain=Rain(settings, model=roomy)))
     snow = Document(" ".join(["☃"] * 60))  # three tokens each, which nobody else writes

@@ -464,8 +464,8 @@ def test_settings_of_a_call_keep_the_model(tiny_folder: Path) -> None:
 def test_a_context_reaches_the_judge(model: ScriptedModel) -> None:
     settings = SETTINGS.updated(evaluation={"criteria": [GROUNDEDNESS]})
     llm = RainLLM(rain=Rain(settings, model=model))
-    llm.complete(PROMPT, context="Passage seventeen.")
-    assert "Passage seventeen." in judged(model)
+    llm.complete(PROMPT, context="Your garden is seventeen. The ferry is late.")
+    assert "Passage: Your garden is seventeen." in judged(model)
 
 
 async def test_unknown_arguments_are_refused_by_name(llm: RainLLM) -> None:

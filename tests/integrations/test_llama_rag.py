@@ -26,7 +26,7 @@ from llama_index.llms.rain import RainLLM, RainVerdictEvent, VerdictCollector
 
 from rain_llm import CIVILITY, GROUNDEDNESS, HARMLESSNESS, Rain, RainSettings
 from rain_llm.models.scripted import ScriptedModel
-from tests.integrations.llama_scripts import SETTINGS, judged, memory, model_of, recording, says
+from tests.integrations.llama_scripts import BY_WORDS, SETTINGS, judged, memory, model_of, recording, says
 
 FERRY, CAFE = "The ferry leaves at nine.", "The cafe serves tea."
 QUESTION = "When does the ferry leave?"
@@ -49,7 +49,7 @@ def opinion(question: str, label: str) -> float:
 def grounded(answers: dict[str, dict[str, float]] | None = None, **changes: Any) -> RainLLM:
     """Make a model that is judged by groundedness alone."""
     settings = SETTINGS.updated(
-        evaluation={"criteria": [GROUNDEDNESS]}, generation={"max_new_tokens": 64}, search={"iterations": 99}
+        evaluation={"criteria": [BY_WORDS]}, generation={"max_new_tokens": 64}, search={"iterations": 99}
     )
     script = says(answers or {"Answer: ": ANSWERS, "assistant: ": ANSWERS, QUESTION: ANSWERS})
     return RainLLM(rain=Rain(settings.updated(**changes), model=ScriptedModel(script, opinion)))
@@ -170,7 +170,7 @@ def names(event: RainVerdictEvent) -> list[str]:
 
 
 def test_criteria_that_need_a_context_are_left_out_without_one() -> None:
-    llm = grounded({"Answer: ": {TRUE: 1}}, evaluation={"criteria": [GROUNDEDNESS, CIVILITY]})
+    llm = grounded({"Answer: ": {TRUE: 1}}, evaluation={"criteria": [BY_WORDS, CIVILITY]})
     only = grounded({"Answer: ": {TRUE: 1}})
     with VerdictCollector() as collector:
         llm.complete("Answer: ", context=FERRY)

@@ -15,8 +15,8 @@ from llama_index.core.types import PydanticProgramMode
 from llama_index.llms.rain import RainLLM, VerdictCollector
 from pydantic import BaseModel
 
-from rain_llm import GROUNDEDNESS, IncompleteError, RainSettings, UnsafeAnswerError
-from tests.integrations.llama_scripts import judged, model_of, recording, scripted
+from rain_llm import IncompleteError, RainSettings, UnsafeAnswerError
+from tests.integrations.llama_scripts import BY_WORDS, judged, model_of, recording, scripted
 
 
 class Room(BaseModel):
@@ -140,7 +140,7 @@ async def test_a_structured_model_is_counted_once(llm: RainLLM) -> None:
 @pytest.mark.parametrize("wrapped", [True, False])
 async def test_a_structured_query_is_judged_by_its_passages(wrapped: bool) -> None:
     text = "The house has two rooms."
-    llm = scripted(SCRIPT, 128, evaluation={"criteria": [GROUNDEDNESS]})
+    llm = scripted(SCRIPT, 128, evaluation={"criteria": [BY_WORDS]})
     index = SummaryIndex.from_documents([Document(text=text)])
     if wrapped:
         engine = index.as_query_engine(llm=llm.as_structured_llm(House))

@@ -137,7 +137,7 @@ def _ranked(
     style: Style, heard: Sequence[Evidence], items: Sequence[Item], label_bias: float, seed: int
 ) -> Ranked:
     bias = None
-    if style.settings.style == "choice":
+    if style.criterion.style == "choice":
         as_is, swapped = np.array(heard).T
         bias = position_bias(as_is, swapped)
     return Ranked(style, _measures(heard, items, seed), label_bias, bias)

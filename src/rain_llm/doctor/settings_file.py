@@ -11,26 +11,26 @@ from typing import Any
 import yaml
 
 from rain_llm.doctor.findings import SAID, Diagnosis, Examination, Held, Trust
-from rain_llm.doctor.styles import Kind
 
 
 def settings_file(diagnosis: Diagnosis, named: Sequence[str], actions: Collection[str]) -> str:
     """Write YAML with what was fitted, for ``RainSettings.from_file``.
 
     It holds the criteria that can be judged, weakly or better, and says in a comment why the others
-    are left out. All criteria of a file are asked in one kind of style: that of most of them.
+    are left out. Each is written with its own style; chat template and worked examples are shared by
+    the file, which takes those of most criteria and leaves out what is asked otherwise.
 
     Args:
         diagnosis: what was found.
         named: criteria that were asked for by name: these hold even if they need a context.
         actions: names of criteria that judge calls of tools.
     """
-    kinds = Counter(e.recommended.style.kind for e in diagnosis.examinations if _usable(e))
-    kind = kinds.most_common(1)[0][0] if kinds else None
+    usable = Counter(e.recommended.style.shared for e in diagnosis.examinations if _usable(e))
+    shared = usable.most_common(1)[0][0] if usable else None
     entries: dict[str, list[tuple[str, bool]]] = {"criteria": [], "actions": []}
     for examination in diagnosis.examinations:
         place = "actions" if examination.criterion.name in actions else "criteria"
-        entries[place].append(_entry(examination, kind, named))
+        entries[place].append(_entry(examination, shared, named))
     model, source = (" ".join(name.split()) for name in (diagnosis.model, diagnosis.data))  # on one line
     head = (
         f"# Fitted by `rain doctor` to {model}; answers: {source}; seed {diagnosis.seed}.\n"
@@ -40,8 +40,8 @@ def settings_file(diagnosis: Diagnosis, named: Sequence[str], actions: Collectio
     told = diagnosis.settings.model_dump(mode="json", exclude_defaults=True)
     loaded = {"name": None, **told}
     data: dict[str, Any] = {"evaluation": {"judge": loaded}} if diagnosis.judges_only else {"model": loaded}
-    if kind is not None and any(holds for found in entries.values() for _, holds in found):
-        asked = dict(zip(("style", "chat_template", "examples"), kind, strict=True))
+    if shared is not None and any(holds for found in entries.values() for _, holds in found):
+        asked = dict(zip(("chat_template", "examples"), shared, strict=True))
         data["evaluation"] = {**data.get("evaluation", {}), **asked, "mode": "soft"}
     lists = (_list(place, found) for place, found in entries.items() if found)
     return head + yaml.safe_dump(data, sort_keys=False) + "".join(lists)
@@ -59,14 +59,16 @@ def _usable(examination: Examination) -> bool:
     return examination.trust in (Trust.YES, Trust.WEAK)
 
 
-def _entry(examination: Examination, kind: Kind | None, named: Sequence[str]) -> tuple[str, bool]:
+def _entry(
+    examination: Examination, shared: tuple[bool, bool] | None, named: Sequence[str]
+) -> tuple[str, bool]:
     """Return a criterion's part of the list, and whether it holds or is only a comment."""
     name, held = examination.criterion.name, examination.recommended
     auc = held.complete.auc
     said = f"# {name} {SAID[examination.trust]}: AUC {auc.value:.2f} [{auc.low:.2f}, {auc.high:.2f}]"
     if not _usable(examination):
         return f"{said}; left out.\n", False
-    if held.style.kind != kind:
+    if held.style.shared != shared:
         return f"{said}, but asked\n# otherwise ({held.style.name}): rain doctor --criterion {name}\n", False
     block = yaml.dump(
         [_criterion(held)],
@@ -86,10 +88,9 @@ def _criterion(held: Held) -> dict[str, Any]:
     """Return a criterion with what its style needs, and what was fitted."""
     criterion, fitted = held.style.criterion, held.fit
     assert fitted is not None  # what can be judged has been fitted
-    style, _, examples = held.style.kind
-    material = {"labels", "frames"} if style == "labels" else {style}
-    material |= {"examples"} if examples else set()
-    unused = {"labels", "frames", "choice", "channel", "examples"} - material
+    material = {"labels", "frames"} if criterion.style == "labels" else {str(criterion.style)}
+    material |= {"examples"} if held.style.settings.examples else set()
+    unused = {"labels", "frames", "choice", "channel", "guard", "examples"} - material
     fitted_anew = {"threshold", "target", "calibration"}
     shown = criterion.model_dump(mode="json", exclude_defaults=True, exclude=unused | fitted_anew)
     shown["threshold"] = _rounded(fitted.threshold, below=1)

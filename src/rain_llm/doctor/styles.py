@@ -1,14 +1,14 @@
 """Ways to ask for a criterion: each is the settings of an evaluation, with one criterion.
 
-They differ in ``style``, ``chat_template`` and ``examples``, which all criteria of a settings file
-share, and in the criterion's own frames and labels. Whether soft scores or hard votes are read from
-a question is none of its style: the same answers tell both.
+They differ in the criterion's own style, frames and labels, and in ``chat_template`` and ``examples``,
+which all criteria of a settings file share. Whether soft scores or hard votes are read from a
+question is none of its style: the same answers tell both.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from rain_llm.criteria import Criterion, placeholders
 from rain_llm.errors import LabelError, ModelNotSupportedError
@@ -17,9 +17,6 @@ from rain_llm.models.base import LanguageModel
 from rain_llm.settings import EvaluationSettings
 from rain_llm.types import Message
 
-Kind: TypeAlias = tuple[Literal["labels", "choice", "channel", "guard"], bool, bool]
-"""What the criteria of one settings file have in common: style, chat template, worked examples."""
-
 
 @dataclass(frozen=True, slots=True)
 class Style:
@@ -27,7 +24,7 @@ class Style:
 
     Attributes:
         name: for people, such as "labels, frame 2".
-        settings: soft, with one criterion.
+        settings: soft, with one criterion, which names its style.
     """
 
     name: str
@@ -35,30 +32,26 @@ class Style:
 
     @property
     def criterion(self) -> Criterion:
-        """The criterion, with the frames and labels of this style."""
+        """The criterion, with the style, frames and labels of this way."""
         return self.settings.criteria[0]
 
     @property
-    def kind(self) -> Kind:
-        """What it shares with all criteria of a settings file."""
-        return self.settings.style, self.settings.chat_template, self.settings.examples
+    def shared(self) -> tuple[bool, bool]:
+        """What it shares with all criteria of a settings file: chat template, worked examples."""
+        return self.settings.chat_template, self.settings.examples
 
 
 def styles(criterion: Criterion, as_set: EvaluationSettings) -> list[Style]:
     """Return the ways to ask for a criterion: first as the settings do, then all that it has material for."""
-    style, criterion = criterion.style or as_set.style, criterion.model_copy(update={"style": None})
+    as_is = criterion.model_copy(update={"style": criterion.style or as_set.style})
     own = EvaluationSettings(
-        criteria=(criterion,),
-        actions=(),
-        style=style,
-        examples=as_set.examples,
-        chat_template=as_set.chat_template,
+        criteria=(as_is,), actions=(), examples=as_set.examples, chat_template=as_set.chat_template
     )
     found: dict[EvaluationSettings, str] = {}
 
-    def add(name: str, changes: dict[str, Any] | None = None, **parts: Any) -> None:
-        asked = criterion.model_copy(update=changes or {})
-        found.setdefault(EvaluationSettings(criteria=(asked,), actions=(), **parts), name)
+    def add(name: str, changes: dict[str, Any] | None = None, **shared: bool) -> None:
+        asked = criterion.model_copy(update={"style": name.partition(",")[0], **(changes or {})})
+        found.setdefault(EvaluationSettings(criteria=(asked,), actions=(), **shared), name)
 
     if criterion.labels:
         add("labels")
@@ -69,12 +62,12 @@ def styles(criterion: Criterion, as_set: EvaluationSettings) -> list[Style]:
         add("labels, yes or no", _yes_or_no(criterion))
         add("labels, chat template", chat_template=True)
     if criterion.choice:
-        add("choice", style="choice")
-        add("choice, chat template", style="choice", chat_template=True)
+        add("choice")
+        add("choice, chat template", chat_template=True)
         if criterion.examples:
-            add("choice, examples", style="choice", examples=True)
+            add("choice, examples", examples=True)
     if criterion.channel:
-        add("channel", style="channel")
+        add("channel")
     first = Style(found.pop(own, "as set"), own)
     return [first, *(Style(name, settings) for settings, name in found.items())]
 

@@ -23,7 +23,7 @@ from typing import Any, cast
 from rain_llm.errors import ModelNotFoundError, ModelNotSupportedError, PromptError, ServerError
 from rain_llm.models.base import DEADLINE, Errand
 from rain_llm.models.dialect import PATH, Ask, Bill, Body, Contexts, Drawn, Weighed, Wish, distinct, together
-from rain_llm.models.grammar import check, check_sample, narrowed
+from rain_llm.models.grammar import check, check_sample, fits, narrowed
 from rain_llm.models.probe import SENTENCE, Facts, identified, probed, server_vocabulary
 from rain_llm.models.replicas import Counts, Refused, Replica, Replicas, event_loop, in_loop
 from rain_llm.models.server_tokenizer import ServerTokenizer
@@ -279,6 +279,8 @@ class CompletionsModel:
     def _document(self, request: Sample, drawn: Drawn) -> Continuation:
         """Cut a document at its end; what the server has broken off is not gone on with.
 
+        Servers hold a model to most of a schema, some not to all of it: what does not fit is not whole.
+
         Raises:
             ModelNotSupportedError: the server says that it is whole, and it is no JSON.
         """
@@ -287,16 +289,17 @@ class CompletionsModel:
         found = self._continuation(places if end is None else places[: end + 1], drawn.closed)
         text = self.decode(found.tokens).strip()
         try:
-            json.loads(text)
+            document = json.loads(text)
         except ValueError as error:
             if found.ended:
                 raise ModelNotSupportedError(
                     f"the server of {self.name} ended a document that is no JSON ({error}): "
-                    "it ignores the schema; serve the model by one that can hold to it"
+                    "it does not hold to the schema; serve the model by one that can"
                 ) from error
             return found
         # More digits may follow those of a number.
-        return replace(found, ended=found.ended or text.endswith(("}", "]", '"')))
+        ended = found.ended or text.endswith(("}", "]", '"'))
+        return replace(found, ended=ended and fits(document, request.schema))
 
     def _continuation(self, places: Sequence[tuple[int, float]], closed: bool = False) -> Continuation:
         """Make a continuation; a special token at its end, or one that closed it, is not part of the text."""

@@ -202,6 +202,21 @@ def narrowed(schema: str) -> str:
     return json.dumps(closed | {"x-guidance": {"whitespace_flexible": False, "lenient": False}})
 
 
+def fits(document: object, schema: str) -> bool:
+    """Tell whether a JSON document fits a schema that was checked.
+
+    Args:
+        document: as ``json.loads`` gives it.
+        schema: JSON text.
+    """
+    from jsonschema.validators import validator_for
+    from referencing import Registry
+
+    read = json.loads(schema)
+    registry: Registry[Any] = Registry()  # knows nothing but the schema: nothing is fetched
+    return bool(validator_for(read)(read, registry=registry).is_valid(document))
+
+
 def check_sample(request: Sample) -> None:
     """See that nothing is asked for that does not go with a schema.
 
