@@ -275,8 +275,8 @@ def test_pairs_are_never_split_and_every_seed_splits_otherwise():
 def test_every_criterion_is_asked_in_all_styles_that_it_has_material_for(criterion):
     found = styles(criterion, EvaluationSettings(criteria=(criterion,)))
     names = [style.name for style in found]
-    assert names[0] == "labels" and len(set(names)) == len(names)
-    assert {"choice", "choice, chat template", "channel", "labels, yes or no"} <= set(names)
+    assert names[0] == (criterion.style or "labels") and len(set(names)) == len(names)
+    assert {"labels", "choice", "choice, chat template", "channel", "labels, yes or no"} <= set(names)
     assert ("choice, examples" in names) == bool(criterion.examples)
     assert sum("frame" in name for name in names) == (len(criterion.frames) if criterion.frames[1:] else 0)
     assert len({style.settings for style in found}) == len(found)
@@ -285,6 +285,8 @@ def test_every_criterion_is_asked_in_all_styles_that_it_has_material_for(criteri
 def test_settings_of_ones_own_come_first():
     own = EvaluationSettings(criteria=(HARMLESSNESS,), examples=True)
     assert [style.name for style in styles(HARMLESSNESS, own)][:2] == ["as set", "labels"]
+    by_choice = HARMLESSNESS.model_copy(update={"style": "choice"})  # a criterion's own before the settings'
+    assert styles(by_choice, EvaluationSettings(criteria=(by_choice,)))[0].name == "choice"
     paper = RainSettings.preset("paper").evaluation
     assert styles(paper.criteria[0], paper)[0].name == "choice, examples"
 
@@ -608,6 +610,36 @@ def test_a_criterion_that_needs_a_context_waits_in_a_comment_unless_it_was_named
     doctor(judge(3.0), "--criterion", "groundedness", "--out", file, "--force")
     (criterion,) = RainSettings.from_file(file).evaluation.criteria
     assert criterion.name == "groundedness" and criterion.needs_context
+
+
+def test_criteria_of_two_styles_stand_in_one_file_each_with_its_own(doctor, tmp_path, monkeypatch):
+    """Label words are asked for the tone, and how much likelier the passage makes it for groundedness."""
+
+    def opinion(question: str, label: str) -> float:
+        if label in ("A", "B"):
+            return 0.0
+        if " lovely" in label or " dreary" in label:  # the answer itself, behind a context
+            told = "Passage: " in question
+            return -10.0 + told * (2.0 + 3.0 * (" lovely" in label) + noise(label + question))
+        tone = any(label.strip() == good for good, _ in CIVILITY.labels)
+        return tone * (3.0 * (" lovely" in question) + noise(question))
+
+    def told(name: str) -> list[Item]:
+        return [item.model_copy(update={"context": f"It was {item.answer}"}) for item in items()]
+
+    monkeypatch.setattr(command, "shipped", told)
+    model, file = ScriptedModel(lambda text: {END: 1.0}, opinion), tmp_path / "two.yaml"
+    both = ("--criterion", "civility", "--criterion", "groundedness")
+    assert doctor(model, *both, "--out", file)[0] == 0
+    evaluation = RainSettings.from_file(file).evaluation
+    civility, groundedness = evaluation.criteria
+    assert (civility.style, groundedness.style) == ("labels", "channel")
+    assert groundedness.evidence and groundedness.channel == BUILT_IN["groundedness"].channel
+    evaluator = SelfEvaluator(evaluation, model)
+    lovely, dreary = told("")[:2]
+    for item, right in ((lovely, True), (dreary, False)):
+        (verdict,) = answered(evaluator.judge(item.subject, [item.said]), model)
+        assert [score.passed for score in verdict.criteria] == [right, right]
 
 
 def test_criteria_and_judge_of_ones_own_come_from_a_settings_file(doctor, own, tmp_path, monkeypatch):
