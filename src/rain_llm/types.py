@@ -349,6 +349,24 @@ class Trace:
     model: str
     steps: tuple[Step, ...] = ()
 
+    def summary(self) -> dict[str, Any]:
+        """Return plain data that may go wherever the answer goes: nothing that was rewound stands in it."""
+        return {
+            "seed": self.seed,
+            "model": self.model,
+            "steps": [
+                {
+                    "text": step.text,
+                    "accepted": step.accepted,
+                    "score": step.verdict.score if step.verdict else None,
+                    "iterations": step.iterations,
+                    "rewound": sum(not candidate.chosen for candidate in step.candidates),
+                    "tool_calls": [call.name for call in step.tool_calls],
+                }
+                for step in self.steps
+            ],
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class RainResult:

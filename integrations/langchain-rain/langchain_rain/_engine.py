@@ -180,4 +180,5 @@ def told(result: RainResult) -> dict[str, Any]:
         "accepted": result.accepted,
         "stop_reason": str(result.stop_reason),
         "settings_hash": result.settings_hash,
+        "trace": result.trace.summary(),
     }

@@ -52,10 +52,7 @@ def grounded_chain(
         PromptError: when called, with something else than ``context`` and ``question``. Further errors, when
             called, are those of ``ChatRain``.
     """
-    if chat is None:
-        chat = ChatRain(
-            settings=RainSettings().updated(evaluation={"criteria": [HARMLESSNESS, GROUNDEDNESS]})
-        )
+    chat = chat or ChatRain(settings=_SETTINGS)
     criteria = chat.settings.evaluation.criteria
     if not any(criterion.needs_context for criterion in criteria):
         raise SettingsError(
@@ -65,8 +62,11 @@ def grounded_chain(
 
     def answer(asked: Any) -> Runnable[Any, AIMessage]:
         if not isinstance(asked, Mapping) or not {"context", "question"} <= asked.keys():
+            given = (
+                f"a dict of {sorted(map(str, asked))}" if isinstance(asked, Mapping) else type(asked).__name__
+            )
             raise PromptError(
-                f"grounded_chain takes a dict of 'context' and 'question', not {asked!r:.60}: put "
+                f"grounded_chain takes a dict of 'context' and 'question', not {given}: put "
                 "{'context': retriever, 'question': RunnablePassthrough()} in front of it"
             )
         documents = _documents(asked["context"])

@@ -502,7 +502,7 @@ def _raw(result: RainResult) -> dict[str, Any]:
         "stop_reason": result.stop_reason.value,
         "usage": asdict(result.usage),
         "tool_calls": [asdict(call) for call in result.tool_calls],
-        "trace": asdict(result.trace),
+        "trace": result.trace.summary(),
         "settings_hash": result.settings_hash,
     }
 
