@@ -33,7 +33,7 @@ from rain_llm import CIVILITY, PromptError, Rain, RainSettings, SettingsError, U
 from rain_llm.models.scripted import END, ScriptedModel
 
 HOSTILE = "vile"
-INFO = {"usage", "verdict", "accepted", "stop_reason", "settings_hash"}
+INFO = {"usage", "verdict", "accepted", "stop_reason", "settings_hash", "trace"}
 SETTINGS = RainSettings().updated(
     generation={"max_new_tokens": 40},
     search={"iterations": 64, "leaves": 1},
