@@ -398,15 +398,19 @@ class Rain:
         ``answer``: somebody's text and calls, of which nothing but a verdict is wanted.
         """
         runtime = self.runtime
-        writer = runtime.writer
-        tokens = self.encode(task, settings)
-        budget = settings.search
-        room = settings.generation.max_new_tokens
-        redrafts = guarded and budget.guided and budget.expansion == "simulations"
-        guided = self.guided(task, settings) if redrafts else ()
+        writer, subject = runtime.writer, _subject(task, settings)
+        evaluator = runtime.evaluator(settings.evaluation) if guarded or judge else None
+        seed = secrets.randbits(62) if settings.generation.seed is None else settings.generation.seed
         if answer is not None:
-            room = len(writer.encode(" ".join(answer)))
-        elif len(tokens) + room > writer.context_length:
+            assert evaluator is not None
+            subject = replace(subject, acts=subject.acts or bool(answer[1]))
+            evaluator.check(subject, len(runtime.judge.encode(" ".join(answer))))
+            return self._job(only_judge(evaluator, subject, *answer), settings, seed, 0, None, emit)
+        tokens, form = self.encode(task, settings), _form(task)
+        room = settings.generation.max_new_tokens
+        redrafts = guarded and settings.search.guided and settings.search.expansion == "simulations"
+        guided = self.guided(task, settings) if redrafts else ()
+        if len(tokens) + room > writer.context_length:
             raise PromptError(
                 f"the prompt has {len(tokens)} tokens; with max_new_tokens = {room} that exceeds "
                 f"the context of {writer.name}, {writer.context_length} tokens: "
@@ -414,29 +418,33 @@ class Rain:
             )
         if len(guided) + room > writer.context_length:
             guided = ()  # an answer without guidance is better than none
-        form, subject = _form(task), _subject(task, settings)
-        if answer is not None:
-            subject = replace(subject, acts=subject.acts or bool(answer[1]))
-        evaluator = runtime.evaluator(settings.evaluation) if guarded or judge else None
         if evaluator is not None:
             evaluator.check(subject, room)
-        if settings.search.similarity is not None and guarded:
-            runtime.embedder()  # a missing one is told now, not in the middle of an answer
-        seed = secrets.randbits(62) if settings.generation.seed is None else settings.generation.seed
-        search: Search
-        if answer is not None:
-            assert evaluator is not None
-            search = only_judge(evaluator, subject, *answer)
-        elif guarded:
-            assert evaluator is not None
-            search = RainSearch(tokens, subject, writer, evaluator, settings, seed, guided, form).run()
-        else:
+        if not guarded:
             search = plain_search(tokens, subject, writer, evaluator, settings, seed, form)
+            return self._job(search, settings, seed, len(tokens), None, emit)
+        assert evaluator is not None
+        if settings.search.similarity is not None:
+            runtime.embedder()  # a missing one is told now, not in the middle of an answer
+        search = RainSearch(tokens, subject, writer, evaluator, settings, seed, guided, form).run()
+        return self._job(search, settings, seed, len(tokens), evaluator, emit)
+
+    def _job(
+        self,
+        search: Search,
+        settings: RainSettings,
+        seed: int,
+        prompt_tokens: int,
+        evaluator: SelfEvaluator | None,
+        emit: Callable[[Event], None] | None,
+    ) -> _Job:
+        """Give a search its place in the queue; a guarded one's ``evaluator`` may turn out to be blind."""
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        ticket = Ticket(search, emit or events.put, budget.deadline_s, budget.max_model_tokens)
-        trace = Trace(seed, settings.hash, writer.name)
-        warn = functools.partial(self._warn_if_blind, evaluator) if guarded and evaluator else None
-        return _Job(ticket, events, runtime.scheduler, trace, len(tokens), warn)
+        limits = settings.search
+        ticket = Ticket(search, emit or events.put, limits.deadline_s, limits.max_model_tokens)
+        trace = Trace(seed, settings.hash, self.runtime.writer.name)
+        warn = functools.partial(self._warn_if_blind, evaluator) if evaluator else None
+        return _Job(ticket, events, self.runtime.scheduler, trace, prompt_tokens, warn)
 
     def _warn_if_blind(self, evaluator: SelfEvaluator) -> None:
         """Say once what the judge cannot tell, and the command that finds a better question."""
