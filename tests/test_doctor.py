@@ -612,8 +612,8 @@ def test_a_criterion_that_needs_a_context_waits_in_a_comment_unless_it_was_named
     assert criterion.name == "groundedness" and criterion.needs_context
 
 
-def test_criteria_of_two_styles_stand_in_one_file_each_with_its_own(doctor, tmp_path, monkeypatch):
-    """Label words are asked for the tone, and how much likelier the passage makes it for groundedness."""
+def test_criteria_of_two_styles_stand_in_one_file_but_share_the_chat_template(doctor, tmp_path, monkeypatch):
+    """Label words tell the tone, a passage what is grounded; truth is told in the chat template alone."""
 
     def opinion(question: str, label: str) -> float:
         if label in ("A", "B"):
@@ -621,16 +621,20 @@ def test_criteria_of_two_styles_stand_in_one_file_each_with_its_own(doctor, tmp_
         if " lovely" in label or " dreary" in label:  # the answer itself, behind a context
             told = "Passage: " in question
             return -10.0 + told * (2.0 + 3.0 * (" lovely" in label) + noise(label + question))
-        tone = any(label.strip() == good for good, _ in CIVILITY.labels)
-        return tone * (3.0 * (" lovely" in question) + noise(question))
+        in_chat = "The answer is" in question and "\nThe answer is" not in question  # in a turn of its own
+        pairs = BUILT_IN["truthfulness"].labels if in_chat else CIVILITY.labels
+        meant = any(label.strip() == good for good, _ in pairs)
+        return meant * (3.0 * (" lovely" in question) + noise(question))
 
     def told(name: str) -> list[Item]:
         return [item.model_copy(update={"context": f"It was {item.answer}"}) for item in items()]
 
     monkeypatch.setattr(command, "shipped", told)
     model, file = ScriptedModel(lambda text: {END: 1.0}, opinion), tmp_path / "two.yaml"
-    both = ("--criterion", "civility", "--criterion", "groundedness")
-    assert doctor(model, *both, "--out", file)[0] == 0
+    asked = [arg for name in ("civility", "truthfulness", "groundedness") for arg in ("--criterion", name)]
+    assert doctor(model, *asked, "--out", file)[0] == 0
+    otherwise = "but asked\n    # otherwise (labels, chat template): rain doctor --criterion truthfulness"
+    assert otherwise in file.read_text(encoding="utf-8")
     evaluation = RainSettings.from_file(file).evaluation
     civility, groundedness = evaluation.criteria
     assert (civility.style, groundedness.style) == ("labels", "channel")
