@@ -191,6 +191,7 @@ def test_bad_data_is_told(tmp_path, text, says):
         ("x.jsonl", b'{"prompt": "\xff"}'),
         ("x.csv", b'prompt\n"' + b"x" * (1 << 18) + b'"\n'),
     ],
+    ids=["cut off", "broken", "no UTF-8", "a long field"],
 )
 def test_a_damaged_file_is_told(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)

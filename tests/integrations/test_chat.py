@@ -255,7 +255,7 @@ def test_a_parameter_cannot_be_changed_behind_the_settings():
         ({"model": "x", "rain": Rain(model=Toy())}, "model or rain, not both"),
         ({"max_retries": 1, "rain": Rain(model=Toy())}, "max_retries or rain, not both"),
     ],
-    ids=str,
+    ids=lambda given: " ".join(given) if isinstance(given, dict) else given,
 )
 def test_bad_arguments_are_refused_at_once(given, said):
     with pytest.raises(ValidationError, match=said):
