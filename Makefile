@@ -44,7 +44,7 @@ demo: setup ## Watch a real model write, judge itself, rewind and do better
 	$(BIN)/rain demo
 
 test: lint type ## Everything: style, types, then all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-vllm: setup $(VLLM_STAMP) ## The tests that ask a real vLLM on the CPU (in .venv-vllm, 2.5 GB)
 	RAIN_LLM_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest -m vllm --timeout 400

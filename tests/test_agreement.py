@@ -47,7 +47,8 @@ def remote(request: pytest.FixtureRequest) -> CompletionsModel:
 
 def questions(judge: LanguageModel, criterion: str, text: str) -> list[Score]:
     """Return what a criterion asks of a text: each frame, and all of its label words behind it."""
-    settings = EvaluationSettings(criteria=(BUILT_IN[criterion],), style="labels")
+    by_words = BUILT_IN[criterion].model_copy(update={"style": "labels"})
+    settings = EvaluationSettings(criteria=(by_words,), actions=())
     asked = next(SelfEvaluator(settings, judge).evidence(Subject("Go on.", "It was sunny."), [text]))
     return [request for request in asked if isinstance(request, Score)]
 
