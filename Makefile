@@ -44,7 +44,8 @@ demo: setup ## Watch a real model write, judge itself, rewind and do better
 	$(BIN)/rain demo
 
 test: lint type ## Everything: style, types, then all tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not vllm and not alone"
+	$(BIN)/python -m pytest -m "alone and not vllm"
 
 test-vllm: setup $(VLLM_STAMP) ## The tests that ask a real vLLM on the CPU (in .venv-vllm, 2.5 GB)
 	RAIN_LLM_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest -m vllm --timeout 400

@@ -18,7 +18,12 @@ from tests.servers.babble import write_tokenizer
 from tests.servers.process import Server
 from tests.servers.scripted import control, scripted_server, stats
 
-pytestmark = [pytest.mark.enable_socket, pytest.mark.allow_hosts(["127.0.0.1"]), pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.enable_socket,
+    pytest.mark.allow_hosts(["127.0.0.1"]),
+    pytest.mark.timeout(300),
+]
 
 SEARCHES = 200
 
