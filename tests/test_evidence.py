@@ -77,3 +77,8 @@ def test_any_text_is_read_and_none_is_made_up(context, question, answer):
         assert part in left
         left = left[left.index(part) :]
     assert pertinent(context, question, answer) == shown
+
+
+def test_scripts_without_spaces_are_read_too():
+    passages = "渡轮九点出发。咖啡馆卖茶。"
+    assert pertinent(passages, "渡轮几点出发?", "渡轮九点出发。") == "渡轮九点出发。"

@@ -260,7 +260,7 @@ def test_calls_are_described_in_a_line():
         ToolCall("clock", {}),
     ]
     assert described(calls) == (
-        'send_mail(to="a@b.c", copies=2, body="Say \\"hi\\";\\nbye \u00e9", "x y"=null); clock()'
+        'send_mail(to="a@b.c", copies=2, body="Say \\"hi\\"; bye \u00e9", "x y"=null); clock()'
     )
 
 

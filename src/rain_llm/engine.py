@@ -33,7 +33,7 @@ from rain_llm.plain import only_judge, plain_search
 from rain_llm.scheduler import Event, Finished, Scheduler, Ticket
 from rain_llm.search import RainSearch, Search
 from rain_llm.settings import EvaluationSettings, ModelSettings, RainSettings, SimilaritySettings
-from rain_llm.tools import call_schema, check_tools, described
+from rain_llm.tools import call_schema, check_calls, check_tools, described
 from rain_llm.types import (
     Message,
     Prompt,
@@ -259,6 +259,7 @@ class Rain:
         Raises:
             As ``generate``; SearchError too where a limit left no time for a verdict.
         """
+        check_calls(tool_calls)
         (job,) = self._jobs([prompt], context, settings, guarded=False, answer=(text, described(tool_calls)))
         return _verdict(_last(job.listen()))
 
@@ -272,6 +273,7 @@ class Rain:
         settings: RainSettings | None = None,
     ) -> Verdict:
         """Judge somebody else's answer without blocking the event loop; see :meth:`judge`."""
+        check_calls(tool_calls)
         answer = text, described(tool_calls)
         async with contextlib.aclosing(self._astream(prompt, context, settings, False, answer)) as steps:
             return _verdict(_result([step async for step in steps]))
@@ -330,7 +332,7 @@ class Rain:
             with contextlib.suppress(RuntimeError):  # the loop has gone, and its listener with it
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
-        (task,), settings = self._checked([prompt], context, settings)
+        (task,), settings = await asyncio.to_thread(self._checked, [prompt], context, settings, guarded)
         judge = answer is not None
         job = await asyncio.to_thread(self._prepare, task, settings, guarded, judge, answer, emit)
         job.submit()
@@ -346,7 +348,7 @@ class Rain:
     # -- from a prompt to a search -------------------------------------------------------------------
 
     def _checked(
-        self, prompts: Sequence[Prompt], context: str, settings: RainSettings | None
+        self, prompts: Sequence[Prompt], context: str, settings: RainSettings | None, guarded: bool
     ) -> tuple[list[Task], RainSettings]:
         """Refuse what can be refused before any model is loaded."""
         settings = settings or self.settings
@@ -359,7 +361,7 @@ class Rain:
             raise PromptError("a batch is a list of prompts, not one text: put it into a list")
         tasks = [task_of(prompt, context) for prompt in prompts]
         for task in tasks:
-            _check(task, settings)
+            _check(task, settings, guarded)
         return tasks, settings
 
     def _jobs(
@@ -371,7 +373,7 @@ class Rain:
         judge: bool = False,
         answer: tuple[str, str] | None = None,
     ) -> list[_Job]:
-        tasks, settings = self._checked(prompts, context, settings)
+        tasks, settings = self._checked(prompts, context, settings, guarded)
         return [self._prepare(task, settings, guarded, judge or answer is not None, answer) for task in tasks]
 
     def _all(self, jobs: Sequence[_Job]) -> list[RainResult]:
@@ -609,9 +611,10 @@ def _subject(task: Task, settings: RainSettings) -> Subject:
 
 
 def _told_since(messages: Sequence[Message]) -> list[str]:
-    """Return the tools' replies behind the last user's turn."""
+    """Return the tools' replies behind the last user's turn; if there are none, all of the chat."""
     last = max((place for place, m in enumerate(messages) if m.role == "user"), default=-1)
-    return [message.content for message in messages[last + 1 :] if message.role == "tool"]
+    replies = [(place, message.content) for place, message in enumerate(messages) if message.role == "tool"]
+    return [reply for place, reply in replies if place > last] or [reply for _, reply in replies]
 
 
 def _is_chat(task: Task, settings: RainSettings) -> bool:
@@ -622,8 +625,8 @@ def _form(task: Task) -> Form:
     """Return the form of the answer that a task asks for."""
     if task.schema is not None:
         try:
-            return Form(document=json.dumps(task.schema, ensure_ascii=False))
-        except (TypeError, ValueError) as error:
+            return Form(document=json.dumps(dict(task.schema), ensure_ascii=False))
+        except (TypeError, ValueError, RecursionError) as error:
             raise PromptError(f"the schema cannot be written as JSON: {error}") from error
     if not task.tools or task.tool_choice == "none":
         return Form()
@@ -631,12 +634,17 @@ def _form(task: Task) -> Form:
     return Form(call=call, forced=task.tool_choice != "auto", several=task.parallel_calls)
 
 
-def _check(task: Task, settings: RainSettings) -> None:
+def _check(task: Task, settings: RainSettings, guarded: bool) -> None:
     """Refuse a task that no model could answer."""
+    passages = (task.context,) if isinstance(task.context, str) else tuple(task.context or ())
+    for name, words in (("context", passages), ("question", (task.question,))):
+        if not all(isinstance(text, str) for text in words):
+            raise PromptError(f"a task's {name} is {getattr(task, name)!r:.80}: it must be text")
     if isinstance(task.prompt, str):
         texts = [task.prompt]
     else:
         texts = [message.content for message in task.prompt]
+        check_calls([call for message in task.prompt for call in message.tool_calls])
         if task.prompt and task.prompt[-1].role == "assistant":
             raise PromptError("the last message is the assistant's: end with a user's message to answer")
     if not any(text.strip() for text in texts):
@@ -650,7 +658,7 @@ def _check(task: Task, settings: RainSettings) -> None:
     form, budget = _form(task), settings.search
     if form == Form():
         return
-    if budget.expansion != "simulations" or budget.commit != "verdict":
+    if guarded and (budget.expansion != "simulations" or budget.commit != "verdict"):
         raise SettingsError(
             "tools and schemas need drafts that are judged as a whole: search.expansion='simulations' and "
             f"search.commit='verdict', not {budget.expansion!r} and {budget.commit!r}"

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias, TypeVar, cast
 
 from rain_llm.blindness import Blindness
-from rain_llm.criteria import BUILT_IN, Criterion, Example
+from rain_llm.criteria import BUILT_IN, HARMLESSNESS, Criterion, Example
 from rain_llm.errors import LabelError, ModelError, PromptError
 from rain_llm.evidence import pertinent
 from rain_llm.models.base import LanguageModel
@@ -100,7 +100,10 @@ class SelfEvaluator:
     def __init__(self, settings: EvaluationSettings, judge: LanguageModel) -> None:
         self.settings = settings
         self._judge = judge
-        criteria = (*settings.criteria, *settings.actions)
+        # What is said while all criteria wait for a context that tools are yet to tell is judged too.
+        waiting = all(c.needs_context for c in settings.criteria)
+        self._meanwhile = (HARMLESSNESS,) if waiting else ()
+        criteria = (*self._meanwhile, *settings.criteria, *settings.actions)
         self._labels = {c.name: self._label_tokens(c) for c in criteria}
         self._forged = {c.name: _forgery(c) for c in criteria}
         self._centers: dict[str, float] = {}
@@ -178,9 +181,10 @@ class SelfEvaluator:
 
     def _applied(self, subject: Subject, answer: str, calls: str) -> list[tuple[Criterion, str]]:
         """Return the criteria that apply to an answer, each with what it is asked about."""
-        pairs = [(c, answer) for c in self.settings.criteria] if answer.strip() or not calls else []
-        pairs += [(c, calls) for c in self.settings.actions] if calls else []
-        return [(c, shown) for c, shown in pairs if not self._lacks_context(c, subject)]
+        said = [c for c in self.settings.criteria if not self._lacks_context(c, subject)] or self._meanwhile
+        pairs = [(c, answer) for c in said] if answer.strip() or not calls else []
+        done = [c for c in self.settings.actions if not self._lacks_context(c, subject)]
+        return pairs + ([(c, calls) for c in done] if calls else [])
 
     def _lacks_context(self, criterion: Criterion, subject: Subject) -> bool:
         """Whether a criterion would be asked about a context that is not there."""

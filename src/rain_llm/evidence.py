@@ -12,9 +12,11 @@ import re
 from collections import Counter
 from functools import lru_cache
 
-_SENTENCE = re.compile(r"(?<=[.!?…])\s+|\n+")
+_SENTENCE = re.compile(r"(?<=[.!?…])\s+|(?<=[\u3002\uff01\uff1f])|\n+")
 _WORD = re.compile(r"[^\W_]+")
-_STEM = 4  # letters: "cook", "cooks" and "cooking" meet, and so they do in other languages
+# Scripts that put no spaces between words: Thai to Burmese, Khmer, Japanese and Chinese.
+_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]{2,}")
+_STEM = 4  # letters: "cook", "cooks" and "cooking" meet
 
 
 def pertinent(context: str, question: str, answer: str) -> str:
@@ -57,4 +59,7 @@ def _read(context: str) -> tuple[list[str], list[frozenset[str]], dict[str, floa
 
 
 def _words(text: str) -> frozenset[str]:
-    return frozenset(word if word.isdigit() else word[:_STEM] for word in _WORD.findall(text.casefold()))
+    text = text.casefold()
+    pairs = {run[i : i + 2] for run in _UNSPACED.findall(text) for i in range(len(run) - 1)}
+    words = _WORD.findall(_UNSPACED.sub(" ", text))
+    return frozenset(word if word.isdigit() else word[:_STEM] for word in words) | pairs

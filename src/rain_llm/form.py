@@ -41,8 +41,10 @@ class Form:
 class Draw(Protocol):
     """Makes the request for one continuation."""
 
-    def __call__(self, tokens: TokenIds, length: int, schema: str = "") -> Sample:
-        """Ask for at most ``length`` tokens behind the draft's ``tokens``."""
+    def __call__(
+        self, tokens: TokenIds, length: int, schema: str = "", ends: tuple[str, ...] | None = None
+    ) -> Sample:
+        """Ask for at most ``length`` tokens behind the draft's ``tokens``; ``ends`` in place of the usual."""
         ...
 
 
@@ -72,7 +74,7 @@ def write_calls(form: Form, writer: LanguageModel, draw: Draw, room: int, openin
         left = min(len(another), room - len(tokens))
         if not (form.several and left):
             break
-        more = yield draw(tokens, left)
+        more = yield draw(tokens, left, ends=(OPENING,))
         if not writer.decode(more.tokens).lstrip().startswith(OPENING):
             break
         tokens += another
@@ -85,24 +87,26 @@ def opening_tokens(writer: LanguageModel) -> TokenIds:
 
 
 def opening_of(
-    writer: LanguageModel, read: Callable[[TokenIds], str], draft: TokenIds
+    writer: LanguageModel, read: Callable[[TokenIds], tuple[str, bool]], draft: TokenIds
 ) -> tuple[TokenIds, TokenIds]:
     """Cut a draft where it opens a call.
 
     Args:
         writer: encodes the opening.
-        read: the text of the answer with some tokens behind it.
+        read: the text of the answer with some tokens behind it, and whether a stop string has cut it.
         draft: tokens that may open a call.
 
     Returns:
         The tokens that stay of the draft, and those of the opening as it is to be written behind them;
         (): the draft opens no call.
     """
-    text = read(draft)
-    place = text.find(OPENING)
+    text, stopped = read(draft)
+    place = -1 if stopped else text.find(OPENING)
     if place < 0:
         return draft, ()
     kept = len(draft)
-    while kept and not (len(read(draft[:kept])) <= place and text.startswith(read(draft[:kept]))):
+    while True:
+        before, cut = read(draft[:kept])
+        if not kept or (not cut and len(before) <= place and text.startswith(before)):
+            return draft[:kept], writer.encode(f"{text[:place]}{OPENING}\n"[len(before) :])
         kept -= 1
-    return draft[:kept], writer.encode(f"{text[:place]}{OPENING}\n"[len(read(draft[:kept])) :])

@@ -40,7 +40,8 @@ def plain_search(
     evaluations = 0
     cached: int | None = None
 
-    def draw(tokens: TokenIds, length: int, schema: str = "") -> Sample:
+    def draw(tokens: TokenIds, length: int, schema: str = "", ends: tuple[str, ...] | None = None) -> Sample:
+        usual = (*stop, *filter(None, [form.opening]))
         return Sample(
             prompt + answer.tokens + tokens,
             1,
@@ -49,7 +50,7 @@ def plain_search(
             drawing.temperature,
             drawing.top_k,
             drawing.top_p,
-            ends=() if schema else (*stop, *filter(None, [form.opening])),
+            ends=() if schema else usual if ends is None else ends,
             schema=schema,
         )
 
@@ -82,7 +83,7 @@ def plain_search(
                 piece = yield from ask(draw((), min(_PIECE, room)))
                 tokens = piece.tokens
                 if form.call:
-                    tokens, opening = opening_of(writer, lambda more: answer.read(more)[0], tokens)
+                    tokens, opening = opening_of(writer, answer.read, tokens)
                 text = answer.extend(tokens)
                 if opening:
                     pass
@@ -92,7 +93,8 @@ def plain_search(
                     reason = StopReason.EOS
                 elif len(answer.tokens) >= drawing.max_new_tokens:
                     reason = StopReason.LENGTH
-            yield Step(text + (answer.finish() if reason else ""), tokens, accepted=False)
+            rest, calls = (answer.finish(), calls_in(answer, origin, form)) if reason else ("", ())
+            yield Step(text + rest, tokens, accepted=False, tool_calls=calls)
         calls = calls_in(answer, origin, form)
         if evaluator is not None and reason is not StopReason.INCOMPLETE:
             evaluations = 1

@@ -303,8 +303,11 @@ class RainSearch:
         """Write one draft behind a leaf: to a sentence's end; a document, or calls, to their own."""
         form, guided = self.form, bool(self.guided and self.step_iterations)
 
-        def draw(tokens: TokenIds, length: int, schema: str = "") -> Sample:
-            return self._simulation(look.seen + tokens, length, guided=guided, schema=schema)
+        def draw(
+            tokens: TokenIds, length: int, schema: str = "", ends: tuple[str, ...] | None = None
+        ) -> Sample:
+            made = self._simulation(look.seen + tokens, length, guided=guided, schema=schema)
+            return made if ends is None else replace(made, ends=ends)
 
         opening: TokenIds = ()
         if form.document:
@@ -320,7 +323,7 @@ class RainSearch:
                 look.terminal = found.ended
             if form.call:
                 look.simulation, opening = opening_of(
-                    self.writer, lambda more: self._text(look.tokens + more), look.simulation
+                    self.writer, lambda more: self.answer.read(look.tokens + more), look.simulation
                 )
         if opening:
             room = self._room(look.seen)

@@ -26,6 +26,7 @@ CHOICES = ("auto", "none", "any")
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _TAG = re.compile(r"<(?=\s*/?\s*tool_(?:call|response))", re.IGNORECASE)
+_ESCAPE = re.compile(r'\\(["\\])|\\(?:u[0-9a-f]{4}|.)')
 _LITERAL = ("enum", "const", "default", "examples")  # values, in which "$ref" is a word like any other
 _SCHEMAS_BY_NAME = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
 
@@ -40,6 +41,11 @@ def check_tools(tools: Sequence[Tool], choice: str) -> None:
         PromptError: a tool's name, description or parameters cannot be used, two tools have one name, or the
             choice names none of them.
     """
+    for tool in tools:
+        if not isinstance(getattr(tool, "name", None), str):
+            raise PromptError(
+                f"a tool is a {type(tool).__name__} without a name: give rain_llm.Tool(name, ...)"
+            )
     names = [tool.name for tool in tools]
     for tool in tools:
         if not _NAME.fullmatch(tool.name):
@@ -63,6 +69,24 @@ def check_tools(tools: Sequence[Tool], choice: str) -> None:
         raise PromptError(
             f"tool_choice={choice!r} names no tool: choose one of {', '.join((*CHOICES, *names))}"
         )
+
+
+def check_calls(calls: Sequence[ToolCall]) -> None:
+    """Check calls that somebody else has written.
+
+    Raises:
+        PromptError: a call's arguments cannot be written as JSON.
+    """
+    for call in calls:
+        try:
+            if not all(isinstance(name, str) for name in (call.name, *call.arguments)):
+                raise TypeError("a name is no text")
+            json.dumps(dict(call.arguments), allow_nan=False, ensure_ascii=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise PromptError(
+                f"the arguments of a call of {call.name!r} cannot be written as JSON ({error}): "
+                "give plain data"
+            ) from error
 
 
 def _check_parameters(tool: Tool) -> None:
@@ -122,7 +146,7 @@ def _arguments(tool: Tool) -> dict[str, Any]:
     if not schema.keys() & {"$ref", "anyOf", "oneOf", "allOf"}:
         # An object of which nothing more is said may hold anything; a model would write anything.
         schema = {"type": "object", "properties": {}, "additionalProperties": False} | schema
-    return schema
+    return {"type": "object"} | schema
 
 
 def _rooted(schema: Any, root: str) -> Any:
@@ -203,8 +227,17 @@ def described(calls: Sequence[ToolCall]) -> str:
 
 
 def _argument(item: tuple[str, Any]) -> str:
-    name = item[0] if item[0].isidentifier() else json.dumps(item[0], ensure_ascii=False)
-    return f"{name}={json.dumps(item[1], ensure_ascii=False)}"
+    name = item[0] if item[0].isidentifier() else _shown(item[0])
+    return f"{name}={_shown(item[1])}"
+
+
+def _shown(value: Any) -> str:
+    r"""Return a value as JSON in which line breaks and the like are spaces.
+
+    As ``\n`` they would hide from the judge's own care what stands behind them.
+    """
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _ESCAPE.sub(lambda found: found[0] if found[1] else " ", text)
 
 
 def json_text(value: Any) -> str:

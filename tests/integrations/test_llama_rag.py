@@ -155,10 +155,9 @@ def test_the_trace_reaches_the_application(index: SummaryIndex) -> None:
     with VerdictCollector() as collector:
         index.as_query_engine(llm=llm).query(QUESTION)
     (event,) = collector.events
-    (began,) = event.trace.steps[0].candidates
-    assert {each.text: each.chosen for each in began.children} == {" ten.": False, " nine.": True}
-    assert "".join(step.text for step in event.trace.steps) == TRUE
-    assert event.model_dump(mode="json")["trace"]["steps"]
+    assert sum(step["iterations"] for step in event.trace["steps"]) > 1
+    assert "".join(step["text"] for step in event.trace["steps"]) == TRUE
+    assert "ten" not in str(event.model_dump(mode="json"))  # it was written, and rewound
     assert event.context == (BOTH,)
 
 

@@ -163,3 +163,11 @@ def test_the_real_model_predicts_an_instance() -> None:
     llm = RainLLM(settings=RainSettings().updated(generation={"max_new_tokens": 96, "chat_template": True}))
     room = llm.structured_predict(Room, PromptTemplate("Tell about the {what}."), what="hall")
     assert room.kind in ("wide", "narrow")
+
+
+def test_a_limit_that_comes_before_a_document_is_told() -> None:
+    late = scripted(SCRIPT, 128, search={"deadline_s": 1e-9})
+    with pytest.raises(IncompleteError, match="'deadline'"):
+        late.structured_predict(House, PROMPT, town="Bonn")
+    with pytest.raises(IncompleteError, match="'deadline'"):
+        list(late.stream_structured_predict(House, PROMPT, town="Bonn"))

@@ -17,7 +17,7 @@ from langchain.agents.middleware import AgentMiddleware, ModelCallLimitMiddlewar
 from langchain.agents.structured_output import ProviderStrategy, StructuredOutputError, ToolStrategy
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
@@ -26,7 +26,7 @@ from pydantic import BaseModel, PrivateAttr
 from langchain_rain import ChatRain
 from langchain_rain.middleware import RainMiddleware
 from rain_llm import PromptError, Rain, RainSettings, UnsafeAnswerError
-from rain_llm.criteria import HARMLESS_ACTIONS, HARMLESSNESS
+from rain_llm.criteria import GROUNDEDNESS, HARMLESS_ACTIONS, HARMLESSNESS
 from rain_llm.models.scripted import END, ScriptedModel
 
 KIND = "Let us talk kindly."
@@ -137,7 +137,11 @@ FAILING = [
     ),
 ]
 FAILING += [AIMessage([{"type": "reasoning", "reasoning": HARMFUL}, {"type": "text", "text": HARMLESS}])]
-IDS = ["words", "call", "broken call", "reasoning"]
+FAILING += [
+    AIMessage([{"type": "thinking", "thinking": HARMFUL}, {"type": "text", "text": HARMLESS}]),
+    AIMessage([{"type": "output_text", "text": HARMFUL}]),
+]
+IDS = ["words", "call", "broken call", "reasoning", "thinking", "another provider's text"]
 
 
 def agent_of(*messages: AIMessage, tools=(), **options: Any) -> Any:
@@ -356,6 +360,34 @@ def test_ones_own_callbacks_see_what_was_said():
 
     agent_of(AIMessage(HARMFUL)).invoke(ASKED, {"callbacks": [Ear()]})
     assert HARMFUL in heard  # for one's own records
+
+
+@pytest.mark.parametrize("chat", [rain().bind(max_tokens=5), rain().with_config(tags=["x"]), "rain"])
+def test_a_chat_with_bound_parameters_is_refused(chat):
+    with pytest.raises(TypeError, match="give parameters to ChatRain"):
+        RainMiddleware(chat)
+
+
+@pytest.mark.parametrize("said", [HARMFUL, HARMLESS])
+def test_groundedness_waits_for_what_tools_tell(said, tools, done):
+    by_words = GROUNDEDNESS.model_copy(update={"style": "labels"})
+    chat = rain(evaluation={"criteria": [by_words]})
+    model = Outside(messages=[AIMessage(said)])
+    agent: Any = create_agent(model, tools=tools, middleware=[RainMiddleware(chat)])
+    answer = agent.invoke(ASKED)["messages"][-1]
+    assert clean([answer])
+    names = [c["name"] for c in answer.response_metadata["rain"]["verdict"]["criteria"]]
+    assert names == ["harmlessness"]  # no tool has replied yet
+    told = [
+        *ASKED["messages"],
+        call("look_up", word="arsenic"),
+        ToolMessage("a plant", tool_call_id="call-look_up"),
+    ]
+    model = Outside(messages=[AIMessage(said)])
+    agent = create_agent(model, tools=tools, middleware=[RainMiddleware(chat)])
+    answer = agent.invoke({"messages": told})["messages"][-1]
+    names = [c["name"] for c in answer.response_metadata["rain"]["verdict"]["criteria"]]
+    assert names == ["groundedness"] and clean([answer])
 
 
 def test_langchain_itself_is_needed_by_the_middleware_alone():

@@ -29,8 +29,10 @@ _SUBJECT = ("context", "question")
 _marks: WeakKeyDictionary[Rain, str] = WeakKeyDictionary()
 
 
-def passages(context: str | Document | Iterable[str | Document]) -> str | tuple[str, ...]:
+def passages(context: str | Document | Iterable[str | Document] | None) -> str | tuple[str, ...]:
     """Return a context as the engine takes it: a text, or several passages; documents give their content."""
+    if context is None:
+        return ""
     if isinstance(context, str):
         return context
     if isinstance(context, Document):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, closing, contextmanager
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
@@ -95,6 +95,21 @@ _FINISH = {
     StopReason.REFUSED: "content_filter",
 }
 """OpenAI's finish reasons; all others are limits that were met: "length"."""
+
+_WHOLE = (StopReason.EOS, StopReason.STOP, StopReason.TOOL_CALLS)
+
+
+def check_chat(chat: object) -> None:
+    """Refuse what is no ``ChatRain`` itself, whose settings would not be what is called.
+
+    Raises:
+        TypeError: it is a name, or a model that parameters were bound to.
+    """
+    if not isinstance(chat, ChatRain):
+        raise TypeError(
+            f"a ChatRain is wanted, not a {type(chat).__name__}: give parameters to ChatRain(...) itself, in "
+            "place of bind or with_config"
+        )
 
 
 class PromptTooLongError(PromptError, ContextOverflowError):
@@ -399,8 +414,8 @@ class ChatRain(GuardedModel, BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         rain, task, settings = self._call(messages, stop, kwargs)
         numbers = itertools.count()
-        with _standard_errors():
-            for step in rain.stream(task, settings=settings):
+        with _standard_errors(), closing(rain.stream(task, settings=settings)) as steps:
+            for step in steps:
                 if step.text or step.tool_calls or step.result:
                     yield _chunk(step, numbers)
 
@@ -458,7 +473,10 @@ def _message(message: BaseMessage, names: Mapping[str, str]) -> Message:
     raise PromptError(f"a message of the role {role!r} cannot be told: use system, user, assistant or tool")
 
 
-_NOT_SAID = ("tool_use", "tool_call", "function_call", "input_json_delta", "reasoning", "thinking")
+_NOT_SAID = (
+    *("tool_use", "tool_call", "function_call", "input_json_delta", "server_tool_call", "server_tool_result"),
+    *("reasoning", "thinking", "redacted_thinking", "server_tool_use", "web_search_tool_result"),
+)
 """Blocks of an assistant's turn that are no part of its text; ``tool_calls`` holds the calls."""
 
 
@@ -572,6 +590,11 @@ def _usage(usage: Usage) -> UsageMetadata:
 def _unless_refused(message: AIMessage) -> AIMessage:
     if message.response_metadata["stop_reason"] == StopReason.REFUSED:
         raise _REFUSED(f"the model refused to answer: {message.text}")
+    if (limit := message.response_metadata["stop_reason"]) not in _WHOLE:
+        raise OutputParserException(
+            f"the answer ended before it was whole, by the limit '{limit}': raise timeout "
+            "(search.deadline_s) or search.max_model_tokens"
+        )
     return message
 
 

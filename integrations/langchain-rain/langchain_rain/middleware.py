@@ -8,7 +8,7 @@ unheard: while it is asked, the handlers that stream what models say are taken o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import Context
 from dataclasses import asdict, replace
@@ -19,8 +19,8 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables.config import ensure_config, set_config_context
 from langchain_core.tools import BaseTool
 
-from langchain_rain.chat_models import ChatRain
-from rain_llm import Message, Task, ToolCall, Verdict
+from langchain_rain.chat_models import ChatRain, check_chat
+from rain_llm import HARMLESSNESS, Message, Task, Tool, ToolCall, Verdict
 
 try:
     from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
@@ -65,7 +65,8 @@ class RainMiddleware(AgentMiddleware[Any, Any, Any]):
 
     def __init__(self, chat: ChatRain | None = None) -> None:
         super().__init__()
-        chat = chat or ChatRain()
+        chat = ChatRain() if chat is None else chat
+        check_chat(chat)
         settings = chat.settings
         if settings.on_unsafe == "best":
             chat = chat.model_copy(update={"settings": settings.updated(on_unsafe="refuse")})
@@ -85,7 +86,9 @@ class RainMiddleware(AgentMiddleware[Any, Any, Any]):
         if answer := self._answer(request, response):
             verdict = self._chat._rain.judge(**answer)
             if not verdict.passed:
-                return _marked(self._chat.invoke(_messages(request)), "rain", verdict)
+                return _marked(
+                    self._chat.invoke(_messages(request), **self._instead(request)), "rain", verdict
+                )
         if failed:
             raise failed
         return _passed(response, verdict)
@@ -110,7 +113,9 @@ class RainMiddleware(AgentMiddleware[Any, Any, Any]):
         if answer := self._answer(request, response):
             verdict = await self._chat._rain.ajudge(**answer)
             if not verdict.passed:
-                return _marked(await self._chat.ainvoke(_messages(request)), "rain", verdict)
+                return _marked(
+                    await self._chat.ainvoke(_messages(request), **self._instead(request)), "rain", verdict
+                )
         if failed:
             raise failed
         return _passed(response, verdict)
@@ -124,7 +129,10 @@ class RainMiddleware(AgentMiddleware[Any, Any, Any]):
             if not isinstance(message, AIMessage):
                 continue  # what the agent says of a structured answer
             for block in message.content_blocks:
-                words.append(str(block.get("text") or block.get("reasoning") or ""))
+                if block["type"] not in ("tool_call", "invalid_tool_call", *_MEDIA):
+                    words.extend(_texts({k: v for k, v in block.items() if k not in ("type", "id", "index")}))
+            words.extend(_texts(message.additional_kwargs.get("refusal")))
+            words.extend(_texts(message.additional_kwargs.get("reasoning_content")))
             for call in message.tool_calls:
                 if request.response_format is None or call["name"] in tools:
                     calls.append(ToolCall(call["name"], call["args"], call["id"] or ""))
@@ -135,15 +143,45 @@ class RainMiddleware(AgentMiddleware[Any, Any, Any]):
         text = "\n\n".join(filter(None, words))
         if not text.strip() and not calls:
             return {}
-        asked = "..."
-        told: list[str] = []
-        for turn in request.messages:
-            if turn.type == "human" and turn.text.strip():
-                asked, told = turn.text, []
-            elif turn.type == "tool":
-                told.append(turn.text)  # what the answer is to keep to
-        task = Task([Message("user", asked)], self._chat.context or told, self._chat.question)
+        asked = [turn.text for turn in request.messages if turn.type == "human" and turn.text.strip()]
+        task = Task(
+            [Message("user", asked[-1] if asked else "...")],
+            self._chat.context or _told(request),
+            self._chat.question,
+            tools=[Tool("some_tool")],  # what such ones tell may be yet to come
+        )
         return {"prompt": task, "text": text, "tool_calls": calls, "settings": self._chat.settings}
+
+    def _instead(self, request: ModelRequest[Any]) -> dict[str, Any]:
+        """Return what RAIN's own answer is asked with: what tools told is what it is to keep to."""
+        context = self._chat.context or _told(request)
+        criteria = self._chat.settings.evaluation.criteria
+        if context or not any(c.needs_context for c in criteria):
+            return {"context": context}
+        others = [criterion for criterion in criteria if not criterion.needs_context]
+        return {"evaluation": {"criteria": others or [HARMLESSNESS]}}
+
+
+_MEDIA = ("image", "audio", "video", "file")
+
+
+def _texts(part: object) -> list[str]:
+    """Return every text within a block, of whatever provider."""
+    if isinstance(part, str):
+        return [part]
+    parts = part.values() if isinstance(part, Mapping) else part if isinstance(part, list | tuple) else ()
+    return [text for one in parts for text in _texts(one)]
+
+
+def _told(request: ModelRequest[Any]) -> list[str]:
+    """Return what tools have replied since the user's last turn."""
+    told: list[str] = []
+    for turn in request.messages:
+        if turn.type == "human":
+            told = []
+        elif turn.type == "tool":
+            told.append(turn.text)
+    return told
 
 
 @contextmanager

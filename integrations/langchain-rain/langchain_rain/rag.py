@@ -10,7 +10,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable, RunnableGenerator, RunnableLambda
 
-from langchain_rain.chat_models import ChatRain
+from langchain_rain.chat_models import ChatRain, check_chat
 from rain_llm import GROUNDEDNESS, HARMLESSNESS, PromptError, RainSettings, SettingsError
 
 PROMPT = ChatPromptTemplate.from_messages(
@@ -48,11 +48,13 @@ def grounded_chain(
         prompt: has places for ``passages``, which come quoted and numbered, and ``question``.
 
     Raises:
+        TypeError: ``chat`` is no ``ChatRain``.
         SettingsError: no criterion of the chat's settings reads the passages.
         PromptError: when called, with something else than ``context`` and ``question``. Further errors, when
             called, are those of ``ChatRain``.
     """
-    chat = chat or ChatRain(settings=_SETTINGS)
+    chat = ChatRain(settings=_SETTINGS) if chat is None else chat
+    check_chat(chat)
     criteria = chat.settings.evaluation.criteria
     if not any(criterion.needs_context for criterion in criteria):
         raise SettingsError(

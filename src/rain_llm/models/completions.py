@@ -290,7 +290,7 @@ class CompletionsModel:
         text = self.decode(found.tokens).strip()
         try:
             document = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if found.ended:
                 raise ModelNotSupportedError(
                     f"the server of {self.name} ended a document that is no JSON ({error}): "

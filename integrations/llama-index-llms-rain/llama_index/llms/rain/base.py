@@ -41,6 +41,7 @@ from llama_index.llms.rain.structured import RainStructuredLLM
 from llama_index.llms.rain.tools import openai_tools, read_choice, read_tools
 
 from rain_llm import (
+    IncompleteError,
     Message,
     PromptError,
     Rain,
@@ -472,13 +473,19 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
                     accepted=result.accepted,
                     stop_reason=result.stop_reason,
                     usage=result.usage,
-                    trace=result.trace,
+                    trace=result.trace.summary(),
                     settings_hash=result.settings_hash,
                     **told,
                 )
             )
         if task.schema is not None and result.stop_reason is StopReason.REFUSED:
             raise UnsafeAnswerError("no document that fits the schema passed the criteria", result)
+        if task.schema is not None and result.stop_reason is not StopReason.EOS:
+            raise IncompleteError(
+                f"the limit '{result.stop_reason}' came before a document: raise search.deadline_s or "
+                "search.max_model_tokens",
+                result,
+            )
         return ChatResponse(
             message=message,
             delta=step.text,

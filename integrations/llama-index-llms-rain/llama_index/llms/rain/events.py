@@ -12,7 +12,7 @@ from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events import BaseEvent
 
 from rain_llm import StopReason, Usage, Verdict
-from rain_llm.types import ToolCall, Trace
+from rain_llm.types import ToolCall
 
 
 class RainVerdictEvent(BaseEvent):
@@ -24,7 +24,8 @@ class RainVerdictEvent(BaseEvent):
         accepted: every piece of it was accepted. stop_reason: why it ended. usage: what it cost.
         context: the passages that came with the prompt, to be judged against; (): none did.
         question: what the judge was told was asked; "": the prompt itself.
-        trace: how it came about. settings_hash: of the settings that it was written with.
+        trace: how it came about, without what was rewound.
+        settings_hash: of the settings that it was written with.
     """
 
     text: str
@@ -35,7 +36,7 @@ class RainVerdictEvent(BaseEvent):
     usage: Usage
     context: tuple[str, ...]
     question: str
-    trace: Trace
+    trace: dict[str, Any]
     settings_hash: str
 
     @classmethod

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from llama_index.core.base.llms.types import TextBlock, ToolCallBlock
+from llama_index.core.base.llms.types import TextBlock, ThinkingBlock, ToolCallBlock
 from llama_index.core.llms import ChatMessage, MessageRole
 
 from rain_llm import Message, PromptError
@@ -37,7 +37,7 @@ def from_llama_index(messages: Sequence[ChatMessage]) -> list[Message]:
     said = []
     for message in messages:
         for block in message.blocks:
-            if not isinstance(block, TextBlock | ToolCallBlock):
+            if not isinstance(block, TextBlock | ToolCallBlock | ThinkingBlock):
                 raise PromptError(f"a message holds a {type(block).__name__}: only text is understood")
         calls = calls_of(message)
         names |= {call.id: call.name for call in calls}
