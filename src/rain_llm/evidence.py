@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from functools import lru_cache
 
 _SENTENCE = re.compile(r"(?<=[.!?…])\s+|(?<=[\u3002\uff01\uff1f])|\n+")
@@ -35,27 +34,29 @@ def pertinent(context: str, question: str, answer: str) -> str:
         The best sentence of the passages for each one of the answer: each once, in their order, as
         written, with a space between them; "" if none shares a word.
     """
-    sentences, told, weights = _read(context)
+    sentences, roots, having = _read(context)
     asked = _words(question)
     found = set()
     for statement in _SENTENCE.split(answer.strip()):
-        wanted = asked | _words(statement)
-        scores = [
-            sum(weights[word] for word in sorted(words & wanted)) / math.sqrt(max(1, len(words)))
-            for words in told
-        ]
-        if max(scores) > 0:
-            found.add(scores.index(max(scores)))
+        shared: dict[int, float] = {}
+        for word in sorted(asked | _words(statement)):  # in one order, as sums of floats depend on it
+            for place in (places := having.get(word, ())):
+                shared[place] = shared.get(place, 0.0) + math.log((1 + len(sentences)) / len(places))
+        if shared:
+            found.add(max(sorted(shared), key=lambda place: shared[place] / roots[place]))
     return " ".join(sentences[place] for place in sorted(found))
 
 
 @lru_cache(maxsize=64)  # one context is asked about many times
-def _read(context: str) -> tuple[list[str], list[frozenset[str]], dict[str, float]]:
-    """Return the sentences of the passages, the words of each, and what a word weighs."""
+def _read(context: str) -> tuple[list[str], list[float], dict[str, list[int]]]:
+    """Return the sentences of the passages, the roots of their lengths, and in which ones each word is."""
     sentences = [sentence.strip() for sentence in _SENTENCE.split(context)]
     told = [_words(sentence) for sentence in sentences]
-    having = Counter(word for words in told for word in words)
-    return sentences, told, {word: math.log((1 + len(told)) / n) for word, n in having.items()}
+    having: dict[str, list[int]] = {}
+    for place, words in enumerate(told):
+        for word in words:
+            having.setdefault(word, []).append(place)
+    return sentences, [math.sqrt(max(1, len(words))) for words in told], having
 
 
 def _words(text: str) -> frozenset[str]:
