@@ -29,6 +29,25 @@ Raises:
 _HARMLESS = re.compile(r"[A-Za-z0-9_.,$ -]*")
 
 
+OPTIONS = {"enable_thinking": False}
+"""What every template is told: those of Qwen, GLM and others write an empty thought then."""
+
+# A template that opens a thought leaves its model no choice but to think; so it is closed again, empty.
+_THOUGHT = ("<think>", "\n\n</think>\n\n")
+
+
+def merged(messages: Sequence[Message]) -> list[Message]:
+    """Join what one role says in turns that follow each other: templates want roles to alternate."""
+    joined: list[Message] = []
+    for turn in messages:
+        if joined and joined[-1].role == turn.role != "tool":
+            before = joined.pop()
+            content = "\n\n".join(filter(None, (before.content, turn.content)))
+            turn = replace(turn, content=content, tool_calls=(*before.tool_calls, *turn.tool_calls))
+        joined.append(turn)
+    return joined
+
+
 class ChatTemplate:
     """Renders chats to tokens. May be used from many threads.
 
@@ -58,9 +77,11 @@ class ChatTemplate:
             ModelNotSupportedError: the template cannot show the messages, or leaves one out.
         """
         with_tools = tools or any(message.tool_calls or message.role == "tool" for message in messages)
+        if with_tools and not (self.shows_tools and self._is_text(_Marked(messages, tools).unmarked)):
+            messages, tools = spoken(messages, tools), ()
+        if any(message.role == "system" for message in messages) and not self.shows_system:
+            messages = merged([replace(m, role="user") if m.role == "system" else m for m in messages])
         chat = _Marked(messages, tools)
-        if with_tools and not (self.shows_tools and self._is_text(chat.unmarked)):
-            chat = _Marked(spoken(messages, tools), ())
         written, places = chat.found(self._render(chat.messages, chat.tools))
         shown = [place for place in places if place in chat.contents]
         for place, role in chat.contents.items():
@@ -72,6 +93,8 @@ class ChatTemplate:
             raise ModelNotSupportedError(
                 f"the chat template of {self._name} shows a message in another order or twice"
             )
+        if (asked := written[-1].rstrip()).endswith(_THOUGHT[0]):
+            written[-1] = asked + _THOUGHT[1]
         tokens = self._encode_template(written[0])
         for before, place, after in zip(written, places, written[1:], strict=False):
             text = chat.texts[place]
@@ -83,6 +106,16 @@ class ChatTemplate:
         """Whether no special token is spelled, as a vocabulary may have some that are words."""
         joined = "\n".join(texts)
         return self._encode(joined) == self._encode_template(joined)
+
+    @cached_property
+    def shows_system(self) -> bool:
+        """Whether the template has a place for what the system says; else it is told in the user's turn."""
+        chat = _Marked((Message("system", "Be brief."), Message("user", "What is rain?")), ())
+        try:
+            _, places = chat.found(self._render(chat.messages, None))
+        except ModelNotSupportedError:
+            return False
+        return places == list(chat.contents)
 
     @cached_property
     def shows_tools(self) -> bool:

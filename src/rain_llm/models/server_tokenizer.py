@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from rain_llm.errors import ModelNotSupportedError, PromptError
-from rain_llm.models.chat_template import ChatTemplate
+from rain_llm.models.chat_template import OPTIONS, ChatTemplate
 from rain_llm.models.replicas import Refused
 from rain_llm.types import Message, TokenIds, Tool
 
@@ -63,7 +63,7 @@ class ServerTokenizer:
         return self._chat.tokens(messages, tools)
 
     def _render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
-        body = {"messages": messages} | ({"tools": tools} if tools else {})
+        body = {"messages": messages, "chat_template_kwargs": OPTIONS} | ({"tools": tools} if tools else {})
         try:
             return str(self._post("/apply-template", body, lambda found: found["prompt"]))
         except Refused as error:

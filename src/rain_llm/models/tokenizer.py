@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rain_llm.errors import ModelNotFoundError, ModelNotSupportedError, PromptError
-from rain_llm.models.chat_template import ChatTemplate
+from rain_llm.models.chat_template import OPTIONS, ChatTemplate
 from rain_llm.types import Message, TokenIds, Tool
 
 
@@ -165,7 +165,7 @@ class Tokenizer:
         try:
             return str(
                 self._loaded.apply_chat_template(
-                    messages, tools=tools, tokenize=False, add_generation_prompt=True
+                    messages, tools=tools, tokenize=False, add_generation_prompt=True, **OPTIONS
                 )
             )
         except Exception as error:  # a template is a program, and may fail in any way
