@@ -40,7 +40,8 @@ from rain_llm import (
     Usage,
 )
 from rain_llm.models.scripted import END, ScriptedModel, script
-from rain_llm.types import Sample, Samples, Score, Scores, Vector
+from rain_llm.task import subject_of, task_of
+from rain_llm.types import Sample, Samples, Score, Scores, ToolCall, Vector
 
 GOOD = Criterion(name="good", labels=(("good", "bad"),), frames=("Text: {answer}\nIt is",), calibration=None)
 
@@ -476,6 +477,15 @@ REFUSED: dict[str, tuple[type[Exception], Any, dict[str, Any], list[str]]] = {
     "blank": (PromptError, " \n\t", {}, ["the prompt is empty"]),
     "no messages": (PromptError, [], {}, ["the prompt is empty"]),
     "blank messages": (PromptError, [Message("user", " ")], {}, ["the prompt is empty"]),
+    "no prompt": (PromptError, None, {}, ["a prompt is None", "a list of rain_llm.Message"]),
+    "a dict": (
+        PromptError,
+        [{"role": "user", "content": "Hi"}],
+        {},
+        ["{'role': 'user'", "Message(role, text)"],
+    ),
+    "a role": (PromptError, [Message("tutor", "Hi")], {}, ["'tutor'", "one of system, user"]),  # type: ignore[arg-type]
+    "no text": (PromptError, [Message("user", None)], {}, ["content=None", "Message(role"]),  # type: ignore[arg-type]
     "nothing asked": (PromptError, CHAT, {}, ["last message is the assistant's", "end with a user's"]),
     "too long": (
         PromptError,
@@ -537,6 +547,36 @@ def test_bad_input_is_refused_before_the_model_runs(
         assert part in str(caught.value)
     assert model.requests == []
     assert no_worker_is_left()
+
+
+def test_what_one_role_says_in_turns_that_follow_each_other_is_one_turn():
+    model = babbler()
+    rain = Rain(chosen(), model=model)
+    call = ToolCall("look", {}, "1")
+    reply = Message("tool", "Rain.", name="look", tool_call_id="1")
+    chat = [
+        Message("system", "Be fair."),
+        Message("system", "Be brief."),
+        Message("user", "Hi."),
+        Message("assistant", "", (call,)),
+        Message("assistant", "I look.", (call,)),
+        reply,
+        reply,
+        Message("user", "How is it?"),
+        Message("user", ""),
+        Message("user", "Tell me."),
+    ]
+    joined = [
+        Message("system", "Be fair.\n\nBe brief."),
+        Message("user", "Hi."),
+        Message("assistant", "I look.", (call, call)),
+        reply,
+        reply,
+        Message("user", "How is it?\n\nTell me."),
+    ]
+    assert rain.encode(chat) == model.render_chat(joined)
+    assert rain.generate(chat) == rain.generate(joined)
+    assert subject_of(task_of(chat), rain.settings).query == "How is it?\n\nTell me."
 
 
 def test_a_prompt_that_just_fits_is_answered():

@@ -28,7 +28,7 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"search": {"token_set_lengths": ()}}, ["search.token_set_lengths", "at least 1"]),
     ({"search": {"iteratons": 3}}, ["search", "unknown setting 'iteratons'", "did you mean 'iterations'"]),
     ({"serach": {}}, ["unknown setting 'serach'", "did you mean 'search'"]),
-    ({"generation": {"temperature": 0}}, ["generation.temperature", "greater than 0", "0"]),
+    ({"generation": {"temperature": -1}}, ["generation.temperature", "greater than or equal to 0", "-1"]),
     ({"generation": {"top_p": 1.5}}, ["generation.top_p", "less than or equal to 1", "1.5"]),
     ({"generation": {"max_new_tokens": 0}}, ["generation.max_new_tokens", "greater than or equal to 1"]),
     ({"generation": {"stop": ["a", ""]}}, ["generation.stop", "empty stop string", "leave it out"]),
@@ -335,3 +335,8 @@ def test_the_hash_knows_a_served_model_by_its_name_not_by_where_it_runs():
 def test_what_is_no_address_is_refused_with_the_right_form(url: str):
     with pytest.raises(ValidationError, match="http://host:port"):
         ModelSettings(base_url=(url,))
+
+
+def test_a_temperature_of_zero_is_the_least_that_servers_take():
+    assert RainSettings(generation={"temperature": 0}) == RainSettings(generation={"temperature": 0.01})
+    assert RainSettings().updated(generation={"temperature": 0.0}).generation.temperature == 0.01

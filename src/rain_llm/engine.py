@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import json
 import queue
 import re
 import secrets
@@ -26,14 +25,14 @@ from rain_llm.errors import (
     SettingsError,
     UnsafeAnswerError,
 )
-from rain_llm.evaluation import SelfEvaluator, Subject
-from rain_llm.form import Form
+from rain_llm.evaluation import SelfEvaluator
 from rain_llm.models.base import Embedder, Forgetful, LanguageModel
 from rain_llm.plain import only_judge, plain_search
 from rain_llm.scheduler import Event, Finished, Scheduler, Ticket
 from rain_llm.search import RainSearch, Search
 from rain_llm.settings import EvaluationSettings, ModelSettings, RainSettings, SimilaritySettings
-from rain_llm.tools import call_schema, check_calls, check_tools, described
+from rain_llm.task import check_task, form_of, is_chat, subject_of, task_of
+from rain_llm.tools import check_calls, described
 from rain_llm.types import (
     Message,
     Prompt,
@@ -289,7 +288,7 @@ class Rain:
     def encode(self, prompt: Prompt, settings: RainSettings | None = None) -> TokenIds:
         """Return the tokens that the writer sees of a prompt."""
         writer, task = self.runtime.writer, task_of(prompt)
-        if not _is_chat(task, settings or self.settings):
+        if not is_chat(task, settings or self.settings):
             assert isinstance(task.prompt, str)  # else it is a chat
             return writer.start + writer.encode(task.prompt)
         messages = [Message("user", task.prompt)] if isinstance(task.prompt, str) else task.prompt
@@ -307,7 +306,7 @@ class Rain:
         if not guide:
             return ()
         task = task_of(prompt)
-        if _is_chat(task, settings):
+        if is_chat(task, settings):
             return self.encode(task, settings) + self.runtime.writer.encode(f"{guide}\n\n")
         assert isinstance(task.prompt, str)  # else it is a chat
         before, newline, line = task.prompt.rpartition("\n")
@@ -361,7 +360,7 @@ class Rain:
             raise PromptError("a batch is a list of prompts, not one text: put it into a list")
         tasks = [task_of(prompt, context) for prompt in prompts]
         for task in tasks:
-            _check(task, settings, guarded)
+            check_task(task, settings, guarded)
         return tasks, settings
 
     def _jobs(
@@ -400,7 +399,7 @@ class Rain:
         ``answer``: somebody's text and calls, of which nothing but a verdict is wanted.
         """
         runtime = self.runtime
-        writer, subject = runtime.writer, _subject(task, settings)
+        writer, subject = runtime.writer, subject_of(task, settings)
         evaluator = runtime.evaluator(settings.evaluation) if guarded or judge else None
         seed = secrets.randbits(62) if settings.generation.seed is None else settings.generation.seed
         if answer is not None:
@@ -408,7 +407,7 @@ class Rain:
             subject = replace(subject, acts=subject.acts or bool(answer[1]))
             evaluator.check(subject, len(runtime.judge.encode(" ".join(answer))))
             return self._job(only_judge(evaluator, subject, *answer), settings, seed, 0, None, emit)
-        tokens, form = self.encode(task, settings), _form(task)
+        tokens, form = self.encode(task, settings), form_of(task)
         room = settings.generation.max_new_tokens
         redrafts = guarded and settings.search.guided and settings.search.expansion == "simulations"
         guided = self.guided(task, settings) if redrafts else ()
@@ -584,88 +583,6 @@ def _models_of(settings: RainSettings) -> tuple[ModelSettings, ModelSettings | N
     """Return what the settings say of models: what one answer cannot change."""
     similarity = settings.search.similarity or SimilaritySettings()
     return settings.model, settings.evaluation.judge, similarity.embedder
-
-
-def task_of(prompt: Prompt, context: str = "") -> Task:
-    """Return a prompt as a task; ``context`` is for one that brings none."""
-    if not isinstance(prompt, Task):
-        return Task(prompt, context)
-    return prompt if prompt.context or not context else replace(prompt, context=context)
-
-
-def subject_of(prompt: Prompt, context: str, settings: RainSettings) -> Subject:
-    """Return what the judge is told of a prompt."""
-    return _subject(task_of(prompt, context), settings)
-
-
-def _subject(task: Task, settings: RainSettings) -> Subject:
-    context = task.context if isinstance(task.context, str) else "\n\n".join(task.context)
-    acts = bool(task.tools) and task.tool_choice != "none"
-    if isinstance(task.prompt, str):
-        return Subject(task.question or task.prompt, context, _is_chat(task, settings), acts)
-    turns = [message.content for message in task.prompt if message.role == "user"]
-    if task.tools and not context:  # what the answer is to keep to is what the tools have told
-        context = "\n\n".join(_told_since(task.prompt))
-    query = task.question or (turns[-1] if turns else task.prompt[-1].content)
-    return Subject(query, context, True, acts)
-
-
-def _told_since(messages: Sequence[Message]) -> list[str]:
-    """Return the tools' replies behind the last user's turn; if there are none, all of the chat."""
-    last = max((place for place, m in enumerate(messages) if m.role == "user"), default=-1)
-    replies = [(place, message.content) for place, message in enumerate(messages) if message.role == "tool"]
-    return [reply for place, reply in replies if place > last] or [reply for _, reply in replies]
-
-
-def _is_chat(task: Task, settings: RainSettings) -> bool:
-    return not isinstance(task.prompt, str) or settings.generation.chat_template or bool(task.tools)
-
-
-def _form(task: Task) -> Form:
-    """Return the form of the answer that a task asks for."""
-    if task.schema is not None:
-        try:
-            return Form(document=json.dumps(dict(task.schema), ensure_ascii=False))
-        except (TypeError, ValueError, RecursionError) as error:
-            raise PromptError(f"the schema cannot be written as JSON: {error}") from error
-    if not task.tools or task.tool_choice == "none":
-        return Form()
-    call = call_schema(task.tools, task.tool_choice)
-    return Form(call=call, forced=task.tool_choice != "auto", several=task.parallel_calls)
-
-
-def _check(task: Task, settings: RainSettings, guarded: bool) -> None:
-    """Refuse a task that no model could answer."""
-    passages = (task.context,) if isinstance(task.context, str) else tuple(task.context or ())
-    for name, words in (("context", passages), ("question", (task.question,))):
-        if not all(isinstance(text, str) for text in words):
-            raise PromptError(f"a task's {name} is {getattr(task, name)!r:.80}: it must be text")
-    if isinstance(task.prompt, str):
-        texts = [task.prompt]
-    else:
-        texts = [message.content for message in task.prompt]
-        check_calls([call for message in task.prompt for call in message.tool_calls])
-        if task.prompt and task.prompt[-1].role == "assistant":
-            raise PromptError("the last message is the assistant's: end with a user's message to answer")
-    if not any(text.strip() for text in texts):
-        raise PromptError("the prompt is empty: give at least one word")
-    check_tools(task.tools, task.tool_choice)
-    if task.schema is not None and task.tools and task.tool_choice != "none":
-        raise PromptError(
-            "a task asks for calls of tools and for a JSON document: leave out schema, or tools, or say "
-            "tool_choice='none'"
-        )
-    form, budget = _form(task), settings.search
-    if form == Form():
-        return
-    if guarded and (budget.expansion != "simulations" or budget.commit != "verdict"):
-        raise SettingsError(
-            "tools and schemas need drafts that are judged as a whole: search.expansion='simulations' and "
-            f"search.commit='verdict', not {budget.expansion!r} and {budget.commit!r}"
-        )
-    from rain_llm.models.grammar import check
-
-    check(form.document or form.call)
 
 
 def _verdict(result: RainResult) -> Verdict:

@@ -168,7 +168,13 @@ class GenerationSettings(Frozen):
     """How text is drawn; plain generation and the search's simulations share it."""
 
     max_new_tokens: int = Field(default=128, ge=1, le=1_000_000, description="Longest answer, tokens.")
-    temperature: float = Field(default=1.0, gt=0, le=10, description="Divides the logits.")
+    temperature: float = Field(
+        default=1.0,
+        ge=0,
+        le=10,
+        description="Divides the logits. 0 is taken for 0.01, nearly always the likeliest token: then all "
+        "unguided drafts are the same.",
+    )
     top_k: int = Field(default=0, ge=0, description="Draw from the k most likely tokens; 0: from all.")
     top_p: float = Field(default=1.0, gt=0, le=1, description="Draw from the smallest set of this mass.")
     stop: tuple[str, ...] = Field(
@@ -185,6 +191,11 @@ class GenerationSettings(Frozen):
         description="Put a text prompt into the model's chat template as the user's turn. "
         "Lists of messages always use it.",
     )
+
+    @field_validator("temperature")
+    @classmethod
+    def _not_frozen(cls, value: float) -> float:
+        return value or 0.01  # the least that servers take
 
     @field_validator("stop", mode="before")
     @classmethod

@@ -575,6 +575,17 @@ def test_tracers_are_told_what_holds_for_the_call(chat):
     assert ChatRain(model="some/model")._get_ls_params(model="other")["ls_model_name"] == "other"
 
 
+def test_a_call_that_names_another_model_takes_nothing_over_that_is_of_the_first_alone():
+    own = {"name": "one", "base_url": "http://localhost:1", "tokenizer": "one/folder", "revision": "v1"}
+    chat = ChatRain(settings=SETTINGS.updated(model={**own, "context_length": 2048, "api_key": "secret"}))
+    other, _ = chat._asked(None, {"model": "two", "max_tokens": 7})
+    expected = SETTINGS.updated(
+        model={"name": "two", "base_url": "http://localhost:1", "api_key": "secret"},
+        generation={"max_new_tokens": 7},
+    )
+    assert other.settings == expected
+
+
 def test_context_and_question_reach_the_judge_alone(chat, model):
     frames = ["Of {context}, asked {query}: {answer} is"]
     grounded = SETTINGS.updated(evaluation={"criteria": [Criterion(name="grounded", frames=frames, **KIND)]})

@@ -6,10 +6,11 @@ import json
 from typing import Any
 
 import pytest
+from llama_index.core.agent.react.formatter import ReActChatFormatter
 from llama_index.core.agent.workflow import AgentStream, AgentWorkflow, FunctionAgent, ReActAgent
 from llama_index.core.base.llms.types import ToolCallBlock
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
-from llama_index.core.llms import ChatMessage, ChatResponse
+from llama_index.core.llms import ChatMessage, ChatResponse, MessageRole
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.llms.mock import MockFunctionCallingLLM
 from llama_index.core.program import FunctionCallingProgram
@@ -17,9 +18,9 @@ from llama_index.core.tools import FunctionTool
 from llama_index.llms.rain import RainLLM, VerdictCollector
 from pydantic import BaseModel
 
-from rain_llm import Message, PromptError, StopReason
+from rain_llm import CIVILITY, Message, PromptError, StopReason
 from rain_llm.types import Sample, ToolCall
-from tests.integrations.llama_scripts import judged, memory, model_of, recording, scripted
+from tests.integrations.llama_scripts import BY_WORDS, judged, memory, model_of, recording, scripted
 
 QUESTION = "How is Bonn?"
 
@@ -288,6 +289,20 @@ async def test_a_react_agent_with_a_tool() -> None:
     assert str(await handler) == "Splendid."
     assert not any("rubbish" in event.response for event in shown)
     assert len(collector.events) == 2
+
+
+@agents_warn
+async def test_a_react_agent_s_observations_are_a_context_where_they_are_a_tool_s() -> None:
+    act = 'Thought: A splendid idea.\nAction: weather\nAction Input: {"city": "Bonn"}'
+    end = "Thought: I can answer without using any more tools.\nAnswer: Very splendid."
+    llm = scripted({QUESTION: {act: 1}, REPLY: {end: 1}}, evaluation={"criteria": [CIVILITY, BY_WORDS]})
+    formatter = ReActChatFormatter.from_defaults(observation_role=MessageRole.TOOL)
+    agent = ReActAgent(tools=[WEATHER], llm=llm, formatter=formatter)
+    with VerdictCollector() as collector:
+        assert str(await agent.run(QUESTION, memory=memory())) == "Very splendid."
+    names = [[c.name for c in event.verdict.criteria] for event in collector.events if event.verdict]
+    assert names == [["civility"], ["civility", "groundedness"]]
+    assert f"In Bonn it is warm\nQuestion: {QUESTION}\nAnswer: Thought: I can" in judged(model_of(llm))
 
 
 # --- counts -------------------------------------------------------------------------------------------

@@ -403,6 +403,10 @@ def test_all_roles_and_blocks_that_there_are(llm: RainLLM, model: ScriptedModel)
     llm.chat([ChatMessage(role="user", blocks=blocks), ChatMessage(role="model", content="c"), *CHAT])
     turns = [Message("user", "a\nb"), Message("assistant", "c"), Message("user", "How is my garden?")]
     assert model.requests[0].prefix == model.render_chat(turns)
+    model.requests.clear()
+    llm.chat([ChatMessage(role=role, content=role) for role in ("system", "developer", "user", "user")])
+    turns = [Message("system", "system\n\ndeveloper"), Message("user", "user\n\nuser")]
+    assert model.requests[0].prefix == model.render_chat(turns)
     with pytest.raises(PromptError, match="ImageBlock"):
         llm.chat([ChatMessage(role="user", blocks=[TextBlock(text="see"), ImageBlock(image=b"")])])
 

@@ -80,7 +80,8 @@ _ASKED = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
 _NOT_OURS = ("stream", "strict")
 """``stream`` is for LangChain's core; calls and documents fit their schemas, ``strict`` or not."""
 
-_COLD = 0.01  # the least that servers take
+_OWN = {"revision": None, "tokenizer": None, "context_length": None}
+"""What the settings say of one model alone: a call that names another does not mean it."""
 
 _AT_ONCE = 64
 """Answers of a batch: each has a thread that waits, while one engine writes them all."""
@@ -172,7 +173,7 @@ class ChatRain(GuardedModel, BaseChatModel):
     """Retries of a server's failed request: ``settings.model.limits.attempts`` less one."""
 
     temperature: float | None = Field(default=None, frozen=True)
-    """``settings.generation.temperature``; 0 is taken for 0.01: nearly always the likeliest token."""
+    """``settings.generation.temperature``."""
 
     max_tokens: int | None = Field(default=None, frozen=True)
     """Longest answer, tokens: ``settings.generation.max_new_tokens``."""
@@ -329,11 +330,8 @@ class ChatRain(GuardedModel, BaseChatModel):
 
     @classmethod
     def _sections(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        given = dict(given)
         if isinstance(given.get("max_retries"), int):
-            given["max_retries"] += 1
-        if given.get("temperature") == 0:
-            given["temperature"] = _COLD
+            given = {**given, "max_retries": given["max_retries"] + 1}
         return super()._sections(given)
 
     def _overridden(self, overrides: Mapping[str, Any]) -> Self:
@@ -345,7 +343,7 @@ class ChatRain(GuardedModel, BaseChatModel):
             return super()._overridden(rest)
         if self.rain is not None:
             raise SettingsError(f"a ready engine has its model: make another ChatRain for model={name!r}")
-        settings = self.settings.updated(model={"name": name})
+        settings = self.settings.updated(model={"name": name, **_OWN})
         other = self.model_copy(update={"settings": settings})
         other._rain = self._others.setdefault(name, Rain(settings))
         return other._overridden(rest)
@@ -439,16 +437,12 @@ class ChatRain(GuardedModel, BaseChatModel):
 
 
 def _chat(messages: Sequence[BaseMessage]) -> list[Message]:
-    """Return messages as the engine's, runs of equal roles merged: chat templates want them to alternate."""
+    """Return messages as the engine's."""
     chat: list[Message] = []
     names: dict[str, str] = {}  # a tool's reply may name the call alone
     for message in messages:
         made = _message(message, names)
         names |= {call.id: call.name for call in made.tool_calls}
-        if chat and chat[-1].role == made.role != "tool":
-            before = chat.pop()
-            content = "\n\n".join(filter(None, (before.content, made.content)))
-            made = Message(made.role, content, (*before.tool_calls, *made.tool_calls))
         chat.append(made)
     return chat
 

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from rain_llm.answer import Answer
 from rain_llm.criteria import Criterion
-from rain_llm.engine import Rain, subject_of, task_of
+from rain_llm.engine import Rain
 from rain_llm.errors import PromptError, SettingsError
 from rain_llm.evals.rows import Row
 from rain_llm.evals.tasks import Item, Task
@@ -25,6 +25,7 @@ from rain_llm.evaluation import Asking, Subject
 from rain_llm.models.base import LanguageModel
 from rain_llm.search import seed_of
 from rain_llm.settings import RainSettings
+from rain_llm.task import subject_of, task_of
 from rain_llm.types import Prompt, RainResult, Sample, Score, Scores, StopReason, Trace, Usage, Verdict
 
 LADDER = (1, 2, 3, 4, 6, 8, 12, 16)
@@ -179,7 +180,7 @@ def check(method: str, rain: Rain, task: Task, items: Sequence[Item]) -> None:
     for item in items:
         prompt = task.prompt(item)
         try:
-            evaluator.check(subject_of(prompt, item.context, settings), room)
+            evaluator.check(subject_of(task_of(prompt, item.context), settings), room)
             length = max(len(rain.encode(prompt)), len(rain.guided(prompt)) if guided else 0)
             if length + room > writer.context_length:
                 shown = "prompt and guides have" if guided else "prompt has"
@@ -271,7 +272,7 @@ def drafts(
     settings = settings or rain.settings
     drawing, runtime = settings.generation, rain.runtime
     tokens = (rain.guided(prompt, settings) if guided else ()) or rain.encode(prompt, settings)
-    subject = subject_of(prompt, context, settings)
+    subject = subject_of(task_of(prompt, context), settings)
     evaluator = runtime.evaluator(settings.evaluation)
     seed = drawing.seed or 0
     replies = runtime.writer.sample(

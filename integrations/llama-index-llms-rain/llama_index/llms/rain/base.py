@@ -530,13 +530,15 @@ def _as_completion(response: ChatResponse) -> CompletionResponse:
 def _without_context(settings: RainSettings, task: Task) -> RainSettings:
     """Return the settings for a task without a context: criteria that judge against one are left out.
 
-    Not so where tools may be called, for their replies are a context; until there are some, the engine leaves
-    those criteria out by itself. An answer that no criterion would be left for is judged by the default.
+    Not so where tools may be called or have replied, for their replies are a context; until there are some,
+    the engine leaves those criteria out by itself. An answer that no criterion would be left for is judged by
+    the default.
     """
     criteria = settings.evaluation.criteria
     others = [criterion for criterion in criteria if not criterion.needs_context]
     if len(others) == len(criteria):
         return settings
-    kept = criteria if task.tools and task.tool_choice != "none" else others
+    replied = not isinstance(task.prompt, str) and any(turn.role == "tool" for turn in task.prompt)
+    kept = criteria if replied or (task.tools and task.tool_choice != "none") else others
     default = () if others else EvaluationSettings().criteria
     return settings.updated(evaluation={"criteria": [*kept, *default]})

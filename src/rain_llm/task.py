@@ -1,0 +1,124 @@
+"""What is asked for: a prompt as a task, checked, and what writer and judge are told of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from rain_llm.errors import PromptError, SettingsError
+from rain_llm.evaluation import Subject
+from rain_llm.form import Form
+from rain_llm.models.chat_template import merged
+from rain_llm.settings import RainSettings
+from rain_llm.tools import call_schema, check_calls, check_tools
+from rain_llm.types import Message, Prompt, Task
+
+_ROLES = ("system", "user", "assistant", "tool")
+
+
+def task_of(prompt: Prompt, context: str = "") -> Task:
+    """Return a prompt as a task; ``context`` is for one that brings none.
+
+    What one role says in turns that follow each other becomes one turn, for the writer and for the judge.
+
+    Raises:
+        PromptError: it is no prompt.
+    """
+    task = prompt if isinstance(prompt, Task) else Task(prompt)
+    if context and not task.context:
+        task = replace(task, context=context)
+    return task if isinstance(task.prompt, str) else replace(task, prompt=merged(_checked(task.prompt)))
+
+
+def _checked(messages: Sequence[Any]) -> Sequence[Message]:
+    if not isinstance(messages, Sequence):
+        raise PromptError(f"a prompt is {messages!r:.80}: give a text or a list of rain_llm.Message")
+    for turn in messages:
+        if not isinstance(turn, Message) or turn.role not in _ROLES or not isinstance(turn.content, str):
+            raise PromptError(
+                f"a chat holds {turn!r:.80}: give rain_llm.Message(role, text), the role one of "
+                + ", ".join(_ROLES)
+            )
+    return messages
+
+
+def subject_of(task: Task, settings: RainSettings) -> Subject:
+    """Return what the judge is told of a task."""
+    context = task.context if isinstance(task.context, str) else "\n\n".join(task.context)
+    acts = bool(task.tools) and task.tool_choice != "none"
+    if isinstance(task.prompt, str):
+        return Subject(task.question or task.prompt, context, is_chat(task, settings), acts)
+    turns = [message.content for message in task.prompt if message.role == "user"]
+    if not context:  # what the answer is to keep to is what the tools have told
+        context = "\n\n".join(_told_since(task.prompt))
+    query = task.question or (turns[-1] if turns else task.prompt[-1].content)
+    return Subject(query, context, True, acts)
+
+
+def _told_since(messages: Sequence[Message]) -> list[str]:
+    """Return the tools' replies behind the last user's turn; if there are none, all of the chat."""
+    last = max((place for place, m in enumerate(messages) if m.role == "user"), default=-1)
+    replies = [(place, message.content) for place, message in enumerate(messages) if message.role == "tool"]
+    return [reply for place, reply in replies if place > last] or [reply for _, reply in replies]
+
+
+def is_chat(task: Task, settings: RainSettings) -> bool:
+    """Whether a task is told by the writer's chat template."""
+    return not isinstance(task.prompt, str) or settings.generation.chat_template or bool(task.tools)
+
+
+def form_of(task: Task) -> Form:
+    """Return the form of the answer that a task asks for.
+
+    Raises:
+        PromptError: its schema is no JSON.
+    """
+    if task.schema is not None:
+        try:
+            return Form(document=json.dumps(dict(task.schema), ensure_ascii=False))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise PromptError(f"the schema cannot be written as JSON: {error}") from error
+    if not task.tools or task.tool_choice == "none":
+        return Form()
+    call = call_schema(task.tools, task.tool_choice)
+    return Form(call=call, forced=task.tool_choice != "auto", several=task.parallel_calls)
+
+
+def check_task(task: Task, settings: RainSettings, guarded: bool) -> None:
+    """Refuse a task that no model could answer.
+
+    Raises:
+        PromptError: by its prompt, tools or schema. SettingsError: no search of these settings answers it.
+    """
+    passages = (task.context,) if isinstance(task.context, str) else tuple(task.context or ())
+    for name, words in (("context", passages), ("question", (task.question,))):
+        if not all(isinstance(text, str) for text in words):
+            raise PromptError(f"a task's {name} is {getattr(task, name)!r:.80}: it must be text")
+    if isinstance(task.prompt, str):
+        texts = [task.prompt]
+    else:
+        texts = [message.content for message in task.prompt]
+        check_calls([call for message in task.prompt for call in message.tool_calls])
+        if task.prompt and task.prompt[-1].role == "assistant":
+            raise PromptError("the last message is the assistant's: end with a user's message to answer")
+    if not any(text.strip() for text in texts):
+        raise PromptError("the prompt is empty: give at least one word")
+    check_tools(task.tools, task.tool_choice)
+    if task.schema is not None and task.tools and task.tool_choice != "none":
+        raise PromptError(
+            "a task asks for calls of tools and for a JSON document: leave out schema, or tools, or say "
+            "tool_choice='none'"
+        )
+    form, budget = form_of(task), settings.search
+    if form == Form():
+        return
+    if guarded and (budget.expansion != "simulations" or budget.commit != "verdict"):
+        raise SettingsError(
+            "tools and schemas need drafts that are judged as a whole: search.expansion='simulations' and "
+            f"search.commit='verdict', not {budget.expansion!r} and {budget.commit!r}"
+        )
+    from rain_llm.models.grammar import check
+
+    check(form.document or form.call)
