@@ -48,6 +48,7 @@ ORDER = (
     "evidence",
     "evaluation",
     "form",
+    "task",
     "similarity",
     "search",
     "plain",

@@ -361,9 +361,9 @@ def test_a_model_without_a_template_cannot_chat(save_model: Any, sizes: dict[str
 @pytest.mark.parametrize(
     "template",
     [
-        # Leaves the system's words out; refuses them; has no turn for them.
-        "{% for m in messages %}{% if m.role != 'system' %}{{ m.content }}{% endif %}{% endfor %}",
-        "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}",
+        # Leaves the assistant's words out; refuses them; has no turn for them.
+        "{% for m in messages %}{% if m.role != 'assistant' %}{{ m.content }}{% endif %}{% endfor %}",
+        "{% if messages[0].role == 'assistant' %}{{ raise_exception('it began') }}{% endif %}",
         "{{ messages[0].content.missing.thing }}",
     ],
     ids=["leaves out", "refuses", "breaks"],
@@ -374,8 +374,8 @@ def test_a_template_that_cannot_show_a_message_is_refused(
     from transformers import LlamaConfig
 
     model = load(save_model(LlamaConfig(**sizes), make_tokenizer(chat_template=template)))
-    with pytest.raises(ModelNotSupportedError, match="system"):
-        model.render_chat([Message("system", "Be brief."), Message("user", "Hi")])
+    with pytest.raises(ModelNotSupportedError, match="assistant"):
+        model.render_chat([Message("assistant", "Hello."), Message("user", "Hi")])
 
 
 def test_a_chat_reads_as_its_template_says(tiny: TransformersModel):
