@@ -321,7 +321,7 @@ def test_the_key_comes_from_the_environment_where_none_is_given(
 @pytest.mark.parametrize("fault", ["500", "503", "refuse", "429"])
 def test_no_error_repeats_the_key(guarded: Server, fault: str):
     control(guarded, fault)
-    error, _ = failure(pool(guarded, key=KEY, attempts=1, total_s=0.3))
+    error, _ = failure(pool(guarded, key=KEY, attempts=1, total_s=1))
     assert "Authorization: Bearer ..." in error.cause  # the server told it
     seen: BaseException | None = error
     while seen is not None:
@@ -394,6 +394,28 @@ def test_cancelled_requests_leave_their_room_to_others(server: Server):
     assert eventually(lambda: stats(server)["in_flight"] == 0)
     control(server, delay=0)
     assert len(post_all(replicas, [None] * 5)) == 5
+
+
+def test_whenever_a_request_is_cancelled_the_next_one_is_answered(server: Server):
+    """Given up while it waits for its connection, or opens it, or has just been answered."""
+    control(server, delay=0.002)
+    replicas = pool(server)
+
+    async def give_up(rounds: int) -> None:
+        for number in range(rounds):
+            some = [asyncio.create_task(replicas.post(COMPLETIONS, BODY, text)) for _ in range(3)]
+            kept = some.pop()
+            for _ in range(number % 10):
+                await asyncio.sleep(0)  # a step further each time
+            await asyncio.sleep((number % 7) / 2000)
+            for task in some:
+                task.cancel()
+            assert await asyncio.wait_for(kept, 5)
+            await asyncio.gather(*some, return_exceptions=True)
+
+    in_loop(give_up(140))
+    assert eventually(lambda: stats(server)["connections"] <= 2)  # the tests' own is one
+    assert replicas.replicas[0].under_way == 0
 
 
 def test_connections_are_kept_and_closed_with_their_owner(server: Server):

@@ -161,9 +161,9 @@ class CompletionsModel:
 
     @staticmethod
     def _give_up(errands: Sequence[_Errand]) -> None:
-        for errand in errands:
-            if errand.task is not None and errand.reply is None and errand.error is None:
-                errand.task.cancel()
+        left = (errand.task for errand in errands if errand.reply is None and errand.error is None)
+        for task in {task for task in left if task is not None}:  # questions share one
+            task.cancel()
 
     def _begin(self, errands: Sequence[_Errand], ask: Ask, done: Callable[[], None]) -> None:
         """Start the tasks of a round, in the loop; one asks all of its questions."""

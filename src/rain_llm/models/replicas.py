@@ -287,6 +287,7 @@ class Replicas:
         headers = {"Content-Type": "application/json"} if content else None
         client = replica.lanes.pop() if replica.lanes else self._lane()
         replica.under_way += 1
+        reply: httpx.Response | None = None
         try:
             async with asyncio.timeout(patience or self.limits.read_s):  # for a reply that only trickles
                 url = replica.url + path
@@ -315,8 +316,12 @@ class Replicas:
                 f"broke off the connection ({first_line(error)})", "look into the server's own log"
             ) from error
         finally:
-            replica.lanes.append(client)
             replica.under_way -= 1
+            if reply is not None:
+                replica.lanes.append(client)
+            else:  # given up at a bad moment, its pool may wait for ever for its only connection
+                self._clients.remove(client)
+                _close([client])
         status = reply.status_code
         if status == 200 or status in known:
             return reply
