@@ -405,7 +405,10 @@ def test_an_answer_carries_its_verdict_and_cost(chat):
         "input_tokens": told["usage"]["prompt_tokens"],
         "output_tokens": told["usage"]["output_tokens"],
         "total_tokens": told["usage"]["prompt_tokens"] + told["usage"]["output_tokens"],
-        "input_token_details": {"cache_read": told["usage"]["cached_tokens"]},
+        "input_token_details": {
+            "cache_read": told["usage"]["cached_tokens"],
+            "evaluation": told["usage"]["evaluation_tokens"],
+        },
     }
     json.dumps(told)  # caches, tracers and checkpoints write it down
 
@@ -425,7 +428,10 @@ async def test_usage_adds_up_over_chunks_and_answers(chat):
     with get_usage_metadata_callback() as count:
         chat.invoke("Like my cat?")
         list(chat.stream("Like my cat?"))
-    assert count.usage_metadata["scripted"]["total_tokens"] == 2 * whole.usage_metadata["total_tokens"]
+    counted = count.usage_metadata["scripted"]
+    assert counted["total_tokens"] == 2 * whole.usage_metadata["total_tokens"]
+    judged = whole.usage_metadata["input_token_details"]["evaluation"]
+    assert counted["input_token_details"]["evaluation"] == 2 * judged > 0
 
 
 async def test_every_way_to_call_gives_the_same_answer(model):
