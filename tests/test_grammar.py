@@ -13,7 +13,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from rain_llm import ModelError, ModelNotSupportedError, PromptError
-from rain_llm.models.grammar import Matcher, Vocabulary, check, spelled_out, vocabulary_of
+from rain_llm.models.grammar import Matcher, Vocabulary, check, fits, spelled_out, vocabulary_of
 from rain_llm.models.jobs import SampleJob
 from rain_llm.models.scripted import END, ScriptedModel, script
 from rain_llm.models.transformers import TransformersModel
@@ -154,14 +154,14 @@ def test_every_document_fits_its_schema(name: str, words: Vocabulary):
         ("[1]", "not a JSON object"),
         ("true", "not a JSON object"),
         ('{"type": "banana"}', "banana"),
-        ('{"type": "object", "properties": 3}', "properties must be an object"),
-        ('{"properties": {"a": {"type": "array", "contains": {}}}}', "contains"),
-        ('{"not": {}}', "not"),
-        ('{"if": {}, "then": {}}', "if"),
-        ('{"type": "array", "uniqueItems": true}', "uniqueItems"),
-        ('{"type": "string", "format": "colour"}', "colour"),
+        ('{"type": "object", "properties": 3}', "3 is not of type 'object'"),
+        ('{"not": 3}', "3 is not of type"),
+        ('{"properties": {"a": {}}, "required": 3}', "3"),
+        ('{"properties": {"a": {}}, "required": [["a"]]}', "['a'] is not of type"),
+        ('{"properties": {"a": {}}, "dependentRequired": {"a": 3}}', "3 is not of type"),
+        ('{"type": "array", "uniqueItems": "yes"}', "'yes' is not of type"),
         ('{"type": "string", "pattern": "(?=a)b"}', "look-around"),
-        ('{"x-guidance": {"lenient": true}, "dependentRequired": {"a": ["b"]}}', "dependentRequired"),
+        ('{"x-guidance": {"lenient": true}, "pattern": "(?=a)b"}', "look-around"),
         ('{"$ref": "https://example.org/schema.json"}', "https://example.org/schema.json"),
         ('{"$ref": "#/$defs/gone"}', "/$defs/gone"),
         ('{"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}', "no document fits it"),
@@ -180,6 +180,57 @@ def test_a_schema_that_cannot_be_held_to_is_refused_by_name(schema: str, named: 
         check(schema)
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+LETTERS = {"enum": ["a", "b", "c"]}
+CHECKED: dict[str, dict[str, Any]] = {
+    "no item twice": {"type": "array", "items": LETTERS, "uniqueItems": True, "maxItems": 3},
+    "one item of a kind": {"type": "array", "items": LETTERS, "contains": {"const": "b"}, "maxItems": 2},
+    "alternatives that overlap": {
+        "type": "array",
+        "items": {"oneOf": [{"enum": [1, 2]}, {"enum": [2, 3]}]},
+        "maxItems": 2,
+    },
+    "all but one": {"allOf": [LETTERS], "not": {"const": "b"}},
+    "one needs another": {
+        "type": "object",
+        "properties": {"a": {"type": "boolean"}, "b": {"type": "boolean"}},
+        "dependentRequired": {"a": ["b"]},
+    },
+    "one decides on another": {
+        "type": "object",
+        "properties": {"a": {"type": "boolean"}, "b": {"enum": [1, 2]}},
+        "required": ["a", "b"],
+        "if": {"properties": {"a": {"const": True}}},
+        "then": {"properties": {"b": {"const": 1}}},
+    },
+    "numbers of tenths": {"type": "array", "items": {"enum": [0.1, 0.7]}, "uniqueItems": True, "maxItems": 2},
+    "a form that nobody knows": {"type": "string", "format": "colour", "maxLength": 3},
+}
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_what_no_grammar_can_hold_to_is_checked_of_a_whole_document(name: str):
+    schema = CHECKED[name]
+    seen = {True: 0, False: 0}
+    for seed in range(60):
+        text = write(spelled_out(), schema, np.random.default_rng(seed))
+        assert text is not None
+        fitting = Draft202012Validator(schema).is_valid(json.loads(text))
+        assert fits(json.loads(text), json.dumps(schema)) is fitting
+        seen[fitting] += 1
+    assert seen[True] > 5
+    assert seen[False] > 0 or name == "a form that nobody knows"
+
+
+def test_a_document_that_misses_it_has_not_ended(tiny: TransformersModel):
+    schema = {"type": "array", "items": {"enum": [1, 2]}, "uniqueItems": True, "minItems": 2, "maxItems": 2}
+    found = {
+        (tiny.decode(one.tokens), one.ended)
+        for seed in range(12)
+        for one in documents(tiny, json.dumps(schema), n=8, seed=seed, temperature=3.0)
+    }
+    assert found == {("[1,1]", False), ("[2,2]", False), ("[1,2]", True), ("[2,1]", True)}
 
 
 def test_a_schema_without_an_end_is_told_when_it_is_met():
@@ -305,6 +356,18 @@ def test_a_model_writes_documents_that_fit(tiny: TransformersModel, name: str, c
             Draft202012Validator(SCHEMAS[name]).validate(json.loads(tiny.decode(one.tokens)))
 
 
+@pytest.mark.parametrize("word", ["<|im_end|>", "a<|im_start|>b"])
+def test_a_special_token_that_a_schema_spells_is_text(word: str, tiny: TransformersModel):
+    schema = {
+        "type": "object",
+        "properties": {word: {"const": f"x{word}"}, "n": {"const": 1}},
+        "required": [word, "n"],
+    }
+    for one in documents(tiny, json.dumps(schema), n=2):
+        assert one.ended and tiny.text.special.isdisjoint(one.tokens)
+        assert json.loads(tiny.decode(one.tokens)) == {word: f"x{word}", "n": 1}
+
+
 def test_a_whole_document_costs_no_pass_more(tiny: TransformersModel):
     tiny.forget()
     (reply,) = tiny.sample([request(tiny, '{"const": [1, 2]}', n=1)])
@@ -367,8 +430,8 @@ def test_a_pass_that_fails_leaves_a_document_as_it_was(
 
 def test_a_schema_that_cannot_be_held_to_spoils_no_other_request(tiny: TransformersModel):
     passes = tiny.forwards
-    with pytest.raises(PromptError, match="contains"):
-        documents(tiny, '{"contains": {}, "type": "array"}')
+    with pytest.raises(PromptError, match="look-around"):
+        documents(tiny, '{"pattern": "(?=a)b", "type": "string"}')
     assert tiny.forwards == passes
     assert documents(tiny)
 
@@ -418,6 +481,14 @@ def test_a_script_that_cannot_say_what_is_asked_for_is_told_so():
     model = scripted({"{": 1.0, "yes": 2.0})
     with pytest.raises(ModelError, match=r"the script offers '\{', 'yes', and the schema allows none"):
         model.sample([Sample(model.encode("Well?"), 1, 9, 1, schema=ANSWER)])
+
+
+def test_a_script_is_checked_at_the_end():
+    model = scripted({'"b"': 1.0})
+    for schema, whole in ((LETTERS, True), (CHECKED["all but one"], False)):
+        (reply,) = model.sample([Sample(model.encode("Which?"), 1, 9, 1, schema=json.dumps(schema))])
+        (one,) = reply.continuations
+        assert (model.decode(one.tokens), one.ended) == ('"b"', whole)
 
 
 # --- the real model -------------------------------------------------------------------------------------

@@ -543,8 +543,9 @@ class _Job:
             )
         if result.stop_reason is StopReason.INCOMPLETE:
             raise IncompleteError(
-                "no draft of the JSON document or tool call was finished within generation.max_new_tokens: "
-                "raise it, or ask for less (a smaller schema, maxLength for strings, maxItems for lists)",
+                "no draft of the JSON document or tool call was finished, and fitted its schema, within "
+                "generation.max_new_tokens: raise it, or ask for less (a smaller schema, maxLength for "
+                "strings, maxItems for lists; no uniqueItems, not, if, which whole drafts are checked by)",
                 result,
             )
         if event.cause is not None:

@@ -111,8 +111,9 @@ class Sample:
             (``max_tokens`` must be 1).
         ends: a continuation ends after the first token whose text ends with one of these.
         schema: JSON text of a JSON schema: a continuation is one compact JSON document that fits it, and
-            has ``ended`` where it is whole (without it, ``max_tokens`` cut it off); "": any text. Not with
-            ``ranked``, ``greedy_first`` or ``ends``.
+            has ``ended`` where it does (without it, ``max_tokens`` cut it off, or it is whole and misses what
+            no grammar holds to, such as ``uniqueItems``); "": any text. Not with ``ranked``,
+            ``greedy_first`` or ``ends``.
     """
 
     prefix: TokenIds
@@ -158,7 +159,7 @@ class Continuation:
         logprobs: one per token, nats: the model's own log-probability over its whole vocabulary
             at temperature 1, whatever the request's temperature, top_k and top_p.
         ended: the model ended the text after these tokens (then ``tokens`` may be empty), or the document
-            that a schema asks for is whole.
+            that a schema asks for is whole and fits it.
         logprob: sum of ``logprobs``, plus that of the end token where ``ended``.
     """
 

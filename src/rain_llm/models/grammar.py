@@ -4,15 +4,19 @@ The only module that knows llguidance. Documents are compact: no white space bet
 small models lose themselves. For the same reason an object that names its properties gets no others unless
 its schema speaks of them, whole numbers are those that every reader of JSON knows (within 2^53), and numbers
 end after some 18 characters; all of this only narrows what a schema allows.
+
+What no grammar can hold to (``uniqueItems``, ``not``, ``if`` and the like, alternatives that overlap) is left
+out of it, and a document is checked by its whole schema at its end: one that does not fit has not ended.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from decimal import Decimal
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +26,7 @@ from rain_llm.types import Sample
 
 if TYPE_CHECKING:
     import llguidance
+    from jsonschema.protocols import Validator
 
 Mask = NDArray[np.bool_]
 
@@ -35,6 +40,12 @@ _NAMED = {"properties", "patternProperties", "$defs", "definitions"}
 _LISTED = {"anyOf", "oneOf", "allOf", "prefixItems"}
 _ALONE = {"items", "additionalProperties"}
 _COMBINED = {"$ref", "anyOf", "oneOf", "allOf"}
+# What the grammar cannot hold to.
+_CHECKED = {
+    *("uniqueItems", "contains", "minContains", "maxContains", "unevaluatedItems"),
+    *("propertyNames", "dependencies", "dependentRequired", "dependentSchemas", "unevaluatedProperties"),
+    *("not", "if", "then", "else"),
+}
 
 
 class Vocabulary:
@@ -49,7 +60,9 @@ class Vocabulary:
         self.size = tokens.vocab_size
         self.ends = np.zeros(self.size, np.bool_)
         self.ends[tokens.eos_tokens] = True
-        pieces = [b"" if self.ends[i] else tokens.decode_bytes([i]) for i in range(self.size)]
+        self.special = np.array([tokens.is_special_token(i) for i in range(self.size)]) | self.ends
+        pieces = [b"" if self.special[i] else tokens.decode_bytes([i]) for i in range(self.size)]
+        self._pieces = pieces
         # What to keep a number from, outside of strings: an exponent at any time, more when it is long.
         self.with_exponent = _matching(rb'[^"]*[0-9][eE]', pieces)
         self.exponent = _matching(rb"[eE]", pieces)
@@ -65,13 +78,22 @@ class Vocabulary:
         Raises:
             PromptError: it is no schema, or no document can be held to it; says why.
         """
-        return Matcher(self, self._compiled(schema).deep_copy())
+        compiled, rest = self._compiled(schema)
+        return Matcher(self, compiled.deep_copy(), rest)
 
-    def _compile(self, schema: str) -> llguidance.LLMatcher:
+    def spelling(self, text: bytes) -> Mask:
+        """Return which tokens, none of them special, ``text`` may begin with."""
+        found = [i for i, piece in enumerate(self._pieces) if piece and text.startswith(piece)]
+        mask = np.zeros(self.size, np.bool_)
+        mask[found] = True
+        return mask
+
+    def _compile(self, schema: str) -> tuple[llguidance.LLMatcher, Validator | None]:
         from llguidance import LLMatcher, LLParserLimits
 
         try:
-            grammar = LLMatcher.grammar_from_json_schema(narrowed(schema))
+            held = _held(schema)
+            grammar = LLMatcher.grammar_from_json_schema(held.grammar)
             limits = LLParserLimits(verbose_errors=False)
             compiled = LLMatcher(self.tokens, grammar, log_level=0, limits=limits)
             if compiled.is_error():
@@ -85,15 +107,19 @@ class Vocabulary:
                 f"this schema cannot be held to: {' '.join(str(error).split())}: leave that out of it, or "
                 "say it another way"
             ) from error
-        return compiled
+        return compiled, held.rest
 
 
 class Matcher:
     """What a document may go on with; made by :meth:`Vocabulary.matcher`."""
 
-    def __init__(self, vocabulary: Vocabulary, matcher: llguidance.LLMatcher) -> None:
+    def __init__(
+        self, vocabulary: Vocabulary, matcher: llguidance.LLMatcher, rest: Validator | None = None
+    ) -> None:
         self._vocabulary = vocabulary
         self._matcher = matcher
+        self._rest = rest
+        self._text = bytearray()
         self._in_string = self._escaped = False
         self._number = 0  # characters of the number that the document ends with
 
@@ -111,6 +137,8 @@ class Matcher:
         words = self._vocabulary
         packed = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         found: Mask = np.unpackbits(packed, count=words.size, bitorder="little").view(np.bool_)
+        if not self.may_end and (found & words.special).any():  # a schema spells one: it is text there
+            found = words.spelling(self._matcher.compute_ff_bytes())
         if self._matcher.is_error() or not found.any():
             why = " ".join(self._matcher.get_error().split()) or "no token can be the next"
             raise ModelError(f"a document cannot go on by its schema: {why}: simplify the schema")
@@ -131,10 +159,17 @@ class Matcher:
         """The document is whole, though more of it may follow."""
         return self._matcher.is_accepting()
 
+    @property
+    def fits(self) -> bool:
+        """The document, which is whole, keeps to what its schema asks beside the grammar."""
+        return self._rest is None or self._rest.is_valid(json.loads(self._text, parse_float=Decimal))
+
     def advance(self, tokens: Sequence[int]) -> None:
         """Go on behind ``tokens``, which are allowed and end no text."""
         self._matcher.consume_tokens(list(tokens))
-        for byte in self._vocabulary.tokens.decode_bytes(list(tokens)):
+        text = self._vocabulary.tokens.decode_bytes(list(tokens))
+        self._text += text
+        for byte in text:
             if self._in_string:
                 self._in_string = self._escaped or byte != ord('"')
                 self._escaped = not self._escaped and byte == ord("\\")
@@ -185,7 +220,7 @@ def check(schema: str) -> None:
 
 
 def narrowed(schema: str) -> str:
-    """Return a schema of which every document fits ``schema`` and is compact; see the module.
+    """Return what a grammar is made of for a schema: of what it leads, compact documents, all that ``fits``.
 
     Servers that hold to schemas by llguidance read ``x-guidance`` in it too; others leave it.
 
@@ -195,15 +230,49 @@ def narrowed(schema: str) -> str:
     Raises:
         ValueError: it is no schema, or holds a number that cannot be held to. RecursionError: it is too deep.
     """
+    return _held(schema).grammar
+
+
+class _Held(NamedTuple):
+    """A schema in two: what a grammar is made of, and what is to be checked of a whole document."""
+
+    grammar: str
+    rest: Validator | None  # None: nothing
+
+
+@lru_cache(_COMPILED)
+def _held(schema: str) -> _Held:
+    from llguidance import LLMatcher
+
     read = json.loads(schema, parse_int=_exact, parse_float=_exact, parse_constant=_exact)
     if not isinstance(read, dict):
         raise ValueError(f"it is not a JSON object but {schema[:40]}")
-    closed = read if _combines(read) else _closed(read)
-    return json.dumps(closed | {"x-guidance": {"whitespace_flexible": False, "lenient": False}})
+    close = (lambda part: part) if _combines(read) else _closed
+    exact = _changed(read, close) | {"x-guidance": {"whitespace_flexible": False, "lenient": False}}
+    if not LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(exact)):
+        return _Held(json.dumps(exact), None)
+    loose = _changed(_changed(read, close), _loosened)
+    guidance = {"whitespace_flexible": False, "lenient": True, "coerce_one_of": True}
+    return _Held(json.dumps(loose | {"x-guidance": guidance}), _validator(schema))
+
+
+def _validator(schema: str) -> Validator:
+    from jsonschema import Draft202012Validator, SchemaError
+    from jsonschema.validators import validator_for
+    from referencing import Registry
+
+    read = json.loads(schema, parse_float=Decimal)  # as numbers are read that are checked by it
+    kind = validator_for(read, default=Draft202012Validator)
+    try:
+        kind.check_schema(read)
+    except SchemaError as error:
+        raise ValueError(f"it is no JSON schema ({error.message})") from error
+    made: Validator = kind(read, registry=Registry())  # that fetches nothing
+    return made
 
 
 def fits(document: object, schema: str) -> bool:
-    """Tell whether a JSON document is one that local models could have written by a schema.
+    """Tell whether a JSON document is one that local models could have written, by a schema, to its end.
 
     Args:
         document: as ``json.loads`` gives it.
@@ -214,7 +283,7 @@ def fits(document: object, schema: str) -> bool:
     if not matcher.allows(text):
         return False
     matcher.advance(text)
-    return matcher.whole or matcher.may_end
+    return (matcher.whole or matcher.may_end) and matcher.fits
 
 
 def check_sample(request: Sample) -> None:
@@ -264,21 +333,44 @@ def _combines(schema: Any) -> bool:
     return both or "allOf" in schema or any(map(_combines, _parts(schema)))
 
 
-def _closed(schema: Any) -> Any:
-    """Return the schema without properties that are not named and endless numbers; see the module."""
+def _changed(schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """Return a schema with ``change`` made to each one that hangs in it, and then to itself."""
     if not isinstance(schema, dict):
         return schema
-    closed = dict(schema)
+    changed = dict(schema)
     for key, value in schema.items():
         if key in _NAMED and isinstance(value, dict):
-            closed[key] = {name: _closed(part) for name, part in value.items()}
+            changed[key] = {name: _changed(part, change) for name, part in value.items()}
         elif key in _LISTED and isinstance(value, list):
-            closed[key] = [_closed(part) for part in value]
+            changed[key] = [_changed(part, change) for part in value]
         elif key in _ALONE:
-            closed[key] = _closed(value)
+            changed[key] = _changed(value, change)
+    return change(changed)
+
+
+def _closed(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema without properties that are not named and endless numbers; see the module."""
+    closed = dict(schema)
     named = closed.get("properties")
-    if isinstance(named, dict) and named.keys() >= set(closed.get("required") or ()):
+    if isinstance(named, dict) and named.keys() >= _spoken_of(closed):
         closed.setdefault("additionalProperties", False)
     if closed.get("type") == "integer" and not closed.keys() & {"const", "enum"}:
         closed = {"minimum": -_WHOLE, "maximum": _WHOLE} | closed
     return closed
+
+
+def _spoken_of(schema: Any) -> set[str]:
+    """Return the properties that a schema of an object names somewhere."""
+    if isinstance(schema, list):
+        return {name for name in schema if isinstance(name, str)}
+    if not isinstance(schema, dict):
+        return set()
+    parts = [schema.get(key) for key in ("required", "if", "then", "else")]
+    for key in ("dependencies", "dependentRequired", "dependentSchemas"):
+        parts += schema[key].values() if isinstance(schema.get(key), dict) else ()
+    named = schema.get("properties")
+    return set(named if isinstance(named, dict) else ()).union(*map(_spoken_of, parts))
+
+
+def _loosened(schema: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in schema.items() if key not in _CHECKED}

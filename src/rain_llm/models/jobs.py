@@ -142,14 +142,16 @@ class SampleJob(_Job[list[tuple[int, float]]]):
         alive = []
         for branch, (token, logprob) in zip(self._alive, decision, strict=False):
             if token in self._special:
-                self._end_logprob[branch] = logprob
+                if not self._matchers or self._matchers[branch].fits:
+                    self._end_logprob[branch] = logprob
                 continue
             self._texts[branch] += (token,)
             self._logprobs[branch].append(logprob)
             if self._matchers:
                 self._matchers[branch].advance((token,))
                 if self._matchers[branch].whole:
-                    self._end_logprob[branch] = 0.0  # there is no choice but to end
+                    if self._matchers[branch].fits:
+                        self._end_logprob[branch] = 0.0  # there is no choice but to end
                     continue
             full = len(self._logprobs[branch]) >= self.request.max_tokens
             if not full and not (self.request.ends and self._piece(token).endswith(self.request.ends)):

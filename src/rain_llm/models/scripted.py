@@ -164,7 +164,8 @@ class ScriptedModel:
             tokens = (*tokens, self._id(words[chosen]))
             if matcher:
                 matcher.advance(words[chosen].encode())
-        return drawn, matcher is not None and matcher.whole
+        ended = (matcher is not None and matcher.whole) or (bool(drawn) and drawn[-1][0] == END)
+        return drawn, ended and (matcher is None or matcher.fits)
 
     @staticmethod
     def _fitting(words: Sequence[str], matcher: Matcher) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
@@ -202,12 +203,11 @@ class ScriptedModel:
         total = math.fsum(weights.values())
         return list(weights), np.array([math.log(weight / total) for weight in weights.values()])
 
-    def _continuation(self, drawn: Sequence[tuple[str, float]], whole: bool) -> Continuation:
-        ended = bool(drawn) and drawn[-1][0] == END
-        kept = drawn[:-1] if ended else drawn
+    def _continuation(self, drawn: Sequence[tuple[str, float]], ended: bool) -> Continuation:
+        kept = drawn[:-1] if drawn and drawn[-1][0] == END else drawn
         return Continuation(
             tuple(self._id(word) for word, _ in kept),
             tuple(logprob for _, logprob in kept),
-            ended or whole,
+            ended,
             math.fsum(logprob for _, logprob in drawn),
         )
