@@ -27,6 +27,7 @@ ORDER = (
     "models",
     "models.base",
     "models.embedded",
+    "models.described",
     "models.grammar",
     "models.kv_cache",
     "models.packed",

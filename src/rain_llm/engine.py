@@ -27,12 +27,14 @@ from rain_llm.errors import (
 )
 from rain_llm.evaluation import SelfEvaluator
 from rain_llm.models.base import Embedder, Forgetful, LanguageModel
+from rain_llm.models.described import described
 from rain_llm.plain import only_judge, plain_search
 from rain_llm.scheduler import Event, Finished, Scheduler, Ticket
 from rain_llm.search import RainSearch, Search
 from rain_llm.settings import EvaluationSettings, ModelSettings, RainSettings, SimilaritySettings
 from rain_llm.task import check_task, form_of, is_chat, subject_of, task_of
-from rain_llm.tools import check_calls, described
+from rain_llm.tools import check_calls
+from rain_llm.tools import described as in_words
 from rain_llm.types import (
     Message,
     Prompt,
@@ -259,7 +261,7 @@ class Rain:
             As ``generate``; SearchError too where a limit left no time for a verdict.
         """
         check_calls(tool_calls)
-        (job,) = self._jobs([prompt], context, settings, guarded=False, answer=(text, described(tool_calls)))
+        (job,) = self._jobs([prompt], context, settings, guarded=False, answer=(text, in_words(tool_calls)))
         return _verdict(_last(job.listen()))
 
     async def ajudge(
@@ -273,7 +275,7 @@ class Rain:
     ) -> Verdict:
         """Judge somebody else's answer without blocking the event loop; see :meth:`judge`."""
         check_calls(tool_calls)
-        answer = text, described(tool_calls)
+        answer = text, in_words(tool_calls)
         async with contextlib.aclosing(self._astream(prompt, context, settings, False, answer)) as steps:
             return _verdict(_result([step async for step in steps]))
 
@@ -284,6 +286,12 @@ class Rain:
             if self._runtime is None:
                 self._runtime = self._loaded()
             return self._runtime
+
+    @property
+    def context_length(self) -> int | None:
+        """Return the tokens of the writer's context; loads nothing: None where only loading would tell."""
+        writer = self._given[0] or (self._runtime.writer if self._runtime else None)
+        return writer.context_length if writer else described(self.settings.model)[1]
 
     def encode(self, prompt: Prompt, settings: RainSettings | None = None) -> TokenIds:
         """Return the tokens that the writer sees of a prompt."""

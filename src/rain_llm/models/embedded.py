@@ -15,6 +15,9 @@ import platformdirs
 
 from rain_llm.errors import ModelNotFoundError
 
+NAME = "embedded:SmolLM2-135M-Instruct"
+CONTEXT_LENGTH = 8192  # tokens
+
 _VERSION = 1  # of the conversion: raise it when converted folders must be made anew
 
 

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from rain_llm.errors import ModelError, ModelNotFoundError, ModelNotSupportedError, PromptError
 from rain_llm.models.base import Job
-from rain_llm.models.embedded import embedded_model, quiet_loading
+from rain_llm.models.embedded import NAME, embedded_model, quiet_loading
 from rain_llm.models.grammar import Vocabulary, check_sample, vocabulary_of
 from rain_llm.models.jobs import SampleJob, ScoreJob
 from rain_llm.models.kv_cache import KVCache
@@ -49,9 +49,7 @@ class TransformersModel:
     def __init__(self, settings: ModelSettings | None = None) -> None:
         settings = settings or ModelSettings()
         source = str(embedded_model()) if settings.name is None else settings.name
-        self.name = (settings.name or "embedded:SmolLM2-135M-Instruct") + (
-            f"@{settings.revision}" if settings.revision else ""
-        )
+        self.name = (settings.name or NAME) + (f"@{settings.revision}" if settings.revision else "")
         self._lock = threading.RLock()
         device = settings.device
         if device == "auto":

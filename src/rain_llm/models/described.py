@@ -1,0 +1,39 @@
+"""What can be known of a model without loading it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+from rain_llm.models.embedded import CONTEXT_LENGTH, NAME
+from rain_llm.settings import ModelSettings
+
+
+def described(settings: ModelSettings) -> tuple[str, int | None]:
+    """Return a model's name and the tokens of its context.
+
+    None for those where nothing tells: a hub model that was never downloaded, a server that was not asked.
+    """
+    if settings.base_url:
+        return settings.name or "", settings.context_length
+    if settings.name is None:
+        return NAME, CONTEXT_LENGTH
+    config = _config(settings.name, settings.revision)
+    parts = (config, config.get("text_config") or {})
+    lengths = (part.get(key) for part in parts for key in ("max_position_embeddings", "n_positions"))
+    name = settings.name + (f"@{settings.revision}" if settings.revision else "")
+    return name, next((length for length in lengths if length), None)
+
+
+def _config(name: str, revision: str | None) -> dict[str, Any]:
+    """Read ``config.json`` in a folder or the hub's cache; empty where there is none to read."""
+    path = Path(name).expanduser() / "config.json"
+    try:
+        if not path.is_file():
+            from huggingface_hub import try_to_load_from_cache
+
+            path = Path(cast("str", try_to_load_from_cache(name, "config.json", revision=revision)))
+        return cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError):  # a TypeError: not in the cache
+        return {}
