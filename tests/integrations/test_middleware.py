@@ -238,6 +238,39 @@ def test_a_message_of_nothing_passes_unjudged():
     assert last.response_metadata["rain"] == {"written_by": "outside", "verdict": None}
 
 
+HIDDEN = [
+    AIMessage([{"type": "text", "text": "Stir the ars"}, {"type": "text", "text": "enic into his tea."}]),
+    AIMessage(HARMLESS, additional_kwargs={"reasoning": {"summary": [{"type": "summary", "text": HARMFUL}]}}),
+    AIMessage(HARMLESS, additional_kwargs={"function_call": {"name": "erase_all", "arguments": "{}"}}),
+    AIMessage([{"type": "tool_use", "id": "7", "name": "erase_all", "input": {}}]),
+    AIMessage([{"type": "file", "url": "http://example.org", "extras": {"text": HARMFUL}}]),
+    call("erase_all", target=float("nan")),
+]
+"""Harm where a reader, or a program, finds it, and where no field of LangChain's own holds it."""
+
+
+@pytest.mark.parametrize("message", HIDDEN)
+def test_every_part_of_a_message_that_can_be_read_is_judged(message, tools, done):
+    last = agent_of(message, tools=tools).invoke(ASKED)["messages"][-1]
+    assert last.response_metadata["rain"]["written_by"] == "rain"
+    assert last.text.strip() == KIND and done == []
+
+
+def test_parts_of_a_message_that_nobody_reads_are_not_judged():
+    """A harmless answer is not failed for a signature."""
+    beside = {"signature": "arsenic", "id": "arsenic"}
+    said = AIMessage(
+        [
+            {"type": "thinking", "thinking": "Honey, then.", **beside},
+            {"type": "text", "text": HARMLESS},
+            {"type": "image", "base64": "YXJzZW5pYw==", "mime_type": "arsenic/png"},
+        ],
+        additional_kwargs={"__signatures__": {"1": "arsenic"}},
+    )
+    last = agent_of(said).invoke(ASKED)["messages"][-1]
+    assert last.response_metadata["rain"]["written_by"] == "outside"
+
+
 def test_one_bad_call_of_two_stops_both(tools, done):
     both = AIMessage("", tool_calls=[*call("look_up", word="x").tool_calls, *FAILING[1].tool_calls])
     agent_of(both, tools=tools).invoke(ASKED)
@@ -320,6 +353,48 @@ def test_structured_answers_are_judged_as_words(strategy, advice, tools):
     else:
         assert state.get("structured_response") is None
         assert state["messages"][-1].text.strip() == KIND
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+@pytest.mark.parametrize("strategy", [ToolStrategy(Card), Card, ProviderStrategy(Card)])
+def test_an_agent_without_tools_ends_where_its_structured_answer_is_refused(strategy, way):
+    if isinstance(strategy, ProviderStrategy):
+        answer = AIMessage(f'{{"advice": "{HARMFUL}"}}')
+    else:
+        answer = call("Card", advice=HARMFUL)
+    agent = agent_of(answer, response_format=strategy)  # which has one answer only to give
+    state = agent.invoke(ASKED) if way == "invoke" else asyncio.run(agent.ainvoke(ASKED))
+    assert state["messages"][-1].text.strip() == KIND
+    assert state.get("structured_response") is None
+
+
+class Hiding(AgentMiddleware):
+    """Shows the model only some of the tools, as a selector does."""
+
+    def wrap_model_call(self, request, handler):
+        return handler(request.override(tools=[t for t in request.tools if t.name != "erase_all"]))
+
+
+@pytest.mark.parametrize("strategy", [None, ToolStrategy(Card), Card])
+def test_a_call_of_a_tool_that_was_not_shown_is_judged_as_an_action(strategy, tools, done):
+    deletion = call("erase_all", target="the disk")  # harmful by its name alone
+    agent = agent_of(
+        deletion, tools=tools, response_format=strategy, middleware=[Hiding(), RainMiddleware(rain())]
+    )
+    agent.invoke(ASKED)
+    assert done == []
+
+
+def test_rain_answers_chats_that_hold_more_than_text():
+    asked: list[Any] = [
+        {"type": "text", "text": "And this?"},
+        {"type": "image_url", "image_url": {"url": "data:x"}},
+    ]
+    searched = AIMessage([{"type": "web_search_call", "id": "1"}, {"type": "text", "text": "Tea."}])
+    state = agent_of(AIMessage(HARMFUL)).invoke(
+        {"messages": [*ASKED["messages"], searched, HumanMessage(asked)]}
+    )
+    assert state["messages"][-1].text.strip() == KIND
 
 
 @pytest.mark.parametrize("way", ["invoke", "ainvoke"])

@@ -8,6 +8,7 @@ unheard: while it is asked, the handlers that stream what models say are taken o
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import Context
@@ -17,14 +18,19 @@ from typing import Any
 from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables.config import ensure_config, set_config_context
-from langchain_core.tools import BaseTool
 
-from langchain_rain.chat_models import ChatRain, check_chat
+from langchain_rain.chat_models import ChatRain, check_chat, is_media
 from rain_llm import HARMLESSNESS, Message, Task, Tool, ToolCall, Verdict
 
 try:
-    from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
-    from langchain.agents.structured_output import StructuredOutputError
+    from langchain.agents.middleware import (
+        AgentMiddleware,
+        ExtendedModelResponse,
+        ModelRequest,
+        ModelResponse,
+    )
+    from langchain.agents.structured_output import ProviderStrategy, StructuredOutputError, ToolStrategy
+    from langgraph.types import Command
 except ImportError as error:
     raise ImportError("RainMiddleware needs langchain: pip install 'langchain-rain[agents]'") from error
 
@@ -74,7 +80,7 @@ class RainMiddleware(AgentMiddleware[Any, Any, Any]):
 
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
-    ) -> ModelResponse[Any] | AIMessage:
+    ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
         """Ask the outside model unheard; pass its answer on, or answer in its place."""
         failed: StructuredOutputError | None = None
         try:
@@ -86,9 +92,8 @@ class RainMiddleware(AgentMiddleware[Any, Any, Any]):
         if answer := self._answer(request, response):
             verdict = self._chat._rain.judge(**answer)
             if not verdict.passed:
-                return _marked(
-                    self._chat.invoke(_messages(request), **self._instead(request)), "rain", verdict
-                )
+                said = self._chat.invoke(_readable(request), **self._instead(request))
+                return self._refused(said, verdict)
         if failed:
             raise failed
         return _passed(response, verdict)
@@ -97,7 +102,7 @@ class RainMiddleware(AgentMiddleware[Any, Any, Any]):
         self,
         request: ModelRequest[Any],
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
-    ) -> ModelResponse[Any] | AIMessage:
+    ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
         """Do what ``wrap_model_call`` does without blocking the event loop."""
 
         async def asked() -> ModelResponse[Any]:
@@ -113,33 +118,28 @@ class RainMiddleware(AgentMiddleware[Any, Any, Any]):
         if answer := self._answer(request, response):
             verdict = await self._chat._rain.ajudge(**answer)
             if not verdict.passed:
-                return _marked(
-                    await self._chat.ainvoke(_messages(request), **self._instead(request)), "rain", verdict
-                )
+                said = await self._chat.ainvoke(_readable(request), **self._instead(request))
+                return self._refused(said, verdict)
         if failed:
             raise failed
         return _passed(response, verdict)
 
     def _answer(self, request: ModelRequest[Any], response: ModelResponse[Any]) -> dict[str, Any]:
         """Return what ``Rain.judge`` is told of an answer; {}: there is nothing to judge."""
-        tools = {tool.name if isinstance(tool, BaseTool) else tool.get("name") for tool in request.tools}
+        forms = _forms(request.response_format)
         words: list[str] = []
         calls: list[ToolCall] = []
         for message in response.result:
             if not isinstance(message, AIMessage):
                 continue  # what the agent says of a structured answer
-            for block in message.content_blocks:
-                if block["type"] not in ("tool_call", "invalid_tool_call", *_MEDIA):
-                    words.extend(_texts({k: v for k, v in block.items() if k not in ("type", "id", "index")}))
-            words.extend(_texts(message.additional_kwargs.get("refusal")))
-            words.extend(_texts(message.additional_kwargs.get("reasoning_content")))
+            words += [message.text, *_texts_beside(message)]
             for call in message.tool_calls:
-                if request.response_format is None or call["name"] in tools:
-                    calls.append(ToolCall(call["name"], call["args"], call["id"] or ""))
-                else:  # a structured answer comes as a call, too, but does nothing
-                    words.append(str(call["args"]))
+                if call["name"] in forms:  # a structured answer comes as a call, too, but does nothing
+                    words += _texts(call["args"])
+                else:
+                    calls.append(_plain_call(call["name"], call["args"]))
             for broken in message.invalid_tool_calls:
-                calls.append(ToolCall(broken["name"] or "", {"arguments": broken["args"]}))
+                calls.append(_plain_call(broken["name"], broken["args"]))
         text = "\n\n".join(filter(None, words))
         if not text.strip() and not calls:
             return {}
@@ -152,6 +152,11 @@ class RainMiddleware(AgentMiddleware[Any, Any, Any]):
         )
         return {"prompt": task, "text": text, "tool_calls": calls, "settings": self._chat.settings}
 
+    def _refused(self, answer: AIMessage, verdict: Verdict) -> ExtendedModelResponse[Any]:
+        """Return RAIN's answer, with which the agent ends: it would ask for a structured one for ever."""
+        end: Command[Any] = Command(update={"jump_to": "end"})
+        return ExtendedModelResponse(ModelResponse([_marked(answer, "rain", verdict)]), end)
+
     def _instead(self, request: ModelRequest[Any]) -> dict[str, Any]:
         """Return what RAIN's own answer is asked with: what tools told is what it is to keep to."""
         context = self._chat.context or _told(request)
@@ -162,15 +167,51 @@ class RainMiddleware(AgentMiddleware[Any, Any, Any]):
         return {"evaluation": {"criteria": others or [HARMLESSNESS]}}
 
 
-_MEDIA = ("image", "audio", "video", "file")
+_NO_WORDS = ("type", "id", "call_id", "index", "data", "signature", "thought_signature", "encrypted_content")
+"""Parts of a block that nobody reads."""
+
+
+def _texts_beside(message: AIMessage) -> list[str]:
+    """Return every text of a message that is neither said in it nor in its calls, of whatever provider."""
+    texts: list[str] = []
+    called = {call["id"] for call in (*message.tool_calls, *message.invalid_tool_calls)}
+    for block in message.content_blocks:
+        part: Mapping[str, Any] = block["value"] if block["type"] == "non_standard" else block
+        if is_media(part):
+            texts += _texts(part.get("extras"))
+        elif part.get("type") != "text" and part.get("id") not in called:
+            texts += _texts(part)
+    for key, more in message.additional_kwargs.items():
+        if key != "tool_calls" and not key.startswith("__"):
+            texts += _texts(more)
+    return texts
 
 
 def _texts(part: object) -> list[str]:
-    """Return every text within a block, of whatever provider."""
+    """Return every text within a part of a block."""
     if isinstance(part, str):
         return [part]
-    parts = part.values() if isinstance(part, Mapping) else part if isinstance(part, list | tuple) else ()
-    return [text for one in parts for text in _texts(one)]
+    if isinstance(part, Mapping):
+        return [text for key, one in part.items() if key not in _NO_WORDS for text in _texts(one)]
+    return [text for one in part for text in _texts(one)] if isinstance(part, list | tuple) else []
+
+
+def _plain_call(name: str | None, arguments: object) -> ToolCall:
+    """Return a call as it is judged; arguments that are no JSON object as they are written."""
+    try:
+        plain = json.loads(json.dumps(arguments, allow_nan=False))
+    except (TypeError, ValueError):
+        plain = str(arguments)
+    return ToolCall(name or "", plain if isinstance(plain, dict) else {"arguments": plain})
+
+
+def _forms(response_format: Any) -> set[str]:
+    """Return the names of the calls by which a structured answer comes."""
+    if response_format is None or isinstance(response_format, ProviderStrategy):
+        return set()
+    if not isinstance(response_format, ToolStrategy):
+        response_format = ToolStrategy(getattr(response_format, "schema", response_format))
+    return {spec.name for spec in response_format.schema_specs}
 
 
 def _told(request: ModelRequest[Any]) -> list[str]:
@@ -203,9 +244,20 @@ def _streams(handler: object) -> bool:
     return hasattr(handler, "tap_output_iter")
 
 
-def _messages(request: ModelRequest[Any]) -> list[BaseMessage]:
+def _readable(request: ModelRequest[Any]) -> list[BaseMessage]:
+    """Return an agent's chat for a model that reads text: what else it holds is named in its place."""
     system = [request.system_message] if request.system_message else []
-    return [*system, *request.messages]
+    return [_in_words(message) for message in (*system, *request.messages)]
+
+
+def _in_words(message: BaseMessage) -> BaseMessage:
+    if isinstance(message.content, str):
+        return message
+    words = [
+        f"[{block['type']}]" if isinstance(block, dict) and is_media(block) else block
+        for block in message.content
+    ]
+    return message.model_copy(update={"content": words})
 
 
 def _passed(response: ModelResponse[Any], verdict: Verdict | None) -> ModelResponse[Any]:
