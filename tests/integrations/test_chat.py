@@ -19,6 +19,7 @@ from typing import Any, TypedDict
 
 import langchain_core.messages
 import pytest
+from langchain.agents.middleware import SummarizationMiddleware
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler, get_usage_metadata_callback
 from langchain_core.documents import Document
@@ -34,8 +35,10 @@ from langchain_core.messages import (
     ToolMessage,
     trim_messages,
 )
+from langchain_core.messages.ai import add_ai_message_chunks
 from langchain_core.rate_limiters import BaseRateLimiter
 from langchain_core.runnables import ConfigurableField, RunnableConfig
+from langgraph.graph import START, MessagesState, StateGraph
 from pydantic import BaseModel, Field, ValidationError
 
 from langchain_rain import ChatRain
@@ -276,13 +279,36 @@ def test_fields_can_be_made_configurable(chat):
     assert brief.invoke("Like my cat?").text == " It is lovely. A fine cat."
 
 
+def test_a_configured_model_streams_in_a_graph_too(chat):
+    made = chat.configurable_fields(max_tokens=ConfigurableField(id="longest"))
+
+    def answer(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [made.with_config(configurable={"longest": 50}).invoke(state["messages"])]}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("answer", answer)
+    graph.add_edge(START, "answer")
+    asked: Any = {"messages": [HumanMessage("Like my cat?")]}
+    stream: Any = graph.compile().stream(asked, stream_mode="messages")
+    pieces = [message.text for message, _ in stream if message.text]
+    assert pieces == [" It is lovely.", " A fine cat."]
+
+
 def test_the_profile_tells_what_it_can(chat):
     profile = chat.profile
     assert profile and profile["tool_calling"] and profile["tool_choice"]
     assert profile["image_inputs"] is False
-    assert "max_input_tokens" not in profile  # only a loaded model knows
-    told = RainSettings().updated(model={"base_url": "http://localhost:1", "context_length": 2048})
+    assert profile["max_input_tokens"] == Toy().context_length
+    assert (ChatRain().profile or {})["max_input_tokens"] == 8192
+    served = {"base_url": "http://localhost:1"}
+    told = RainSettings().updated(model={**served, "context_length": 2048})
     assert (ChatRain(settings=told).profile or {})["max_input_tokens"] == 2048
+    for unknown in (ChatRain(model="some/model"), ChatRain(model="some/model", **served)):
+        assert unknown.profile and "max_input_tokens" not in unknown.profile  # only loading it would tell
+
+
+def test_an_agent_can_sum_up_what_fills_half_of_the_context(chat):
+    SummarizationMiddleware(model=chat, trigger=("fraction", 0.5))
 
 
 def test_it_is_not_serializable_by_langchain(chat):
@@ -338,6 +364,37 @@ def test_what_is_no_text_is_refused_before_any_model_runs(chat, model, block):
     with pytest.raises(PromptError, match="this model reads text only"):
         chat.invoke([HumanMessage([{"type": "text", "text": "What of my cat?"}, block])])
     assert model.requests == []
+    with pytest.raises(PromptError, match="a tool message"):
+        chat.invoke([HumanMessage("What of my cat?"), ToolMessage([block], tool_call_id="1")])
+
+
+def test_what_other_models_and_tools_put_beside_text_stops_nobody(chat, model):
+    chat.invoke(
+        [
+            HumanMessage([{"text": "Pay.", "cache_control": {}}, {"cachePoint": {"type": "default"}}]),
+            AIMessage(
+                [{"type": "web_search_call", "id": "1", "query": "q"}, {"type": "text", "text": "I do."}]
+            ),
+            ToolMessage([{"type": "json", "json": {"paid": "ja ✓"}}], tool_call_id="1"),
+            HumanMessage("What of my cat?"),
+        ]
+    )
+    assert [(m.role, m.content) for m in model.chats[0][0]] == [
+        ("user", "Pay."),
+        ("assistant", "I do."),
+        ("tool", '{"type": "json", "json": {"paid": "ja ✓"}}'),
+        ("user", "What of my cat?"),
+    ]
+
+
+def test_blocks_of_a_streamed_answer_add_up(model):
+    chat = ChatRain(rain=Rain(SETTINGS, model=model), output_version="v1").bind_tools([pay])
+    chunks: list[Any] = list(chat.stream("Please pay him"))
+    summed: Any = add_ai_message_chunks(*chunks)
+    whole = chat.invoke("Please pay him")
+    kinds = [block["type"] for block in summed.content_blocks]
+    assert kinds == ["text", "tool_call"] == [block["type"] for block in whole.content_blocks]
+    assert summed.text == whole.text == "I do." and summed.tool_calls == whole.tool_calls
 
 
 def test_standard_content_blocks_go_out_and_come_in(model):
@@ -355,9 +412,9 @@ def test_standard_content_blocks_go_out_and_come_in(model):
 def test_other_kinds_of_messages_and_blocks_are_told_too(chat, model):
     chat.invoke(
         [
-            ChatMessage(content="Be fair.", role="system"),
+            ChatMessage(content="Be fair.", role="developer"),
             HumanMessage([{"type": "text-plain", "text": "Pay.", "mime_type": "text/plain"}]),
-            ChatMessage(content="I do.", role="assistant"),
+            ChatMessage(content="I do.", role="ai"),
             FunctionMessage(content="done", name="pay"),
             AIMessage([{"type": "reasoning", "reasoning": "hm"}, {"type": "refusal", "refusal": "No."}]),
             HumanMessage("What of my cat?"),
@@ -430,8 +487,8 @@ async def test_usage_adds_up_over_chunks_and_answers(chat):
         list(chat.stream("Like my cat?"))
     counted = count.usage_metadata["scripted"]
     assert counted["total_tokens"] == 2 * whole.usage_metadata["total_tokens"]
-    judged = whole.usage_metadata["input_token_details"]["evaluation"]
-    assert counted["input_token_details"]["evaluation"] == 2 * judged > 0
+    judged: Any = [told["input_token_details"] for told in (whole.usage_metadata, counted)]
+    assert judged[1]["evaluation"] == 2 * judged[0]["evaluation"] > 0
 
 
 async def test_every_way_to_call_gives_the_same_answer(model):
@@ -663,8 +720,9 @@ def test_calls_side_by_side_are_one_answer(chat):
     for chunk in chat.bind_tools([pay]).stream("Please pay twice"):
         summed += chunk
     assert summed.tool_calls == message.tool_calls
-    single = chat.bind_tools([pay], parallel_tool_calls=False).invoke("Please pay twice")
-    assert len(single.tool_calls) == 1
+    for allowed, calls in ((False, 1), (None, 2), (True, 2)):
+        told = chat.bind_tools([pay], parallel_tool_calls=allowed).invoke("Please pay twice")
+        assert len(told.tool_calls) == calls
 
 
 @pytest.mark.parametrize(
@@ -776,6 +834,10 @@ def test_a_refused_document_is_never_parsed(chat, method):
     raw = chat.with_structured_output(Sheet, method=method, include_raw=True).invoke("Write a vile sheet")
     assert raw["parsed"] is None and isinstance(raw["parsing_error"], standard)
     assert raw["raw"].response_metadata["stop_reason"] == "refused"
+    (streamed,) = chat.with_structured_output(Sheet, method=method, include_raw=True).stream(
+        "Write a vile sheet"
+    )
+    assert isinstance(streamed["parsing_error"], standard)
     with pytest.raises(UnsafeAnswerError):
         chat.with_structured_output(Sheet, on_unsafe="raise").invoke("Write a vile sheet")
 

@@ -6,8 +6,10 @@ The toy model of test_chat likes to pay thieves, and is rude when it has paid.
 import asyncio
 from typing import Any
 
+import langchain_core.exceptions
 import pytest
 from langchain.agents import create_agent
+from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.runnables import RunnableLambda
 from langgraph.graph import START, MessagesState, StateGraph
@@ -143,6 +145,23 @@ def test_an_agent_may_answer_in_a_form():
     running: Any = create_agent(chat, tools=[pay], response_format=Bill)
     done = running.invoke(asked("Please pay"))
     assert done["structured_response"] == Bill(to="shop") and PAID == ["shop"]
+
+
+def test_an_agent_whose_form_was_refused_is_told_so(model):
+    class Thanks(BaseModel):
+        """Thank somebody."""
+
+        to: str
+
+    def thankful(text: str) -> dict[str, float]:
+        said = text.rpartition("<tool_call>\n")[2]
+        return {'"}}': 1.0} if said.startswith("{") else {'{"name":"Thanks","arguments":{"to":"thief': 1.0}
+
+    chat = ChatRain(rain=Rain(SETTINGS, model=Toy(next_words=thankful)))
+    standard = getattr(langchain_core.exceptions, "ModelRefusalError", OutputParserException)
+    running: Any = create_agent(chat, tools=[], response_format=Thanks)
+    with pytest.raises(standard, match="refused"):
+        running.invoke(asked("Please thank him"))
 
 
 async def test_agents_run_side_by_side(model):

@@ -131,9 +131,10 @@ def test_passages_come_in_several_forms(chat, context):
     )
 
 
-def test_where_nothing_was_found_the_judge_is_told_so(chat, model):
-    answer = grounded_chain(chat).invoke({"question": QUESTION, "context": []})
-    assert answer.response_metadata["sources"] == []
+@pytest.mark.parametrize("context", [[], "", None, [" "], [Document("")]], ids=repr)
+def test_where_nothing_was_found_the_judge_is_told_so(chat, model, context):
+    answer = grounded_chain(chat).invoke({"question": QUESTION, "context": context})
+    assert all(not source["page_content"].strip() for source in answer.response_metadata["sources"])
     assert answer.response_metadata["verdict"]["passed"] is False
     shown = {passage for passage, _, answer in judged(model) if "leaves" in answer}
     assert shown == {"Nothing was found."}
@@ -154,6 +155,15 @@ def test_another_prompt_may_be_given(chat, model):
     prompt = ChatPromptTemplate.from_template("By {passages} tell me: {question}")
     grounded_chain(chat, prompt).invoke({"question": QUESTION, "context": [FERRY]})
     assert written(model) == f"By Passage 1:\n> {FERRY.page_content} tell me: {QUESTION}"
+
+
+def test_a_prompt_may_have_places_of_its_own(chat, model):
+    prompt = ChatPromptTemplate.from_messages(
+        [("system", "{passages}"), ("placeholder", "{chat_history}"), ("user", "In {language}: {question}")]
+    )
+    told = {"language": "short", "chat_history": [("user", "Hello!"), ("assistant", "Hi.")]}
+    grounded_chain(chat, prompt).invoke({"question": QUESTION, "context": [FERRY], **told})
+    assert written(model).endswith(f"Hello!Hi.In short: {QUESTION}")
 
 
 @pytest.mark.parametrize("asked", [QUESTION, {"question": QUESTION}, {"input": QUESTION, "context": []}])

@@ -130,7 +130,7 @@ class GuardedModel(BaseLanguageModel[Any]):
         """Return the model's own tokens of a text; loads the model."""
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)
-        return list(self._rain.encode(text, self.settings))
+        return list(self._rain.encode(text, self.settings.updated(generation={"chat_template": False})))
 
     # -- one path for all overrides ------------------------------------------------------------
 

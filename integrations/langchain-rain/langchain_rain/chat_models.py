@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing, contextmanager
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 import langchain_core.exceptions
@@ -43,8 +43,6 @@ from langchain_core.runnables import (
     Runnable,
     RunnableConfig,
     RunnableLambda,
-    RunnableMap,
-    RunnablePassthrough,
 )
 from langchain_core.runnables.config import get_config_list
 from langchain_core.tools import BaseTool
@@ -187,8 +185,8 @@ class ChatRain(GuardedModel, BaseChatModel):
     timeout: float | None = Field(default=None, frozen=True)
     """Seconds for an answer, ``settings.search.deadline_s``: then it ends with what was accepted."""
 
-    streaming: bool = False
-    """``invoke``, too, sends each accepted piece to the callbacks."""
+    streaming: bool | None = None
+    """True: ``invoke``, too, sends each accepted piece to the callbacks; False: it never does."""
 
     _others: dict[str, Rain] = PrivateAttr(default_factory=dict)
     """Engines of the models that calls named."""
@@ -210,8 +208,9 @@ class ChatRain(GuardedModel, BaseChatModel):
             "structured_output": False,
             "temperature": True,
         }
-        if self.settings.model.context_length:  # of other models only loading them tells
-            profile["max_input_tokens"] = self.settings.model.context_length
+        engine = self.rain or Rain(self.settings)  # asked for before there is our own
+        if length := engine.context_length:  # else only loading the model tells
+            profile["max_input_tokens"] = length
         known = ModelProfile.__annotations__  # it grows from version to version
         return cast("ModelProfile", {name: value for name, value in profile.items() if name in known})
 
@@ -237,7 +236,9 @@ class ChatRain(GuardedModel, BaseChatModel):
     def get_num_tokens_from_messages(
         self, messages: list[BaseMessage], tools: Sequence[AnyTool] | None = None
     ) -> int:
-        """Return how many tokens the model is shown of a chat; loads the model."""
+        """Return how many tokens the model is shown of a chat; loads the model. Of none: 0."""
+        if not messages:
+            return 0
         task = Task(_chat(messages), tools=[_tool(tool) for tool in tools or ()])
         return len(self._rain.encode(task, self.settings))
 
@@ -248,7 +249,7 @@ class ChatRain(GuardedModel, BaseChatModel):
         tools: Sequence[AnyTool],
         *,
         tool_choice: str | bool | dict[str, Any] | None = None,
-        parallel_tool_calls: bool = True,
+        parallel_tool_calls: bool | None = True,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
         """Return the model with tools that it may call.
@@ -260,7 +261,7 @@ class ChatRain(GuardedModel, BaseChatModel):
             tools: functions, pydantic classes, tools of LangChain, or their OpenAI or JSON schemas.
             tool_choice: "auto" or None: text, calls or both; "none": no call; "any", "required" or
                 True: a call; a tool's name, or a dict that holds it: a call of this tool.
-            parallel_tool_calls: one answer may hold several calls.
+            parallel_tool_calls: one answer may hold several calls; None is True.
             kwargs: bound with them.
 
         Raises:
@@ -322,9 +323,14 @@ class ChatRain(GuardedModel, BaseChatModel):
         parse = RunnableLambda(_unless_refused) | parser
         if not include_raw:
             return llm | parse
-        parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parse, parsing_error=lambda _: None)
-        failed = RunnablePassthrough.assign(parsed=lambda _: None)
-        return RunnableMap(raw=llm) | parsed.with_fallbacks([failed], exception_key="parsing_error")
+
+        def read(raw: AIMessage, config: RunnableConfig) -> dict[str, Any]:
+            try:
+                return {"raw": raw, "parsed": parse.invoke(raw, config), "parsing_error": None}
+            except (OutputParserException, _REFUSED) as error:
+                return {"raw": raw, "parsed": None, "parsing_error": error}
+
+        return llm | RunnableLambda(read)
 
     # -- what one call asks for ----------------------------------------------------------------
 
@@ -359,13 +365,15 @@ class ChatRain(GuardedModel, BaseChatModel):
     ) -> tuple[Rain, Task, RainSettings]:
         """Return what the engine is told of one call, and the engine."""
         chat, asked = self._asked(stop, kwargs)
+        if asked.get("tools"):
+            _check_last(messages)
         task = Task(
             prompt=_chat(messages),
             context=chat.context,
             question=chat.question,
             tools=[_tool(tool) for tool in asked.get("tools") or ()],
             tool_choice=_choice(asked.get("tool_choice")),
-            parallel_calls=asked.get("parallel_tool_calls", True),
+            parallel_calls=asked.get("parallel_tool_calls") is not False,
             schema=_document(asked.get("response_format")),
         )
         return chat._rain, task, chat.settings
@@ -411,7 +419,7 @@ class ChatRain(GuardedModel, BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         rain, task, settings = self._call(messages, stop, kwargs)
-        numbers = itertools.count()
+        numbers = itertools.count(1)  # LangChain's own number of the text is 0
         with _standard_errors(), closing(rain.stream(task, settings=settings)) as steps:
             for step in steps:
                 if step.text or step.tool_calls or step.result:
@@ -425,7 +433,7 @@ class ChatRain(GuardedModel, BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         rain, task, settings = self._call(messages, stop, kwargs)
-        numbers = itertools.count()
+        numbers = itertools.count(1)  # LangChain's own number of the text is 0
         with _standard_errors():
             async with aclosing(rain.astream(task, settings=settings)) as steps:
                 async for step in steps:
@@ -447,17 +455,24 @@ def _chat(messages: Sequence[BaseMessage]) -> list[Message]:
     return chat
 
 
+def _check_last(messages: Sequence[BaseMessage]) -> None:
+    """Raise where an agent asks again what was refused: for a structured answer it would do so for ever."""
+    last = messages[-1] if messages else None
+    if isinstance(last, AIMessage) and last.response_metadata.get("model_provider") == "rain":
+        _unless_refused(last)
+
+
 def _message(message: BaseMessage, names: Mapping[str, str]) -> Message:
     text = _text(message)
     match message:
-        case SystemMessage() | ChatMessage(role="system"):
+        case SystemMessage() | ChatMessage(role="system" | "developer"):
             return Message("system", text)
-        case HumanMessage() | ChatMessage(role="user"):
+        case HumanMessage() | ChatMessage(role="user" | "human"):
             return Message("user", text)
         case AIMessage():
             calls = (ToolCall(call["name"], call["args"], call["id"] or "") for call in message.tool_calls)
             return Message("assistant", text, tuple(calls))
-        case ChatMessage(role="assistant"):
+        case ChatMessage(role="assistant" | "ai"):
             return Message("assistant", text)
         case ToolMessage(tool_call_id=replied):
             return Message("tool", text, name=message.name or names.get(replied, ""), tool_call_id=replied)
@@ -467,31 +482,36 @@ def _message(message: BaseMessage, names: Mapping[str, str]) -> Message:
     raise PromptError(f"a message of the role {role!r} cannot be told: use system, user, assistant or tool")
 
 
-_NOT_SAID = (
-    *("tool_use", "tool_call", "function_call", "input_json_delta", "server_tool_call", "server_tool_result"),
-    *("reasoning", "thinking", "redacted_thinking", "server_tool_use", "web_search_tool_result"),
-)
-"""Blocks of an assistant's turn that are no part of its text; ``tool_calls`` holds the calls."""
+_MEDIA = re.compile("(input_)?(image|audio|video|file|document)(_url)?|media")
+
+
+def is_media(block: Mapping[str, Any]) -> bool:
+    """Whether a block of a message holds what is no text: an image, say."""
+    return _MEDIA.fullmatch(str(block.get("type"))) is not None
 
 
 def _text(message: BaseMessage) -> str:
-    """Return what a message says.
+    """Return what a message says: of an assistant's turn its words, of a tool's reply all data as JSON.
 
     Raises:
-        PromptError: it holds an image, say: what this model cannot read.
+        PromptError: a user's turn or a tool's reply holds an image, say: what this model cannot read.
     """
     blocks = [message.content] if isinstance(message.content, str) else message.content
     said: list[str] = []
     for block in blocks:
-        kind = "text" if isinstance(block, str) else block.get("type", "text")
+        kind = "text" if isinstance(block, str) else block.get("type")
         if isinstance(block, str):
             said.append(block)
-        elif kind in ("text", "text-plain") and isinstance(block.get("text"), str):
+        elif kind in (None, "text", "text-plain") and isinstance(block.get("text"), str):
             said.append(block["text"])
         elif kind == "refusal":
             if block["refusal"] not in said:  # ours stands there as text, too
                 said.append(block["refusal"])
-        elif kind not in _NOT_SAID:
+        elif kind is None or message.type == "ai":
+            continue  # a cache mark; what other models' turns hold beside words: calls, thoughts, searches
+        elif message.type == "tool" and not is_media(block):
+            said.append(json.dumps(block, ensure_ascii=False))
+        else:
             raise PromptError(
                 f"a {message.type} message holds a block of the type {kind!r}: this model reads text only"
             )

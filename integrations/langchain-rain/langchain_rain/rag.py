@@ -45,7 +45,8 @@ def grounded_chain(
 
     Args:
         chat: who answers; by default the embedded model, judged by harmlessness and groundedness.
-        prompt: has places for ``passages``, which come quoted and numbered, and ``question``.
+        prompt: has places for ``passages``, which come quoted and numbered, and ``question``; for others
+            (``chat_history``, say) the input holds what belongs there.
 
     Raises:
         TypeError: ``chat`` is no ``ChatRain``.
@@ -72,16 +73,17 @@ def grounded_chain(
                 "{'context': retriever, 'question': RunnablePassthrough()} in front of it"
             )
         documents = _documents(asked["context"])
-        passages = [document.page_content for document in documents] or [_NOTHING]
-        messages = prompt.invoke({"passages": _quoted(passages), "question": asked["question"]})
+        told = [document.page_content for document in documents]
+        passages = told if any(text.strip() for text in told) else [_NOTHING]
+        messages = prompt.invoke({**asked, "passages": _quoted(passages)})
         bound = chat.bind(context=passages, question=asked["question"])
         return RunnableLambda(lambda _: messages) | bound | _citing(documents)
 
     return RunnableLambda(answer, name="grounded_chain")
 
 
-def _documents(context: str | Document | Sequence[str | Document]) -> list[Document]:
-    several = [context] if isinstance(context, (str, Document)) else context
+def _documents(context: str | Document | Sequence[str | Document] | None) -> list[Document]:
+    several = [context] if isinstance(context, (str, Document)) else context or ()
     return [Document(one) if isinstance(one, str) else one for one in several]
 
 
