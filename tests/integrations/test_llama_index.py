@@ -118,7 +118,7 @@ def global_settings() -> Iterator[None]:
 
 
 def test_the_public_names() -> None:
-    assert package.__all__ == ["RainLLM", "RainVerdictEvent", "VerdictCollector"]
+    assert package.__all__ == ["PredictionError", "RainLLM", "RainVerdictEvent", "VerdictCollector"]
     assert RainLLM.class_name() == "RainLLM"
 
 

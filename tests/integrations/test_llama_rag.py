@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import llama_index.core
 import pytest
 from llama_index.core import Document, MockEmbedding, PromptTemplate, Settings, SummaryIndex
 from llama_index.core.base.llms.types import ToolCallBlock
@@ -21,10 +22,12 @@ from llama_index.core.llms import ChatMessage
 from llama_index.core.prompts import RichPromptTemplate
 from llama_index.core.query_engine import RouterQueryEngine
 from llama_index.core.response_synthesizers import ResponseMode
+from llama_index.core.schema import TextNode
 from llama_index.core.tools import FunctionTool, QueryEngineTool
-from llama_index.llms.rain import RainLLM, RainVerdictEvent, VerdictCollector
+from llama_index.llms.rain import PredictionError, RainLLM, RainVerdictEvent, VerdictCollector
+from pydantic import BaseModel
 
-from rain_llm import CIVILITY, GROUNDEDNESS, HARMLESSNESS, Rain, RainSettings
+from rain_llm import CIVILITY, GROUNDEDNESS, HARMLESSNESS, PromptError, Rain, RainSettings, SettingsError
 from rain_llm.models.scripted import ScriptedModel
 from tests.integrations.llama_scripts import BY_WORDS, SETTINGS, judged, memory, model_of, recording, says
 
@@ -159,6 +162,82 @@ def test_the_trace_reaches_the_application(index: SummaryIndex) -> None:
     assert "".join(step["text"] for step in event.trace["steps"]) == TRUE
     assert "ten" not in str(event.model_dump(mode="json"))  # it was written, and rewound
     assert event.context == (BOTH,)
+
+
+# --- passages that do not fit ---------------------------------------------------------------------------
+
+
+class Told(BaseModel):
+    """What is told of a ferry."""
+
+    answer: str
+
+
+@pytest.fixture
+def long() -> SummaryIndex:
+    """For a scripted model twice as many tokens as LlamaIndex counts by itself."""
+    return SummaryIndex([TextNode(text="a.b.c.d." * 300)])
+
+
+def narrow() -> RainLLM:
+    model = ScriptedModel(says({"Answer: ": {TRUE: 1}}), opinion, context_length=2000)
+    return RainLLM(rain=Rain(SETTINGS, model=model))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"response_mode": ResponseMode.REFINE},
+        {"response_mode": ResponseMode.TREE_SUMMARIZE},
+        {"output_cls": Told},
+        {"output_cls": Told, "streaming": True},
+        {"structured_answer_filtering": True},
+    ],
+    ids=str,
+)
+async def test_a_prompt_that_cannot_be_answered_is_no_empty_response(
+    long: SummaryIndex, options: dict[str, Any]
+) -> None:
+    engine = long.as_query_engine(llm=narrow(), **options)
+    for use_async in (False, True):
+        with pytest.raises(PredictionError, match="exceeds the context") as caught:
+            str(await engine.aquery("How?") if use_async else engine.query("How?"))
+        assert not isinstance(caught.value, ValueError)  # LlamaIndex would go on without the passages
+        assert isinstance(caught.value.__cause__, PromptError)
+        assert str(caught.value) == str(caught.value.__cause__)
+
+
+async def test_settings_that_cannot_be_used_are_no_empty_response() -> None:
+    llm, asked = narrow(), PromptTemplate("Answer: ")
+    wrong: dict[str, Any] = {"llm_kwargs": {"temprature": 1}}
+    for answer in (
+        lambda: llm.structured_predict(Told, asked, **wrong),
+        lambda: list(llm.stream_structured_predict(Told, asked, **wrong)),
+    ):
+        with pytest.raises(PredictionError, match="'temprature'") as caught:
+            answer()
+        assert isinstance(caught.value.__cause__, SettingsError)
+    with pytest.raises(PredictionError, match="'temprature'"):
+        await llm.astructured_predict(Told, asked, **wrong)
+    with pytest.raises(PredictionError, match="'temprature'"):
+        [each async for each in await llm.astream_structured_predict(Told, asked, **wrong)]
+    with pytest.raises(SettingsError):
+        llm.complete("Answer: ", temprature=1)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.value)
+def test_passages_are_packed_by_the_model_s_own_tokenizer(
+    long: SummaryIndex, mode: ResponseMode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama_index.core, "global_tokenizer", None)
+    llm = narrow()
+    Settings.tokenizer = llm.tokenizer
+    assert llm.tokenizer("a b") == list(model_of(llm).encode("a b"))
+    with VerdictCollector() as collector:
+        assert TRUE in str(long.as_query_engine(llm=llm, response_mode=mode).query("How?"))
+    assert collector.events
+    assert all(event.usage.prompt_tokens <= 2000 - 16 for event in collector.events)
 
 
 # --- calls without a context ----------------------------------------------------------------------------

@@ -6,13 +6,14 @@ eight methods goes to the engine itself, so that LlamaIndex counts every call on
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import aclosing, closing
 from dataclasses import asdict
 from typing import Any, Self
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt
 from llama_index.core.bridge.pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from llama_index.core.chat_engine.types import AgentChatResponse
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.llms import (
     ChatMessage,
@@ -33,6 +34,7 @@ from llama_index.core.program.utils import FlexibleModel
 from llama_index.core.prompts import BasePromptTemplate, SelectorPromptTemplate
 from llama_index.core.tools import BaseTool
 from llama_index.core.types import Model, PydanticProgramMode, TokenAsyncGen, TokenGen
+from llama_index.llms.rain.errors import unswallowed
 from llama_index.llms.rain.events import RainVerdictEvent
 from llama_index.llms.rain.messages import ROLES, calls_of, from_llama_index, to_llama_index
 from llama_index.llms.rain.models import described
@@ -150,6 +152,11 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
             model_name=name,
         )
 
+    @property
+    def tokenizer(self) -> Callable[[str], list[int]]:
+        """The model's own, for ``Settings.tokenizer``: passages are packed by it. The first call loads it."""
+        return lambda text: list(self._rain.runtime.writer.encode(text))
+
     def unguarded(self) -> RainLLM:
         """Return a twin on the same weights that writes without RAIN and judges nothing.
 
@@ -258,8 +265,13 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
     # -- templates: what is to be answered, and by what --------------------------------------------
 
     def predict(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
-        """Fill a template and answer it; its passages are the context, its query the question."""
-        return super(RainLLM, self._about(prompt, prompt_args)).predict(prompt, **prompt_args)
+        """Fill a template and answer it; its passages are the context, its query the question.
+
+        Raises:
+            PredictionError: it cannot be answered; ``complete`` and ``chat`` raise its cause instead.
+        """
+        with unswallowed():
+            return super(RainLLM, self._about(prompt, prompt_args)).predict(prompt, **prompt_args)
 
     def stream(self, prompt: BasePromptTemplate, **prompt_args: Any) -> TokenGen:
         """Fill a template and stream the answer; see :meth:`predict`."""
@@ -267,7 +279,8 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
 
     async def apredict(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
         """Fill a template and answer it without blocking the event loop; see :meth:`predict`."""
-        return await super(RainLLM, self._about(prompt, prompt_args)).apredict(prompt, **prompt_args)
+        with unswallowed():
+            return await super(RainLLM, self._about(prompt, prompt_args)).apredict(prompt, **prompt_args)
 
     async def astream(self, prompt: BasePromptTemplate, **prompt_args: Any) -> TokenAsyncGen:
         """Fill a template and stream without blocking the event loop; see :meth:`predict`."""
@@ -284,9 +297,11 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
 
         Raises:
             UnsafeAnswerError: nothing passed. IncompleteError: ``max_new_tokens`` were too few.
+            PredictionError: it cannot be answered. ValidationError: the class's own validator rejects it.
         """
         asked = self._structured(output_cls, prompt, llm_kwargs, prompt_args)
-        answer: Model = super().structured_predict(output_cls, *asked, **prompt_args)
+        with unswallowed():
+            answer: Model = super().structured_predict(output_cls, *asked, **prompt_args)
         return answer
 
     async def astructured_predict(
@@ -298,7 +313,8 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
     ) -> Model:
         """As :meth:`structured_predict`, without blocking the event loop."""
         asked = self._structured(output_cls, prompt, llm_kwargs, prompt_args)
-        answer: Model = await super().astructured_predict(output_cls, *asked, **prompt_args)
+        with unswallowed():
+            answer: Model = await super().astructured_predict(output_cls, *asked, **prompt_args)
         return answer
 
     def stream_structured_predict(
@@ -308,9 +324,8 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
     ) -> Generator[Model | FlexibleModel, None, None]:
-        """As :meth:`structured_predict`; a document is accepted whole, so every object is complete."""
-        asked = self._structured(output_cls, prompt, llm_kwargs, prompt_args)
-        return super().stream_structured_predict(output_cls, *asked, **prompt_args)
+        """As :meth:`structured_predict`: a document is accepted whole, so that the stream is one instance."""
+        yield self.structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
 
     async def astream_structured_predict(
         self,
@@ -320,8 +335,21 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
         **prompt_args: Any,
     ) -> AsyncGenerator[Model | FlexibleModel, None]:
         """As :meth:`stream_structured_predict`, without blocking the event loop."""
-        asked = self._structured(output_cls, prompt, llm_kwargs, prompt_args)
-        return await super().astream_structured_predict(output_cls, *asked, **prompt_args)
+
+        async def instances() -> AsyncGenerator[Model | FlexibleModel, None]:
+            yield await self.astructured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
+
+        return instances()
+
+    def predict_and_call(self, *args: Any, **kwargs: Any) -> AgentChatResponse:
+        """Call a tool of the model's choice; input is refused as by :meth:`predict`."""
+        with unswallowed():
+            return super().predict_and_call(*args, **kwargs)
+
+    async def apredict_and_call(self, *args: Any, **kwargs: Any) -> AgentChatResponse:
+        """As :meth:`predict_and_call`, without blocking the event loop."""
+        with unswallowed():
+            return await super().apredict_and_call(*args, **kwargs)
 
     def as_structured_llm(self, output_cls: type[BaseModel], **kwargs: Any) -> RainStructuredLLM:
         """Return a model whose every answer is an instance of ``output_cls``."""
