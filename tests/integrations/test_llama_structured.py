@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any, Literal
 
 import pytest
@@ -13,7 +14,7 @@ from llama_index.core.prompts import ChatPromptTemplate, PromptTemplate, Selecto
 from llama_index.core.prompts.utils import is_chat_model
 from llama_index.core.types import PydanticProgramMode
 from llama_index.llms.rain import RainLLM, VerdictCollector
-from pydantic import BaseModel
+from pydantic import BaseModel, RootModel, field_validator
 
 from rain_llm import IncompleteError, RainSettings, UnsafeAnswerError
 from tests.integrations.llama_scripts import BY_WORDS, judged, model_of, recording, scripted
@@ -115,6 +116,71 @@ async def test_an_instance_by_a_call() -> None:
     with VerdictCollector() as collector:
         assert llm.structured_predict(House, PROMPT, town="Bonn") == SPLENDID
     assert [each.name for each in collector.events[0].tool_calls] == ["House"]
+
+
+class Quiet(House):
+    """A house that nobody praises."""
+
+    @field_validator("about")
+    @classmethod
+    def check(cls, about: str) -> str:
+        """Refuse praise."""
+        if about == "splendid":
+            raise ValueError("too loud")
+        return about
+
+
+@pytest.mark.parametrize("mode", [PydanticProgramMode.LLM, PydanticProgramMode.FUNCTION])
+async def test_what_the_class_itself_rejects_is_an_error(mode: PydanticProgramMode) -> None:
+    document = SPLENDID.model_dump_json()
+    called = f'<tool_call>\n{{"name":"Quiet","arguments":{document}}}\n</tool_call>'
+    llm = scripted({"schema.\n": {document: 1}, "in Bonn.": {called: 1}}, 160)
+    llm.pydantic_program_mode = mode
+    asked: dict[str, Any] = {"output_cls": Quiet, "prompt": PROMPT, "town": "Bonn"}
+    shown = []
+    with pytest.raises(ValueError, match="too loud"):
+        llm.structured_predict(**asked)
+    with pytest.raises(ValueError, match="too loud"):
+        shown += list(llm.stream_structured_predict(**asked))
+    with pytest.raises(ValueError, match="too loud"):
+        shown += [each async for each in await llm.astream_structured_predict(**asked)]
+    assert shown == []
+
+
+class Strict(BaseModel, strict=True):
+    """What JSON can tell in words only."""
+
+    day: date
+
+
+async def test_a_strict_class_is_read_as_json() -> None:
+    llm = scripted({"schema.\n": {'{"day":"2026-11-26"}': 1}})
+    assert await predicted(llm, output_cls=Strict) == [Strict(day=date(2026, 11, 26))] * 4
+
+
+Numbers = RootModel[list[int]]
+
+
+@pytest.mark.parametrize(
+    ("output_cls", "document"),
+    [
+        (Numbers, "[1,2]"),
+        (RootModel[Literal["wide", "narrow"]], '"wide"'),
+        (RootModel[list[Room]], SPLENDID.model_dump_json(include={"rooms"}).removeprefix('{"rooms":')[:-1]),
+        (RootModel[dict[str, int]], '{"Bonn":3}'),
+    ],
+)
+@pytest.mark.parametrize("mode", [PydanticProgramMode.LLM, PydanticProgramMode.FUNCTION])
+async def test_root_models(output_cls: Any, document: str, mode: PydanticProgramMode) -> None:
+    whole = f'{{"root":{document}}}'
+    called = f'<tool_call>\n{{"name":"Answer","arguments":{whole}}}\n</tool_call>'
+    written = {"schema.\n": whole, "assistant: ": whole, "in Bonn.": called, "the house.": called}
+    llm = scripted({asked: {answer: 1} for asked, answer in written.items()}, 160)
+    llm.pydantic_program_mode = mode
+    for each in await predicted(llm, output_cls=output_cls):
+        assert each == output_cls.model_validate_json(document)
+    house = llm.as_structured_llm(output_cls)
+    assert house.complete("Tell about the house.").text == document
 
 
 # --- as a model of its own, and in query engines ------------------------------------------------------------

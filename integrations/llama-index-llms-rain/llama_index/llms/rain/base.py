@@ -39,7 +39,7 @@ from llama_index.llms.rain.events import RainVerdictEvent
 from llama_index.llms.rain.messages import ROLES, calls_of, from_llama_index, to_llama_index
 from llama_index.llms.rain.models import described
 from llama_index.llms.rain.rag import sources
-from llama_index.llms.rain.structured import RainStructuredLLM
+from llama_index.llms.rain.structured import RainStructuredLLM, boxed, unboxed
 from llama_index.llms.rain.tools import openai_tools, read_choice, read_tools
 
 from rain_llm import (
@@ -301,8 +301,7 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
         """
         asked = self._structured(output_cls, prompt, llm_kwargs, prompt_args)
         with unswallowed():
-            answer: Model = super().structured_predict(output_cls, *asked, **prompt_args)
-        return answer
+            return unboxed(super().structured_predict(*asked, **prompt_args), output_cls)
 
     async def astructured_predict(
         self,
@@ -314,8 +313,7 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
         """As :meth:`structured_predict`, without blocking the event loop."""
         asked = self._structured(output_cls, prompt, llm_kwargs, prompt_args)
         with unswallowed():
-            answer: Model = await super().astructured_predict(output_cls, *asked, **prompt_args)
-        return answer
+            return unboxed(await super().astructured_predict(*asked, **prompt_args), output_cls)
 
     def stream_structured_predict(
         self,
@@ -368,8 +366,8 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
         prompt: BasePromptTemplate,
         llm_kwargs: dict[str, Any] | None,
         arguments: dict[str, Any],
-    ) -> tuple[BasePromptTemplate, dict[str, Any]]:
-        """Return a copy of the template, for LlamaIndex writes into it, and the arguments of the call.
+    ) -> tuple[type[BaseModel], BasePromptTemplate, dict[str, Any]]:
+        """Return the class, a copy of the template, for LlamaIndex writes into it, and the call's arguments.
 
         What was asked is told to the judge without the schema that LlamaIndex writes behind it.
         """
@@ -380,8 +378,8 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
         said = [turn.content or "" for turn in turns if turn.role is MessageRole.USER]
         asked: dict[str, Any] = {"context": context, "question": question or "".join(said[-1:])}
         if self.pydantic_program_mode is PydanticProgramMode.LLM:
-            asked["schema"] = output_cls.model_json_schema()
-        return prompt.partial_format(), asked | (llm_kwargs or {})
+            asked["schema"] = boxed(output_cls).model_json_schema()
+        return boxed(output_cls), prompt.partial_format(), asked | (llm_kwargs or {})
 
     # -- what the engine is asked --------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""``RainLLM.as_structured_llm``: LlamaIndex's wrapper, which passes on what a query is judged by."""
+"""``RainLLM.as_structured_llm``: LlamaIndex's wrapper, which passes on what an answer is judged by."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llama_index.core.base.llms.generic_utils import chat_response_to_completion_response
-from llama_index.core.bridge.pydantic import BaseModel
+from llama_index.core.bridge.pydantic import BaseModel, create_model
 from llama_index.core.llms import (
     LLM,
     ChatMessage,
@@ -18,6 +18,8 @@ from llama_index.core.llms import (
 )
 from llama_index.core.llms.structured_llm import StructuredLLM
 from llama_index.core.prompts import BasePromptTemplate, ChatPromptTemplate
+from llama_index.core.types import Model
+from pydantic import RootModel
 
 
 class RainStructuredLLM(StructuredLLM):
@@ -72,6 +74,17 @@ class RainStructuredLLM(StructuredLLM):
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """As :meth:`complete`, without blocking the event loop."""
         return chat_response_to_completion_response(await self.achat([ChatMessage(prompt)], **kwargs))
+
+
+def boxed(output_cls: type[BaseModel]) -> type[BaseModel]:
+    """Return a class that a JSON object fills, for LlamaIndex reads nothing else: a root model in a field."""
+    return create_model("Answer", root=(output_cls, ...)) if issubclass(output_cls, RootModel) else output_cls
+
+
+def unboxed(instance: Any, output_cls: type[Model]) -> Model:
+    """Return the instance that was asked for: see :func:`boxed`."""
+    answer: Model = instance if isinstance(instance, output_cls) else instance.root
+    return answer
 
 
 def _said(instance: BaseModel) -> ChatResponse:
