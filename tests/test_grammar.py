@@ -156,6 +156,9 @@ def test_every_document_fits_its_schema(name: str, words: Vocabulary):
         ('{"type": "banana"}', "banana"),
         ('{"type": "object", "properties": 3}', "3 is not of type 'object'"),
         ('{"not": 3}', "3 is not of type"),
+        ('{"not": {"$ref": "#/$defs/gone"}}', "/$defs/gone"),
+        ('{"type": "string", "not": {"$ref": "other.json"}}', "other.json"),
+        (json.dumps({"allOf": [{"pattern": f".*{i}.*"} for i in range(30)]}), "8 patterns"),
         ('{"properties": {"a": {}}, "required": 3}', "3"),
         ('{"properties": {"a": {}}, "required": [["a"]]}', "['a'] is not of type"),
         ('{"properties": {"a": {}}, "dependentRequired": {"a": 3}}', "3 is not of type"),
@@ -180,6 +183,57 @@ def test_a_schema_that_cannot_be_held_to_is_refused_by_name(schema: str, named: 
         check(schema)
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def written(text: str, schema: dict[str, Any]) -> tuple[str, bool]:
+    """Let a script say ``text``, piece by piece; return what came of it, and whether it has ended."""
+    model = ScriptedModel(lambda said: {text[len(said) - 1 :][:1] or END: 1.0})
+    (reply,) = model.sample([Sample(model.encode("?"), 1, 99, 1, schema=json.dumps(schema))])
+    (one,) = reply.continuations
+    return model.decode(one.tokens), one.ended
+
+
+OPEN = {
+    "type": "object",
+    "properties": {"n": {"type": "integer", "maximum": 9}},
+    "additionalProperties": True,
+}
+
+
+@pytest.mark.parametrize(
+    "text, schema",
+    [
+        (r'{"\u006e":99}', OPEN),  # another spelling of a name that is bounded
+        ('{"n":1,"m":1,"m":2}', OPEN),  # readers differ in which one they take
+        ('{"m":1,"m":2}', {"additionalProperties": {"type": "integer"}, "minProperties": 2}),
+        (r'"9\"lb"', {"type": "string", "pattern": '^[^"]*$'}),
+        ("0", {"type": "number", "exclusiveMinimum": 0, "maximum": 0.5}),
+        (f'"{"a" * 60}b"', {"type": "string", "not": {"pattern": "^(a|aa)+$"}}),  # it would take for ever
+    ],
+)
+def test_a_document_is_checked_as_it_is_read(text: str, schema: dict[str, Any]):
+    said, ended = written(text, schema)
+    assert said == text and not ended
+    assert not fits(text, json.dumps(schema))
+
+
+@pytest.mark.parametrize(
+    "text, schema",
+    [
+        (r'{"\u006e":9,"m":"\n\u000b\""}', OPEN),
+        ("0.07", {"type": "number", "multipleOf": 0.01}),
+        ('{"a":0.5}', {"properties": {"a": {"type": "number", "exclusiveMinimum": True, "minimum": 0}}}),
+        ('["a"]', {"type": "array", "items": [{"type": "string"}]}),  # drafts 4 to 7
+        (f'"{"a" * 30}b"', {"type": "string", "pattern": "^(a+)+b$"}),
+    ],
+)
+def test_what_fits_is_not_held_up_by_the_check(text: str, schema: dict[str, Any]):
+    assert written(text, schema) == (text, True)
+
+
+def test_a_document_too_deep_to_be_checked_does_not_fit():
+    schema = json.dumps({"type": "array", "items": {"$ref": "#"}, "uniqueItems": True})
+    assert fits("[[],[[]]]", schema) and not fits("[" * 600 + "]" * 600, schema)
 
 
 LETTERS = {"enum": ["a", "b", "c"]}
@@ -217,7 +271,7 @@ def test_what_no_grammar_can_hold_to_is_checked_of_a_whole_document(name: str):
         text = write(spelled_out(), schema, np.random.default_rng(seed))
         assert text is not None
         fitting = Draft202012Validator(schema).is_valid(json.loads(text))
-        assert fits(json.loads(text), json.dumps(schema)) is fitting
+        assert fits(text, json.dumps(schema)) is fitting
         seen[fitting] += 1
     assert seen[True] > 5
     assert seen[False] > 0 or name == "a form that nobody knows"

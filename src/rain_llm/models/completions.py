@@ -289,7 +289,7 @@ class CompletionsModel:
         found = self._continuation(places if end is None else places[: end + 1], drawn.closed)
         text = self.decode(found.tokens).strip()
         try:
-            document = json.loads(text)
+            json.loads(text)
         except (ValueError, RecursionError) as error:
             if found.ended:
                 raise ModelNotSupportedError(
@@ -299,7 +299,7 @@ class CompletionsModel:
             return found
         # More digits may follow those of a number.
         ended = found.ended or text.endswith(("}", "]", '"'))
-        return replace(found, ended=ended and fits(document, request.schema))
+        return replace(found, ended=ended and fits(text, request.schema))
 
     def _continuation(self, places: Sequence[tuple[int, float]], closed: bool = False) -> Continuation:
         """Make a continuation; a special token at its end, or one that closed it, is not part of the text."""

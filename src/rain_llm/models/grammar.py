@@ -5,18 +5,21 @@ small models lose themselves. For the same reason an object that names its prope
 its schema speaks of them, whole numbers are those that every reader of JSON knows (within 2^53), and numbers
 end after some 18 characters; all of this only narrows what a schema allows.
 
+A grammar sees how a document is spelled, not what it says. So a whole document is checked by its schema once
+more, as every reader will read it, and one that does not fit has not ended. Nor may a name stand twice in it.
 What no grammar can hold to (``uniqueItems``, ``not``, ``if`` and the like, alternatives that overlap) is left
-out of it, and a document is checked by its whole schema at its end: one that does not fit has not ended.
+to that check.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,20 +29,24 @@ from rain_llm.types import Sample
 
 if TYPE_CHECKING:
     import llguidance
+    from jsonschema import ValidationError
     from jsonschema.protocols import Validator
 
 Mask = NDArray[np.bool_]
 
 _COMPILED = 32  # schemas that a vocabulary remembers
+_PATTERNS = 8  # of one string: of more, llguidance cannot tell whether any string has them all
+_MATCHING_S = 0.1  # the most for one pattern
 _WHOLE = 2**53  # greater numbers are not told apart by what reads JSON into doubles
 _DIGITS = 15  # of a number with a point, in a schema
 _LONG = 18  # characters of a number: a double's 17 digits, and a point or a sign
 
 # Where schemas hang in a schema: by name, in a row, alone.
-_NAMED = {"properties", "patternProperties", "$defs", "definitions"}
+_NAMED = {"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"}
 _LISTED = {"anyOf", "oneOf", "allOf", "prefixItems"}
-_ALONE = {"items", "additionalProperties"}
+_ALONE = {"items", "additionalProperties", "contains", "propertyNames", "not", "if", "then", "else"}
 _COMBINED = {"$ref", "anyOf", "oneOf", "allOf"}
+_OLDER = {"items", "exclusiveMinimum", "exclusiveMaximum"}  # what older drafts write otherwise
 # What the grammar cannot hold to.
 _CHECKED = {
     *("uniqueItems", "contains", "minContains", "maxContains", "unevaluatedItems"),
@@ -78,8 +85,8 @@ class Vocabulary:
         Raises:
             PromptError: it is no schema, or no document can be held to it; says why.
         """
-        compiled, rest = self._compiled(schema)
-        return Matcher(self, compiled.deep_copy(), rest)
+        compiled, validator = self._compiled(schema)
+        return Matcher(self, compiled.deep_copy(), validator)
 
     def spelling(self, text: bytes) -> Mask:
         """Return which tokens, none of them special, ``text`` may begin with."""
@@ -88,7 +95,7 @@ class Vocabulary:
         mask[found] = True
         return mask
 
-    def _compile(self, schema: str) -> tuple[llguidance.LLMatcher, Validator | None]:
+    def _compile(self, schema: str) -> tuple[llguidance.LLMatcher, Validator]:
         from llguidance import LLMatcher, LLParserLimits
 
         try:
@@ -107,18 +114,16 @@ class Vocabulary:
                 f"this schema cannot be held to: {' '.join(str(error).split())}: leave that out of it, or "
                 "say it another way"
             ) from error
-        return compiled, held.rest
+        return compiled, held.validator
 
 
 class Matcher:
     """What a document may go on with; made by :meth:`Vocabulary.matcher`."""
 
-    def __init__(
-        self, vocabulary: Vocabulary, matcher: llguidance.LLMatcher, rest: Validator | None = None
-    ) -> None:
+    def __init__(self, vocabulary: Vocabulary, matcher: llguidance.LLMatcher, validator: Validator) -> None:
         self._vocabulary = vocabulary
         self._matcher = matcher
-        self._rest = rest
+        self._validator = validator
         self._text = bytearray()
         self._in_string = self._escaped = False
         self._number = 0  # characters of the number that the document ends with
@@ -161,8 +166,13 @@ class Matcher:
 
     @property
     def fits(self) -> bool:
-        """The document, which is whole, keeps to what its schema asks beside the grammar."""
-        return self._rest is None or self._rest.is_valid(json.loads(self._text, parse_float=Decimal))
+        """The document, which is whole, fits its schema as every reader of JSON will read it."""
+        from referencing.exceptions import Unresolvable
+
+        try:
+            return bool(self._validator.is_valid(_read(self._text.decode())))
+        except (ValueError, RecursionError, TimeoutError, Unresolvable):
+            return False
 
     def advance(self, tokens: Sequence[int]) -> None:
         """Go on behind ``tokens``, which are allowed and end no text."""
@@ -234,10 +244,10 @@ def narrowed(schema: str) -> str:
 
 
 class _Held(NamedTuple):
-    """A schema in two: what a grammar is made of, and what is to be checked of a whole document."""
+    """A schema twice: as a grammar is made of it, and as whole documents are checked by it."""
 
     grammar: str
-    rest: Validator | None  # None: nothing
+    validator: Validator
 
 
 @lru_cache(_COMPILED)
@@ -247,42 +257,122 @@ def _held(schema: str) -> _Held:
     read = json.loads(schema, parse_int=_exact, parse_float=_exact, parse_constant=_exact)
     if not isinstance(read, dict):
         raise ValueError(f"it is not a JSON object but {schema[:40]}")
+    validator = _validator(schema)
     close = (lambda part: part) if _combines(read) else _closed
-    exact = _changed(read, close) | {"x-guidance": {"whitespace_flexible": False, "lenient": False}}
+    closed = _changed(read, close)
+    exact = closed | {"x-guidance": {"whitespace_flexible": False, "lenient": False}}
     if not LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(exact)):
-        return _Held(json.dumps(exact), None)
-    loose = _changed(_changed(read, close), _loosened)
+        return _Held(json.dumps(exact), validator)
     guidance = {"whitespace_flexible": False, "lenient": True, "coerce_one_of": True}
-    return _Held(json.dumps(loose | {"x-guidance": guidance}), _validator(schema))
+    return _Held(json.dumps(_changed(closed, _loosened) | {"x-guidance": guidance}), validator)
 
 
 def _validator(schema: str) -> Validator:
-    from jsonschema import Draft202012Validator, SchemaError
-    from jsonschema.validators import validator_for
+    """Return what checks documents by a schema, of the first draft of JSON Schema that it can be."""
+    from jsonschema import Draft4Validator, Draft7Validator, Draft202012Validator, SchemaError, validators
     from referencing import Registry
 
-    read = json.loads(schema, parse_float=Decimal)  # as numbers are read that are checked by it
-    kind = validator_for(read, default=Draft202012Validator)
-    try:
-        kind.check_schema(read)
-    except SchemaError as error:
-        raise ValueError(f"it is no JSON schema ({error.message})") from error
-    made: Validator = kind(read, registry=Registry())  # that fetches nothing
-    return made
+    read = json.loads(schema, parse_float=Decimal)  # as the numbers are read that are checked by it
+    _check_parts(read)
+    said = validators.validator_for(read, default=Draft202012Validator)
+    refused: list[str] = []
+    for kind in (said, Draft7Validator, Draft4Validator):
+        try:
+            kind.check_schema(read, format_checker=None)
+        except SchemaError as error:
+            refused.append(error.message)
+            if not (error.path and error.path[-1] in _OLDER):
+                break
+        else:
+            made: Validator = validators.extend(kind, {"pattern": _pattern})(read, registry=Registry())
+            return made  # by this registry it fetches nothing
+    raise ValueError(f"it is no JSON schema ({refused[0]})")
 
 
-def fits(document: object, schema: str) -> bool:
+def _check_parts(schema: dict[str, Any]) -> None:
+    """See that no part of a schema is too much for the grammar, or speaks of what is not there."""
+
+    def check(part: dict[str, Any]) -> dict[str, Any]:
+        parts = part.get("allOf")
+        if isinstance(parts, list) and sum("pattern" in p for p in parts if isinstance(p, dict)) > _PATTERNS:
+            raise ValueError(f"allOf has more than {_PATTERNS} patterns of one string")
+        if isinstance(ref := part.get("$ref"), str) and not named and not _is_within(schema, ref):
+            raise ValueError(f"its $ref {ref!r} leads nowhere within it")
+        return part
+
+    named = '"$id"' in json.dumps(schema, default=str)  # then a reference may be to a name
+    _changed(schema, check)
+
+
+def _is_within(schema: Any, ref: str) -> bool:
+    """Whether a reference is to a part of the schema, by its place; of an anchor, whether it could be."""
+    if not ref.startswith("#"):
+        return False
+    for step in unquote(ref).split("/")[1:]:
+        step = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(schema, list) and step.isdigit() and int(step) < len(schema):
+            schema = schema[int(step)]
+        elif isinstance(schema, dict) and step in schema:
+            schema = schema[step]
+        else:
+            return False
+    return True
+
+
+def _pattern(
+    validator: Validator, pattern: str, instance: object, schema: object
+) -> Iterator[ValidationError]:
+    """Check a pattern as jsonschema does, but in bounded time.
+
+    Raises:
+        TimeoutError: it takes longer.
+    """
+    import regex
+    from jsonschema import ValidationError
+
+    if isinstance(instance, str):
+        try:
+            found = regex.search(pattern, instance, timeout=_MATCHING_S)
+        except regex.error:  # of another dialect: the grammar has read it
+            return
+        if not found:
+            yield ValidationError(f"{instance!r} does not match {pattern!r}")
+
+
+def _read(text: str) -> Any:
+    """Read JSON.
+
+    Raises:
+        ValueError: it is none, a name stands twice in an object, or a text is no Unicode.
+    """
+    document = json.loads(text, parse_float=Decimal, object_pairs_hook=_object)
+    json.dumps(document, ensure_ascii=False, default=str).encode()
+    return document
+
+
+def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    read = dict(members)
+    if len(read) < len(members):
+        raise ValueError("a name stands twice in an object")
+    return read
+
+
+def fits(text: str, schema: str) -> bool:
     """Tell whether a JSON document is one that local models could have written, by a schema, to its end.
 
     Args:
-        document: as ``json.loads`` gives it.
+        text: JSON, perhaps with white space between its parts.
         schema: JSON text that was checked.
     """
-    matcher = spelled_out().matcher(schema)
-    text = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
-    if not matcher.allows(text):
+    try:
+        _read(text)
+    except (ValueError, RecursionError):
         return False
-    matcher.advance(text)
+    compact = json.dumps(json.loads(text), ensure_ascii=False, separators=(",", ":")).encode()
+    matcher = spelled_out().matcher(schema)
+    if not matcher.allows(compact):
+        return False
+    matcher.advance(compact)
     return (matcher.whole or matcher.may_end) and matcher.fits
 
 
