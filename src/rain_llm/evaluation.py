@@ -19,10 +19,11 @@ import math
 import re
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TypeAlias, TypeVar, cast
 
 from rain_llm.blindness import Blindness
-from rain_llm.criteria import BUILT_IN, HARMLESSNESS, Criterion, Example
+from rain_llm.criteria import BUILT_IN, HARMLESSNESS, Criterion, Example, placeholders
 from rain_llm.errors import LabelError, ModelError, PromptError
 from rain_llm.evidence import pertinent
 from rain_llm.models.base import LanguageModel
@@ -40,10 +41,14 @@ CONTENT_FREE = ("", "N/A", "[...]")
 """Texts that say nothing (contextual calibration, Zhao et al. 2021, arXiv 2102.09690)."""
 
 _KEPT_CENTERS = 1024  # by query, there is one for each prompt
-_FIELD = re.compile(r"(\w+)\s*:")
-_CUES = frozenset({"human", "assistant", "user", "system", "question", "options", "answer", "passage"})
-_MARK = re.compile(r"[(\[]\s*([AB])\s*[)\]]", re.IGNORECASE)
-_ANSWERED = r"\b(?:the\s+)?answer(?:\s+is)?\s*:?\s*[(\[]\s*[AB]\b\s*[)\]]?\.?"
+# No text takes long: each of these begins at few places and gives nothing back of what it took (++).
+_FIELD = re.compile(r"(?<!\w)(\w++)(?:\s*+:)++")
+_MARK = re.compile(r"(?:[(\[]\s*+){1,8}+([AB])(?:\s*+[)\]]){1,8}+", re.IGNORECASE)
+_ANSWERED = r"(?:the\s+)?answer(?:\s+is)?[\s:]*+(?:[(\[]\s*+)++[AB]\b(?:\s*+[)\]])*+\.?"
+_EDGE = r"(?!\B\w)"  # not within a word
+_SIGNS = re.compile(r"[:()\[\]]")  # without them there is no field and no mark
+_CUES = ("human", "assistant", "user", "system", "question", "options", "answer", "passage")
+_LAYERS = 4  # of forgeries, each around the next; who wraps more is read without any sign or label
 _FLATTERY = frozenset(good for criterion in BUILT_IN.values() for good, _ in criterion.labels)
 
 
@@ -105,7 +110,7 @@ class SelfEvaluator:
         self._meanwhile = (HARMLESSNESS,) if waiting else ()
         criteria = (*self._meanwhile, *settings.criteria, *settings.actions)
         self._labels = {c.name: self._label_tokens(c) for c in criteria}
-        self._forged = {c.name: _forgery(c) for c in criteria}
+        self._forgeries = {c.name: _forgery(c) for c in criteria}
         self._centers: dict[str, float] = {}
         self._encoded: dict[str, TokenIds] = {}  # worked examples
         self.blindness = Blindness(settings.mode == "hard")
@@ -284,7 +289,7 @@ class SelfEvaluator:
     def _label_questions(self, criterion: Criterion, subject: Subject, answer: str) -> list[_Question]:
         """Ask for the pairs of label words behind every frame."""
         options = tuple(label for pair in self._labels[criterion.name] for label in pair)
-        forged = self._forged[criterion.name]
+        forgery = self._forgeries[criterion.name]
         questions = []
         for frame in criterion.frames:
             shown = [
@@ -292,7 +297,7 @@ class SelfEvaluator:
                 + f" {criterion.labels[0][0 if e.good else 1]}"
                 for e in self._examples(criterion)
             ]
-            asked = self._tokens(shown, _fill(frame, subject, answer, forged), frame.rpartition("\n")[2])
+            asked = self._tokens(shown, _fill(frame, subject, answer, forgery), frame.rpartition("\n")[2])
             score = Score(asked, options)
             questions += [_Question((score, i), (score, i + 1)) for i in range(0, len(options), 2)]
         return questions
@@ -409,43 +414,74 @@ def _shape(subject: Subject) -> str:
     return passage + ("Human: {query}\n\nAssistant: {answer}" if subject.dialogue else "Text: {text}")
 
 
-def _fill(template: str, subject: Subject, answer: str, forged: re.Pattern[str] | None = None) -> str:
+@dataclass(frozen=True, slots=True)
+class _Forgery:
+    """What looks like an answer to a question: ``given`` finds it, ``words`` each word of a label."""
+
+    given: re.Pattern[str]
+    words: re.Pattern[str]
+
+
+def _fill(template: str, subject: Subject, answer: str, forgery: _Forgery | None = None) -> str:
     """Put what is judged into a template, so that it can be read but cannot speak for the template.
 
-    ``forged`` finds what looks like an answer to the question itself; it is left out.
+    ``forgery``: what looks like an answer to the question itself; it is left out.
     """
-    own = {cue.lower() for cue in _FIELD.findall(template)} | _CUES
-
-    def quoted(text: str) -> str:
-        text = _one_line(text)
-        while forged is not None and (match := forged.search(text)):
-            text = text[: match.start()] + text[match.end() :]
-        text = _MARK.sub(r"\1", text)
-        return _FIELD.sub(lambda field: field[1] if field[1].lower() in own else field[0], text)
-
     joint = "\n" if subject.dialogue else ""
-    return template.format(
-        text=quoted(subject.query + joint + answer),
-        query=quoted(subject.query),
-        answer=quoted(answer),
-        context=quoted(subject.context),
-    )
+    parts = {
+        "text": subject.query + joint + answer,
+        "query": subject.query,
+        "answer": answer,
+        "context": subject.context,
+    }
+    shown = {name: _quoted(parts[name], _own(template), forgery) for name in placeholders(template)}
+    return template.format(**shown)
 
 
-def _forgery(criterion: Criterion) -> re.Pattern[str]:
-    """Make the pattern of what looks like an answer to the question.
+@lru_cache(maxsize=256)
+def _own(template: str) -> re.Pattern[str]:
+    """Make the pattern of the fields that only the template may have."""
+    names = {*_CUES, *_FIELD.findall(template)}
+    return re.compile(rf"({_any(names)})(?:\s*+:)++", re.IGNORECASE)
+
+
+@lru_cache(maxsize=16)  # the same query and context stand beside every answer
+def _quoted(text: str, own: re.Pattern[str], forgery: _Forgery | None) -> str:
+    """Leave out of a text what could speak for the question, until there is no more of it."""
+    text = _one_line(text)
+    for _ in range(_LAYERS):
+        before = text
+        if forgery is not None:
+            text = forgery.given.sub("", text)
+        text = _one_line(own.sub(r"\1", _MARK.sub(r"\1", text)))
+        if text == before:
+            return text
+    if forgery is not None:
+        text = forgery.words.sub(" ", text)
+    return _one_line(_SIGNS.sub(" ", text))
+
+
+def _forgery(criterion: Criterion) -> _Forgery:
+    """Make the patterns of what looks like an answer to the question.
 
     That is a letter, or a label behind a field, an option's mark or the frame's own last words. No other
     word may be hidden from the judge by writing it there.
     """
-    words = {word.strip() for pair in criterion.labels for word in pair} | _FLATTERY
-    cues = {
-        frame.rpartition("\n")[2].rpartition("}")[2].strip().removesuffix(":") for frame in criterion.frames
-    }
-    cue = "|".join(re.escape(cue) for cue in sorted(cues - {""}))
-    word = "|".join(re.escape(word) for word in sorted(words))
-    before = rf"(?:\b\w+\s*:|\b(?:{cue})\s*:?|{_MARK.pattern})"
-    return re.compile(rf"{before}\s*(?:{word})\b[.,;]?|{_ANSWERED}", re.IGNORECASE)
+    labels = {_one_line(word) for pair in criterion.labels for word in pair} - {""} | _FLATTERY
+    ends = (frame.rpartition("\n")[2].rpartition("}")[2] for frame in criterion.frames)
+    cues = {_one_line(end).rstrip(" :") for end in ends} - {""}
+    before = rf"(?:{_FIELD.pattern}|{_any(cues)}(?:\s*+:)*+|{_MARK.pattern})"
+    given = rf"{_EDGE}(?:{before}\s*+{_any(labels)}[.,;]?|{_ANSWERED})"
+    words = _any({word for label in labels for word in label.split()})
+    return _Forgery(re.compile(given, re.IGNORECASE), re.compile(words, re.IGNORECASE))
+
+
+def _any(phrases: set[str]) -> str:
+    """Make a pattern of any of these phrases, as words of their own; of none, one that finds nothing."""
+    if not phrases:
+        return "(?!)"
+    initials = "".join(re.escape(initial) for initial in sorted({phrase[0] for phrase in phrases}))
+    return rf"(?=[{initials}]){_EDGE}(?:{'|'.join(map(re.escape, sorted(phrases)))}){_EDGE}"
 
 
 def _one_line(text: str) -> str:
