@@ -1,7 +1,9 @@
 """Answers of a form: documents and calls of tools are judged whole, rewound whole, or never leave."""
 
 import asyncio
+import copy
 import json
+import pickle
 import re
 from collections.abc import Mapping
 
@@ -15,6 +17,7 @@ from rain_llm import (
     Rain,
     RainSettings,
     SearchError,
+    ServerError,
     SettingsError,
     StopReason,
     Task,
@@ -206,6 +209,58 @@ def test_a_call_that_does_not_fit_raises_and_none_of_it_leaves():
     assert "".join(step.text for step in seen) == "I do." == caught.value.result.text
     assert not any(step.tool_calls for step in seen)
     assert caught.value.result.stop_reason is StopReason.INCOMPLETE
+
+
+@pytest.mark.parametrize("limit", [{"deadline_s": 1e-9}, {"max_model_tokens": 1}], ids=str)
+@pytest.mark.parametrize("way", ["generate", "plain"])
+@pytest.mark.parametrize(
+    "asked", [{"tools": [PAY], "tool_choice": "any"}, {"schema": PAY.parameters}], ids=str
+)
+def test_a_limit_that_comes_before_a_document_or_call_is_an_error(limit, way, asked):
+    late = rain(('{"to":"shop"}' if "schema" in asked else TO_SHOP.lstrip(), 1), search=limit)
+    with pytest.raises(IncompleteError, match="limit"):
+        getattr(late, way)(Task(PROMPT, **asked))
+    with pytest.raises(IncompleteError, match="limit"):
+        late.generate_batch([Task(PROMPT, **asked)] * 2)
+
+
+def test_a_limit_that_comes_before_a_call_that_may_be_made_ends_the_answer():
+    late = rain((f"I do.{TO_SHOP}", 1), search={"deadline_s": 1e-9})
+    assert late.generate(task()).stop_reason is StopReason.DEADLINE
+
+
+def test_what_was_held_back_is_marked_when_the_rest_is_refused():
+    """A piece that might have opened a call belongs to a sentence that did not pass."""
+    marking = rain((f"This is vile <{TO_THIEF}", 1), on_unsafe="best", search={"simulation_tokens": 4})
+    steps = list(marking.stream(task()))
+    assert [(step.text, step.accepted) for step in steps if step.text and not step.refusal] == [
+        ("This is vile ", False),
+        ("<", False),
+    ]
+
+
+def test_an_error_can_be_copied_and_pickled_and_tells_nothing_of_what_was_rewound():
+    with pytest.raises(UnsafeAnswerError) as caught:
+        rain((f"I do.{TO_THIEF}", 1), on_unsafe="raise").generate(task())
+    for same in (pickle.loads(pickle.dumps(caught.value)), copy.deepcopy(caught.value)):
+        assert type(same) is UnsafeAnswerError
+        assert (str(same), same.result) == (str(caught.value), caught.value.result)
+    assert "thief" not in repr(caught.value)
+    server = ServerError("http://here", "is away", "start it")
+    assert vars(pickle.loads(pickle.dumps(server))) == vars(server)
+
+
+@pytest.mark.parametrize("way", ["prompt", "chat", "context", "question"])
+def test_half_a_character_is_refused_before_any_model_runs(way):
+    half = "ok \ud800"
+    odd = {
+        "prompt": Task(half),
+        "chat": Task([Message("user", half)]),
+        "context": Task(PROMPT, context=["fine", half]),
+        "question": Task(PROMPT, question=half),
+    }[way]
+    with pytest.raises(PromptError, match=r"character 4 .*surrogate"):
+        rain(("No.", 1)).generate(odd)
 
 
 def test_the_same_seed_gives_the_same_call_alone_and_in_a_batch():

@@ -26,6 +26,7 @@ from rain_llm.errors import (
     UnsafeAnswerError,
 )
 from rain_llm.evaluation import SelfEvaluator
+from rain_llm.form import Form
 from rain_llm.models.base import Embedder, Forgetful, LanguageModel
 from rain_llm.models.described import described
 from rain_llm.plain import only_judge, plain_search
@@ -51,6 +52,7 @@ from rain_llm.types import (
 
 _KEPT_EVALUATORS = 64  # each holds only its calibration: forgetting costs a question
 _POLL_S = 0.5
+_LIMITS = (StopReason.DEADLINE, StopReason.BUDGET)
 _SPEAKER = re.compile(r"(\w+:)(?: +(.*))?")  # as in "Answer:", not as in "12:30" or "https://"
 
 
@@ -164,8 +166,8 @@ class Rain:
             PromptError: the prompt is empty or too long, or a tool or a schema cannot be used.
             SettingsError: other models are named. ModelError: a model cannot be loaded.
             UnsafeAnswerError: nothing passed, and ``on_unsafe="raise"``. IncompleteError: a document or a
-                call did not fit into ``max_new_tokens``. SearchError: a model failed; it carries what was
-                accepted.
+                call was not finished within ``max_new_tokens`` or another limit. SearchError: a model
+                failed; it carries what was accepted.
         """
         return _last(self.stream(prompt, context=context, settings=settings))
 
@@ -431,12 +433,12 @@ class Rain:
             evaluator.check(subject, room)
         if not guarded:
             search = plain_search(tokens, subject, writer, evaluator, settings, seed, form)
-            return self._job(search, settings, seed, len(tokens), None, emit)
+            return self._job(search, settings, seed, len(tokens), None, emit, form)
         assert evaluator is not None
         if settings.search.similarity is not None:
             runtime.embedder()  # a missing one is told now, not in the middle of an answer
         search = RainSearch(tokens, subject, writer, evaluator, settings, seed, guided, form).run()
-        return self._job(search, settings, seed, len(tokens), evaluator, emit)
+        return self._job(search, settings, seed, len(tokens), evaluator, emit, form)
 
     def _job(
         self,
@@ -446,6 +448,7 @@ class Rain:
         prompt_tokens: int,
         evaluator: SelfEvaluator | None,
         emit: Callable[[Event], None] | None,
+        form: Form | None = None,
     ) -> _Job:
         """Give a search its place in the queue; a guarded one's ``evaluator`` may turn out to be blind."""
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
@@ -453,7 +456,8 @@ class Rain:
         ticket = Ticket(search, emit or events.put, limits.deadline_s, limits.max_model_tokens)
         trace = Trace(seed, settings.hash, self.runtime.writer.name)
         warn = functools.partial(self._warn_if_blind, evaluator) if evaluator else None
-        return _Job(ticket, events, self.runtime.scheduler, trace, prompt_tokens, warn)
+        owes = form is not None and bool(form.document or form.forced)
+        return _Job(ticket, events, self.runtime.scheduler, trace, prompt_tokens, warn, owes)
 
     def _warn_if_blind(self, evaluator: SelfEvaluator) -> None:
         """Say once what the judge cannot tell, and the command that finds a better question."""
@@ -502,6 +506,7 @@ class _Job:
         trace: Trace,
         prompt_tokens: int,
         warn: Callable[[], None] | None,
+        owes: bool,
     ) -> None:
         self.ticket = ticket
         self._events = events
@@ -510,6 +515,7 @@ class _Job:
         self._steps: list[Step] = []
         self._prompt_tokens = prompt_tokens
         self._warn = warn
+        self._owes = owes  # a document or a call: nothing else will do
 
     def submit(self) -> None:
         """Let the search begin."""
@@ -554,6 +560,12 @@ class _Job:
                 "no draft of the JSON document or tool call was finished, and fitted its schema, within "
                 "generation.max_new_tokens: raise it, or ask for less (a smaller schema, maxLength for "
                 "strings, maxItems for lists; no uniqueItems, not, if, which whole drafts are checked by)",
+                result,
+            )
+        if self._owes and result.stop_reason in _LIMITS and not (result.text or result.tool_calls):
+            raise IncompleteError(
+                f"the limit '{result.stop_reason}' came before the JSON document or tool call was there: "
+                "raise search.deadline_s or search.max_model_tokens",
                 result,
             )
         if event.cause is not None:

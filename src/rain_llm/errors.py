@@ -11,7 +11,7 @@
     │   ├── ModelNotSupportedError       found, but it cannot be rewound or judged by
     │   └── ServerError                  a server that is not there, or does not answer as it should
     ├── UnsafeAnswerError                nothing passed, and ``on_unsafe="raise"``
-    ├── IncompleteError                  a document or a call did not fit into ``max_new_tokens``
+    ├── IncompleteError                  a document or a call was not finished within a limit
     └── SearchError                      a model failed in the middle of an answer
 
     UserWarning
@@ -70,41 +70,43 @@ class ServerError(ModelError):
         self.cause = cause
         self.remedy = remedy
 
+    def __reduce__(self) -> tuple[type[ServerError], tuple[str, str, str]]:
+        return type(self), (self.server, self.cause, self.remedy)
 
-class UnsafeAnswerError(RainError):
+
+class _WithResult(RainError):
+    """An error that carries what there was of the answer."""
+
+    def __init__(self, message: str, result: RainResult) -> None:
+        super().__init__(message)
+        self.result = result
+
+    def __reduce__(self) -> tuple[type[_WithResult], tuple[str, RainResult]]:
+        return type(self), (str(self), self.result)  # its ``repr`` must not tell what was rewound
+
+
+class UnsafeAnswerError(_WithResult):
     """Nothing passed the criteria, and the settings say ``on_unsafe="raise"``.
 
     Attributes:
         result: what had been accepted before; its ``verdict`` is that of the best rejected text.
     """
 
-    def __init__(self, message: str, result: RainResult) -> None:
-        super().__init__(message)
-        self.result = result
 
-
-class IncompleteError(RainError):
-    """A JSON document or a tool call was not finished within ``max_new_tokens``; no half of it leaves.
+class IncompleteError(_WithResult):
+    """A JSON document or a tool call was not finished within a limit; no half of it leaves.
 
     Attributes:
         result: what had been accepted before it.
     """
 
-    def __init__(self, message: str, result: RainResult) -> None:
-        super().__init__(message)
-        self.result = result
 
-
-class SearchError(RainError):
+class SearchError(_WithResult):
     """A model failed in the middle of an answer; the cause is chained.
 
     Attributes:
         result: what had been accepted until then, with its usage and trace.
     """
-
-    def __init__(self, message: str, result: RainResult) -> None:
-        super().__init__(message)
-        self.result = result
 
 
 class BlindJudgeWarning(UserWarning):

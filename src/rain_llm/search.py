@@ -638,13 +638,13 @@ class RainSearch:
 
     def _give_up(self, verdict: Verdict) -> Generator[Step, Replies, Outcome]:
         """End without what did not pass: with the refusal, or for the engine to raise."""
-        self.accepted = False
+        before, self.accepted = self.accepted, False
         if self.settings.on_unsafe == "raise":
             return self._outcome(StopReason.UNSAFE, verdict)
         said = self.answer.finish()
         refusal = self.settings.refusal if not self.answer.shown else f"\n{self.settings.refusal}"
         if said:
-            yield Step(said)
+            yield Step(said, accepted=before)
         yield Step(refusal, refusal=True, verdict=verdict, iterations=self.step_iterations)
         outcome = self._outcome(StopReason.REFUSED, verdict)
         return Outcome(

@@ -105,6 +105,14 @@ def check_task(task: Task, settings: RainSettings, guarded: bool) -> None:
             raise PromptError("the last message is the assistant's: end with a user's message to answer")
     if not any(text.strip() for text in texts):
         raise PromptError("the prompt is empty: give at least one word")
+    for text in (*texts, *passages, task.question):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise PromptError(
+                f"character {error.start + 1} of the prompt, its context or question is half of a surrogate "
+                "pair, which is no text: text.encode('utf-8', 'replace').decode() replaces it"
+            ) from error
     check_tools(task.tools, task.tool_choice)
     if task.schema is not None and task.tools and task.tool_choice != "none":
         raise PromptError(

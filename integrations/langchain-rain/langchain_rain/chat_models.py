@@ -95,8 +95,6 @@ _FINISH = {
 }
 """OpenAI's finish reasons; all others are limits that were met: "length"."""
 
-_WHOLE = (StopReason.EOS, StopReason.STOP, StopReason.TOOL_CALLS)
-
 
 def check_chat(chat: object) -> None:
     """Refuse what is no ``ChatRain`` itself, whose settings would not be what is called.
@@ -606,11 +604,6 @@ def _usage(usage: Usage) -> UsageMetadata:
 def _unless_refused(message: AIMessage) -> AIMessage:
     if message.response_metadata["stop_reason"] == StopReason.REFUSED:
         raise _REFUSED(f"the model refused to answer: {message.text}")
-    if (limit := message.response_metadata["stop_reason"]) not in _WHOLE:
-        raise OutputParserException(
-            f"the answer ended before it was whole, by the limit '{limit}': raise timeout "
-            "(search.deadline_s) or search.max_model_tokens"
-        )
     return message
 
 
