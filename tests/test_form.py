@@ -211,8 +211,14 @@ def test_a_call_that_does_not_fit_raises_and_none_of_it_leaves():
     assert caught.value.result.stop_reason is StopReason.INCOMPLETE
 
 
-@pytest.mark.parametrize("limit", [{"deadline_s": 1e-9}, {"max_model_tokens": 1}], ids=str)
-@pytest.mark.parametrize("way", ["generate", "plain"])
+@pytest.mark.parametrize(
+    "way, limit",
+    [
+        ("generate", {"deadline_s": 1e-9}),
+        ("generate", {"max_model_tokens": 1}),
+        ("plain", {"deadline_s": 1e-9}),
+    ],
+)
 @pytest.mark.parametrize(
     "asked", [{"tools": [PAY], "tool_choice": "any"}, {"schema": PAY.parameters}], ids=str
 )
