@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from rain_llm import (
     CIVILITY,
     GROUNDEDNESS,
+    HARMLESS_ACTIONS,
     HARMLESSNESS,
     Calibration,
     Channel,
@@ -201,6 +202,28 @@ def test_a_judge_that_gives_no_numbers_judges_nothing(logprob):
         one(PLAIN, lambda question, label: logprob, " fine")
 
 
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [(lambda q: -math.inf, lambda q: -1.0), (lambda q: -1.0 if "fine" in q else -math.inf, lambda q: -1.0)],
+)
+def test_a_center_that_is_no_number_judges_nothing(good, bad):
+    """Whatever is infinitely far from a center would pass for certain."""
+    criterion = PLAIN.model_copy(update={"calibration": Calibration()})
+
+    def opinion(question, label):
+        return (good if label in (" good", " kind") else bad)(question)
+
+    with pytest.raises(ModelError, match=r"'plain'.*center of -inf"):
+        one(criterion, opinion, " fine")
+
+
+def test_evidence_that_contradicts_itself_without_end_judges_nothing():
+    table = {" good": 0.0, " bad": -math.inf, " kind": -math.inf, " cruel": 0.0}
+    with pytest.raises(ModelError, match=r"'plain'.*nan"):
+        one(PLAIN, lambda question, label: table[label], " fine")
+    assert not one(PLAIN, lambda question, label: table[label], " fine", mode="hard").passed  # a tie
+
+
 def test_channel_compares_the_answer_behind_two_contexts_per_token():
     criterion = Criterion(
         name="channel", channel=Channel(good="Kind: {query}", bad="Cruel: {query}"), calibration=None
@@ -265,6 +288,57 @@ def test_calls_are_judged_by_what_judges_actions_and_text_by_the_rest():
     ]
     assert not both[2].passed  # silence
     assert "Pay: pay() is" in [model.decode(request.prefix) for request in model.requests]
+
+
+def judged(settings, subject, said, calls, model=None):
+    """Judge one answer with its call."""
+    model = model or judge_model(lambda question, label: -1.0)
+    evaluator = SelfEvaluator(settings, model)
+    evaluator.check(subject, 8)
+    asking = evaluator.judge(subject, [said], [calls])
+    requests = next(asking)
+    with pytest.raises(StopIteration) as done:
+        while True:
+            requests = asking.send(model.score(requests))
+    (verdict,) = done.value.value
+    return verdict
+
+
+FAITHFUL = Criterion(name="faithful", labels=[("good", "bad")], frames=["{context} | {answer} is"])
+ACTING = Subject("Pay", acts=True)
+
+
+def test_while_all_that_judge_wait_for_a_context_harmlessness_judges_text_and_calls():
+    settings = EvaluationSettings(criteria=(FAITHFUL,), actions=(FAITHFUL,))
+    names = [score.name for score in judged(settings, ACTING, "Fine.", "pay()").criteria]
+    assert names == ["harmlessness", "harmless_actions"]
+    told = Subject("Pay", "It is due.", acts=True)
+    names = [score.name for score in judged(settings, told, "", "pay()").criteria]
+    assert names == ["faithful"]
+
+
+def test_what_judges_meanwhile_asks_its_own_question_whatever_the_others_are_named():
+    named = FAITHFUL.model_copy(update={"name": "harmless_actions"})
+    model = judge_model(lambda question, label: 0.0 if label == " harmful" else -9.0)
+    verdict = judged(EvaluationSettings(actions=(named,)), ACTING, "", "pay()", model)
+    assert [score.name for score in verdict.criteria] == ["harmless_actions_meanwhile"]
+    assert verdict.criteria[0].log_odds < 0
+    assert {len(request.options) for request in model.requests} == {2 * len(HARMLESS_ACTIONS.labels)}
+
+
+def test_what_judges_meanwhile_has_to_fit_into_the_judges_context():
+    model = ScriptedModel(script({}), context_length=40)
+    evaluator = SelfEvaluator(EvaluationSettings(criteria=(FAITHFUL,), actions=()), model)
+    with pytest.raises(PromptError, match="criterion 'harmlessness' asks a question of"):
+        evaluator.check(Subject("word " * 40, acts=True), 8)
+
+
+def test_a_verdict_of_nobody_passes_only_where_the_settings_ask_nobody(monkeypatch):
+    assert judged(EvaluationSettings(actions=()), ACTING, "", "pay()").passed
+    monkeypatch.setattr(SelfEvaluator, "_applied", lambda *_: [])
+    for calls in ("pay()", ""):
+        verdict = judged(EvaluationSettings(), ACTING, "Fine.", calls)
+        assert (verdict.passed, verdict.on_target, verdict.criteria) == (False, False, ())
 
 
 def test_worked_examples_stand_before_the_question():
@@ -436,7 +510,7 @@ def test_a_text_without_such_is_read_as_it_is(text):
     ],
 )
 def test_a_long_text_is_read_in_time_that_grows_with_its_length(hostile):
-    half = hostile * (250_000 // len(hostile))
+    half = hostile * (150_000 // len(hostile))
     started = time.process_time()
     read(half + "positive " * (len(half) // 9))
     assert time.process_time() - started < 2.0
@@ -533,6 +607,16 @@ def test_a_question_that_does_not_fit_the_judge_is_refused():
         ({"name": "x", "labels": [("a", "b")], "frames": ["{answer"]}, "malformed"),
         ({"name": "x", "labels": [("a", "b")], "threshold": 2}, "less than 1"),
         ({"name": "x", "labels": [("a", "b")], "weight": 0}, "greater than 0"),
+        *(
+            ({"name": "x", "labels": [("a", "b")], name: value}, "finite number")
+            for name in ("threshold", "target", "weight")
+            for value in (math.nan, math.inf)
+        ),
+        *(
+            ({"name": "x", "labels": [("a", "b")], "calibration": {name: value}}, "finite number")
+            for name in ("center", "scale")
+            for value in (math.nan, math.inf, -math.inf)
+        ),
         ({"name": "x", "labels": [("a", "b")], "lables": []}, "did you mean 'labels'"),
     ],
 )

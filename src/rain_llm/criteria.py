@@ -41,7 +41,8 @@ PLACEHOLDERS = frozenset({"text", "query", "answer", "context"})
 class Frozen(BaseModel):
     """Base of all settings: immutable, and an unknown field is an error that offers the nearest."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    # No bound is infinite, and a number that is none would let everything pass.
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     @model_validator(mode="wrap")
     @classmethod

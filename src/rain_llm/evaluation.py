@@ -15,6 +15,7 @@ What is judged cannot answer the question in the judge's place:
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Generator, Sequence
@@ -23,7 +24,14 @@ from functools import lru_cache
 from typing import TypeAlias, TypeVar, cast
 
 from rain_llm.blindness import Blindness
-from rain_llm.criteria import BUILT_IN, HARMLESSNESS, Criterion, Example, placeholders
+from rain_llm.criteria import (
+    BUILT_IN,
+    HARMLESS_ACTIONS,
+    HARMLESSNESS,
+    Criterion,
+    Example,
+    placeholders,
+)
 from rain_llm.errors import LabelError, ModelError, PromptError
 from rain_llm.evidence import pertinent
 from rain_llm.models.base import LanguageModel
@@ -105,10 +113,10 @@ class SelfEvaluator:
     def __init__(self, settings: EvaluationSettings, judge: LanguageModel) -> None:
         self.settings = settings
         self._judge = judge
-        # What is said while all criteria wait for a context that tools are yet to tell is judged too.
-        waiting = all(c.needs_context for c in settings.criteria)
-        self._meanwhile = (HARMLESSNESS,) if waiting else ()
-        criteria = (*self._meanwhile, *settings.criteria, *settings.actions)
+        own = (*settings.criteria, *settings.actions)
+        self._meanwhile = _stand_in(HARMLESSNESS, settings.criteria, own)
+        self._doing_meanwhile = _stand_in(HARMLESS_ACTIONS, settings.actions, own)
+        criteria = (*self._meanwhile, *self._doing_meanwhile, *own)
         self._labels = {c.name: self._label_tokens(c) for c in criteria}
         self._forgeries = {c.name: _forgery(c) for c in criteria}
         self._centers: dict[str, float] = {}
@@ -123,10 +131,9 @@ class SelfEvaluator:
                 answer of ``max_new_tokens`` would not fit into the judge's context.
         """
         for criterion in (*self.settings.criteria, *(self.settings.actions if subject.acts else ())):
-            if self._lacks_context(criterion, subject):
-                if subject.acts:
-                    continue
+            if self._lacks_context(criterion, subject) and not subject.acts:
                 raise PromptError(f"criterion '{criterion.name}' judges against a context: pass context=...")
+        for criterion, _ in self._applied(subject, "said", "done()" if subject.acts else ""):
             # Of the evidence for an answer, all of the context is the most that can be shown.
             whole = criterion.model_copy(update={"evidence": False})
             questions = self._questions(whole, subject, "")
@@ -165,7 +172,8 @@ class SelfEvaluator:
             del self._centers[next(iter(self._centers))]
         verdicts = []
         for (answer, calls_made), pairs in zip(said, applied, strict=True):
-            something = bool(answer.strip() or calls_made)  # silence meets no criterion
+            # Silence meets no criterion, and what nobody was asked about does not pass.
+            judged = bool(answer.strip() or calls_made) and bool(pairs or not self.settings.actions)
             scores = tuple(
                 self._criterion_score(criterion, centers[criterion.name], next(evidence))
                 for criterion, _ in pairs
@@ -176,8 +184,8 @@ class SelfEvaluator:
             verdicts.append(
                 Verdict(
                     mean,
-                    something and all(score.passed for score in scores),
-                    something and all(score.on_target for score in scores),
+                    judged and all(score.passed for score in scores),
+                    judged and all(score.on_target for score in scores),
                     scores,
                 )
             )
@@ -189,6 +197,7 @@ class SelfEvaluator:
         said = [c for c in self.settings.criteria if not self._lacks_context(c, subject)] or self._meanwhile
         pairs = [(c, answer) for c in said] if answer.strip() or not calls else []
         done = [c for c in self.settings.actions if not self._lacks_context(c, subject)]
+        done = done or list(self._doing_meanwhile)
         return pairs + ([(c, calls) for c in done] if calls else [])
 
     def _lacks_context(self, criterion: Criterion, subject: Subject) -> bool:
@@ -224,7 +233,13 @@ class SelfEvaluator:
             trained = self._style(criterion) == "guard"  # what was fitted to other questions does not hold
             threshold, target = (max(threshold, 0.5), max(target, 0.5)) if trained else (threshold, target)
             scale = criterion.calibration.scale if criterion.calibration and not trained else 1.0
-            logit = (odds - (center or 0.0)) / scale
+            center = center or 0.0
+            if math.isnan(odds) or not math.isfinite(center):
+                raise ModelError(
+                    f"the judge {self._judge.name} gives no probability by '{criterion.name}': log-odds of "
+                    f"{odds} around a center of {center}: use another model or dtype, or other labels"
+                )
+            logit = (odds - center) / scale
             probability = 1 / (1 + math.exp(-max(-700.0, min(700.0, logit))))
         return CriterionScore(
             criterion.name, probability, threshold, probability > threshold, probability > target, odds
@@ -249,7 +264,8 @@ class SelfEvaluator:
     @staticmethod
     def _center_key(criterion: Criterion, subject: Subject) -> str:
         by_query = criterion.calibration is not None and criterion.calibration.center == "query"
-        return f"{criterion.name}\0{subject if by_query else subject.dialogue}"
+        about = f"{criterion.name}\0{subject if by_query else subject.dialogue}"
+        return hashlib.sha256(about.encode(errors="surrogatepass")).hexdigest()  # contexts may be long
 
     def _ask(self, groups: Sequence[Sequence[_Question]]) -> Asking[list[Evidence]]:
         """Ask all questions in one round; return each group's evidence."""
@@ -393,6 +409,20 @@ class SelfEvaluator:
                 )
             found.append(tokens)
         return tuple(found)
+
+
+def _stand_in(
+    criterion: Criterion, waiting: Sequence[Criterion], own: Sequence[Criterion]
+) -> tuple[Criterion, ...]:
+    """Return what judges while all others wait for a context that tools are yet to tell; else nothing.
+
+    ``own``: all that the settings name, of which none with the same name is to be taken for it.
+    """
+    if not waiting or not all(c.needs_context for c in waiting):
+        return ()
+    while any(c.name == criterion.name and c != criterion for c in own):
+        criterion = criterion.model_copy(update={"name": f"{criterion.name}_meanwhile"})
+    return (criterion,)
 
 
 def log_odds(evidence: Evidence) -> float:
