@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from llama_index.core import Document, MockEmbedding, Settings, VectorStoreIndex
-from llama_index.core.base.llms.types import ImageBlock, TextBlock
+from llama_index.core.base.llms.types import CacheControl, CachePoint, CitableBlock, ImageBlock, TextBlock
 from llama_index.core.base.response.schema import StreamingResponse
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.chat_engine import CondensePlusContextChatEngine, CondenseQuestionChatEngine
@@ -407,8 +407,17 @@ def test_all_roles_and_blocks_that_there_are(llm: RainLLM, model: ScriptedModel)
     llm.chat([ChatMessage(role=role, content=role) for role in ("system", "developer", "user", "user")])
     turns = [Message("system", "system\n\ndeveloper"), Message("user", "user\n\nuser")]
     assert model.requests[0].prefix == model.render_chat(turns)
-    with pytest.raises(PromptError, match="ImageBlock"):
-        llm.chat([ChatMessage(role="user", blocks=[TextBlock(text="see"), ImageBlock(image=b"")])])
+    image = ImageBlock(image=b"")
+    for block in (image, CitableBlock(title="T", source="S", content=[image])):
+        with pytest.raises(PromptError, match="ImageBlock"):
+            llm.chat([ChatMessage(role="user", blocks=[TextBlock(text="see"), block])])
+
+
+def test_what_is_cited_is_read_and_marks_are_not(llm: RainLLM, model: ScriptedModel) -> None:
+    mark = CachePoint(cache_control=CacheControl(type="ephemeral"))
+    cited = CitableBlock(title="T", source="S", content=[TextBlock(text="b"), TextBlock(text="c")])
+    llm.chat([ChatMessage(role="user", blocks=[TextBlock(text="a"), mark, cited, mark])])
+    assert model.requests[0].prefix == model.render_chat([Message("user", "a\nb\nc")])
 
 
 async def test_what_cannot_be_answered(llm: RainLLM) -> None:

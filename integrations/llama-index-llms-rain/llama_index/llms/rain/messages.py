@@ -6,7 +6,14 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from llama_index.core.base.llms.types import TextBlock, ThinkingBlock, ToolCallBlock
+from llama_index.core.base.llms.types import (
+    BaseContentBlock,
+    CachePoint,
+    CitableBlock,
+    TextBlock,
+    ThinkingBlock,
+    ToolCallBlock,
+)
 from llama_index.core.llms import ChatMessage, MessageRole
 
 from rain_llm import Message, PromptError
@@ -36,15 +43,21 @@ def from_llama_index(messages: Sequence[ChatMessage]) -> list[Message]:
     names: dict[str, str] = {}
     said = []
     for message in messages:
-        for block in message.blocks:
-            if not isinstance(block, TextBlock | ToolCallBlock | ThinkingBlock):
-                raise PromptError(f"a message holds a {type(block).__name__}: only text is understood")
         calls = calls_of(message)
         names |= {call.id: call.name for call in calls}
         role = ROLES[message.role]
         id = str(message.additional_kwargs.get("tool_call_id") or "") if role == "tool" else ""
-        said.append(Message(role, message.content or "", calls, names.get(id, ""), id))
+        said.append(Message(role, text_of(message), calls, names.get(id, ""), id))
     return said
+
+
+def text_of(message: ChatMessage) -> str:
+    """Return what a message says, and what it cites; marks, calls and thoughts are no text of it.
+
+    Raises:
+        PromptError: it holds an image, say.
+    """
+    return "\n".join(text for block in message.blocks for text in _texts(block))
 
 
 def calls_of(message: ChatMessage) -> tuple[ToolCall, ...]:
@@ -80,6 +93,17 @@ def to_llama_index(text: str, calls: Sequence[ToolCall]) -> ChatMessage:
         blocks=[TextBlock(text=text), *blocks],
         additional_kwargs={"tool_calls": older} if older else {},
     )
+
+
+def _texts(block: BaseContentBlock) -> list[str]:
+    match block:
+        case TextBlock():
+            return [block.text]
+        case CitableBlock():
+            return [text for part in block.content for text in _texts(part)]
+        case CachePoint() | ThinkingBlock() | ToolCallBlock():
+            return []
+    raise PromptError(f"a message holds a {type(block).__name__}: only text is understood")
 
 
 def _older_call(call: Any) -> ToolCall:

@@ -11,6 +11,7 @@ from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.prompts import BasePromptTemplate
+from llama_index.llms.rain.messages import text_of
 
 _PASSAGES = ("context_str", "context_msg", "context_messages")
 _EARLIER = "existing_answer"  # what earlier passages were found to support: a refined answer may keep to it
@@ -36,7 +37,7 @@ def _texts(value: object) -> list[str]:
         case None:
             return []
         case ChatMessage():
-            return _texts(value.content)
+            return _texts(text_of(value))
         case list() | tuple():
             return [text for part in value for text in _texts(part)]
     return [str(value)] if str(value).strip() else []
