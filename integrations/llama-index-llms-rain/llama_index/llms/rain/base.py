@@ -25,7 +25,6 @@ from llama_index.core.llms import (
     CompletionResponseGen,
     CustomLLM,
     LLMMetadata,
-    MessageRole,
 )
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.function_calling import FunctionCallingLLM
@@ -34,6 +33,7 @@ from llama_index.core.program.utils import FlexibleModel
 from llama_index.core.prompts import BasePromptTemplate, SelectorPromptTemplate
 from llama_index.core.tools import BaseTool
 from llama_index.core.types import Model, PydanticProgramMode, TokenAsyncGen, TokenGen
+from llama_index.llms.rain.agents import told
 from llama_index.llms.rain.errors import unswallowed
 from llama_index.llms.rain.events import RainVerdictEvent
 from llama_index.llms.rain.messages import ROLES, calls_of, from_llama_index, to_llama_index
@@ -299,8 +299,8 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
             UnsafeAnswerError: nothing passed. IncompleteError: ``max_new_tokens`` were too few.
             PredictionError: it cannot be answered. ValidationError: the class's own validator rejects it.
         """
-        asked = self._structured(output_cls, prompt, llm_kwargs, prompt_args)
         with unswallowed():
+            asked = self._structured(output_cls, prompt, llm_kwargs, prompt_args)
             return unboxed(super().structured_predict(*asked, **prompt_args), output_cls)
 
     async def astructured_predict(
@@ -311,8 +311,8 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
         **prompt_args: Any,
     ) -> Model:
         """As :meth:`structured_predict`, without blocking the event loop."""
-        asked = self._structured(output_cls, prompt, llm_kwargs, prompt_args)
         with unswallowed():
+            asked = self._structured(output_cls, prompt, llm_kwargs, prompt_args)
             return unboxed(await super().astructured_predict(*asked, **prompt_args), output_cls)
 
     def stream_structured_predict(
@@ -374,9 +374,8 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
         if isinstance(prompt, SelectorPromptTemplate):
             prompt = prompt.select(self)
         context, question = sources(prompt, arguments)
-        turns = prompt.format_messages(llm=self, **arguments)
-        said = [turn.content or "" for turn in turns if turn.role is MessageRole.USER]
-        asked: dict[str, Any] = {"context": context, "question": question or "".join(said[-1:])}
+        replies, said = told(prompt.format_messages(llm=self, **arguments))
+        asked: dict[str, Any] = {"context": context or replies, "question": question or said}
         if self.pydantic_program_mode is PydanticProgramMode.LLM:
             asked["schema"] = boxed(output_cls).model_json_schema()
         return boxed(output_cls), prompt.partial_format(), asked | (llm_kwargs or {})

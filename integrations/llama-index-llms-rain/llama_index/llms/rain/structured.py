@@ -19,6 +19,7 @@ from llama_index.core.llms import (
 from llama_index.core.llms.structured_llm import StructuredLLM
 from llama_index.core.prompts import BasePromptTemplate, ChatPromptTemplate
 from llama_index.core.types import Model
+from llama_index.llms.rain.agents import told, unfolded
 from pydantic import RootModel
 
 
@@ -28,7 +29,7 @@ class RainStructuredLLM(StructuredLLM):
     LlamaIndex's own wrapper fills a prompt's template before the model sees it, so that passages and
     question are not told apart any more, and counts each call beside the model's own count. This one hands
     the template on, and a call is the model's, told to the wrapper's callbacks. Answers are JSON texts, as
-    there.
+    there. Where an agent asks, what its tools have told is the context.
     """
 
     @property
@@ -47,24 +48,20 @@ class RainStructuredLLM(StructuredLLM):
 
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a chat; ``raw`` is the instance."""
-        template = ChatPromptTemplate(messages)
-        return _said(self._model.structured_predict(self.output_cls, template, kwargs))
+        return _said(self._model.structured_predict(self.output_cls, *_asked(messages, kwargs)))
 
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a chat without blocking the event loop."""
-        template = ChatPromptTemplate(messages)
-        return _said(await self._model.astructured_predict(self.output_cls, template, kwargs))
+        return _said(await self._model.astructured_predict(self.output_cls, *_asked(messages, kwargs)))
 
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """Answer a chat; an instance is accepted whole, so each response is complete."""
-        template = ChatPromptTemplate(messages)
-        instances = self._model.stream_structured_predict(self.output_cls, template, kwargs)
+        instances = self._model.stream_structured_predict(self.output_cls, *_asked(messages, kwargs))
         return (_said(instance) for instance in instances)
 
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
         """As :meth:`stream_chat`, without blocking the event loop."""
-        template = ChatPromptTemplate(messages)
-        instances = await self._model.astream_structured_predict(self.output_cls, template, kwargs)
+        instances = await self._model.astream_structured_predict(self.output_cls, *_asked(messages, kwargs))
         return (_said(instance) async for instance in instances)
 
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
@@ -74,6 +71,14 @@ class RainStructuredLLM(StructuredLLM):
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """As :meth:`complete`, without blocking the event loop."""
         return chat_response_to_completion_response(await self.achat([ChatMessage(prompt)], **kwargs))
+
+
+def _asked(
+    messages: Sequence[ChatMessage], options: dict[str, Any]
+) -> tuple[BasePromptTemplate, dict[str, Any]]:
+    """Return a chat as a template, and the options of the call with what the judge is told."""
+    context, question = told(unfolded(messages))
+    return ChatPromptTemplate(messages), {"context": context, "question": question, **options}
 
 
 def boxed(output_cls: type[BaseModel]) -> type[BaseModel]:
