@@ -29,21 +29,24 @@ from llama_index.core.llms import ChatMessage, ChatResponse, CompletionResponse,
 from llama_index.core.prompts import PromptTemplate
 from llama_index.llms import rain as package
 from llama_index.llms.rain import RainLLM, RainVerdictEvent, VerdictCollector
+from llama_index.llms.rain.testing import CHATS, COMPLETIONS, _aread
 from pydantic import ValidationError
 
 from rain_llm import (
     GROUNDEDNESS,
+    IncompleteError,
     Message,
     PromptError,
     Rain,
     RainSettings,
+    SearchError,
     SettingsError,
     StopReason,
     UnsafeAnswerError,
 )
 from rain_llm.models.scripted import END, ScriptedModel
-from rain_llm.types import Sample, Samples, Score
-from tests.integrations.llama_scripts import SETTINGS, Recorder, judged, memory, opinion, recording
+from rain_llm.types import Sample, Samples, Score, Scores
+from tests.integrations.llama_scripts import SETTINGS, Recorder, judged, memory, opinion, recording, says
 
 DISTRIBUTION = Path(__file__).parents[2] / "integrations" / "llama-index-llms-rain"
 PROMPT = "Dear neighbour, your garden is"
@@ -522,14 +525,57 @@ def test_the_refusal_is_all_that_is_said() -> None:
     assert event.verdict is not None and not event.verdict.passed
 
 
-async def test_the_error_passes_through() -> None:
-    llm = hopeless("raise")
-    with pytest.raises(UnsafeAnswerError):
-        llm.complete(PROMPT)
-    with pytest.raises(UnsafeAnswerError):
-        list(llm.stream_chat(CHAT))
-    with pytest.raises(UnsafeAnswerError):
-        await llm.achat(CHAT)
+class Failing(ScriptedModel):
+    """A model that fails in the middle of an answer."""
+
+    def score(self, batch: Sequence[Score]) -> list[Scores]:
+        raise OSError("gone")
+
+
+def failing(why: str) -> tuple[RainLLM, dict[str, Any]]:
+    """Make a model whose answer ends in an error, and the options to ask it with."""
+    if why == "unsafe":
+        return hopeless("raise"), {}
+    if why == "failed":
+        return RainLLM(rain=Rain(SETTINGS, model=Failing(next_words, opinion))), {}
+    limit = {"deadline_s": 1e-9} if why == "late" else {}
+    settings = SETTINGS.updated(on_unsafe="raise" if why == "raised" else "best", search=limit)
+    written = {'{"a":"rubbish"}': 1.0}
+    document = ScriptedModel(says({"garden is": written, "my garden?": written}), opinion)
+    schema = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
+    options = {"schema": schema, "max_tokens": 2 if why == "half" else 16}
+    return RainLLM(rain=Rain(settings, model=document)), options
+
+
+@pytest.mark.parametrize("method", [*COMPLETIONS, *CHATS])
+@pytest.mark.parametrize(
+    ("why", "error", "stop_reason"),
+    [
+        ("unsafe", UnsafeAnswerError, StopReason.UNSAFE),
+        ("raised", UnsafeAnswerError, StopReason.UNSAFE),
+        ("refused", UnsafeAnswerError, StopReason.REFUSED),
+        ("half", IncompleteError, StopReason.INCOMPLETE),
+        ("late", IncompleteError, StopReason.DEADLINE),
+        ("failed", SearchError, StopReason.ERROR),
+    ],
+)
+async def test_an_answer_that_ends_in_an_error_has_its_event(
+    why: str, error: type[UnsafeAnswerError], stop_reason: StopReason, method: str
+) -> None:
+    llm, options = failing(why)
+    asked: Any = PROMPT if method in COMPLETIONS else CHAT
+    with VerdictCollector() as collector, pytest.raises(error) as caught:
+        await _aread(getattr(llm, method)(asked, **options))
+    (event,) = collector.events
+    assert event.stop_reason is stop_reason
+    assert (event.text, event.verdict) == (caught.value.result.text, caught.value.result.verdict)
+
+
+def test_an_error_of_the_twin_has_no_event() -> None:
+    llm, options = failing("half")
+    with VerdictCollector() as collector, pytest.raises(IncompleteError):
+        llm.unguarded().complete(PROMPT, **options)
+    assert collector.events == []
 
 
 # --- async --------------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ eight methods goes to the engine itself, so that LlamaIndex counts every call on
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from contextlib import aclosing, closing
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
+from contextlib import aclosing, closing, contextmanager
 from dataclasses import asdict
 from typing import Any, Self
 
@@ -49,6 +49,7 @@ from rain_llm import (
     Rain,
     RainResult,
     RainSettings,
+    SearchError,
     SettingsError,
     Step,
     StopReason,
@@ -459,7 +460,7 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
 
     def _chunks(self, task: Task, steps: Generator[Step, None, None]) -> ChatResponseGen:
         text = ""
-        with closing(steps):
+        with self._telling(task), closing(steps):
             for step in steps:
                 text += step.text
                 if step.text or step.result:
@@ -471,11 +472,38 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
         else:
             steps = self._rain.plain_astream(task, settings=settings)
         text = ""
-        async with aclosing(steps):
-            async for step in steps:
-                text += step.text
-                if step.text or step.result:
-                    yield self._chunk(task, text, step)
+        with self._telling(task):
+            async with aclosing(steps):
+                async for step in steps:
+                    text += step.text
+                    if step.text or step.result:
+                        yield self._chunk(task, text, step)
+
+    @contextmanager
+    def _telling(self, task: Task) -> Iterator[None]:
+        """Dispatch the event of an answer that ends in an error."""
+        try:
+            yield
+        except (UnsafeAnswerError, IncompleteError, SearchError) as error:
+            self._tell(task, error.result)
+            raise
+
+    def _tell(self, task: Task, result: RainResult) -> None:
+        """Dispatch the event of an answer, if it is guarded."""
+        if not self.guarded:
+            return
+        event = RainVerdictEvent(
+            text=result.text,
+            tool_calls=result.tool_calls,
+            verdict=result.verdict,
+            accepted=result.accepted,
+            stop_reason=result.stop_reason,
+            usage=result.usage,
+            trace=result.trace.summary(),
+            settings_hash=result.settings_hash,
+            **_subject(task),
+        )
+        dispatcher.event(event)
 
     def _chunk(self, task: Task, text: str, step: Step) -> ChatResponse:
         """Make the response for a step, after which ``text`` is the answer so far; calls come with its end.
@@ -487,22 +515,6 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
         if result is None:
             raw = {"verdict": step.verdict and asdict(step.verdict), "accepted": step.accepted}
             return ChatResponse(message=message, delta=step.text, raw=raw)
-        passages = (task.context,) if isinstance(task.context, str) else tuple(task.context)
-        told = {"context": tuple(filter(None, passages)), "question": task.question}
-        if self.guarded:
-            dispatcher.event(
-                RainVerdictEvent(
-                    text=result.text,
-                    tool_calls=result.tool_calls,
-                    verdict=result.verdict,
-                    accepted=result.accepted,
-                    stop_reason=result.stop_reason,
-                    usage=result.usage,
-                    trace=result.trace.summary(),
-                    settings_hash=result.settings_hash,
-                    **told,
-                )
-            )
         if task.schema is not None and result.stop_reason is StopReason.REFUSED:
             raise UnsafeAnswerError("no document that fits the schema passed the criteria", result)
         if task.schema is not None and result.stop_reason is not StopReason.EOS:
@@ -511,10 +523,11 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
                 "search.max_model_tokens",
                 result,
             )
+        self._tell(task, result)
         return ChatResponse(
             message=message,
             delta=step.text,
-            raw=_raw(result) | told,
+            raw=_raw(result) | _subject(task),
             additional_kwargs={
                 "prompt_tokens": result.usage.prompt_tokens,
                 "completion_tokens": result.usage.output_tokens,
@@ -537,6 +550,12 @@ def _raw(result: RainResult) -> dict[str, Any]:
         "trace": result.trace.summary(),
         "settings_hash": result.settings_hash,
     }
+
+
+def _subject(task: Task) -> dict[str, Any]:
+    """Describe what an answer is judged by."""
+    passages = (task.context,) if isinstance(task.context, str) else tuple(task.context)
+    return {"context": tuple(filter(None, passages)), "question": task.question}
 
 
 def _last(chunks: Sequence[ChatResponse]) -> ChatResponse:

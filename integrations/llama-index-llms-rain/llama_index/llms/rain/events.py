@@ -16,7 +16,7 @@ from rain_llm.types import ToolCall
 
 
 class RainVerdictEvent(BaseEvent):
-    """Dispatched at the end of every guarded answer, whoever asked for it.
+    """Dispatched at the end of every guarded answer, whoever asked for it, also where it ends in an error.
 
     Attributes:
         text: the whole answer. tool_calls: what it asks for; only calls that passed.
