@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,27 @@ PLACES: list[tuple[str, str, str]] = [
     ),
     ("refusal: !!str 3\n", "1:10: malformed: tags are not allowed", ""),
     ("refusal: [" + "[" * 1500, "1:1: malformed: too deeply nested", ""),
-    ("refusal: 0x_\n", "1:1: malformed: a number cannot be read", ""),
+    ("refusal: 0x_\n", "1:10: malformed: a number cannot be read", ""),
+    ("search:\n  width: 0x" + "F" * 9999 + "\n", "2:10: malformed: a number cannot be read", ""),
+    ("search:\n  width: " + "9" * 9999 + "\n", "2:10: malformed: a number cannot be read", ""),
+    ("search:\n  ? [a]\n  : 3\n", "2:5: malformed: a key cannot be a list or a mapping", ""),
+    ("search:\n  deadline_s: .inf\n", "2:15: search.deadline_s: Input should be a finite number", "got inf"),
+    (
+        "evaluation:\n  criteria: {extends: civility, weight: .nan}\n",
+        "2:41: evaluation.criteria.0.weight: Input should be a finite number (got nan)",
+        "",
+    ),
+    (
+        "generation:\n  <<: {seed: 1}\n  <<: {seed: 2}\n",
+        "3:3: generation.<<: this key stands twice, first in line 2",
+        "",
+    ),
+    ("preset: [paper]\n", "1:1: preset: unknown preset of type list: there are", "paper"),
+    (
+        "evaluation:\n  criteria: {extends: {civility: 1}}\n",
+        "2:14: evaluation.criteria.0.extends: unknown criterion of type dict: built in are",
+        "civility",
+    ),
     ("", "1:1: a settings file must hold a mapping, not NoneType", ""),
 ]
 
@@ -284,6 +305,44 @@ def test_many_aliases_of_aliases_take_no_time(mistakes):
     levels = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 60))
     said = mistakes(f"a0: &a0 [x]\n{levels}refusal: *a59\n")
     assert len(said) == 61
+
+
+NESTED = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "preset: *a11",
+        "? *a11\n: 3",
+        "evaluation: {criteria: {extends: *a11}}",
+        "evaluation: {criteria: *a11, actions: [*a11]}",
+        "evaluation: {criteria: {extends: civility, labels: *a11, calibration: {center: *a11}}}",
+        "model: {base_url: *a11}",
+        "search: {token_set_lengths: *a11, similarity: *a11}",
+    ],
+)
+def test_lists_of_lists_of_lists_are_not_told_in_errors(mistakes, text: str):
+    """Written out they would have thirty thousand million items."""
+    started = time.process_time()
+    said = mistakes(f"a0: &a0 [x]\n{NESTED}{text}\n")
+    assert sum(map(len, said)) < 5000
+    assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"a: &a {'x' * 20_000}\nsearch: {{token_set_lengths: [{'*a , ' * 300}]}}\n",
+        f"a: &a {'x' * 20_000}\nevaluation: {{criteria: [{'*a , ' * 300}]}}\n",
+        f"evaluation: {{criteria: [{'civility, ' * 300}]}}\n",
+        f"a: &a [{'x, ' * 2000}]\n" + "".join(f"k{i}: *a\n" for i in range(300)),
+    ],
+)
+def test_what_many_mistakes_have_in_common_is_not_told_many_times(mistakes, text: str):
+    started = time.process_time()
+    assert sum(map(len, mistakes(text))) < 200_000
+    assert time.process_time() - started < 5
 
 
 def test_json_is_read_as_json(load):

@@ -12,7 +12,15 @@ import pytest
 from pydantic import ValidationError
 
 from rain_llm import CIVILITY, Calibration, Choice, Criterion, RainSettings, SettingsError
-from rain_llm.settings import ModelSettings, explain
+from rain_llm.settings import (
+    AdditionSettings,
+    GenerationSettings,
+    ModelSettings,
+    SearchSettings,
+    ServerLimits,
+    SimilaritySettings,
+    explain,
+)
 
 # --- bad values -----------------------------------------------------------------------------------
 
@@ -337,6 +345,37 @@ def test_what_is_no_address_is_refused_with_the_right_form(url: str):
         ModelSettings(base_url=(url,))
 
 
-def test_a_temperature_of_zero_is_the_least_that_servers_take():
-    assert RainSettings(generation={"temperature": 0}) == RainSettings(generation={"temperature": 0.01})
-    assert RainSettings().updated(generation={"temperature": 0.0}).generation.temperature == 0.01
+@pytest.mark.parametrize("temperature", [0, 1e-38, 0.0099])
+def test_temperatures_below_the_least_that_servers_take_are_that(temperature: float):
+    """Logits divided by less overflow, and then the first token wins."""
+    assert RainSettings(generation={"temperature": temperature}) == RainSettings(
+        generation={"temperature": 0.01}
+    )
+    changed = RainSettings().updated(
+        generation={"temperature": temperature}, search={"candidate_temperature": temperature or 1e-300}
+    )
+    assert changed.generation.temperature == changed.search.candidate_temperature == 0.01
+    assert changed.updated(generation={"temperature": 0.02}).generation.temperature == 0.02
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_every_number_is_finite(value: float):
+    """Field by field: whatever takes a fraction takes no infinity, and nothing that is no number."""
+    fields = [
+        (model, name)
+        for model in (
+            Criterion,
+            Calibration,
+            ServerLimits,
+            GenerationSettings,
+            SimilaritySettings,
+            AdditionSettings,
+            SearchSettings,
+        )
+        for name, field in model.model_fields.items()
+        if "float" in str(field.annotation)
+    ]
+    assert len(fields) >= 20
+    for model, name in fields:
+        with pytest.raises(ValidationError, match=name):
+            model.model_validate({name: value})

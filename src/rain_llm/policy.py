@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 
 import yaml
 from yaml.composer import ComposerError
+from yaml.constructor import ConstructorError
 from yaml.reader import ReaderError
 
 from rain_llm.criteria import BUILT_IN, UNKNOWN, Problem
@@ -24,6 +25,7 @@ from rain_llm.errors import SettingsError
 _ABOUT_MODELS = ("model", "judge")
 _SCHEMA_KEY = "$schema"  # by it a JSON file tells an editor its schema
 _TWICE = "this key stands twice"
+_UNREADABLE = "a number cannot be read"
 _KINDS: dict[type, str] = {str: "text", bool: "true or false", int: "a number", float: "a number"}
 _Pair: TypeAlias = tuple[yaml.Node, yaml.Node]
 
@@ -66,8 +68,16 @@ class PolicyError(SettingsError):
 
 
 class _Loader(yaml.SafeLoader):
-    """Leaves dates and '=' as the text that they are."""
+    """Leaves dates and '=' as the text that they are, and refuses numbers that Python cannot write."""
 
+    def number(self, node: yaml.ScalarNode) -> int:
+        try:
+            return int(str(self.construct_yaml_int(node)))
+        except ValueError:  # the limit on digits, which hexadecimal ones meet only when they are written
+            raise ConstructorError(problem=_UNREADABLE, problem_mark=node.start_mark) from None
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.number)
 
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, form) for tag, form in forms if not tag.endswith((":timestamp", ":value"))]
@@ -100,7 +110,7 @@ class Policy:
         malformed = None
         try:
             data = json.loads(text) if is_json else None
-            self._root, read, self.problems = _read(text.replace("\t", " ") if is_json else text)
+            self._root, read, self._twice = _read(text.replace("\t", " ") if is_json else text)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             malformed = _malformed(error, text)
         if malformed is not None:  # outside, so that the error, which quotes the file, is not chained
@@ -113,15 +123,17 @@ class Policy:
             reason = f"a settings file must hold a mapping, not {type(data).__name__}"
             raise PolicyError([Mistake(self._file, 1, 1, "", reason, "")])
         data.pop(_SCHEMA_KEY, None)
+        self.problems = list(self._twice)
         self.data: dict[str, Any] = data
 
     def error(self, problems: Iterable[Problem]) -> PolicyError:
         """Make an error of problems, each at its line or at that of the part that it belongs to."""
-        found = [(*problem, *self._find(problem[0])) for problem in dict.fromkeys(problems)]
-        hidden = _texts(self._root, inside=False)
-        for _, reason, _, value in found:
-            if reason.startswith(UNKNOWN):
-                hidden += _texts(value, inside=True)
+        found = [
+            (*problem, *(self._twice.get(problem) or self._find(problem[0])))
+            for problem in dict.fromkeys(problems)
+        ]
+        unknown = [value for _, reason, _, value in found if reason.startswith(UNKNOWN)]
+        lines = _masked(self._lines, _texts(self._root, unknown))
         mistakes = []
         for place, reason, key, value in found:
             while (
@@ -132,9 +144,10 @@ class Policy:
             mark = (key if of_the_key else value).start_mark
             if value.tag == "tag:yaml.org,2002:bool" and "valid string" in reason:
                 reason += f": {value.value} without quotes is a truth value in YAML, put it into quotes"
-            source = _masked(self._lines[mark.line], mark.line, hidden)
             where = ".".join(map(str, place))
-            mistakes.append(Mistake(self._file, mark.line + 1, mark.column + 1, where, reason, source))
+            mistakes.append(
+                Mistake(self._file, mark.line + 1, mark.column + 1, where, reason, lines[mark.line])
+            )
         return PolicyError(mistakes)
 
     def _find(self, place: tuple[int | str, ...]) -> _Pair:
@@ -165,11 +178,11 @@ def _malformed(error: Exception, text: str) -> tuple[int, int, str]:
         if isinstance(error, ComposerError):
             said = re.sub(r" '.*'", "", said)  # the alias may be a key without quotes
         return mark.line + 1, mark.column + 1, said
-    return 1, 1, "too deeply nested" if isinstance(error, RecursionError) else "a number cannot be read"
+    return 1, 1, "too deeply nested" if isinstance(error, RecursionError) else _UNREADABLE
 
 
-def _read(text: str) -> tuple[yaml.Node, object, list[Problem]]:
-    """Return the nodes of a YAML text, what they hold, and what is wrong with them."""
+def _read(text: str) -> tuple[yaml.Node, object, dict[Problem, _Pair]]:
+    """Return the nodes of a YAML text, what they hold, and the keys that stand twice with their values."""
     for token in yaml.scan(text, Loader=_Loader):
         if isinstance(token, yaml.TagToken):
             raise ComposerError(problem="tags are not allowed: leave it out", problem_mark=token.start_mark)
@@ -177,16 +190,16 @@ def _read(text: str) -> tuple[yaml.Node, object, list[Problem]]:
     try:
         root = loader.get_single_node()
         if root is None:
-            return yaml.ScalarNode("", ""), None, []
-        problems = list(_repeated(root, (), (), set()))
-        return root, loader.construct_document(root), problems  # in the nodes, merges are done now
+            return yaml.ScalarNode("", ""), None, {}
+        twice = dict(_repeated(root, (), (), set()))
+        return root, loader.construct_document(root), twice  # in the nodes, merges are done now
     finally:
         loader.dispose()
 
 
 def _repeated(
     node: yaml.Node, place: tuple[int | str, ...], above: tuple[yaml.Node, ...], done: set[yaml.Node]
-) -> Iterator[Problem]:
+) -> Iterator[tuple[Problem, _Pair]]:
     """Yield the keys that stand twice, of which YAML would take the last; refuse what holds itself."""
     if node in above:
         raise ComposerError(problem="an alias stands within what it names", problem_mark=node.start_mark)
@@ -199,17 +212,20 @@ def _repeated(
         return
     first: dict[str, int] = {}
     for key, value in node.value:
-        name = str(key.value)
+        if not isinstance(key, yaml.ScalarNode):
+            raise ComposerError(problem="a key cannot be a list or a mapping", problem_mark=key.start_mark)
+        name = key.value
         if name in first:
-            yield (*place, name), f"{_TWICE}, first in line {first[name]}: keep one of them"
+            problem = (*place, name), f"{_TWICE}, first in line {first[name]}: keep one of them"
+            yield problem, (key, value)
         first.setdefault(name, key.start_mark.line + 1)
         yield from _repeated(value, (*place, name), (*above, node), done)
 
 
-def _texts(root: yaml.Node, inside: bool) -> list[yaml.Node]:
-    """Return all scalars of sections about models; ``inside``: the root is part of one."""
+def _texts(root: yaml.Node, inside: Iterable[yaml.Node]) -> list[yaml.Node]:
+    """Return all scalars of sections about models; ``inside``: nodes that are part of one."""
     found, done = [], set()
-    pending = [(root, inside)]
+    pending = [(root, False), *((node, True) for node in inside)]
     while pending:
         node, hidden = pending.pop()
         if (node, hidden) in done:
@@ -224,15 +240,17 @@ def _texts(root: yaml.Node, inside: bool) -> list[yaml.Node]:
     return found
 
 
-def _masked(text: str, line: int, hidden: Iterable[yaml.Node]) -> str:
-    """Put asterisks over what is hidden of a line."""
+def _masked(lines: Iterable[str], hidden: Iterable[yaml.Node]) -> list[str]:
+    """Put asterisks over what is hidden of the lines of a file."""
+    lines = [*lines, ""]  # where a file may end
     for node in hidden:
         start, end = node.start_mark, node.end_mark
-        if start.line <= line <= end.line:
+        for line in range(start.line, end.line + 1):
+            text = lines[line]
             first = start.column if start.line == line else 0
             last = end.column if end.line == line else len(text)
-            text = text[:first] + "*" * (last - first) + text[last:]
-    return text
+            lines[line] = text[:first] + "*" * (last - first) + text[last:]
+    return lines
 
 
 def converted(given: object, made: object, place: tuple[int | str, ...] = ()) -> Iterator[Problem]:

@@ -44,6 +44,8 @@ SENTENCE = (*(end + close for end in ".!?…" for close in ("", '"', "”", "'",
 """Where a sentence ends."""
 
 
+_LEAST_TEMPERATURE = 0.01  # that servers take; logits that are divided by much less overflow
+_LONGEST_TOLD = 100  # characters
 # Their values are told in errors; at any other place a key might stand.
 _SHOWN = {("context_length",), ("device",), ("dtype",), ("kv_cache_bytes",), ("limits",)}
 
@@ -172,8 +174,8 @@ class GenerationSettings(Frozen):
         default=1.0,
         ge=0,
         le=10,
-        description="Divides the logits. 0 is taken for 0.01, nearly always the likeliest token: then all "
-        "unguided drafts are the same.",
+        description="Divides the logits. Less than 0.01 is taken for 0.01, nearly always the likeliest token: then "
+        "all unguided drafts are the same.",
     )
     top_k: int = Field(default=0, ge=0, description="Draw from the k most likely tokens; 0: from all.")
     top_p: float = Field(default=1.0, gt=0, le=1, description="Draw from the smallest set of this mass.")
@@ -195,7 +197,7 @@ class GenerationSettings(Frozen):
     @field_validator("temperature")
     @classmethod
     def _not_frozen(cls, value: float) -> float:
-        return value or 0.01  # the least that servers take
+        return max(value, _LEAST_TEMPERATURE)
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -260,7 +262,7 @@ class SearchSettings(Frozen):
         default=1.0,
         gt=0,
         le=10,
-        description="Temperature of the candidates (paper: adversarial 2).",
+        description="Temperature of the candidates, at least 0.01 (paper: adversarial 2).",
     )
     exploration: float = Field(
         default=0.5, ge=0, description="c in u = c * prior * sqrt(parent's weight) / (1 + weight) (paper: 2)."
@@ -352,6 +354,11 @@ class SearchSettings(Frozen):
         "Cached ones do not count, so an answer that met this limit may be longer next time.",
     )
 
+    @field_validator("candidate_temperature")
+    @classmethod
+    def _not_frozen(cls, value: float) -> float:
+        return max(value, _LEAST_TEMPERATURE)
+
     @field_validator("token_set_lengths")
     @classmethod
     def _positive(cls, value: tuple[int, ...]) -> tuple[int, ...]:
@@ -384,7 +391,7 @@ def _named(item: Any) -> Any:
 
 def _built_in(name: object) -> Criterion:
     if not isinstance(name, str) or name not in BUILT_IN:
-        raise ValueError(f"unknown criterion {name!r}: built in are {', '.join(BUILT_IN)}")
+        raise ValueError(f"unknown criterion {_told(name)}: built in are {', '.join(BUILT_IN)}")
     return BUILT_IN[name]
 
 
@@ -436,7 +443,7 @@ class EvaluationSettings(Frozen):
         names = [criterion.name for criterion in criteria]
         for index, criterion in enumerate(criteria):
             if criterion.name in names[:index]:
-                yield (place, index), f"criteria {names} must have different names"
+                yield (place, index), f"criteria must have different names: another is '{criterion.name}' too"
             if place == "actions" and any(c.name == criterion.name and c != criterion for c in self.criteria):
                 yield (place, index), f"another criterion is named '{criterion.name}': rename one of them"
             style = criterion.style or self.style
@@ -532,10 +539,11 @@ class RainSettings(Frozen):
         """
         policy = Policy(path)
         problems = policy.problems
-        name = str(policy.data.pop("preset", "default"))
-        if name not in _PRESETS:
+        name = policy.data.pop("preset", "default")
+        known = isinstance(name, str) and name in _PRESETS
+        if not known:
             problems.append((("preset",), _no_preset(name)))
-        base = cls.preset(name if name in _PRESETS else "default")
+        base = cls.preset(name if known else "default")
         try:
             settings = cls.model_validate(_merged(base.model_dump(), policy.data))
         except ValidationError as error:
@@ -600,16 +608,26 @@ def _problems(error: ValidationError) -> Iterator[Problem]:
     found = error.errors()
     for item in found:
         place = item["loc"]
-        below = [other["loc"] for other in found if len(other["loc"]) > len(place)]
-        if item["type"] == "too_short" and any(other[: len(place)] == place for other in below):
+        if item["type"] == "too_short" and any(
+            other["loc"][: len(place)] == place for other in found if len(other["loc"]) > len(place)
+        ):
             continue  # too few are left only because others are wrong
         told = not isinstance(item["input"], dict | list) and item["input"] != "..."
-        value = f" (got {item['input']!r})" if told else ""
+        value = f" (got {_told(item['input'])})" if told else ""
         yield place, item["msg"].removeprefix("Value error, ") + value
 
 
-def _no_preset(name: str) -> str:
-    return f"unknown preset {name!r}: there are {', '.join(_PRESETS)}"
+def _told(value: object) -> str:
+    """Write a value as an error tells it: a file may name long texts often, and lists within lists."""
+    if isinstance(value, dict | list):
+        return f"of type {type(value).__name__}"
+    if isinstance(value, str) and len(value) > _LONGEST_TOLD:
+        return f"{value[:_LONGEST_TOLD]!r}..."
+    return repr(value)
+
+
+def _no_preset(name: object) -> str:
+    return f"unknown preset {_told(name)}: there are {', '.join(_PRESETS)}"
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
