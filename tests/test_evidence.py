@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+import tracemalloc
 from importlib import resources
 
 import pytest
@@ -82,3 +84,31 @@ def test_any_text_is_read_and_none_is_made_up(context, question, answer):
 def test_scripts_without_spaces_are_read_too():
     passages = "渡轮九点出发。咖啡馆卖茶。"
     assert pertinent(passages, "渡轮几点出发?", "渡轮九点出发。") == "渡轮九点出发。"
+
+
+def long_context(number):
+    return "".join(f"Ferry {number} of the day {day} leaves at nine. " for day in range(1500))
+
+
+def test_many_long_contexts_are_not_all_kept():
+    """One takes some ten times its own length; here are twelve of 60,000 characters."""
+    tracemalloc.start()
+    try:
+        for number in range(12):
+            assert pertinent(long_context(number), "Which day?", "Day 17.").startswith(f"Ferry {number} ")
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 4e6
+
+
+def test_one_long_context_is_read_once_for_many_answers():
+    context = long_context("Hesk")
+
+    def seconds(answer):
+        started = time.process_time()
+        pertinent(context, "Hesk?", answer)
+        return time.process_time() - started
+
+    first = seconds("Day 17.")
+    assert min(seconds(f"Day {day}.") for day in range(20)) < first / 4

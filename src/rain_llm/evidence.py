@@ -10,11 +10,15 @@ from __future__ import annotations
 import math
 import re
 from functools import lru_cache
+from typing import TypeAlias
+
+_Index: TypeAlias = tuple[list[str], list[float], dict[str, list[int]]]
 
 _SENTENCE = re.compile(r"(?<=[.!?…])\s+|(?<=[\u3002\uff01\uff1f])|\n+")
 _WORD = re.compile(r"[^\W_]+")
 # Scripts that put no spaces between words: Thai to Burmese, Khmer, Japanese and Chinese.
 _UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]{2,}")
+_LONG = 20_000  # characters; what was read takes some ten times as much
 _STEM = 4  # letters: "cook", "cooks" and "cooking" meet
 
 
@@ -47,8 +51,12 @@ def pertinent(context: str, question: str, answer: str) -> str:
     return " ".join(sentences[place] for place in sorted(found))
 
 
-@lru_cache(maxsize=64)  # one context is asked about many times
-def _read(context: str) -> tuple[list[str], list[float], dict[str, list[int]]]:
+def _read(context: str) -> _Index:
+    """Read a context, which is asked about many times: what was read is kept, of few long ones."""
+    return (_read_long if len(context) > _LONG else _read_short)(context)
+
+
+def _index(context: str) -> _Index:
     """Return the sentences of the passages, the roots of their lengths, and in which ones each word is."""
     sentences = [sentence.strip() for sentence in _SENTENCE.split(context)]
     told = [_words(sentence) for sentence in sentences]
@@ -57,6 +65,10 @@ def _read(context: str) -> tuple[list[str], list[float], dict[str, list[int]]]:
         for word in words:
             having.setdefault(word, []).append(place)
     return sentences, [math.sqrt(max(1, len(words))) for words in told], having
+
+
+_read_short = lru_cache(maxsize=64)(_index)
+_read_long = lru_cache(maxsize=4)(_index)
 
 
 def _words(text: str) -> frozenset[str]:
