@@ -174,8 +174,8 @@ class GenerationSettings(Frozen):
         default=1.0,
         ge=0,
         le=10,
-        description="Divides the logits. Less than 0.01 is taken for 0.01, nearly always the likeliest token: then "
-        "all unguided drafts are the same.",
+        description="Divides the logits. Less than 0.01 is taken for 0.01, nearly always the likeliest "
+        "token: then all unguided drafts are the same.",
     )
     top_k: int = Field(default=0, ge=0, description="Draw from the k most likely tokens; 0: from all.")
     top_p: float = Field(default=1.0, gt=0, le=1, description="Draw from the smallest set of this mass.")
