@@ -23,6 +23,7 @@ from llama_index.core.base.llms.types import CacheControl, CachePoint, CitableBl
 from llama_index.core.base.response.schema import StreamingResponse
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.chat_engine import CondensePlusContextChatEngine, CondenseQuestionChatEngine
+from llama_index.core.extractors import TitleExtractor
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.dispatcher import instrument_tags  # type: ignore[attr-defined]
 from llama_index.core.llms import ChatMessage, ChatResponse, CompletionResponse, MessageRole
@@ -215,9 +216,42 @@ def test_serialisation_carries_settings_and_no_weights(llm: RainLLM) -> None:
     assert RainLLM.from_dict(llm.unguarded().to_dict()).guarded is False
     named = RainLLM(model="some/model", settings=SETTINGS)
     assert RainLLM.from_dict(named.to_dict()).settings == named.settings
-    assert pickle.loads(pickle.dumps(named)).settings == named.settings
     json.dumps(llm.to_payload())
     assert copy.deepcopy(llm).complete(PROMPT).text == GOOD
+
+
+def outspoken(messages: Sequence[ChatMessage]) -> str:
+    """Render a chat."""
+    return "!".join(str(message.content) for message in messages)
+
+
+def test_a_pickled_model_makes_its_engine_anew(tiny_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    llm = RainLLM(
+        model=str(tiny_folder),
+        settings=SETTINGS,
+        system_prompt="Be brief.",
+        messages_to_prompt=outspoken,
+        callback_manager=CallbackManager([TokenCountingHandler(tokenizer=lambda text: [])]),
+    ).unguarded()
+    text = llm.complete("the film", max_tokens=2).text
+    extractor = TitleExtractor(llm=llm)
+    for twin in (pickle.loads(pickle.dumps(llm)), pickle.loads(pickle.dumps(extractor)).llm):
+        assert (twin.to_dict(), twin.messages_to_prompt) == (llm.to_dict(), outspoken)
+        assert not twin.guarded
+        assert twin.complete("the film", max_tokens=2).text == text
+    assert caplog.text == ""
+    assert llm.complete("the film", max_tokens=2).text == text  # it lost nothing itself
+    assert extractor.llm is llm
+
+
+def test_a_ready_engine_is_not_pickled(llm: RainLLM) -> None:
+    for each in (llm, llm.unguarded()):
+        with pytest.raises(TypeError, match=r"RainLLM\(model=..., settings=...\)"):
+            pickle.dumps(each)
+    assert llm.complete(PROMPT).text == GOOD
+    hooked = RainLLM(completion_to_prompt=lambda prompt: prompt)
+    with pytest.raises((AttributeError, pickle.PicklingError), match="lambda"):
+        pickle.dumps(hooked)
 
 
 # --- completing and chatting ------------------------------------------------------------------------
@@ -700,6 +734,17 @@ def test_collectors_come_and_go_in_any_order(llm: RainLLM) -> None:
     llm.complete(PROMPT)
     assert [len(each.events) for each in (first, second, third)] == [0, 2, 1]
     assert [id(handler) for handler in get_dispatcher().event_handlers] == [id(handler) for handler in before]
+
+
+def test_a_collector_is_open_once(llm: RainLLM) -> None:
+    with VerdictCollector() as collector:
+        with pytest.raises(RuntimeError, match="another"), collector:
+            pytest.fail("it was entered twice")
+        llm.complete(PROMPT)
+    assert len(collector.events) == 1
+    with collector:  # one after the other
+        llm.complete(PROMPT)
+    assert len(collector.events) == 2
 
 
 def test_a_collector_leaves_when_the_body_fails(llm: RainLLM) -> None:

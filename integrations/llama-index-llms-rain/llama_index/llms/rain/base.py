@@ -78,7 +78,12 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
     ``tools``, ``tool_choice`` and ``parallel_tool_calls``, as ``chat_with_tools`` does. Anything else is
     refused.
 
-    A chat is rendered with the model's chat template, unless ``messages_to_prompt`` is given.
+    A chat is rendered with the model's chat template, unless ``messages_to_prompt`` is given. What that and
+    ``completion_to_prompt`` write is text: a special token's name in it, such as ``<|im_start|>``, is just
+    its characters. Only the chat template opens turns; for completions, by ``generation.chat_template``.
+
+    Pickled, a model leaves its weights and callbacks behind: the copy loads its own. One with a ready engine
+    (``rain``) cannot be.
 
     What LlamaIndex asks by a template is judged by the template's parts: ``context_str`` (``context_msg``
     and ``existing_answer`` where an answer is refined) is the context, ``query_str`` the question. A call
@@ -126,6 +131,23 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
             self.settings = self.settings.updated(model={"name": self.model})
         self._rain = self.rain or Rain(self.settings)
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle the fields; whoever unpickles them makes an engine anew, and has callbacks of their own.
+
+        Raises:
+            TypeError: the engine was given ready, and cannot be made anew.
+        """
+        if self.rain is not None:
+            raise TypeError(
+                "a RainLLM with a ready engine cannot be pickled: name its model instead, as in "
+                "RainLLM(model=..., settings=...)"
+            )
+        fields = {name: value for name, value in self.__dict__.items() if name != "callback_manager"}
+        return {"__dict__": fields}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state["__dict__"])  # type: ignore[misc]
 
     @classmethod
     def class_name(cls) -> str:

@@ -54,7 +54,8 @@ class VerdictCollector(BaseEventHandler):
             response = query_engine.query("How are the tomatoes?")
         collector.verdicts[-1].passed
 
-    A streamed answer ends when its stream has been read: read it before the collector closes.
+    A streamed answer ends when its stream has been read: read it before the collector closes. A collector
+    may be opened again once it is closed, and goes on collecting; while it is open that is an error.
     Requests that run at once are told apart by LlamaIndex's ``instrument_tags``, which every event
     carries in ``tags``.
     """
@@ -85,6 +86,8 @@ class VerdictCollector(BaseEventHandler):
     def __enter__(self) -> Self:
         root = get_dispatcher()
         with self._registration:
+            if any(each is self for each in root.event_handlers):
+                raise RuntimeError("this collector is open already: open another VerdictCollector()")
             root.event_handlers = [*root.event_handlers, self]
         return self
 
