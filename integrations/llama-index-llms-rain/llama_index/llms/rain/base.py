@@ -539,12 +539,6 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
             return ChatResponse(message=message, delta=step.text, raw=raw)
         if task.schema is not None and result.stop_reason is StopReason.REFUSED:
             raise UnsafeAnswerError("no document that fits the schema passed the criteria", result)
-        if task.schema is not None and result.stop_reason is not StopReason.EOS:
-            raise IncompleteError(
-                f"the limit '{result.stop_reason}' came before a document: raise search.deadline_s or "
-                "search.max_model_tokens",
-                result,
-            )
         self._tell(task, result)
         return ChatResponse(
             message=message,
