@@ -292,8 +292,17 @@ class Rain:
     @property
     def context_length(self) -> int | None:
         """Return the tokens of the writer's context; loads nothing: None where only loading would tell."""
+        return self._known[1]
+
+    @property
+    def model_name(self) -> str:
+        """Return the writer's name; loads nothing: "" where only asking the server would tell."""
+        return self._known[0]
+
+    @property
+    def _known(self) -> tuple[str, int | None]:
         writer = self._given[0] or (self._runtime.writer if self._runtime else None)
-        return writer.context_length if writer else described(self.settings.model)[1]
+        return (writer.name, writer.context_length) if writer else described(self.settings.model)
 
     def encode(self, prompt: Prompt, settings: RainSettings | None = None) -> TokenIds:
         """Return the tokens that the writer sees of a prompt."""

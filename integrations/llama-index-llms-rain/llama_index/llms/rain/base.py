@@ -14,6 +14,7 @@ from typing import Any, Self
 from llama_index.core.base.llms.generic_utils import messages_to_prompt
 from llama_index.core.bridge.pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from llama_index.core.chat_engine.types import AgentChatResponse
+from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.llms import (
     ChatMessage,
@@ -37,7 +38,6 @@ from llama_index.llms.rain.agents import told
 from llama_index.llms.rain.errors import unswallowed
 from llama_index.llms.rain.events import RainVerdictEvent
 from llama_index.llms.rain.messages import ROLES, calls_of, from_llama_index, to_llama_index
-from llama_index.llms.rain.models import described
 from llama_index.llms.rain.rag import sources
 from llama_index.llms.rain.structured import RainStructuredLLM, boxed, unboxed
 from llama_index.llms.rain.tools import openai_tools, read_choice, read_tools
@@ -162,17 +162,14 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
         its templates for a text to be continued or for a user's turn. The chat methods, and with them tools,
         are there in both cases.
         """
-        if self.rain is not None or self.settings.model.base_url:
-            writer = self._rain.runtime.writer
-            name, window = writer.name, writer.context_length
-        else:
-            name, window = described(self.settings.model.name, self.settings.model.revision)
+        if self.settings.model.base_url:
+            _ = self._rain.runtime  # it has been asked then
         return LLMMetadata(
-            context_window=self.context_window or window,
+            context_window=self.context_window or self._rain.context_length or DEFAULT_CONTEXT_WINDOW,
             num_output=self.settings.generation.max_new_tokens,
             is_chat_model=self.settings.generation.chat_template,
             is_function_calling_model=True,
-            model_name=name,
+            model_name=self._rain.model_name,
         )
 
     @property
