@@ -28,6 +28,7 @@ ORDER = (
     "models.base",
     "models.embedded",
     "models.described",
+    "models.validation",
     "models.grammar",
     "models.kv_cache",
     "models.packed",

@@ -15,38 +15,28 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from decimal import Decimal
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rain_llm.errors import ModelError, ModelNotSupportedError, PromptError
+from rain_llm.models.validation import DocumentCheck, changed, parts_of
 from rain_llm.types import Sample
 
 if TYPE_CHECKING:
     import llguidance
-    from jsonschema import ValidationError
-    from jsonschema.protocols import Validator
 
 Mask = NDArray[np.bool_]
 
 _COMPILED = 32  # schemas that a vocabulary remembers
-_PATTERNS = 8  # of one string: of more, llguidance cannot tell whether any string has them all
-_MATCHING_S = 0.1  # the most for one pattern
 _WHOLE = 2**53  # greater numbers are not told apart by what reads JSON into doubles
 _DIGITS = 15  # of a number with a point, in a schema
 _LONG = 18  # characters of a number: a double's 17 digits, and a point or a sign
 
-# Where schemas hang in a schema: by name, in a row, alone.
-_NAMED = {"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"}
-_LISTED = {"anyOf", "oneOf", "allOf", "prefixItems"}
-_ALONE = {"items", "additionalProperties", "contains", "propertyNames", "not", "if", "then", "else"}
 _COMBINED = {"$ref", "anyOf", "oneOf", "allOf"}
-_OLDER = {"items", "exclusiveMinimum", "exclusiveMaximum"}  # what older drafts write otherwise
 # What the grammar cannot hold to.
 _CHECKED = {
     *("uniqueItems", "contains", "minContains", "maxContains", "unevaluatedItems"),
@@ -85,8 +75,8 @@ class Vocabulary:
         Raises:
             PromptError: it is no schema, or no document can be held to it; says why.
         """
-        compiled, validator = self._compiled(schema)
-        return Matcher(self, compiled.deep_copy(), validator)
+        compiled, check = self._compiled(schema)
+        return Matcher(self, compiled.deep_copy(), check)
 
     def spelling(self, text: bytes) -> Mask:
         """Return which tokens, none of them special, ``text`` may begin with."""
@@ -95,7 +85,7 @@ class Vocabulary:
         mask[found] = True
         return mask
 
-    def _compile(self, schema: str) -> tuple[llguidance.LLMatcher, Validator]:
+    def _compile(self, schema: str) -> tuple[llguidance.LLMatcher, DocumentCheck]:
         from llguidance import LLMatcher, LLParserLimits
 
         try:
@@ -114,16 +104,16 @@ class Vocabulary:
                 f"this schema cannot be held to: {' '.join(str(error).split())}: leave that out of it, or "
                 "say it another way"
             ) from error
-        return compiled, held.validator
+        return compiled, held.check
 
 
 class Matcher:
     """What a document may go on with; made by :meth:`Vocabulary.matcher`."""
 
-    def __init__(self, vocabulary: Vocabulary, matcher: llguidance.LLMatcher, validator: Validator) -> None:
+    def __init__(self, vocabulary: Vocabulary, matcher: llguidance.LLMatcher, check: DocumentCheck) -> None:
         self._vocabulary = vocabulary
         self._matcher = matcher
-        self._validator = validator
+        self._check = check
         self._text = bytearray()
         self._in_string = self._escaped = False
         self._number = 0  # characters of the number that the document ends with
@@ -167,12 +157,7 @@ class Matcher:
     @property
     def fits(self) -> bool:
         """The document, which is whole, fits its schema as every reader of JSON will read it."""
-        from referencing.exceptions import Unresolvable
-
-        try:
-            return bool(self._validator.is_valid(_read(self._text.decode())))
-        except (ValueError, RecursionError, TimeoutError, Unresolvable):
-            return False
+        return self._check.fits(self._text.decode())
 
     def advance(self, tokens: Sequence[int]) -> None:
         """Go on behind ``tokens``, which are allowed and end no text."""
@@ -247,7 +232,7 @@ class _Held(NamedTuple):
     """A schema twice: as a grammar is made of it, and as whole documents are checked by it."""
 
     grammar: str
-    validator: Validator
+    check: DocumentCheck
 
 
 @lru_cache(_COMPILED)
@@ -257,104 +242,14 @@ def _held(schema: str) -> _Held:
     read = json.loads(schema, parse_int=_exact, parse_float=_exact, parse_constant=_exact)
     if not isinstance(read, dict):
         raise ValueError(f"it is not a JSON object but {schema[:40]}")
-    validator = _validator(schema)
+    check = DocumentCheck(schema)
     close = (lambda part: part) if _combines(read) else _closed
-    closed = _changed(read, close)
+    closed = changed(read, close)
     exact = closed | {"x-guidance": {"whitespace_flexible": False, "lenient": False}}
     if not LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(exact)):
-        return _Held(json.dumps(exact), validator)
+        return _Held(json.dumps(exact), check)
     guidance = {"whitespace_flexible": False, "lenient": True, "coerce_one_of": True}
-    return _Held(json.dumps(_changed(closed, _loosened) | {"x-guidance": guidance}), validator)
-
-
-def _validator(schema: str) -> Validator:
-    """Return what checks documents by a schema, of the first draft of JSON Schema that it can be."""
-    from jsonschema import Draft4Validator, Draft7Validator, Draft202012Validator, SchemaError, validators
-    from referencing import Registry
-
-    read = json.loads(schema, parse_float=Decimal)  # as the numbers are read that are checked by it
-    _check_parts(read)
-    said = validators.validator_for(read, default=Draft202012Validator)
-    refused: list[str] = []
-    for kind in (said, Draft7Validator, Draft4Validator):
-        try:
-            kind.check_schema(read, format_checker=None)
-        except SchemaError as error:
-            refused.append(error.message)
-            if not (error.path and error.path[-1] in _OLDER):
-                break
-        else:
-            made: Validator = validators.extend(kind, {"pattern": _pattern})(read, registry=Registry())
-            return made  # by this registry it fetches nothing
-    raise ValueError(f"it is no JSON schema ({refused[0]})")
-
-
-def _check_parts(schema: dict[str, Any]) -> None:
-    """See that no part of a schema is too much for the grammar, or speaks of what is not there."""
-
-    def check(part: dict[str, Any]) -> dict[str, Any]:
-        parts = part.get("allOf")
-        if isinstance(parts, list) and sum("pattern" in p for p in parts if isinstance(p, dict)) > _PATTERNS:
-            raise ValueError(f"allOf has more than {_PATTERNS} patterns of one string")
-        if isinstance(ref := part.get("$ref"), str) and not named and not _is_within(schema, ref):
-            raise ValueError(f"its $ref {ref!r} leads nowhere within it")
-        return part
-
-    named = '"$id"' in json.dumps(schema, default=str)  # then a reference may be to a name
-    _changed(schema, check)
-
-
-def _is_within(schema: Any, ref: str) -> bool:
-    """Whether a reference is to a part of the schema, by its place; of an anchor, whether it could be."""
-    if not ref.startswith("#"):
-        return False
-    for step in unquote(ref).split("/")[1:]:
-        step = step.replace("~1", "/").replace("~0", "~")
-        if isinstance(schema, list) and step.isdigit() and int(step) < len(schema):
-            schema = schema[int(step)]
-        elif isinstance(schema, dict) and step in schema:
-            schema = schema[step]
-        else:
-            return False
-    return True
-
-
-def _pattern(
-    validator: Validator, pattern: str, instance: object, schema: object
-) -> Iterator[ValidationError]:
-    """Check a pattern as jsonschema does, but in bounded time.
-
-    Raises:
-        TimeoutError: it takes longer.
-    """
-    import regex
-    from jsonschema import ValidationError
-
-    if isinstance(instance, str):
-        try:
-            found = regex.search(pattern, instance, timeout=_MATCHING_S)
-        except regex.error:  # of another dialect: the grammar has read it
-            return
-        if not found:
-            yield ValidationError(f"{instance!r} does not match {pattern!r}")
-
-
-def _read(text: str) -> Any:
-    """Read JSON.
-
-    Raises:
-        ValueError: it is none, a name stands twice in an object, or a text is no Unicode.
-    """
-    document = json.loads(text, parse_float=Decimal, object_pairs_hook=_object)
-    json.dumps(document, ensure_ascii=False, default=str).encode()
-    return document
-
-
-def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
-    read = dict(members)
-    if len(read) < len(members):
-        raise ValueError("a name stands twice in an object")
-    return read
+    return _Held(json.dumps(changed(closed, _loosened) | {"x-guidance": guidance}), check)
 
 
 def fits(text: str, schema: str) -> bool:
@@ -364,16 +259,14 @@ def fits(text: str, schema: str) -> bool:
         text: JSON, perhaps with white space between its parts.
         schema: JSON text that was checked.
     """
-    try:
-        _read(text)
-    except (ValueError, RecursionError):
+    if not _held(schema).check.fits(text):
         return False
     compact = json.dumps(json.loads(text), ensure_ascii=False, separators=(",", ":")).encode()
     matcher = spelled_out().matcher(schema)
     if not matcher.allows(compact):
         return False
     matcher.advance(compact)
-    return (matcher.whole or matcher.may_end) and matcher.fits
+    return matcher.whole or matcher.may_end
 
 
 def check_sample(request: Sample) -> None:
@@ -405,37 +298,11 @@ def _matching(pattern: bytes, pieces: Sequence[bytes]) -> Mask:
     return np.fromiter((matches(piece) is not None for piece in pieces), np.bool_, len(pieces))
 
 
-def _parts(schema: dict[str, Any]) -> list[Any]:
-    """Return the schemas that hang directly in a schema."""
-    found: list[Any] = [schema[key] for key in _ALONE & schema.keys()]
-    for key in _NAMED & schema.keys():
-        found += schema[key].values() if isinstance(schema[key], dict) else ()
-    for key in _LISTED & schema.keys():
-        found += schema[key] if isinstance(schema[key], list) else ()
-    return found
-
-
-def _combines(schema: Any) -> bool:
+def _combines(schema: dict[str, Any]) -> bool:
     """Return whether two schemas, each with properties of its own, may speak of one object."""
-    if not isinstance(schema, dict):
-        return False
-    both = "properties" in schema and bool(_COMBINED & schema.keys())
-    return both or "allOf" in schema or any(map(_combines, _parts(schema)))
-
-
-def _changed(schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
-    """Return a schema with ``change`` made to each one that hangs in it, and then to itself."""
-    if not isinstance(schema, dict):
-        return schema
-    changed = dict(schema)
-    for key, value in schema.items():
-        if key in _NAMED and isinstance(value, dict):
-            changed[key] = {name: _changed(part, change) for name, part in value.items()}
-        elif key in _LISTED and isinstance(value, list):
-            changed[key] = [_changed(part, change) for part in value]
-        elif key in _ALONE:
-            changed[key] = _changed(value, change)
-    return change(changed)
+    return any(
+        "allOf" in part or ("properties" in part and _COMBINED & part.keys()) for part in parts_of(schema)
+    )
 
 
 def _closed(schema: dict[str, Any]) -> dict[str, Any]:

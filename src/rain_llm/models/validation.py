@@ -1,0 +1,239 @@
+"""Whole JSON documents, checked by their schema as every reader of them will read them.
+
+The only module that knows jsonschema. Nothing is fetched, and a check ends in time: schemas come from
+anywhere (tools of other people's servers among them), and some would take for ever.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from decimal import Decimal
+from functools import cache
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+if TYPE_CHECKING:
+    from jsonschema import ValidationError
+    from jsonschema.protocols import Validator
+
+Keyword = Callable[["Validator", Any, Any, dict[str, Any]], Iterator["ValidationError"] | None]
+
+_CHECKING_S = 0.5  # the most for one document
+_MATCHING_S = 0.1  # the most for one pattern
+_PATTERNS = 8  # of one string: of more, no grammar can tell whether any string has them all
+
+# Where schemas hang in a schema: by name, in a row, alone.
+_NAMED = {"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"}
+_LISTED = {"anyOf", "oneOf", "allOf", "prefixItems"}
+_ALONE = {"items", "additionalProperties", "contains", "propertyNames", "not", "if", "then", "else"}
+_OLDER = {"items", "exclusiveMinimum", "exclusiveMaximum"}  # what older drafts of JSON Schema write otherwise
+
+_end: ContextVar[float] = ContextVar("_end", default=float("inf"))
+
+
+class DocumentCheck:
+    """What tells whether a document fits a schema, by the first draft of JSON Schema that it can be.
+
+    Args:
+        schema: JSON text of an object.
+
+    Raises:
+        ValueError: it is no schema, or has a part that documents cannot be checked by. RecursionError: it is
+            too deep.
+    """
+
+    def __init__(self, schema: str) -> None:
+        from jsonschema import Draft4Validator, Draft7Validator, Draft202012Validator, SchemaError
+        from jsonschema.validators import validator_for
+        from referencing import Registry
+
+        read = json.loads(schema, parse_float=Decimal)  # as the numbers are read that are checked by it
+        if not isinstance(read.get("$schema", ""), str):
+            raise ValueError(f"its $schema is {read['$schema']!r:.40}")
+        _check_parts(read)
+        refused: list[str] = []
+        for kind in (validator_for(read, default=Draft202012Validator), Draft7Validator, Draft4Validator):
+            try:
+                kind.check_schema(read, format_checker=None)
+            except SchemaError as error:
+                refused.append(error.message)
+                if not (error.path and error.path[-1] in _OLDER):
+                    break
+            else:
+                self._validator: Validator = _bounded(kind)(read, registry=Registry())  # that fetches nothing
+                return
+        raise ValueError(f"it is no JSON schema ({refused[0]})")
+
+    def fits(self, text: str) -> bool:
+        """Whether a document fits; one that takes too long to check, or has a name twice, does not."""
+        from referencing.exceptions import Unresolvable
+
+        _end.set(time.monotonic() + _CHECKING_S)
+        try:
+            return bool(self._validator.is_valid(read_document(text)))
+        except (ValueError, ArithmeticError, RecursionError, TimeoutError, Unresolvable):
+            return False
+
+
+def read_document(text: str) -> Any:
+    """Read JSON; numbers with a point are ``Decimal``, which are exact.
+
+    Raises:
+        ValueError: it is none, a name stands twice in an object, or a text is no Unicode. RecursionError: it
+            is too deep.
+    """
+    document = json.loads(text, parse_float=Decimal, object_pairs_hook=_object)
+    json.dumps(document, ensure_ascii=False, default=str).encode()
+    return document
+
+
+def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    read = dict(members)
+    if len(read) < len(members):
+        raise ValueError("a name stands twice in an object")
+    return read
+
+
+# --- schemas --------------------------------------------------------------------------------------
+
+
+def changed(schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """Return a schema with ``change`` made to each one that hangs in it, and then to itself."""
+    if not isinstance(schema, dict):
+        return schema
+    made = dict(schema)
+    for key, value in schema.items():
+        if key in _NAMED and isinstance(value, dict):
+            made[key] = {name: changed(part, change) for name, part in value.items()}
+        elif key in _LISTED and isinstance(value, list):
+            made[key] = [changed(part, change) for part in value]
+        elif key in _ALONE:
+            made[key] = changed(value, change)
+    return change(made)
+
+
+def parts_of(schema: Any) -> list[dict[str, Any]]:
+    """Return the schemas that hang in a schema, the innermost first and itself last."""
+    parts: list[dict[str, Any]] = []
+
+    def keep(part: dict[str, Any]) -> dict[str, Any]:
+        parts.append(part)
+        return part
+
+    changed(schema, keep)
+    return parts
+
+
+def _check_parts(schema: dict[str, Any]) -> None:
+    """See that no part of a schema is too much, or speaks of what is not there.
+
+    Raises:
+        ValueError: one is or does; names it.
+    """
+    parts = parts_of(schema)
+    named = any(isinstance(part.get("$id"), str) for part in parts)  # then a reference may be to a name
+    keys = {key for part in parts for key in part}
+    if {"unevaluatedProperties", "patternProperties"} <= keys:
+        raise ValueError("it has unevaluatedProperties and patternProperties")
+    for part in parts:
+        both = part.get("allOf")
+        if isinstance(both, list) and sum("pattern" in p for p in both if isinstance(p, dict)) > _PATTERNS:
+            raise ValueError(f"allOf has more than {_PATTERNS} patterns of one string")
+        if isinstance(ref := part.get("$ref"), str) and not named and not _is_within(schema, ref):
+            raise ValueError(f"its $ref {ref!r} leads nowhere within it")
+        several = part.get("patternProperties")
+        for pattern in (part.get("pattern"), *(several if isinstance(several, dict) else ())):
+            if isinstance(pattern, str):
+                _check_pattern(pattern)
+
+
+def _is_within(schema: Any, ref: str) -> bool:
+    """Whether a reference is to a part of the schema, by its place; of an anchor, whether it could be."""
+    if not ref.startswith("#"):
+        return False
+    for step in unquote(ref).split("/")[1:]:
+        step = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(schema, list) and step.isdigit() and int(step) < len(schema):
+            schema = schema[int(step)]
+        elif isinstance(schema, dict) and step in schema:
+            schema = schema[step]
+        else:
+            return False
+    return True
+
+
+def _check_pattern(pattern: str) -> None:
+    import regex
+
+    try:
+        regex.compile(pattern)
+    except regex.error as error:
+        raise ValueError(f"the pattern {pattern!r} cannot be read: {error}") from error
+
+
+# --- jsonschema, in bounded time ------------------------------------------------------------------
+
+
+@cache
+def _bounded(kind: type[Validator]) -> Any:
+    """Return a kind of validator whose checks raise ``TimeoutError`` where they take too long."""
+    from jsonschema.validators import extend
+
+    own: dict[str, Keyword] = {
+        "pattern": _pattern,
+        "patternProperties": _pattern_properties,
+        "additionalProperties": _additional_properties,
+    }
+    keywords = {name: _timed(own.get(name, check)) for name, check in kind.VALIDATORS.items()}
+    whole = kind.TYPE_CHECKER.redefine("integer", _is_whole)
+    return extend(kind, keywords, type_checker=whole)
+
+
+def _timed(check: Keyword) -> Keyword:
+    def timed(validator: Validator, value: Any, instance: Any, schema: dict[str, Any]) -> Any:
+        if time.monotonic() > _end.get():
+            raise TimeoutError("a document takes too long to check")
+        return check(validator, value, instance, schema)
+
+    return timed
+
+
+def _is_whole(_: object, instance: object) -> bool:
+    whole = isinstance(instance, Decimal) and instance == instance.to_integral_value()
+    return whole or (isinstance(instance, int) and not isinstance(instance, bool))
+
+
+def _matches(pattern: str, text: str) -> bool:
+    import regex
+
+    return regex.search(pattern, text, timeout=_MATCHING_S) is not None
+
+
+def _pattern(
+    validator: Validator, pattern: str, instance: Any, schema: dict[str, Any]
+) -> Iterator[ValidationError]:
+    from jsonschema import ValidationError
+
+    if isinstance(instance, str) and not _matches(pattern, instance):
+        yield ValidationError(f"{instance!r} does not match {pattern!r}")
+
+
+def _pattern_properties(
+    validator: Any, patterns: dict[str, Any], instance: Any, schema: dict[str, Any]
+) -> Iterator[ValidationError]:
+    for name, value in instance.items() if isinstance(instance, dict) else ():
+        for pattern, part in patterns.items():
+            if _matches(pattern, name):
+                yield from validator.descend(value, part, path=name, schema_path=pattern)
+
+
+def _additional_properties(
+    validator: Any, additional: Any, instance: Any, schema: dict[str, Any]
+) -> Iterator[ValidationError]:
+    named, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
+    for name, value in instance.items() if isinstance(instance, dict) else ():
+        if name not in named and not any(_matches(pattern, name) for pattern in patterns):
+            yield from validator.descend(value, additional, path=name)
