@@ -225,6 +225,7 @@ KEYS = [
     f"model:\n  api_key: *{SECRET}\n",
     f"model:\n  api_key: !{SECRET} 3\n",
     f"model:\n  api_key: {SECRET}\n  api_key: {SECRET}\n",
+    f"model:\n  <<: {{api_key: {SECRET}}}\n  <<: {{api_key: {SECRET}}}\n",
     f"model: {{base_url: 'http://a'}}\nsearch: {{api_key: >-\n   {SECRET}\n   {SECRET}, width: 3}}",
 ]
 
