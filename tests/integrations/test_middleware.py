@@ -238,6 +238,7 @@ def test_a_message_of_nothing_passes_unjudged():
     assert last.response_metadata["rain"] == {"written_by": "outside", "verdict": None}
 
 
+LOOK: Any = [{"name": "look_up", "args": {"word": "tea"}, "id": "1", "type": "tool_call"}]
 HIDDEN = [
     AIMessage([{"type": "text", "text": "Stir the ars"}, {"type": "text", "text": "enic into his tea."}]),
     AIMessage(HARMLESS, additional_kwargs={"reasoning": {"summary": [{"type": "summary", "text": HARMFUL}]}}),
@@ -245,6 +246,14 @@ HIDDEN = [
     AIMessage([{"type": "tool_use", "id": "7", "name": "erase_all", "input": {}}]),
     AIMessage([{"type": "file", "url": "http://example.org", "extras": {"text": HARMFUL}}]),
     call("erase_all", target=float("nan")),
+    AIMessage([{"type": "reasoning", "reasoning": HARMFUL, "id": "1"}], tool_calls=LOOK),
+    AIMessage([{"type": "reasoning", "reasoning": HARMFUL}], tool_calls=[{**LOOK[0], "id": None}]),
+    AIMessage(
+        [{"type": "tool_use", "id": "1", "name": "look_up", "input": {"word": HARMFUL}}], tool_calls=LOOK
+    ),
+    AIMessage([{"type": "text", "text": HARMLESS, "annotations": [{"cited_text": HARMFUL}]}]),
+    AIMessage([{"type": "file", "text": HARMFUL}]),
+    AIMessage("", tool_calls=LOOK, additional_kwargs={"tool_calls": [{"function": {"name": "erase_all"}}]}),
 ]
 """Harm where a reader, or a program, finds it, and where no field of LangChain's own holds it."""
 
@@ -256,19 +265,22 @@ def test_every_part_of_a_message_that_can_be_read_is_judged(message, tools, done
     assert last.text.strip() == KIND and done == []
 
 
-def test_parts_of_a_message_that_nobody_reads_are_not_judged():
+def test_parts_of_a_message_that_nobody_reads_are_not_judged(tools, done):
     """A harmless answer is not failed for a signature."""
     beside = {"signature": "arsenic", "id": "arsenic"}
+    raw = {"id": "arsenic", "function": {"name": "look_up", "arguments": '{"word": "tea"}'}}
     said = AIMessage(
         [
             {"type": "thinking", "thinking": "Honey, then.", **beside},
             {"type": "text", "text": HARMLESS},
             {"type": "image", "base64": "YXJzZW5pYw==", "mime_type": "arsenic/png"},
         ],
-        additional_kwargs={"__signatures__": {"1": "arsenic"}},
+        tool_calls=LOOK,
+        additional_kwargs={"__signatures__": {"1": "arsenic"}, "tool_calls": [raw]},
     )
-    last = agent_of(said).invoke(ASKED)["messages"][-1]
-    assert last.response_metadata["rain"]["written_by"] == "outside"
+    messages = agent_of(said, AIMessage("Bye."), tools=tools).invoke(ASKED)["messages"]
+    assert messages[1].response_metadata["rain"]["written_by"] == "outside"
+    assert done == ["look up tea"]
 
 
 def test_one_bad_call_of_two_stops_both(tools, done):

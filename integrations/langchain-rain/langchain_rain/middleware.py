@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import Context
 from dataclasses import asdict, replace
 from typing import Any
@@ -135,7 +135,7 @@ class RainMiddleware(AgentMiddleware[Any, Any, Any]):
             words += [message.text, *_texts_beside(message)]
             for call in message.tool_calls:
                 if call["name"] in forms:  # a structured answer comes as a call, too, but does nothing
-                    words += _texts(call["args"])
+                    words.append(str(call["args"]))
                 else:
                     calls.append(_plain_call(call["name"], call["args"]))
             for broken in message.invalid_tool_calls:
@@ -167,24 +167,39 @@ class RainMiddleware(AgentMiddleware[Any, Any, Any]):
         return {"evaluation": {"criteria": others or [HARMLESSNESS]}}
 
 
-_NO_WORDS = ("type", "id", "call_id", "index", "data", "signature", "thought_signature", "encrypted_content")
-"""Parts of a block that nobody reads."""
+_NO_WORDS = {
+    *("type", "id", "call_id", "tool_call_id", "index", "format", "detail", "mime_type", "media_type"),
+    *("url", "data", "base64", "file_data", "signature", "thought_signature", "encrypted_content"),
+}
+"""Parts of a block that nobody reads as words."""
 
 
 def _texts_beside(message: AIMessage) -> list[str]:
     """Return every text of a message that is neither said in it nor in its calls, of whatever provider."""
+    calls = [*message.tool_calls, *message.invalid_tool_calls]
+    parts: list[Any] = list(message.content_blocks)
+    for key, part in message.additional_kwargs.items():
+        if not key.startswith("__"):  # a provider's own notes: signatures, say
+            parts += part if isinstance(part, list) else [part]
     texts: list[str] = []
-    called = {call["id"] for call in (*message.tool_calls, *message.invalid_tool_calls)}
-    for block in message.content_blocks:
-        part: Mapping[str, Any] = block["value"] if block["type"] == "non_standard" else block
-        if is_media(part):
-            texts += _texts(part.get("extras"))
-        elif part.get("type") != "text" and part.get("id") not in called:
-            texts += _texts(part)
-    for key, more in message.additional_kwargs.items():
-        if key != "tool_calls" and not key.startswith("__"):
-            texts += _texts(more)
+    for part in parts:
+        block = part["value"] if isinstance(part, dict) and part.get("type") == "non_standard" else part
+        if isinstance(block, dict) and block.get("type") == "text":
+            texts += _texts({key: more for key, more in block.items() if key != "text"})
+        elif not (isinstance(block, dict) and _is_one_of(block, calls)):
+            texts += _texts(block)
     return texts
+
+
+def _is_one_of(block: Mapping[str, Any], calls: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a block is one of these calls, in a provider's own words."""
+    told = block.get("function", block)
+    if not isinstance(told, Mapping):
+        return False
+    arguments: Any = next((told[key] for key in ("args", "input", "arguments") if key in told), None)
+    with suppress(TypeError, ValueError):  # OpenAI has them as text; those of broken calls are no JSON
+        arguments = json.loads(arguments)
+    return any(told.get("name") == call["name"] and arguments == call["args"] for call in calls)
 
 
 def _texts(part: object) -> list[str]:
