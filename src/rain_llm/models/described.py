@@ -20,20 +20,21 @@ def described(settings: ModelSettings) -> tuple[str, int | None]:
     if settings.name is None:
         return NAME, CONTEXT_LENGTH
     config = _config(settings.name, settings.revision)
-    parts = (config, config.get("text_config") or {})
+    parts = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
     lengths = (part.get(key) for part in parts for key in ("max_position_embeddings", "n_positions"))
     name = settings.name + (f"@{settings.revision}" if settings.revision else "")
-    return name, next((length for length in lengths if length), None)
+    return name, next((length for length in lengths if isinstance(length, int)), None)
 
 
 def _config(name: str, revision: str | None) -> dict[str, Any]:
-    """Read ``config.json`` in a folder or the hub's cache; empty where there is none to read."""
+    """Read ``config.json`` in a folder or the hub's cache; empty where there is none that can be read."""
     path = Path(name).expanduser() / "config.json"
     try:
         if not path.is_file():
             from huggingface_hub import try_to_load_from_cache
 
             path = Path(cast("str", try_to_load_from_cache(name, "config.json", revision=revision)))
-        return cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
+        config = json.loads(path.read_text(encoding="utf-8"))
+        return config if isinstance(config, dict) else {}
     except (OSError, TypeError, ValueError):  # a TypeError: not in the cache
         return {}
