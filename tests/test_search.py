@@ -28,6 +28,7 @@ from rain_llm.types import (
     Sample,
     Samples,
     Score,
+    Scores,
     Vector,
 )
 
@@ -1005,6 +1006,29 @@ def test_any_search_ends_and_adds_up(
     here = run.search.prompt + outcome.tokens
     prefixes = [request.prefix for request in run.search.ahead] + [prefix for prefix, _ in run.search.turns]
     assert all(prefix[: len(here)] == here for prefix in prefixes)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"commit": "visits"}, {"commit": "visits", "expansion": "candidates"}]
+)
+def test_a_model_that_gives_no_token_and_no_end_holds_up_nobody(changes: dict[str, Any]):
+    model = ScriptedModel(script({"": {"la": 1.0}}), opinion(wording()))
+    answer = by_model(model)
+
+    def silent(requests: Sequence[Request]) -> list[Reply]:
+        nothing = Samples((Continuation((), (), False, 0.0),), 1, 1)
+        return [r if isinstance(r, Scores) else nothing for r in answer(requests)]
+
+    run = drive(new_search(model, keeping(search=changes), "It is"), silent)
+    assert run.outcome.stop_reason is StopReason.ERROR
+    assert "without a token" in str(run.outcome.cause)
+
+
+def test_a_candidate_that_ends_the_text_has_ended():
+    model = ScriptedModel(script({"": {END: 3.0, "la": 1.0}}))
+    (reply,) = model.sample([Sample(model.encode("It"), 2, 1, 1, ranked=True)])
+    assert [one.ended for one in reply.continuations] == [True, False]
+    assert [len(one.tokens) for one in reply.continuations] == [0, 1]
 
 
 @given(weights=WEIGHTS, likes=LIKES, drawing=DRAWINGS, search=BY_VISITS)

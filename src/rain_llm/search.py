@@ -298,6 +298,8 @@ class RainSearch:
                 except StopIteration:
                     continue
             asked, ahead = going, ()
+        for look, _ in drafts:
+            self._check(look.simulation, look.terminal)
 
     def _draft(self, look: _Look) -> Generator[Sample, Continuation, None]:
         """Write one draft behind a leaf: to a sentence's end; a document, or calls, to their own."""
@@ -388,6 +390,8 @@ class RainSearch:
         """Give the last node of ``path`` (root first) its candidates, or one more (dynamic addition)."""
         request = self._candidates(path)
         (reply,) = yield from self._ask([request])
+        for candidate in reply.continuations:
+            self._check(candidate.tokens, candidate.ended)
         self.tree.expand(path[-1], self._with_priors(reply.continuations, request.greedy_first))
 
     def _candidates(self, path: Sequence[Node], peek: bool = False) -> Sample:
@@ -675,6 +679,11 @@ class RainSearch:
         return calls_in(self.answer, self.origin, self.form, _tokens(path))
 
     # -- small words -------------------------------------------------------------------------------
+
+    def _check(self, tokens: TokenIds, ended: bool) -> None:
+        """See that a model goes on, or ends: else the search would have no end."""
+        if not (tokens or ended):
+            raise ModelError(f"{self.writer.name} goes on without a token, and without an end")
 
     def _prefix(self, tokens: TokenIds) -> TokenIds:
         return self.prompt + self.answer.tokens + tokens

@@ -24,9 +24,7 @@ from rain_llm.types import Continuation, Message, Sample, Samples, Score, Scores
 
 NextWords: TypeAlias = Callable[[str], Mapping[str, float]]
 Opinion: TypeAlias = Callable[[str, str], float]
-_Drawn: TypeAlias = tuple[
-    list[tuple[str, float]], bool
-]  # words and their log-probabilities; a whole document
+_Drawn: TypeAlias = tuple[list[tuple[str, float]], bool]  # words, their log-probabilities; whether it ended
 
 END = "<|end|>"
 """The word that ends an answer."""
@@ -143,7 +141,8 @@ class ScriptedModel:
                 words, logprobs = self._distribution(request.prefix)
                 order = np.argsort(-logprobs, kind="stable")
                 if i < len(order):
-                    drawn.append(([(words[order[i]], float(logprobs[order[i]]))], False))
+                    word = words[order[i]]
+                    drawn.append(([(word, float(logprobs[order[i]]))], word == END))
             else:
                 drawn.append(self._branch(request, rng, greedy=request.greedy_first and i == 0))
         longest = max((len(words) for words, _ in drawn), default=0)
