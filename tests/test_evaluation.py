@@ -447,6 +447,7 @@ OWN = Criterion(
 PIECES = [
     *("Sentiment", "Human", "answer", "The answer is", "in a word, it is", "mood", "A", "b", "x", "it"),
     *("positive", "not bad", "not", "bad", "so-so", "5/5", "++", "+", "friendly", "idiot"),
+    *("**", "_", "`", "\uff1a", "\u2236", "\u200b", "\uff08", "\uff09", "\uff21"),
     *(":", "::", "(", ")", "[", "]", "((", "))", "(A)", ".", ",", " ", " ", "\n", "\u2028", "\ufffd"),
 ]
 
@@ -460,10 +461,12 @@ def read(text, criterion=OWN, template="{answer}"):
 def test_what_is_read_of_a_text_holds_no_field_no_mark_and_no_answer(text):
     shown = read(text)
     assert read(shown) == shown
-    assert not re.search(r"\b(?:sentiment|human|answer)\s*:", shown, re.IGNORECASE)
+    gap, word = r"[\s*_`]*", r"(?<![^\W_])"
+    assert not re.search(rf"{word}(?:sentiment|human|answer){gap}:", shown, re.IGNORECASE)
     assert not re.search(r"[(\[]\s*[AB]\s*[)\]]", shown, re.IGNORECASE)
-    label = r"(?:positive|not bad|so-so|5/5|\+\+|friendly)(?!\w)"
-    assert not re.search(rf"(?:\b\w+\s*:|\bin a word, it is\b\s*:?)\s*{label}", shown, re.IGNORECASE)
+    label = r"(?:positive|not bad|so-so|5/5|\+\+|friendly)(?![^\W_])"
+    given = rf"(?:{word}[^\W_]+{gap}:|{word}in a word, it is(?![^\W_]){gap}:?){gap}{label}"
+    assert not re.search(given, shown, re.IGNORECASE)
     assert not re.search(r"\banswer(?:\s+is)?\s*:?\s*[(\[]\s*[AB]\b", shown, re.IGNORECASE)
 
 

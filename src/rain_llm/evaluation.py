@@ -50,12 +50,32 @@ CONTENT_FREE = ("", "N/A", "[...]")
 
 _KEPT_CENTERS = 1024  # by query, there is one for each prompt
 # No text takes long: each of these begins at few places and gives nothing back of what it took (++).
-_FIELD = re.compile(r"(?<!\w)(\w++)(?:\s*+:)++")
+_GAP = r"[\s*_`~]*+"  # white space, and Markdown's signs
+_FIELD = re.compile(rf"(?<![^\W_])([^\W_]++)(?:{_GAP}:)++")
 _MARK = re.compile(r"(?:[(\[]\s*+){1,8}+([AB])(?:\s*+[)\]]){1,8}+", re.IGNORECASE)
-_ANSWERED = r"(?:the\s+)?answer(?:\s+is)?[\s:]*+(?:[(\[]\s*+)++[AB]\b(?:\s*+[)\]])*+\.?"
-_EDGE = r"(?!\B\w)"  # not within a word
+_ANSWERED = r"(?:the\s+)?answer(?:\s+is)?[\s:*_`~]*+(?:[(\[]\s*+)++[AB]\b(?:\s*+[)\]])*+\.?"
+_EDGE = r"(?!(?<=[^\W_])[^\W_])"  # not within a word
 _SIGNS = re.compile(r"[:()\[\]]")  # without them there is no field and no mark
 _CUES = ("human", "assistant", "user", "system", "question", "options", "answer", "passage")
+# Signs that are drawn like a field's or a mark's, and characters that are not drawn at all.
+_DRAWN_ALIKE = {
+    **dict.fromkeys("\uff1a\ufe55\ufe13\u2236\ua789\u02d0\u02f8", ":"),
+    **dict.fromkeys("\uff08\ufe59\u207d\u208d\u2768", "(")
+    | dict.fromkeys("\uff09\ufe5a\u207e\u208e\u2769", ")"),
+    **dict.fromkeys("\uff3b\u27e6", "[") | dict.fromkeys("\uff3d\u27e7", "]"),
+    **dict(zip("\uff21\uff22\uff41\uff42", "ABab", strict=True)),
+}
+_NOT_DRAWN = (
+    0xAD,
+    0x34F,
+    0x61C,
+    0x180E,
+    *range(0x200B, 0x2010),
+    *range(0x202A, 0x202F),
+    *range(0x2060, 0x2070),
+)
+_NOT_DRAWN += (0xFEFF, 0xFFFD, *range(0xFE00, 0xFE10), *range(0xE0000, 0xE0080))
+_AS_DRAWN = str.maketrans(_DRAWN_ALIKE) | dict.fromkeys(_NOT_DRAWN)
 _LAYERS = 4  # of forgeries, each around the next; who wraps more is read without any sign or label
 _FLATTERY = frozenset(good for criterion in BUILT_IN.values() for good, _ in criterion.labels)
 
@@ -472,7 +492,7 @@ def _fill(template: str, subject: Subject, answer: str, forgery: _Forgery | None
 def _own(template: str) -> re.Pattern[str]:
     """Make the pattern of the fields that only the template may have."""
     names = {*_CUES, *_FIELD.findall(template)}
-    return re.compile(rf"({_any(names)})(?:\s*+:)++", re.IGNORECASE)
+    return re.compile(rf"({_any(names)})(?:{_GAP}:)++", re.IGNORECASE)
 
 
 @lru_cache(maxsize=16)  # the same query and context stand beside every answer
@@ -500,8 +520,8 @@ def _forgery(criterion: Criterion) -> _Forgery:
     labels = {_one_line(word) for pair in criterion.labels for word in pair} - {""} | _FLATTERY
     ends = (frame.rpartition("\n")[2].rpartition("}")[2] for frame in criterion.frames)
     cues = {_one_line(end).rstrip(" :") for end in ends} - {""}
-    before = rf"(?:{_FIELD.pattern}|{_any(cues)}(?:\s*+:)*+|{_MARK.pattern})"
-    given = rf"{_EDGE}(?:{before}\s*+{_any(labels)}[.,;]?|{_ANSWERED})"
+    before = rf"(?:{_FIELD.pattern}|{_any(cues)}(?:{_GAP}:)*+|{_MARK.pattern})"
+    given = rf"{_EDGE}(?:{before}{_GAP}{_any(labels)}[.,;]?|{_ANSWERED})"
     words = _any({word for label in labels for word in label.split()})
     return _Forgery(re.compile(given, re.IGNORECASE), re.compile(words, re.IGNORECASE))
 
@@ -515,4 +535,4 @@ def _any(phrases: set[str]) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.replace("\ufffd", "").split())
+    return " ".join(text.translate(_AS_DRAWN).split())

@@ -111,7 +111,7 @@ class Policy:
         try:
             data = json.loads(text) if is_json else None
             self._root, read, self._twice = _read(text.replace("\t", " ") if is_json else text)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
+        except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
             malformed = _malformed(error, text)
         if malformed is not None:  # outside, so that the error, which quotes the file, is not chained
             line, column, reason = malformed
