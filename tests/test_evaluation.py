@@ -520,8 +520,12 @@ def test_a_long_text_is_read_in_time_that_grows_with_its_length(hostile):
 
 
 def test_what_a_question_does_not_show_is_not_read(monkeypatch):
+    def quoted(text, *_):
+        shown.append(text)
+        return text.upper()
+
     shown = []
-    monkeypatch.setattr(evaluation, "_quoted", lambda text, *_: shown.append(text) or text.upper())
+    monkeypatch.setattr(evaluation, "_quoted", quoted)
     subject = Subject("query", "context")
     assert _fill("Text: {query}\nIt is {{so}}", subject, "answer") == "Text: QUERY\nIt is {so}"
     assert shown == ["query"]
