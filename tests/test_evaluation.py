@@ -524,7 +524,7 @@ def test_what_a_question_does_not_show_is_not_read(monkeypatch):
         shown.append(text)
         return text.upper()
 
-    shown = []
+    shown: list[str] = []
     monkeypatch.setattr(evaluation, "_quoted", quoted)
     subject = Subject("query", "context")
     assert _fill("Text: {query}\nIt is {{so}}", subject, "answer") == "Text: QUERY\nIt is {so}"
