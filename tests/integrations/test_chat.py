@@ -462,10 +462,7 @@ def test_an_answer_carries_its_verdict_and_cost(chat):
         "input_tokens": told["usage"]["prompt_tokens"],
         "output_tokens": told["usage"]["output_tokens"],
         "total_tokens": told["usage"]["prompt_tokens"] + told["usage"]["output_tokens"],
-        "input_token_details": {
-            "cache_read": told["usage"]["cached_tokens"],
-            "evaluation": told["usage"]["evaluation_tokens"],
-        },
+        "input_token_details": {"cache_read": told["usage"]["cached_tokens"]},
     }
     json.dumps(told)  # caches, tracers and checkpoints write it down
 
@@ -485,10 +482,7 @@ async def test_usage_adds_up_over_chunks_and_answers(chat):
     with get_usage_metadata_callback() as count:
         chat.invoke("Like my cat?")
         list(chat.stream("Like my cat?"))
-    counted = count.usage_metadata["scripted"]
-    assert counted["total_tokens"] == 2 * whole.usage_metadata["total_tokens"]
-    judged: Any = [told["input_token_details"] for told in (whole.usage_metadata, counted)]
-    assert judged[1]["evaluation"] == 2 * judged[0]["evaluation"] > 0
+    assert count.usage_metadata["scripted"]["total_tokens"] == 2 * whole.usage_metadata["total_tokens"]
 
 
 async def test_every_way_to_call_gives_the_same_answer(model):

@@ -129,8 +129,8 @@ class ChatRain(GuardedModel, BaseChatModel):
 
     Every answer carries in its ``response_metadata``: ``verdict``, ``accepted``, ``stop_reason``,
     ``finish_reason``, ``usage`` (the whole cost, judging included), ``settings_hash``, ``model_name``.
-    Its ``usage_metadata`` counts the prompt and the answer alone, as everywhere. What the judge read is part
-    of neither; it stands beside them, as ``input_token_details["evaluation"]``.
+    Its ``usage_metadata`` counts the prompt and the answer alone, as everywhere: what the judge read is
+    part of neither, and LangChain's standard tests allow no details that exceed them.
 
     Example:
         ```python
@@ -591,13 +591,11 @@ def _chunk(step: Step, numbers: Iterator[int]) -> ChatGenerationChunk:
 
 
 def _usage(usage: Usage) -> UsageMetadata:
-    """Return LangChain's counts; its details may hold keys of one's own and need not add up."""
-    details = {"cache_read": usage.cached_tokens, "evaluation": usage.evaluation_tokens}
     return UsageMetadata(
         input_tokens=usage.prompt_tokens,
         output_tokens=usage.output_tokens,
         total_tokens=usage.prompt_tokens + usage.output_tokens,
-        input_token_details=cast("InputTokenDetails", details),
+        input_token_details=InputTokenDetails(cache_read=usage.cached_tokens),
     )
 
 
