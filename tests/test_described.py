@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rain_llm import Rain, RainSettings
-from rain_llm.models.described import described
+from rain_llm.models.described import known_of
 from rain_llm.models.scripted import ScriptedModel, script
 from rain_llm.settings import ModelSettings
 
@@ -26,16 +26,16 @@ from rain_llm.settings import ModelSettings
 )
 def test_a_folder_tells_by_its_config(tmp_path: Path, config: str, length: int | None):
     (tmp_path / "config.json").write_text(config)
-    assert described(ModelSettings(name=str(tmp_path))) == (str(tmp_path), length)
-    assert described(ModelSettings(name=str(tmp_path), revision="v2")) == (f"{tmp_path}@v2", length)
+    assert known_of(ModelSettings(name=str(tmp_path))) == (str(tmp_path), length)
+    assert known_of(ModelSettings(name=str(tmp_path), revision="v2")) == (f"{tmp_path}@v2", length)
 
 
 def test_what_is_nowhere_is_not_known():
-    assert described(ModelSettings(name="some/model")) == ("some/model", None)
+    assert known_of(ModelSettings(name="some/model")) == ("some/model", None)
     served = ModelSettings(base_url=("http://localhost:1",))
-    assert described(served) == ("", None)
+    assert known_of(served) == ("", None)
     told = served.model_copy(update={"name": "served", "context_length": 2048})
-    assert described(told) == ("served", 2048)
+    assert known_of(told) == ("served", 2048)
 
 
 def test_an_engine_tells_without_loading():

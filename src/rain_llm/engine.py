@@ -28,14 +28,13 @@ from rain_llm.errors import (
 from rain_llm.evaluation import SelfEvaluator
 from rain_llm.form import Form
 from rain_llm.models.base import Embedder, Forgetful, LanguageModel
-from rain_llm.models.described import described
+from rain_llm.models.described import known_of
 from rain_llm.plain import only_judge, plain_search
 from rain_llm.scheduler import Event, Finished, Scheduler, Ticket
 from rain_llm.search import RainSearch, Search
 from rain_llm.settings import EvaluationSettings, ModelSettings, RainSettings, SimilaritySettings
 from rain_llm.task import check_task, form_of, is_chat, subject_of, task_of
-from rain_llm.tools import check_calls
-from rain_llm.tools import described as in_words
+from rain_llm.tools import check_calls, described
 from rain_llm.types import (
     Message,
     Prompt,
@@ -263,7 +262,7 @@ class Rain:
             As ``generate``; SearchError too where a limit left no time for a verdict.
         """
         check_calls(tool_calls)
-        (job,) = self._jobs([prompt], context, settings, guarded=False, answer=(text, in_words(tool_calls)))
+        (job,) = self._jobs([prompt], context, settings, guarded=False, answer=(text, described(tool_calls)))
         return _verdict(_last(job.listen()))
 
     async def ajudge(
@@ -277,7 +276,7 @@ class Rain:
     ) -> Verdict:
         """Judge somebody else's answer without blocking the event loop; see :meth:`judge`."""
         check_calls(tool_calls)
-        answer = text, in_words(tool_calls)
+        answer = text, described(tool_calls)
         async with contextlib.aclosing(self._astream(prompt, context, settings, False, answer)) as steps:
             return _verdict(_result([step async for step in steps]))
 
@@ -302,7 +301,7 @@ class Rain:
     @property
     def _known(self) -> tuple[str, int | None]:
         writer = self._given[0] or (self._runtime.writer if self._runtime else None)
-        return (writer.name, writer.context_length) if writer else described(self.settings.model)
+        return (writer.name, writer.context_length) if writer else known_of(self.settings.model)
 
     def encode(self, prompt: Prompt, settings: RainSettings | None = None) -> TokenIds:
         """Return the tokens that the writer sees of a prompt."""

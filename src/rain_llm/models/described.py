@@ -10,7 +10,7 @@ from rain_llm.models.embedded import CONTEXT_LENGTH, NAME
 from rain_llm.settings import ModelSettings
 
 
-def described(settings: ModelSettings) -> tuple[str, int | None]:
+def known_of(settings: ModelSettings) -> tuple[str, int | None]:
     """Return a model's name and the tokens of its context.
 
     None for those where nothing tells: a hub model that was never downloaded, a server that was not asked.
