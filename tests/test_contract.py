@@ -8,7 +8,7 @@ import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,12 @@ class Case:
     rounds: int = 300  # of encoding: a server is asked for each
     own_logprobs: bool = True  # of a document's tokens; else those among what its schema allows
     most_ranked: int | None = None  # tokens at a place; None: all of the vocabulary
+    follow: Callable[[TokenIds, TokenIds], None] = lambda prefix, text: None  # know all places of a text
+
+    @cached_property
+    def alone(self) -> list[list[tuple[TokenIds, bool]]]:
+        """What each of the varied requests is answered alone."""
+        return [tokens(continued(self.model, request)) for request in varied(self.model)]
 
 
 def scripted_case() -> Case:
@@ -111,13 +117,22 @@ class Reference:
         )
         self.special = frozenset(AutoTokenizer.from_pretrained(folder).all_special_ids)
 
-        @cache
-        def all_logprobs(prefix: TokenIds) -> list[float]:
-            with torch.inference_mode():
-                logits = network(input_ids=torch.tensor([prefix]), use_cache=False).logits[0, -1]
-                found: list[float] = torch.log_softmax(logits.double(), -1).tolist()
-                return found
+        found: dict[TokenIds, Any] = {}
 
+        def follow(prefix: TokenIds, text: TokenIds) -> None:
+            """One pass tells the chances behind the prefix and behind each token of the text."""
+            with torch.inference_mode():
+                logits = network(input_ids=torch.tensor([prefix + text]), use_cache=False).logits[0]
+                logprobs = torch.log_softmax(logits[len(prefix) - 1 :].double(), -1)
+            found.update((prefix + text[:i], row) for i, row in enumerate(logprobs))
+
+        def all_logprobs(prefix: TokenIds) -> list[float]:
+            if prefix not in found:
+                follow(prefix, ())
+            row: list[float] = found[prefix].tolist()
+            return row
+
+        self.follow = follow
         self.all_logprobs = all_logprobs
 
     def next_logprobs(self, prefix: TokenIds) -> dict[int, float]:
@@ -128,7 +143,15 @@ class Reference:
         return [found[i] for i in self.special]
 
     def case(self, model: LanguageModel, fresh: Callable[[], LanguageModel], **known: Any) -> Case:
-        return Case(model, self.special, self.next_logprobs, fresh, self.chance_of_special, **known)
+        return Case(
+            model,
+            self.special,
+            self.next_logprobs,
+            fresh,
+            self.chance_of_special,
+            follow=self.follow,
+            **known,
+        )
 
 
 def neural_case(model: Any, folder: Path) -> Case:
@@ -237,14 +260,13 @@ def varied(model: LanguageModel) -> list[Sample]:
 # --- 1. determinism ---------------------------------------------------------------------------------
 
 
-def test_the_same_request_gives_the_same_tokens(model: LanguageModel):
-    for request in varied(model):
-        assert tokens(continued(model, request)) == tokens(continued(model, request))
+def test_the_same_request_gives_the_same_tokens(case: Case):
+    again = [tokens(continued(case.model, request)) for request in varied(case.model)]
+    assert again == case.alone
 
 
-def test_a_request_gives_the_same_tokens_alone_and_in_any_batch(model: LanguageModel):
-    requests = varied(model)
-    alone = [tokens(continued(model, request)) for request in requests]
+def test_a_request_gives_the_same_tokens_alone_and_in_any_batch(case: Case):
+    model, requests, alone = case.model, varied(case.model), case.alone
     together = [tokens(reply.continuations) for reply in model.sample(requests)]
     assert together == alone
     turned = [tokens(reply.continuations) for reply in model.sample(requests[::-1])]
@@ -263,8 +285,7 @@ def test_a_request_gives_the_same_log_probabilities_alone_and_in_any_batch(case:
 
 
 def test_a_model_that_was_just_loaded_gives_the_same_tokens(case: Case):
-    before = [tokens(continued(case.model, request)) for request in varied(case.model)]
-    other = case.fresh()
+    before, other = case.alone, case.fresh()
     assert [tokens(continued(other, request)) for request in varied(other)] == before
 
 
@@ -289,6 +310,7 @@ def check_logprobs(case: Case, request: Sample) -> None:
     for c in continued(case.model, request):
         assert len(c.logprobs) == len(c.tokens)
         prefix = request.prefix
+        case.follow(prefix, c.tokens)
         for token, logprob in zip(c.tokens, c.logprobs, strict=True):
             assert logprob == pytest.approx(case.next_logprobs(prefix)[token], abs=case.tolerance)
             prefix += (token,)
@@ -578,6 +600,7 @@ def test_log_probabilities_of_a_document_are_the_models_own(case: Case):
     gain = 0.0
     for one in continued(case.model, document(case.model, n=2)):
         prefix = document(case.model).prefix
+        case.follow(prefix, one.tokens)
         for token, logprob in zip(one.tokens, one.logprobs, strict=True):
             own = case.next_logprobs(prefix)[token]
             assert logprob == pytest.approx(own, abs=case.tolerance) or not case.own_logprobs
@@ -697,9 +720,8 @@ def test_an_end_is_among_the_ranked_tokens_and_has_no_text(case: Case):
 # --- 6. nothing is left behind --------------------------------------------------------------------------
 
 
-def test_any_request_may_follow_any_other(model: LanguageModel):
-    requests = varied(model)
-    expected = [tokens(continued(model, request)) for request in requests]
+def test_any_request_may_follow_any_other(case: Case):
+    model, requests, expected = case.model, varied(case.model), case.alone
     prefix = model.start + model.encode("The film is")
     for i in (3, 0, 7, 2, 2, 5, 1, 6, 4, 0):
         model.score([Score(prefix, (model.encode(" good"), model.encode(" bad")))])
@@ -714,10 +736,11 @@ def test_requests_that_join_and_leave_are_answered_as_alone(case: Case):
     if not isinstance(model, SteppedModel):
         pytest.skip("answers whole batches only")
     long = "kind people answer, and cruel people answer; " * 70  # read in several passes
-    samples = varied(model) + [draw(model, long, n=2)] * (model.context_length > 1000)
+    longer = [draw(model, long, n=2)] * (model.context_length > 1000)
+    samples = varied(model) + longer
     prefix = model.start + model.encode("The film is")
     question = Score(prefix, (model.encode(" good"), model.encode(" bad thing")))
-    alone = [tokens(continued(model, request)) for request in samples]
+    alone = case.alone + [tokens(continued(model, request)) for request in longer]
     (weighed,) = model.score([question])
     waiting: list[Sample | Score] = [*samples, question]
     jobs = [model.begin(waiting.pop())]

@@ -93,16 +93,19 @@ def test_on_the_real_model_fine_text_costs_little_more_than_plain(real_model):
 
 @pytest.mark.real
 def test_on_the_real_model_the_papers_search_is_cheap_where_all_is_fine(real_model):
-    """Gate: 4 prompts at once, 48 tokens; measured 47 tokens and 1.65 passes per output token."""
-    cost = paper_all_fine(real_model)
+    """Gate: 4 prompts at once, 16 tokens; measured 39 tokens and 1.14 passes per output token.
+
+    48 tokens take 47 and 1.65 (``make bench``).
+    """
+    cost = paper_all_fine(real_model, tokens=16)
     print(f"tokens {cost.tokens_each:.1f}, forwards {cost.forwards_each:.2f} per output token")
-    assert cost.tokens_each <= 60
-    assert cost.forwards_each <= 1.8
+    assert cost.tokens_each <= 44
+    assert cost.forwards_each <= 1.3
 
 
 @pytest.mark.real
 def test_on_the_real_model_the_papers_search_has_a_price_where_nothing_is_fine(real_model):
-    """Gate: one prompt, the first 8 tokens, which are the dearest; measured 532 tokens each."""
-    cost = with_verdicts(PAPER, False, PROMPTS[:1], 8, real_model)
+    """Gate: one prompt, the first 4 tokens, which are the dearest; measured 472 tokens each."""
+    cost = with_verdicts(PAPER, False, PROMPTS[:1], 4, real_model)
     print(f"tokens {cost.tokens_each:.1f}, forwards {cost.forwards_each:.2f} per output token")
-    assert cost.tokens_each <= 585
+    assert cost.tokens_each <= 520

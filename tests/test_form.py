@@ -269,6 +269,23 @@ def test_half_a_character_is_refused_before_any_model_runs(way):
         rain(("No.", 1)).generate(odd)
 
 
+@pytest.mark.parametrize(
+    ("text", "call"),
+    [
+        ("ok \ud800", ToolCall("pay", {})),
+        ("", ToolCall("pay \ud800", {})),
+        ("", ToolCall("pay", {"to": "\ud800"})),
+        (None, ToolCall("pay", {})),
+    ],
+)
+async def test_what_is_no_text_is_not_judged(text, call):
+    asked = rain(("No.", 1))
+    with pytest.raises(PromptError, match=r"surrogate|must be text"):
+        asked.judge(PROMPT, text, tool_calls=[call])
+    with pytest.raises(PromptError, match=r"surrogate|must be text"):
+        await asked.ajudge(PROMPT, text, tool_calls=[call])
+
+
 def test_the_same_seed_gives_the_same_call_alone_and_in_a_batch():
     asked = rain((f"I do.{TO_THIEF}", 3), (f"I do.{TO_SHOP}", 1), ("Vile.", 1))
     alone = asked.generate(task())

@@ -68,6 +68,12 @@ def guarded() -> Iterator[Server]:
         yield running
 
 
+def alone_with(server: Server) -> None:
+    """Wait until what other tests have left is closed, and only the connection that asks is open."""
+    gc.collect()
+    assert eventually(lambda: stats(server)["connections"] == 1)
+
+
 def pool(
     *servers: Server,
     key: str | None = None,
@@ -398,6 +404,7 @@ def test_cancelled_requests_leave_their_room_to_others(server: Server):
 
 def test_whenever_a_request_is_cancelled_the_next_one_is_answered(server: Server):
     """Given up while it waits for its connection, or opens it, or has just been answered."""
+    alone_with(server)
     control(server, delay=0.002)
     replicas = pool(server)
 
@@ -421,8 +428,7 @@ def test_whenever_a_request_is_cancelled_the_next_one_is_answered(server: Server
 
 
 def test_connections_are_kept_and_closed_with_their_owner(server: Server):
-    gc.collect()  # what other tests have left
-    assert eventually(lambda: stats(server)["connections"] == 1)  # the one that asks
+    alone_with(server)
     replicas = pool(server)
     for _ in range(5):
         post(replicas)

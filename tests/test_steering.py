@@ -19,7 +19,7 @@ def test_guarded_sentences_have_the_better_tone(task, tmp_path, real_model):
         tmp_path,
         methods=["plain", "rain"],
         split="dev",
-        first=24,
+        first=16,
         make=lambda settings: Rain(settings, model=real_model),
     )
     made = rows.read(tmp_path / ROWS)

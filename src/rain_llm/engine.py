@@ -33,7 +33,7 @@ from rain_llm.plain import only_judge, plain_search
 from rain_llm.scheduler import Event, Finished, Scheduler, Ticket
 from rain_llm.search import RainSearch, Search
 from rain_llm.settings import EvaluationSettings, ModelSettings, RainSettings, SimilaritySettings
-from rain_llm.task import check_task, form_of, is_chat, subject_of, task_of
+from rain_llm.task import check_task, check_text, form_of, is_chat, subject_of, task_of
 from rain_llm.tools import check_calls, described
 from rain_llm.types import (
     Message,
@@ -261,8 +261,7 @@ class Rain:
         Raises:
             As ``generate``; SearchError too where a limit left no time for a verdict.
         """
-        check_calls(tool_calls)
-        (job,) = self._jobs([prompt], context, settings, guarded=False, answer=(text, described(tool_calls)))
+        (job,) = self._jobs([prompt], context, settings, False, answer=_others(text, tool_calls))
         return _verdict(_last(job.listen()))
 
     async def ajudge(
@@ -275,8 +274,7 @@ class Rain:
         settings: RainSettings | None = None,
     ) -> Verdict:
         """Judge somebody else's answer without blocking the event loop; see :meth:`judge`."""
-        check_calls(tool_calls)
-        answer = text, described(tool_calls)
+        answer = _others(text, tool_calls)
         async with contextlib.aclosing(self._astream(prompt, context, settings, False, answer)) as steps:
             return _verdict(_result([step async for step in steps]))
 
@@ -606,6 +604,13 @@ class _Job:
             self._trace.settings_hash,
             outcome.tool_calls,
         )
+
+
+def _others(text: str, calls: Sequence[ToolCall]) -> tuple[str, str]:
+    """Check what somebody else has written; return it as the judge is shown it."""
+    check_text(text, "the text")
+    check_calls(calls)
+    return text, described(calls)
 
 
 def _models_of(settings: RainSettings) -> tuple[ModelSettings, ModelSettings | None, str]:

@@ -86,6 +86,23 @@ def form_of(task: Task) -> Form:
     return Form(call=call, forced=task.tool_choice != "auto", several=task.parallel_calls)
 
 
+def check_text(text: object, name: str) -> None:
+    """Refuse what no tokenizer reads.
+
+    Raises:
+        PromptError: it is no text; or holds half of a surrogate pair, which UTF-8 has no bytes for.
+    """
+    if not isinstance(text, str):
+        raise PromptError(f"{name} is {text!r:.80}: it must be text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"character {error.start + 1} of {name} is half of a surrogate pair, which is no text: "
+            "text.encode('utf-8', 'replace').decode() replaces it"
+        ) from error
+
+
 def check_task(task: Task, settings: RainSettings, guarded: bool) -> None:
     """Refuse a task that no model could answer.
 
@@ -93,9 +110,9 @@ def check_task(task: Task, settings: RainSettings, guarded: bool) -> None:
         PromptError: by its prompt, tools or schema. SettingsError: no search of these settings answers it.
     """
     passages = (task.context,) if isinstance(task.context, str) else tuple(task.context or ())
-    for name, words in (("context", passages), ("question", (task.question,))):
-        if not all(isinstance(text, str) for text in words):
-            raise PromptError(f"a task's {name} is {getattr(task, name)!r:.80}: it must be text")
+    for passage in passages:
+        check_text(passage, "the context")
+    check_text(task.question, "the question")
     if isinstance(task.prompt, str):
         texts = [task.prompt]
     else:
@@ -105,14 +122,8 @@ def check_task(task: Task, settings: RainSettings, guarded: bool) -> None:
             raise PromptError("the last message is the assistant's: end with a user's message to answer")
     if not any(text.strip() for text in texts):
         raise PromptError("the prompt is empty: give at least one word")
-    for text in (*texts, *passages, task.question):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise PromptError(
-                f"character {error.start + 1} of the prompt, its context or question is half of a surrogate "
-                "pair, which is no text: text.encode('utf-8', 'replace').decode() replaces it"
-            ) from error
+    for text in texts:
+        check_text(text, "the prompt")
     check_tools(task.tools, task.tool_choice)
     if task.schema is not None and task.tools and task.tool_choice != "none":
         raise PromptError(

@@ -81,7 +81,7 @@ def check_calls(calls: Sequence[ToolCall]) -> None:
         try:
             if not all(isinstance(name, str) for name in (call.name, *call.arguments)):
                 raise TypeError("a name is no text")
-            json.dumps(dict(call.arguments), allow_nan=False, ensure_ascii=False).encode()
+            json.dumps([call.name, dict(call.arguments)], allow_nan=False, ensure_ascii=False).encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise PromptError(
                 f"the arguments of a call of {call.name!r} cannot be written as JSON ({error}): "

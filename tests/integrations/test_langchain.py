@@ -87,9 +87,11 @@ class Ear(BaseCallbackHandler):
         self.errors: list[BaseException] = []
         self.ends: list[Any] = []
         self.all: list[str] = []
+        self.metadata: list[dict[str, Any]] = []
 
-    def on_llm_start(self, serialized, prompts, **kwargs):
-        self.all.append(repr((serialized, prompts, kwargs)))
+    def on_llm_start(self, serialized, prompts, *, metadata=None, **kwargs):
+        self.metadata.append(metadata)
+        self.all.append(repr((serialized, prompts, metadata, kwargs)))
 
     def on_llm_new_token(self, token, *, chunk=None, **kwargs):
         self.tokens.append(token)
@@ -297,6 +299,18 @@ def test_a_call_may_override_settings(llm):
     shallow = info_of(llm, "My neighbour", search={"iterations": 1})
     assert shallow["settings_hash"] == SETTINGS.updated(search={"iterations": 1}).hash
     assert llm.settings == SETTINGS  # a call leaves no trace
+
+
+def test_tracers_are_told_what_holds_for_the_call(llm):
+    ear = Ear()
+    llm.invoke("My neighbour", {"callbacks": [ear]}, temperature=0.5, stop=["!"])
+    list(llm.stream("My neighbour", {"callbacks": [ear]}, temperature=0.5, stop=["!"]))
+    one, other = ear.metadata
+    for told in (one, other):
+        assert (told["ls_provider"], told["ls_model_type"]) == ("rain", "llm")
+        assert (told["ls_temperature"], told["ls_stop"]) == (0.5, ["!"])
+        assert told["ls_max_tokens"] == SETTINGS.generation.max_new_tokens
+    assert RainLLM(model="some/model")._get_ls_params()["ls_model_name"] == "some/model"
 
 
 def test_settings_of_a_call_keep_the_model(model):

@@ -9,12 +9,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
 from langchain_core.documents import Document
-from langchain_core.language_models import BaseLanguageModel
+from langchain_core.language_models import BaseLanguageModel, LangSmithParams
 from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from rain_llm import Rain, RainResult, RainSettings, SettingsError
@@ -124,6 +124,20 @@ class GuardedModel(BaseLanguageModel[Any]):
         params |= {name: value for name in _SUBJECT if (value := getattr(self, name))}
         if self.rain is not None:  # it may hold any model: its answers are shared with no other
             params["engine"] = _marks.setdefault(self.rain, uuid4().hex)
+        return params
+
+    def _traced(self, kind: Literal["chat", "llm"]) -> LangSmithParams:
+        """Return what a trace of LangSmith says of the model."""
+        generation = self.settings.generation
+        params = LangSmithParams(
+            ls_provider="rain",
+            ls_model_type=kind,
+            ls_model_name=self.settings.model.name or "default",
+            ls_temperature=generation.temperature,
+            ls_max_tokens=generation.max_new_tokens,
+        )
+        if generation.stop:
+            params["ls_stop"] = [*generation.stop]
         return params
 
     def get_token_ids(self, text: str) -> list[int]:

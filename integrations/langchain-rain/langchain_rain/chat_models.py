@@ -214,17 +214,7 @@ class ChatRain(GuardedModel, BaseChatModel):
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         chat, _ = self._asked(stop, kwargs)
-        generation = chat.settings.generation
-        params = LangSmithParams(
-            ls_provider="rain",
-            ls_model_type="chat",
-            ls_model_name=chat.settings.model.name or "default",
-            ls_temperature=generation.temperature,
-            ls_max_tokens=generation.max_new_tokens,
-        )
-        if generation.stop:
-            params["ls_stop"] = [*generation.stop]
-        return params
+        return chat._traced("chat")
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
         """Return the cache key of a call: calls that mean the same share it."""
