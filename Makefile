@@ -44,11 +44,13 @@ demo: setup ## Watch a real model write, judge itself, rewind and do better
 	$(BIN)/rain demo
 
 test: lint type ## Everything: style, types, then all tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not vllm and not alone"
-	$(BIN)/python -m pytest -m "alone and not vllm"
+	@# By name, not the files of most tests first: those that take longest would come last, alone.
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not vllm and not alone"
+	$(BIN)/python -m pytest -m "alone and not vllm" $$(grep -rlF --include="*.py" mark.alone tests)
 
 test-vllm: setup $(VLLM_STAMP) ## The tests that ask a real vLLM on the CPU (in .venv-vllm, 2.5 GB)
-	RAIN_LLM_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest -m vllm --timeout 400
+	RAIN_LLM_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest -m vllm --timeout 400 \
+		$$(grep -rlF --include="*.py" mark.vllm tests)
 
 $(VLLM_STAMP): requirements-vllm.txt
 	@echo "Installing vLLM into $(VLLM). This takes a few minutes and prints little."

@@ -333,11 +333,9 @@ def test_the_real_model_gives_the_same_answer_by_every_way_of_asking(real_model:
         evaluation={"criteria": ["positive_sentiment"]},
     )
     rain = Rain(settings, model=real_model)
-    prompts = [
-        f"I think this {thing} is" for thing in ("film", "book", "meal", "song", "town", "car", "game", "day")
-    ]
+    prompts = [f"I think this {thing} is" for thing in ("film", "book", "meal", "song")]
     alone = [rain.generate(prompt).text for prompt in prompts]
-    assert len(set(alone)) > 4
+    assert len(set(alone)) > 2
     assert [result.text for result in rain.generate_batch(prompts)] == alone
     assert "".join(step.text for step in rain.stream(prompts[0])) == alone[0]
     assert asyncio.run(rain.agenerate(prompts[1])).text == alone[1]
