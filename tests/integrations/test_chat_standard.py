@@ -152,7 +152,7 @@ class TestEmbedded(Integration):
     @property
     def chat_model_params(self):
         # The likeliest words: what is drawn from so small a model's others calls with other arguments.
-        return {"settings": SETTINGS.updated(generation={"top_k": 1})}
+        return {"settings": SETTINGS.updated(generation={"top_k": 1, "max_new_tokens": 64})}
 
     @property
     def has_structured_output(self):

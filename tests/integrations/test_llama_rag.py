@@ -473,6 +473,7 @@ def test_a_query_engine_on_the_real_model(index: SummaryIndex) -> None:
     settings = RainSettings().updated(
         evaluation={"criteria": [GROUNDEDNESS]},
         generation={"max_new_tokens": 24, "chat_template": True, "seed": 1},
+        search={"iterations": 3},
     )
     with VerdictCollector() as collector:
         response = index.as_query_engine(llm=RainLLM(settings=settings)).query(QUESTION)
