@@ -59,23 +59,23 @@ _SIGNS = re.compile(r"[:()\[\]]")  # without them there is no field and no mark
 _CUES = ("human", "assistant", "user", "system", "question", "options", "answer", "passage")
 # Signs that are drawn like a field's or a mark's, and characters that are not drawn at all.
 _DRAWN_ALIKE = {
-    **dict.fromkeys("\uff1a\ufe55\ufe13\u2236\ua789\u02d0\u02f8", ":"),
-    **dict.fromkeys("\uff08\ufe59\u207d\u208d\u2768", "(")
-    | dict.fromkeys("\uff09\ufe5a\u207e\u208e\u2769", ")"),
-    **dict.fromkeys("\uff3b\u27e6", "[") | dict.fromkeys("\uff3d\u27e7", "]"),
-    **dict(zip("\uff21\uff22\uff41\uff42", "ABab", strict=True)),
+    ":": "\uff1a\ufe55\ufe13\u2236\ua789\u02d0\u02f8",
+    "(": "\uff08\ufe59\u207d\u208d\u2768",
+    ")": "\uff09\ufe5a\u207e\u208e\u2769",
+    "[": "\uff3b\u27e6",
+    "]": "\uff3d\u27e7",
+    **{"A": "\uff21", "B": "\uff22", "a": "\uff41", "b": "\uff42"},
 }
 _NOT_DRAWN = (
-    0xAD,
-    0x34F,
-    0x61C,
-    0x180E,
+    *(0xAD, 0x34F, 0x61C, 0x180E, 0xFEFF, 0xFFFD),
     *range(0x200B, 0x2010),
     *range(0x202A, 0x202F),
     *range(0x2060, 0x2070),
+    *range(0xFE00, 0xFE10),
+    *range(0xE0000, 0xE0080),
 )
-_NOT_DRAWN += (0xFEFF, 0xFFFD, *range(0xFE00, 0xFE10), *range(0xE0000, 0xE0080))
-_AS_DRAWN = str.maketrans(_DRAWN_ALIKE) | dict.fromkeys(_NOT_DRAWN)
+_AS_DRAWN = {ord(other): sign for sign, others in _DRAWN_ALIKE.items() for other in others}
+_AS_DRAWN |= dict.fromkeys(_NOT_DRAWN, "")
 _LAYERS = 4  # of forgeries, each around the next; who wraps more is read without any sign or label
 _FLATTERY = frozenset(good for criterion in BUILT_IN.values() for good, _ in criterion.labels)
 
