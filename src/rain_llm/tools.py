@@ -75,7 +75,7 @@ def check_calls(calls: Sequence[ToolCall]) -> None:
     """Check calls that somebody else has written.
 
     Raises:
-        PromptError: a call's arguments cannot be written as JSON.
+        PromptError: a call's name or arguments cannot be written as JSON.
     """
     for call in calls:
         try:
@@ -84,8 +84,7 @@ def check_calls(calls: Sequence[ToolCall]) -> None:
             json.dumps([call.name, dict(call.arguments)], allow_nan=False, ensure_ascii=False).encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise PromptError(
-                f"the arguments of a call of {call.name!r} cannot be written as JSON ({error}): "
-                "give plain data"
+                f"a call of {call.name!r} cannot be written as JSON ({error}): give plain data"
             ) from error
 
 
