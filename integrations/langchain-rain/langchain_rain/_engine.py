@@ -181,6 +181,11 @@ class GuardedModel(BaseLanguageModel[Any]):
         return self.model_copy(update={**update, "settings": settings})
 
 
+def with_stop(overrides: Mapping[str, Any], stop: list[str] | None) -> Mapping[str, Any]:
+    """Return all overrides of a call: LangChain hands ``stop`` over apart from the others."""
+    return overrides if stop is None else {**overrides, "stop": stop}
+
+
 def unknown(name: str, known: Sequence[str]) -> str:
     """Say that a name is not known, which one it may have meant, and which there are."""
     near = difflib.get_close_matches(name, known, n=1)

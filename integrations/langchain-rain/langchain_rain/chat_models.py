@@ -50,7 +50,7 @@ from langchain_core.utils.function_calling import convert_to_json_schema, conver
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel, Field, PrivateAttr, SecretStr
 
-from langchain_rain._engine import GuardedModel, Place, told
+from langchain_rain._engine import GuardedModel, Place, told, with_stop
 from rain_llm import (
     Message,
     PromptError,
@@ -346,7 +346,7 @@ class ChatRain(GuardedModel, BaseChatModel):
         """Return the model that a call asks for, and what it asks for beside settings."""
         asked = {name: kwargs[name] for name in _ASKED if name in kwargs}
         rest = {name: value for name, value in kwargs.items() if name not in (*_ASKED, *_NOT_OURS)}
-        return self._overridden(rest if stop is None else {**rest, "stop": stop}), asked
+        return self._overridden(with_stop(rest, stop)), asked
 
     def _call(
         self, messages: list[BaseMessage], stop: list[str] | None, kwargs: Mapping[str, Any]

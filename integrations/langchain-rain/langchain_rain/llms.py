@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, fields
-from typing import Any, Self, cast
+from typing import Any, cast
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
@@ -25,7 +25,7 @@ from langchain_core.language_models import BaseLLM, LangSmithParams, LanguageMod
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from langchain_core.runnables import Runnable, RunnableConfig
 
-from langchain_rain._engine import GuardedModel, told
+from langchain_rain._engine import GuardedModel, told, with_stop
 from rain_llm import RainResult, RainSettings, Step, Task, Usage
 
 _RUN = ("tags", "metadata", "run_name", "run_id")
@@ -61,18 +61,14 @@ class RainLLM(GuardedModel, BaseLLM):
             ``on_unsafe="raise"``. Further errors are those of ``rain_llm.Rain.generate``.
     """
 
-    def _asked(self, stop: list[str] | None, overrides: dict[str, Any]) -> Self:
-        """Return the model of one call."""
-        return self._overridden(overrides if stop is None else {**overrides, "stop": stop})
-
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        return self._asked(stop, kwargs)._traced("llm")
+        return self._overridden(with_stop(kwargs, stop))._traced("llm")
 
     def _call(
         self, prompts: Sequence[str], stop: list[str] | None, overrides: dict[str, Any]
     ) -> tuple[list[Task], RainSettings]:
         """Return what the engine is told of one call."""
-        llm = self._asked(stop, overrides)
+        llm = self._overridden(with_stop(overrides, stop))
         return [Task(prompt, llm.context, llm.question) for prompt in prompts], llm.settings
 
     def generate(
