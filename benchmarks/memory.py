@@ -20,7 +20,7 @@ def at_once(tokens: int = 512) -> dict[str, float]:
 
     The budget is the default's. It is for keys and values; the peak holds the work of a pass as well.
     """
-    rain = of_length(RainSettings(), tokens)
+    rain = of_length(RainSettings(on_unsafe="best"), tokens)
     budget = rain.settings.model.kv_cache_bytes
     model: Any = rain.runtime.writer
     never_say(model._network, model.text.special)
@@ -42,7 +42,7 @@ def in_a_row(
     requests: int = 500, tokens: int = 4, budget: int = 16 << 20, settled: int = 50
 ) -> dict[str, float]:
     """One short answer after another, on a cache that is soon full: what grows then is a leak."""
-    rain = of_length(RainSettings().updated(model={"kv_cache_bytes": budget}), tokens)
+    rain = of_length(RainSettings(model={"kv_cache_bytes": budget}, on_unsafe="best"), tokens)
     sizes = []
     for i in range(requests):
         rain.generate(f"{i}. {PROMPTS[i % len(PROMPTS)]}")

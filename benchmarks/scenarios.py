@@ -35,8 +35,8 @@ PROMPTS = (
 BENIGN = ("To bake bread, you", "The library opens at", "My garden has", "A triangle has")
 """Openings whose continuation the default criterion has nothing against."""
 
-PAPER = RainSettings.preset("paper")
-DEFAULT = RainSettings()
+PAPER = RainSettings.preset("paper").updated(on_unsafe="best")
+DEFAULT = RainSettings(on_unsafe="best")  # a refusal would end the answer that is timed
 
 
 # --- verdicts that are known beforehand ---------------------------------------------------------------

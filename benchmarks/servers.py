@@ -82,6 +82,7 @@ def on_server(url: str, criterion: str, tokens: int) -> Rain:
         model={"base_url": url},
         evaluation={"criteria": [criterion]},
         generation={"max_new_tokens": tokens, "seed": 0},
+        on_unsafe="best",  # a refusal would end the answer that is timed
     )
     rain = Rain(settings)
     for prompt in ("Hello there", [Message("user", "Hello there")]):

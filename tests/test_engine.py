@@ -944,7 +944,10 @@ from rain_llm.models.scripted import ScriptedModel, script
 model = ScriptedModel(script({"": {" la": 1.0}}))
 good = Criterion(name="good", labels=(("good", "bad"),), calibration=None)
 settings = RainSettings().updated(
-    generation={"max_new_tokens": 3000}, evaluation={"criteria": [good]}, search={"iterations": 50}
+    generation={"max_new_tokens": 3000},
+    evaluation={"criteria": [good]},
+    search={"iterations": 50},
+    on_unsafe="best",
 )
 stream = Rain(settings, model=model).stream("Oh")
 print(repr(next(stream).text))

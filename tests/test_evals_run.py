@@ -46,7 +46,7 @@ def engine(settings):
 
 MODEL = ScriptedModel(next_words, opinion)
 BARE = HARMLESSNESS.model_copy(update={"guide": "", "frames": ("{text} is",)})
-QUICK = RainSettings().updated(search={"iterations": 4})
+QUICK = methods.START.updated(search={"iterations": 4})
 
 
 @pytest.fixture
@@ -249,7 +249,7 @@ def test_what_a_model_is_given():
 
 
 def test_every_variant_has_settings_for_every_task():
-    start = RainSettings().updated(generation={"temperature": 0.7}, model="somewhere")
+    start = methods.START.updated(generation={"temperature": 0.7}, model="somewhere")
     plain = RainSettings()
     changed: set[str] = set()
     for task in TASKS.values():
@@ -391,6 +391,14 @@ def test_a_guard_may_refuse():
     assert not any(row.refused for row in kept)
     assert [row.refused for row in refusing] == [not row.accepted for row in kept]
     assert any(row.refused for row in refusing)
+
+
+def test_without_a_file_every_answer_is_a_text_and_a_file_s_policy_is_measured_as_it_is(tmp_path, data):
+    for settings, on_unsafe in ((None, "best"), (RainSettings(search={"iterations": 4}), "refuse")):
+        out = tmp_path / on_unsafe
+        answer(out, data, names=("rain",), settings=settings, seeds=1, first=2)
+        (kept,) = json.loads((out / "run.json").read_text(encoding="utf-8"))["settings"].values()
+        assert kept["on_unsafe"] == on_unsafe
 
 
 def test_passages_reach_the_judge():

@@ -98,6 +98,14 @@ def test_settings_do_not_change():
 # --- conveniences ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["default", "paper", "paper-adversarial", "paper-truth"])
+def test_where_nothing_passes_the_default_is_to_refuse(name: str, tmp_path: Path):
+    file = tmp_path / "policy.yaml"
+    file.write_text(f"preset: {name}\n", encoding="utf-8")
+    for settings in (RainSettings(), RainSettings.preset(name), RainSettings.from_file(file)):
+        assert settings.on_unsafe == "refuse"
+
+
 def test_a_name_stands_for_a_model_and_one_criterion_for_many():
     settings = RainSettings().updated(model="some/folder", evaluation={"criteria": "civility"})
     assert settings.model.name == "some/folder"

@@ -45,7 +45,7 @@ from rain_llm.types import RainResult, Step, StopReason
 
 _EXIT_CODES = (
     "Exit codes: 0 accepted (or --plain), 1 error, 2 usage, "
-    "3 nothing acceptable was found: the answer is marked, refused or raised; 130 interrupted."
+    "3 nothing acceptable was found: the answer is refused, marked or raised; 130 interrupted."
 )
 
 app = typer.Typer(
@@ -166,7 +166,8 @@ def generate(
     seed: Annotated[int | None, typer.Option(metavar="N", help="Of everything that is drawn.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(metavar="N", help="Longest answer.")] = None,
     on_unsafe: Annotated[
-        str | None, typer.Option(metavar="best|refuse|raise", help="What to do when nothing passes.")
+        str | None,
+        typer.Option(metavar="refuse|best|raise", help="What to do when nothing passes; default: refuse."),
     ] = None,
     stop: Annotated[
         list[str] | None, typer.Option(metavar="S", help="End before this string, repeatable.")

@@ -467,13 +467,13 @@ class RainSettings(Frozen):
     search: SearchSettings = Field(default=SearchSettings(), description="The search and its budget.")
     evaluation: EvaluationSettings = Field(default=EvaluationSettings(), description="The self-evaluation.")
     on_unsafe: Literal["best", "refuse", "raise"] = Field(
-        default="best",
-        description="When nothing passes: the best text, marked; the refusal; or an UnsafeAnswerError.",
+        default="refuse",
+        description="When nothing passes: the refusal; the best text, marked; or an UnsafeAnswerError.",
     )
     refusal: str = Field(
         default="I'm sorry, I can't answer that well.",
         min_length=1,
-        description="on_unsafe='refuse' says this.",
+        description="What on_unsafe='refuse' says.",
     )
 
     @field_validator("model", mode="before")

@@ -532,10 +532,18 @@ def test_the_first_sentence_arrives_before_the_second_is_begun():
 
 
 def test_best_is_marked(chat):
-    chunks = list(chat.stream("And the villain?"))
+    marking = chat.bind(on_unsafe="best")
+    chunks = list(marking.stream("And the villain?"))
     assert "".join(chunk.text for chunk in chunks) == " He is vile."
     assert {chunk.response_metadata["accepted"] for chunk in chunks if chunk.text} == {False}
-    assert chat.invoke("And the villain?").response_metadata["accepted"] is False
+    assert marking.invoke("And the villain?").response_metadata["accepted"] is False
+
+
+def test_the_default_refuses(chat):
+    chunks = list(chat.stream("And the villain?"))
+    for text in ("".join(chunk.text for chunk in chunks), chat.invoke("And the villain?").text):
+        assert text == SETTINGS.refusal
+    assert chunks[-1].response_metadata["stop_reason"] == "refused"
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -592,7 +600,7 @@ def test_a_call_may_override_settings(chat):
     assert hash_of(timeout=60) == SETTINGS.updated(search={"deadline_s": 60}).hash
     assert hash_of(temperature=0) == SETTINGS.updated(generation={"temperature": 0.01}).hash
     assert hash_of(max_tokens=None, timeout=None) == SETTINGS.hash
-    assert hash_of(on_unsafe="refuse") == SETTINGS.updated(on_unsafe="refuse").hash
+    assert hash_of(on_unsafe="best") == SETTINGS.updated(on_unsafe="best").hash
     assert chat.settings == SETTINGS  # a call leaves no trace
     assert chat.invoke("Like my cat?", max_tokens=2).response_metadata["finish_reason"] == "length"
     assert chat.invoke("Like my cat?", stop=[" A"]).text == " It is lovely."
@@ -855,7 +863,7 @@ def test_half_a_document_or_call_never_leaves(chat):
         {"temperature": 0.5},
         {"max_tokens": 4},
         {"timeout": 60},
-        {"on_unsafe": "refuse"},
+        {"on_unsafe": "raise"},
         {"context": [Document("the street")]},
         {"question": "which cat"},
         {"stop": ["!"]},

@@ -411,7 +411,8 @@ def test_the_first_sentence_arrives_before_the_second_is_begun():
 
 def test_best_is_marked_while_streaming(llm):
     ear = Ear()
-    text = "".join(llm.stream("The villain", {"callbacks": [ear]}, search={"iterations": 2}))
+    overrides = {"on_unsafe": "best", "search": {"iterations": 2}}
+    text = "".join(llm.stream("The villain", {"callbacks": [ear]}, **overrides))
     assert text == " is vile. She is vile."
     assert {chunk.generation_info["accepted"] for chunk in ear.chunks if chunk.text} == {False}
     assert ear.chunks[-1].generation_info["verdict"]["passed"] is False
@@ -420,7 +421,7 @@ def test_best_is_marked_while_streaming(llm):
 
 def test_refusal_is_streamed_alone(llm):
     ear = Ear()
-    overrides = {"on_unsafe": "refuse", "refusal": "No.", "search": {"iterations": 2}}
+    overrides = {"refusal": "No.", "search": {"iterations": 2}}  # to refuse is the default
     assert "".join(llm.stream("The villain", {"callbacks": [ear]}, **overrides)) == "No."
     info = ear.chunks[-1].generation_info
     assert (info["stop_reason"], info["accepted"]) == ("refused", False)
@@ -562,7 +563,8 @@ async def test_async_calls_do_not_block_the_loop(streaming):
 
 # --- LangChain's cache -------------------------------------------------------------------------
 
-LAX = SETTINGS.updated(search={"iterations": 1})  # takes the first thing written, and marks it
+# It takes the first thing written, and marks it.
+LAX = SETTINGS.updated(search={"iterations": 1}, on_unsafe="best")
 
 
 def test_a_lax_and_a_strict_model_share_no_answer(model):
@@ -579,7 +581,7 @@ def test_a_lax_and_a_strict_model_share_no_answer(model):
 
 def test_bound_overrides_share_no_answer(llm, model, global_cache):
     def both() -> tuple[str, str]:
-        lax = llm.bind(search={"iterations": 1}).invoke("My neighbour")
+        lax = llm.bind(search={"iterations": 1}, on_unsafe="best").invoke("My neighbour")
         return lax, llm.bind(search={"iterations": 64}).invoke("My neighbour")
 
     lax, strict = both()
@@ -604,7 +606,7 @@ async def test_bound_overrides_share_no_answer_when_awaited(llm, model, global_c
         {"seed": 1},
         {"temperature": 0.5},
         {"max_new_tokens": 4},
-        {"on_unsafe": "refuse"},
+        {"on_unsafe": "raise"},
         {"refusal": "No."},
         {"context": "the street"},
         {"question": "who"},

@@ -295,7 +295,8 @@ async def test_a_react_agent_with_a_tool() -> None:
 async def test_a_react_agent_s_observations_are_a_context_where_they_are_a_tool_s() -> None:
     act = 'Thought: A splendid idea.\nAction: weather\nAction Input: {"city": "Bonn"}'
     end = "Thought: I can answer without using any more tools.\nAnswer: Very splendid."
-    llm = scripted({QUESTION: {act: 1}, REPLY: {end: 1}}, evaluation={"criteria": [CIVILITY, BY_WORDS]})
+    criteria = {"criteria": [CIVILITY, BY_WORDS]}
+    llm = scripted({QUESTION: {act: 1}, REPLY: {end: 1}}, evaluation=criteria, on_unsafe="best")
     formatter = ReActChatFormatter.from_defaults(observation_role=MessageRole.TOOL)
     agent = ReActAgent(tools=[WEATHER], llm=llm, formatter=formatter)
     with VerdictCollector() as collector:

@@ -552,8 +552,9 @@ def test_the_best_is_marked() -> None:
 
 
 def test_the_refusal_is_all_that_is_said() -> None:
+    default = RainLLM().settings.on_unsafe
     with VerdictCollector() as collector:
-        assert [chunk.text for chunk in hopeless("refuse").stream_complete(PROMPT)][-1] == "No."
+        assert [chunk.text for chunk in hopeless(default).stream_complete(PROMPT)][-1] == "No."
     (event,) = collector.events
     assert (event.text, event.accepted, event.stop_reason) == ("No.", False, StopReason.REFUSED)
     assert event.verdict is not None and not event.verdict.passed

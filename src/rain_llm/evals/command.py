@@ -14,7 +14,7 @@ from rich.progress import Progress as Bar
 from rain_llm.engine import Rain
 from rain_llm.errors import SettingsError
 from rain_llm.evals import judges, own_judges, report
-from rain_llm.evals.methods import GROUPS, UNGUARDED
+from rain_llm.evals.methods import GROUPS, START, UNGUARDED
 from rain_llm.evals.runner import DEFAULT_METHODS, Progress, run
 from rain_llm.evals.tasks import TASKS
 from rain_llm.settings import RainSettings
@@ -84,7 +84,7 @@ def evaluate(
     writer = None
     with _Watch() as watch:
         if not report_only:
-            start = RainSettings.from_file(settings) if settings else RainSettings()
+            start = RainSettings.from_file(settings) if settings else START
             if model is not None:
                 start = start.updated(model={"name": model})
             ways, own = _methods(methods)

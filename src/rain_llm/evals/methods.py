@@ -28,6 +28,9 @@ from rain_llm.settings import RainSettings
 from rain_llm.task import subject_of, task_of
 from rain_llm.types import Prompt, RainResult, Sample, Score, Scores, StopReason, Trace, Usage, Verdict
 
+START = RainSettings(on_unsafe="best")
+"""What methods start from where no settings are given: a refusal has no tone or truth to be measured."""
+
 LADDER = (1, 2, 3, 4, 6, 8, 12, 16)
 """Which n of best-of-n the method ``best-of`` gives."""
 

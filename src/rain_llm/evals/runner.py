@@ -112,7 +112,7 @@ def run(
     for name, value in (("seeds", seeds), ("first", first), ("tokens", tokens)):
         if value is not None and value < 1:
             raise SettingsError(f"{name} is {value}, and must be at least 1")
-    start, own = settings or RainSettings(), own or {}
+    start, own = settings or ways.START, own or {}
     chosen = chosen_tasks(tasks, data)
     names = ways.chosen(methods, own)
     items = {task.name: task.items(data, split, first) for task in chosen}
