@@ -124,6 +124,7 @@ PUBLIC = [
     "ModelNotFoundError",
     "ModelNotSupportedError",
     "PromptError",
+    "PromptTooLongError",
     "Rain",
     "RainError",
     "RainResult",
