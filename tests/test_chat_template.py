@@ -403,3 +403,35 @@ def test_the_embedded_model_is_told_in_words(real_model: TransformersModel):
         tokens = real_model.render_chat(messages, tools)
         assert tokens == real_model.render_chat(spoken(messages, tools))
         assert sum(token in real_model.text.special for token in tokens) == 2 * 8 + 1 - 2
+
+
+# --- chats that the assistant begins or ends ---
+
+SAID, LATE = Message("assistant", "I did."), Message("system", "Be brief.")
+# As of Llama 2: where the assistant has spoken, nothing opens its next turn.
+LLAMA_2 = """\
+{%- for m in messages %}
+    {{- '<|im_start|>' + m.content + ' [/INST]' if m.role == 'user' else m.content + '<|im_end|>' }}
+{%- endfor %}
+"""
+
+
+def test_where_the_assistant_spoke_last_it_gets_another_turn(make_tokenizer: Any):
+    asked = TALK[1:2]
+    gemma = Tokenizer(make_tokenizer(chat_template=GEMMA), "tiny")
+    turns = f"{START}user\nWrite to a.{END}{START}assistant\nI did.{END}"
+    assert text_of(gemma, [*asked, SAID], []) == f"{turns}{START}assistant\n"
+    llama = Tokenizer(make_tokenizer(chat_template=LLAMA_2), "tiny")
+    turns = f"{START}Write to a. [/INST]I did.<|im_end|>"
+    assert text_of(llama, [*asked, SAID], []) == f"{turns}{START}Go on. [/INST]"
+
+
+def test_a_template_that_is_strict_about_roles_gets_turns_that_alternate(make_tokenizer: Any):
+    gemma = Tokenizer(make_tokenizer(chat_template=GEMMA), "tiny")
+    begins = f"{START}user\nGo on.{END}{START}assistant\nI did.{END}"
+    assert text_of(gemma, [SAID], []) == f"{begins}{START}user\nGo on.{END}{START}assistant\n"
+    assert text_of(gemma, [SAID, TALK[1]], []).startswith(f"{begins}{START}user\nWrite to a.{END}")
+    qwen = Tokenizer(make_tokenizer(chat_template=HERMES), "tiny")  # it shows what the system says first only
+    assert text_of(qwen, [TALK[1], LATE], []) == (
+        f"{START}user\nWrite to a.\n\nBe brief.{END}{START}assistant\n"
+    )

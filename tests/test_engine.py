@@ -466,7 +466,6 @@ def test_raise_carries_what_was_accepted_and_names_what_failed():
 # --- bad input is refused before any model runs ---------------------------------------------------------
 
 
-CHAT = [Message("user", "Hi"), Message("assistant", "Hello")]
 LONG_FRAME = GOOD.model_copy(update={"frames": ("word " * 40 + "{answer} it is",)})
 UNCLEAR = Criterion(name="warm", labels=(("warm", "warm glow"),))
 
@@ -478,13 +477,12 @@ REFUSED: dict[str, tuple[type[Exception], Any, dict[str, Any], list[str]]] = {
     "no prompt": (PromptError, None, {}, ["a prompt is None", "a list of rain_llm.Message"]),
     "a dict": (
         PromptError,
-        [{"role": "user", "content": "Hi"}],
+        [{"role": "tutor", "content": "Hi"}],
         {},
-        ["{'role': 'user'", "Message(role, text)"],
+        ["the role 'tutor'", "{'role': 'user'"],
     ),
     "a role": (PromptError, [Message("tutor", "Hi")], {}, ["'tutor'", "one of system, user"]),  # type: ignore[arg-type]
     "no text": (PromptError, [Message("user", None)], {}, ["content=None", "Message(role"]),  # type: ignore[arg-type]
-    "nothing asked": (PromptError, CHAT, {}, ["last message is the assistant's", "end with a user's"]),
     "too long": (
         PromptError,
         "word" + " word" * 89,

@@ -357,7 +357,9 @@ def test_stop_strings_do_not_cut_a_document():
         (Task(PROMPT, schema={"type": "nonsense"}), "nonsense"),
         (Task(PROMPT, schema={"default": {1, 2}}), "cannot be written as JSON"),
         (Task(""), "empty"),
-        (Task([Message("user", "a"), Message("assistant", "b")]), "last message"),
+        (Task([Message("user", ""), Message("assistant", "")]), "empty"),
+        (Task(PROMPT, schema={"foo": 1}), "'foo' is no keyword"),
+        (Task(PROMPT, schema={"type": "object", "propertis": {}}), "did you mean 'properties'"),
     ],
 )
 def test_bad_tasks_are_refused_before_any_model_runs(asked: Task, message: str):

@@ -27,7 +27,7 @@ CLOCK = Tool("clock")
 
 @pytest.mark.parametrize("choice", ["auto", "none", "any", "clock"])
 def test_good_tools_pass(choice: str):
-    check_tools([MAIL, CLOCK, Tool("a" * 64), Tool("no_type", "", {"properties": {}})], choice)
+    check_tools([MAIL, CLOCK, Tool("a" * 128), Tool("files.read/all"), Tool("no_type", "", {"properties": {}})], choice)
 
 
 def test_no_tools_need_no_call():
@@ -35,9 +35,9 @@ def test_no_tools_need_no_call():
     check_tools([], "none")
 
 
-@pytest.mark.parametrize("name", ["", "a" * 65, "send mail", "<|im_end|>", "caf\u00e9", "a\n"])
+@pytest.mark.parametrize("name", ["", "a" * 129, "send mail", "<|im_end|>", "caf\u00e9", "a\n"])
 def test_a_bad_name_is_refused(name: str):
-    with pytest.raises(PromptError, match="1 to 64"):
+    with pytest.raises(PromptError, match="1 to 128"):
         check_tools([Tool(name)], "auto")
 
 

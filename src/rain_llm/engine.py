@@ -21,6 +21,7 @@ from rain_llm.errors import (
     BlindJudgeWarning,
     IncompleteError,
     PromptError,
+    PromptTooLongError,
     SearchError,
     SettingsError,
     UnsafeAnswerError,
@@ -428,7 +429,7 @@ class Rain:
         redrafts = guarded and settings.search.guided and settings.search.expansion == "simulations"
         guided = self.guided(task, settings) if redrafts else ()
         if len(tokens) + room > writer.context_length:
-            raise PromptError(
+            raise PromptTooLongError(
                 f"the prompt has {len(tokens)} tokens; with max_new_tokens = {room} that exceeds "
                 f"the context of {writer.name}, {writer.context_length} tokens: "
                 "shorten it or ask for fewer tokens"

@@ -5,7 +5,8 @@
     RainError
     ├── SettingsError      (ValueError)  a setting, or a settings file, that cannot be used
     │   └── LabelError                   labels that the judge's tokenizer cannot tell apart
-    ├── PromptError        (ValueError)  a prompt that cannot be answered: empty, or too long
+    ├── PromptError        (ValueError)  a prompt that cannot be answered
+    │   └── PromptTooLongError           it does not fit into the model's context
     ├── ModelError                       a model that cannot be used
     │   ├── ModelNotFoundError           no such folder, package or name
     │   ├── ModelNotSupportedError       found, but it cannot be rewound or judged by
@@ -42,7 +43,11 @@ class LabelError(SettingsError):
 
 
 class PromptError(RainError, ValueError):
-    """A prompt that cannot be answered: empty, or longer than the model's context."""
+    """A prompt that cannot be answered: it is empty, say, or a tool's schema cannot be used."""
+
+
+class PromptTooLongError(PromptError):
+    """A prompt that does not fit, with its answer, into the context of the writer or of the judge."""
 
 
 class ModelError(RainError):

@@ -32,7 +32,7 @@ from rain_llm.criteria import (
     Example,
     placeholders,
 )
-from rain_llm.errors import LabelError, ModelError, PromptError
+from rain_llm.errors import LabelError, ModelError, PromptError, PromptTooLongError
 from rain_llm.evidence import pertinent
 from rain_llm.models.base import LanguageModel
 from rain_llm.settings import EvaluationSettings
@@ -159,7 +159,7 @@ class SelfEvaluator:
             questions = self._questions(whole, subject, "")
             longest = max(len(q.good[0].prefix) + len(q.good[0].options[0]) for q in questions)
             if longest + max_new_tokens > self._judge.context_length:
-                raise PromptError(
+                raise PromptTooLongError(
                     f"criterion '{criterion.name}' asks a question of {longest} tokens; with "
                     f"max_new_tokens = {max_new_tokens} that exceeds the context of the judge "
                     f"{self._judge.name}, {self._judge.context_length} tokens: "

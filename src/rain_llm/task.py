@@ -7,41 +7,44 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from rain_llm.chat import messages_of
 from rain_llm.errors import PromptError, SettingsError
 from rain_llm.evaluation import Subject
 from rain_llm.form import Form
 from rain_llm.models.chat_template import merged
+from rain_llm.schemas import schema_of
 from rain_llm.settings import RainSettings
-from rain_llm.tools import call_schema, check_calls, check_tools
+from rain_llm.tools import call_schema, check_calls, check_tools, prepared
 from rain_llm.types import Message, Prompt, Task
-
-_ROLES = ("system", "user", "assistant", "tool")
 
 
 def task_of(prompt: Prompt, context: str = "") -> Task:
     """Return a prompt as a task; ``context`` is for one that brings none.
 
     What one role says in turns that follow each other becomes one turn, for the writer and for the judge.
+    Schemas become plain JSON schemas.
 
     Raises:
-        PromptError: it is no prompt.
+        PromptError: it is no prompt, or a schema cannot be read.
     """
-    task = prompt if isinstance(prompt, Task) else Task(prompt)
+    task: Task = prompt if isinstance(prompt, Task) else Task(prompt)  # type: ignore[arg-type]
     if context and not task.context:
         task = replace(task, context=context)
-    return task if isinstance(task.prompt, str) else replace(task, prompt=merged(_checked(task.prompt)))
+    if task.tools:
+        task = replace(task, tools=prepared(task.tools))
+    if task.schema is not None:
+        task = replace(task, schema=schema_of(task.schema))
+    return task if isinstance(task.prompt, str) else replace(task, prompt=_turns(task.prompt))
 
 
-def _checked(messages: Sequence[Any]) -> Sequence[Message]:
+def _turns(messages: Sequence[Any]) -> Sequence[Message]:
+    """Return a chat's turns, without empty ones of the assistant at its end: it has not spoken yet."""
     if not isinstance(messages, Sequence):
         raise PromptError(f"a prompt is {messages!r:.80}: give a text or a list of rain_llm.Message")
-    for turn in messages:
-        if not isinstance(turn, Message) or turn.role not in _ROLES or not isinstance(turn.content, str):
-            raise PromptError(
-                f"a chat holds {turn!r:.80}: give rain_llm.Message(role, text), the role one of "
-                + ", ".join(_ROLES)
-            )
-    return messages
+    turns = merged(messages_of(messages))
+    while turns and turns[-1].role == "assistant" and not (turns[-1].content.strip() or turns[-1].tool_calls):
+        turns.pop()
+    return turns
 
 
 def subject_of(task: Task, settings: RainSettings) -> Subject:
@@ -70,16 +73,9 @@ def is_chat(task: Task, settings: RainSettings) -> bool:
 
 
 def form_of(task: Task) -> Form:
-    """Return the form of the answer that a task asks for.
-
-    Raises:
-        PromptError: its schema is no JSON.
-    """
+    """Return the form of the answer that a task asks for."""
     if task.schema is not None:
-        try:
-            return Form(document=json.dumps(dict(task.schema), ensure_ascii=False))
-        except (TypeError, ValueError, RecursionError) as error:
-            raise PromptError(f"the schema cannot be written as JSON: {error}") from error
+        return Form(document=json.dumps(task.schema, ensure_ascii=False))
     if not task.tools or task.tool_choice == "none":
         return Form()
     call = call_schema(task.tools, task.tool_choice)
@@ -118,8 +114,6 @@ def check_task(task: Task, settings: RainSettings, guarded: bool) -> None:
     else:
         texts = [message.content for message in task.prompt]
         check_calls([call for message in task.prompt for call in message.tool_calls])
-        if task.prompt and task.prompt[-1].role == "assistant":
-            raise PromptError("the last message is the assistant's: end with a user's message to answer")
     if not any(text.strip() for text in texts):
         raise PromptError("the prompt is empty: give at least one word")
     for text in texts:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from rain_llm.errors import PromptError
+from rain_llm.schemas import schema_of
 from rain_llm.types import Message, Tool, ToolCall
 
 OPENING = "<tool_call>"
@@ -24,7 +25,7 @@ CLOSING = "</tool_call>"
 CHOICES = ("auto", "none", "any")
 """What ``tool_choice`` may be beside the name of a tool."""
 
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_NAME = re.compile(r"[A-Za-z0-9_./-]{1,128}")  # as MCP has them
 _TAG = re.compile(r"<(?=\s*/?\s*tool_(?:call|response))", re.IGNORECASE)
 _ESCAPE = re.compile(r'\\(["\\])|\\(?:u[0-9a-f]{4}|.)')
 _LITERAL = ("enum", "const", "default", "examples")  # values, in which "$ref" is a word like any other
@@ -32,6 +33,24 @@ _SCHEMAS_BY_NAME = ("properties", "patternProperties", "dependentSchemas", "$def
 
 
 # --- what a task asks for -------------------------------------------------------------------------
+
+
+def prepared(tools: Sequence[Tool]) -> tuple[Tool, ...]:
+    """Return tools whose parameters are plain JSON schemas, whatever they were given as.
+
+    Raises:
+        PromptError: some are no schema; names the tool.
+    """
+    return tuple(_prepared(tool) for tool in tools)
+
+
+def _prepared(tool: Tool) -> Tool:
+    if not isinstance(tool, Tool):
+        return tool  # check_tools refuses it
+    try:
+        return replace(tool, parameters=schema_of(tool.parameters))
+    except PromptError as error:
+        raise PromptError(f"the parameters of the tool {tool.name!r:.140}: {error}") from error
 
 
 def check_tools(tools: Sequence[Tool], choice: str) -> None:
@@ -50,8 +69,8 @@ def check_tools(tools: Sequence[Tool], choice: str) -> None:
     for tool in tools:
         if not _NAME.fullmatch(tool.name):
             raise PromptError(
-                f"a tool is named {tool.name!r}: a name has 1 to 64 of the letters a to z and A to Z, the "
-                "digits, '_' and '-'"
+                f"a tool is named {tool.name!r:.140}: a name has 1 to 128 of the letters a to z and A to Z, "
+                "the digits, '_', '-', '.' and '/'"
             )
         if tool.name in CHOICES:
             raise PromptError(
@@ -127,7 +146,7 @@ def call_schema(tools: Sequence[Tool], choice: str) -> str:
     calls = [
         {
             "type": "object",
-            "properties": {"name": {"const": tool.name}, "arguments": {"$ref": f"#/$defs/{tool.name}"}},
+            "properties": {"name": {"const": tool.name}, "arguments": {"$ref": _place(tool)}},
             "required": ["name", "arguments"],
             "additionalProperties": False,
         }
@@ -138,8 +157,13 @@ def call_schema(tools: Sequence[Tool], choice: str) -> str:
     return json.dumps(schema | {"$defs": definitions}, ensure_ascii=False, separators=(",", ":"))
 
 
+def _place(tool: Tool) -> str:
+    """Return where the schema of a call has a tool's parameters."""
+    return f"#/$defs/{tool.name.replace('/', '~1')}"
+
+
 def _arguments(tool: Tool) -> dict[str, Any]:
-    schema: dict[str, Any] = _rooted(_plain(tool.parameters), f"#/$defs/{tool.name}")
+    schema: dict[str, Any] = _rooted(_plain(tool.parameters), _place(tool))
     for key in ("$schema", "$id"):
         schema.pop(key, None)  # of a document of its own, which this no longer is
     if not schema.keys() & {"$ref", "anyOf", "oneOf", "allOf"}:

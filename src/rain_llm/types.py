@@ -23,9 +23,10 @@ class Tool:
     """A function that the model may ask for.
 
     Attributes:
-        name: 1 to 64 letters, digits, ``_`` and ``-``.
+        name: 1 to 128 letters, digits, ``_``, ``-``, ``.`` and ``/``.
         description: what it does, in words for the model.
-        parameters: JSON schema of an object: its arguments.
+        parameters: JSON schema of an object, its arguments; also as a class or in the wrapper of another
+            API, as in a task's ``schema``.
     """
 
     name: str
@@ -67,7 +68,8 @@ class Task:
     """All that is asked for one answer; a bare prompt stands for a task without the rest.
 
     Attributes:
-        prompt: a text to continue, or a list of chat messages to answer.
+        prompt: a text to continue, or a list of chat messages to answer: ``Message``, or dicts as OpenAI's
+            API has them. Where the assistant spoke last, its answer is another turn of its own.
         context: passages for criteria that judge against them (groundedness); the writer reads only the
             prompt.
         question: what the judge is told was asked; "": the prompt, or a chat's last user turn.
@@ -75,7 +77,8 @@ class Task:
         tool_choice: "auto": text, calls or both; "none": no call; "any": a call; else the name of the tool
             that is to be called.
         parallel_calls: one answer may hold several calls.
-        schema: a JSON schema: the answer is one JSON document that fits it.
+        schema: the answer is one JSON document that fits it: a JSON schema, also in OpenAI's wrapper
+            (``{"name": ..., "schema": {...}}``), or a type that pydantic has one for (a model, an ``Enum``).
     """
 
     prompt: str | Sequence[Message]
@@ -84,10 +87,10 @@ class Task:
     tools: Sequence[Tool] = ()
     tool_choice: str = "auto"
     parallel_calls: bool = True
-    schema: Mapping[str, Any] | None = None
+    schema: Any = None
 
 
-Prompt: TypeAlias = str | Sequence[Message] | Task
+Prompt: TypeAlias = str | Sequence[Message] | Sequence[Mapping[str, Any]] | Task
 
 
 # --- requests: what a search asks for -----------------------------------------------------------

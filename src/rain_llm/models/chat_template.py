@@ -48,6 +48,25 @@ def merged(messages: Sequence[Message]) -> list[Message]:
     return joined
 
 
+_GO_ON = Message("user", "Go on.")
+
+
+def _alternating(messages: Sequence[Message]) -> list[Message]:
+    """Return a chat for templates that are strict about roles.
+
+    The system speaks first or in the user's turns, and the user speaks before and after the assistant: where
+    nobody has, a turn of a few words is put in.
+    """
+    first, *others = messages
+    turns = [first, *(replace(m, role="user") if m.role == "system" else m for m in others)]
+    start = 1 if first.role == "system" else 0
+    if turns[start:] == [] or turns[start].role == "assistant":
+        turns.insert(start, _GO_ON)
+    if turns[-1].role == "assistant":
+        turns.append(_GO_ON)
+    return merged(turns)
+
+
 class ChatTemplate:
     """Renders chats to tokens. May be used from many threads.
 
@@ -81,6 +100,16 @@ class ChatTemplate:
             messages, tools = spoken(messages, tools), ()
         if any(message.role == "system" for message in messages) and not self.shows_system:
             messages = merged([replace(m, role="user") if m.role == "system" else m for m in messages])
+        if messages and messages[-1].role == "assistant" and not self.answers_itself:
+            messages = [*messages, _GO_ON]
+        try:
+            return self._tokens(messages, tools)
+        except ModelNotSupportedError:
+            if (alternating := _alternating(messages)) == list(messages):
+                raise
+            return self._tokens(alternating, tools)
+
+    def _tokens(self, messages: Sequence[Message], tools: Sequence[Tool]) -> TokenIds:
         chat = _Marked(messages, tools)
         written, places = chat.found(self._render(chat.messages, chat.tools))
         shown = [place for place in places if place in chat.contents]
@@ -116,6 +145,20 @@ class ChatTemplate:
         except ModelNotSupportedError:
             return False
         return places == list(chat.contents)
+
+    @cached_property
+    def answers_itself(self) -> bool:
+        """Whether the template opens another turn of the assistant after one of its own."""
+        asked = Message("user", "What is rain?")
+        after = []
+        for messages in ((asked,), (asked, Message("assistant", "Water."))):
+            chat = _Marked(messages, ())
+            try:
+                written, _ = chat.found(self._render(chat.messages, None))
+            except ModelNotSupportedError:
+                return False
+            after.append(written[-1])
+        return after[1].endswith(after[0].lstrip())
 
     @cached_property
     def shows_tools(self) -> bool:

@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
-from rain_llm.errors import ModelNotFoundError, ModelNotSupportedError, PromptError, ServerError
+from rain_llm.errors import ModelNotFoundError, ModelNotSupportedError, PromptError, PromptTooLongError, ServerError
 from rain_llm.models.base import DEADLINE, Errand
 from rain_llm.models.dialect import PATH, Ask, Bill, Body, Contexts, Drawn, Weighed, Wish, distinct, together
 from rain_llm.models.grammar import check, check_sample, fits, narrowed
@@ -373,7 +373,7 @@ class CompletionsModel:
         if prefix < 1:
             raise PromptError("a prefix of 0 tokens cannot be continued: give at least 1 token")
         if prefix + more > self.context_length:
-            raise PromptError(
+            raise PromptTooLongError(
                 f"{prefix} tokens and {more} more exceed the context of {self.name}, "
                 f"{self.context_length} tokens: shorten the prompt or ask for fewer tokens"
             )

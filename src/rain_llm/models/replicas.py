@@ -18,6 +18,7 @@ import asyncio
 import json
 import math
 import os
+import re
 import threading
 import time
 import weakref
@@ -29,7 +30,7 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import SecretStr
 
-from rain_llm.errors import ModelError, ServerError, SettingsError
+from rain_llm.errors import ModelError, PromptTooLongError, ServerError, SettingsError
 from rain_llm.models.tokenizer import first_line
 from rain_llm.settings import ServerLimits
 
@@ -38,6 +39,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 _LONGEST_ASKED_S = 60.0  # that a server may ask for
 _DEFAULT_CONCURRENCY = 64
 _QUOTED = 300  # characters of what a server says that an error repeats
+_TOO_LONG = re.compile(r"context[ _](length|size|window)", re.IGNORECASE)  # vLLM, llama-server, OpenAI
 _STRANGE = "see whether this server is one of those supported"
 
 Answer = TypeVar("Answer")
@@ -49,6 +51,10 @@ class Unreadable(Exception):
 
 class Refused(ServerError):
     """A request that a server will not answer, however often it is asked (status 4xx)."""
+
+
+class TooLong(Refused, PromptTooLongError):
+    """A request that is longer than the server's context, by what the server says."""
 
 
 class Failed(Exception):
@@ -338,6 +344,8 @@ class Replicas:
             404: "check base_url and the model's name",
         }
         remedy = remedies.get(status, "this request cannot be answered there: see what it says")
+        if _TOO_LONG.search(cause):
+            raise TooLong(replica.url, cause, "shorten the prompt, or set model.context_length to what it has")
         raise Refused(replica.url, cause, remedy)
 
     def _patience(self, end: float) -> float:

@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from rain_llm.errors import ModelError, PromptError
+from rain_llm.errors import ModelError, PromptError, PromptTooLongError
 from rain_llm.models.grammar import Matcher, check_sample, spelled_out
 from rain_llm.tools import spoken
 from rain_llm.types import Continuation, Message, Sample, Samples, Score, Scores, TokenIds, Tool
@@ -128,7 +128,7 @@ class ScriptedModel:
         if not prefix:
             raise PromptError("a prefix of 0 tokens cannot be continued: give at least 1 token")
         if len(prefix) + more > self.context_length:
-            raise PromptError(
+            raise PromptTooLongError(
                 f"{len(prefix)} tokens and {more} more exceed the context of {self.name}, "
                 f"{self.context_length} tokens: shorten the prompt or ask for fewer tokens"
             )

@@ -16,7 +16,13 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from rain_llm.errors import ModelError, ModelNotFoundError, ModelNotSupportedError, PromptError
+from rain_llm.errors import (
+    ModelError,
+    ModelNotFoundError,
+    ModelNotSupportedError,
+    PromptError,
+    PromptTooLongError,
+)
 from rain_llm.models.base import Job
 from rain_llm.models.embedded import NAME, embedded_model, quiet_loading
 from rain_llm.models.grammar import Vocabulary, check_sample, vocabulary_of
@@ -179,7 +185,7 @@ class TransformersModel:
         if prefix < 1:
             raise PromptError("a prefix of 0 tokens cannot be continued: give at least 1 token")
         if prefix + more > self.context_length:
-            raise PromptError(
+            raise PromptTooLongError(
                 f"{prefix} tokens and {more} more exceed the context of {self.name}, "
                 f"{self.context_length} tokens: shorten the prompt or ask for fewer tokens"
             )

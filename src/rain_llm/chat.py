@@ -1,0 +1,124 @@
+"""Chats in the form of OpenAI's API, as ours.
+
+Only text can be judged, so only text goes in: an image in a user's message is an error, for the answer would
+depend on what no judge has read. A tool's reply with an image is used without it; a marker stands in its
+place, and an agent goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from rain_llm.errors import PromptError
+from rain_llm.types import Message, ToolCall
+
+_ROLES: dict[str, Literal["system", "user", "assistant", "tool"]] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "function": "tool",  # before there were tools
+}
+_TEXTS = ("text", "input_text", "output_text")
+_MEDIA = re.compile(r"(?:input_)?(image|audio|video|file|document|media)(?:_url)?")
+
+
+def media_kind(block: Mapping[str, Any]) -> str:
+    """Return what a content block holds that is no text: "image", say; "": it may be text."""
+    found = _MEDIA.fullmatch(str(block.get("type")))
+    return found[1] if found else ""
+
+
+def left_out(kind: str) -> str:
+    """Return the marker that stands for what a tool replied beside text."""
+    return f"[{kind} left out]"
+
+
+def messages_of(turns: Sequence[Any]) -> list[Message]:
+    """Return the messages of a chat; those that are dicts are read as OpenAI's API has them.
+
+    Raises:
+        PromptError: one of them is no message, or holds what is no text.
+    """
+    names: dict[str, str] = {}  # of calls, by their ids: a reply may name the id alone
+    messages = []
+    for turn in turns:
+        message = _read(turn, names) if isinstance(turn, Mapping) else _checked(turn)
+        names |= {call.id: call.name for call in message.tool_calls}
+        messages.append(message)
+    return messages
+
+
+def _checked(turn: object) -> Message:
+    roles = dict.fromkeys(_ROLES.values())
+    if isinstance(turn, Message) and turn.role in roles and isinstance(turn.content, str):
+        return turn
+    raise PromptError(
+        f"a chat holds {turn!r:.80}: give rain_llm.Message(role, text), or {{'role': ..., 'content': ...}}, "
+        f"the role one of {', '.join(roles)}"
+    )
+
+
+def _read(turn: Mapping[str, Any], names: Mapping[str, str]) -> Message:
+    role = turn.get("role")
+    if role not in _ROLES:
+        raise PromptError(
+            f"a message has the role {role!r:.40}: there are {', '.join(_ROLES)}, as in "
+            "{'role': 'user', 'content': 'Hello'}"
+        )
+    calls = tuple(_call(call) for call in turn.get("tool_calls") or ())
+    if old := turn.get("function_call"):
+        calls += (_call({"function": old}),)
+    content = turn.get("content")
+    if content is None and isinstance(turn.get("refusal"), str):
+        content = turn["refusal"]
+    if content is None and not calls:
+        raise PromptError(f"a message of the role {role!r} has no content: give {{'content': ...}}")
+    text = _text(content, role)
+    if _ROLES[role] != "tool":
+        return Message(_ROLES[role], text, calls)
+    id = turn.get("tool_call_id") or ""
+    return Message("tool", text, name=turn.get("name") or names.get(id, ""), tool_call_id=id)
+
+
+def _text(content: object, role: str) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    parts = content if isinstance(content, list | tuple) else [content]
+    return "".join(_part(part, role) for part in parts)
+
+
+def _part(part: object, role: str) -> str:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, Mapping):
+        raise PromptError(f"a message of the role {role!r} holds a {type(part).__name__}: give text")
+    kind = part.get("type")
+    if kind in _TEXTS and isinstance(part.get("text"), str):
+        return str(part["text"])
+    if kind == "refusal" and isinstance(part.get("refusal"), str):
+        return str(part["refusal"])
+    if role in ("tool", "function") and media_kind(part):
+        return left_out(media_kind(part))
+    raise PromptError(
+        f"a message of the role {role!r} holds a part of the type {kind!r:.40}: only text can be judged; "
+        "leave it out, or describe it in words"
+    )
+
+
+def _call(call: object) -> ToolCall:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(call, Mapping) or not isinstance(function, Mapping):
+        raise PromptError(f"a message holds a tool call that cannot be read: {call!r:.80}")
+    name, arguments = function.get("name"), function.get("arguments", {})
+    try:
+        read = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments
+        if not isinstance(name, str) or not isinstance(read, Mapping):
+            raise ValueError("a call has a name, and as arguments a JSON object")
+    except (ValueError, RecursionError) as error:
+        raise PromptError(f"a message holds a call of {name!r:.140} that cannot be read: {error}") from error
+    return ToolCall(name, read, str(call.get("id") or ""))
