@@ -636,7 +636,7 @@ class _Job:
             outcome.text,
             outcome.verdict,
             outcome.stop_reason,
-            outcome.accepted,
+            outcome.accepted and outcome.verdict is not None,  # cut off before its first verdict, nothing was
             Usage(
                 self._prompt_tokens,
                 len(outcome.tokens),

@@ -512,10 +512,22 @@ class RainSettings(Frozen):
         """
         return RainSettings._load(_merged(self.data(), parts), "the changed settings")
 
+    def unseeded(self) -> RainSettings:
+        """Return these settings with a fresh seed for each answer, unless a seed was given by name.
+
+        So chats of LangChain and LlamaIndex vary, as their users expect, and a retry differs.
+        """
+        if "seed" in self.generation.model_fields_set:
+            return self
+        generation = self.generation.model_copy(update={"seed": None})
+        return self.model_copy(update={"generation": generation})
+
     def data(self, *parts: str) -> dict[str, Any]:
         """Return these parts, or all, as data to make settings of: with the keys, unlike ``model_dump``."""
         data = self.model_dump(include=set(parts) or None)
         judge = self.evaluation.judge
+        if "generation" in data and "seed" not in self.generation.model_fields_set:
+            del data["generation"]["seed"]  # see unseeded
         if "model" in data:
             data["model"]["api_key"] = self.model.api_key
         if "evaluation" in data and judge is not None:
@@ -551,7 +563,7 @@ class RainSettings(Frozen):
             problems.append((("preset",), _no_preset(name)))
         base = cls.preset(name if known else "default")
         try:
-            settings = cls.model_validate(_merged(base.model_dump(), policy.data))
+            settings = cls.model_validate(_merged(base.data(), policy.data))
         except ValidationError as error:
             problems += _problems(error)
         else:

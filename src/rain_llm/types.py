@@ -421,7 +421,7 @@ class RainResult:
         verdict: on the whole answer; None only where nothing was judged (``Rain.plain`` without
             ``judge=True``, or an answer cut off before its first verdict).
         stop_reason: why it ended.
-        accepted: every piece of it was accepted.
+        accepted: every piece of it was accepted, and there was at least one verdict.
         usage: what it cost. trace: how it came about.
         settings_hash: of all settings that can change the answer.
         tool_calls: what the answer asks for; only calls that passed.

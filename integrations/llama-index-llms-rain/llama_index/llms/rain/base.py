@@ -504,10 +504,10 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
         try:
             yield
         except (UnsafeAnswerError, IncompleteError, SearchError) as error:
-            self._tell(task, error.result)
+            self._tell(task, error.result, accepted=False)
             raise
 
-    def _tell(self, task: Task, result: RainResult) -> None:
+    def _tell(self, task: Task, result: RainResult, accepted: bool) -> None:
         """Dispatch the event of an answer, if it is guarded."""
         if not self.guarded:
             return
@@ -515,8 +515,9 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
             text=result.text,
             tool_calls=result.tool_calls,
             verdict=result.verdict,
-            accepted=result.accepted,
+            accepted=accepted,
             stop_reason=result.stop_reason,
+            sentences=result.sentences,
             usage=result.usage,
             trace=result.trace.summary(),
             settings_hash=result.settings_hash,
@@ -536,7 +537,7 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
             return ChatResponse(message=message, delta=step.text, raw=raw)
         if task.schema is not None and result.stop_reason is StopReason.REFUSED:
             raise UnsafeAnswerError("no document that fits the schema passed the criteria", result)
-        self._tell(task, result)
+        self._tell(task, result, result.accepted)
         return ChatResponse(
             message=message,
             delta=step.text,
@@ -562,6 +563,7 @@ def _raw(result: RainResult) -> dict[str, Any]:
         "tool_calls": [asdict(call) for call in result.tool_calls],
         "trace": result.trace.summary(),
         "settings_hash": result.settings_hash,
+        **({"sentences": [s.to_dict() for s in result.sentences]} if result.sentences else {}),
     }
 
 
