@@ -31,7 +31,18 @@ from rain_llm.errors import (
     UnsafeAnswerError,
 )
 from rain_llm.settings import RainSettings
-from rain_llm.types import Message, RainResult, Step, StopReason, Task, Tool, ToolCall, Usage, Verdict
+from rain_llm.types import (
+    Message,
+    RainResult,
+    SentenceVerdict,
+    Step,
+    StopReason,
+    Task,
+    Tool,
+    ToolCall,
+    Usage,
+    Verdict,
+)
 
 __all__ = [
     "BUILT_IN",
@@ -60,6 +71,7 @@ __all__ = [
     "RainResult",
     "RainSettings",
     "SearchError",
+    "SentenceVerdict",
     "ServerError",
     "SettingsError",
     "Step",

@@ -20,3 +20,6 @@ SCHEMA_BYTES = 1 << 18
 
 TEMPLATE_BYTES = 1 << 18
 """A chat template's source."""
+
+SENTENCES = 256
+"""Sentences of a text that are judged one by one in one call."""

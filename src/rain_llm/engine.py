@@ -30,16 +30,18 @@ from rain_llm.evaluation import SelfEvaluator
 from rain_llm.form import Form
 from rain_llm.models.base import Embedder, Forgetful, LanguageModel
 from rain_llm.models.described import known_of
-from rain_llm.plain import only_judge, plain_search
+from rain_llm.plain import Given, only_judge, plain_search
 from rain_llm.scheduler import Event, Finished, Scheduler, Ticket
 from rain_llm.search import RainSearch, Search
+from rain_llm.sentences import explained, only_judge_sentences, spans_of
 from rain_llm.settings import EvaluationSettings, ModelSettings, RainSettings, SimilaritySettings
-from rain_llm.task import check_task, check_text, form_of, is_chat, subject_of, task_of
+from rain_llm.task import check_task, check_text, form_of, is_chat, passages_of, subject_of, task_of
 from rain_llm.tools import check_calls, described
 from rain_llm.types import (
     Message,
     Prompt,
     RainResult,
+    SentenceVerdict,
     Step,
     StopReason,
     Task,
@@ -279,6 +281,45 @@ class Rain:
         async with contextlib.aclosing(self._astream(prompt, context, settings, False, answer)) as steps:
             return _verdict(_result([step async for step in steps]))
 
+    def judge_sentences(
+        self,
+        prompt: Prompt,
+        text: str,
+        *,
+        context: str | Sequence[str] = "",
+        settings: RainSettings | None = None,
+    ) -> tuple[SentenceVerdict, ...]:
+        """Judge each sentence of an answer by itself, and name the nearest passage of each.
+
+        It says where an answer fails that :meth:`judge` rejects. All sentences are judged in one batch: each
+        costs what a verdict on an answer of its length does.
+
+        Args:
+            prompt: what the text answers.
+            text: somebody's answer, 1 to 256 sentences.
+            context: the passages, one or several; in the result they are numbered from 0. For a task that
+                has passages of its own, those.
+            settings: for these verdicts only.
+
+        Raises:
+            As :meth:`judge`; PromptError also where the text has no sentence, or more than 256.
+        """
+        (job,) = self._jobs([task_of(prompt, context)], "", settings, False, answer=_sentences_of(text))
+        return _by_sentence(_last(job.listen()))
+
+    async def ajudge_sentences(
+        self,
+        prompt: Prompt,
+        text: str,
+        *,
+        context: str | Sequence[str] = "",
+        settings: RainSettings | None = None,
+    ) -> tuple[SentenceVerdict, ...]:
+        """Judge each sentence of an answer without blocking the event loop; see :meth:`judge_sentences`."""
+        task, answer = task_of(prompt, context), _sentences_of(text)
+        async with contextlib.aclosing(self._astream(task, "", settings, False, answer)) as steps:
+            return _by_sentence(_result([step async for step in steps]))
+
     @property
     def runtime(self) -> _Runtime:
         """Return the loaded models; loads them at the first call."""
@@ -339,7 +380,7 @@ class Rain:
         context: str,
         settings: RainSettings | None,
         guarded: bool,
-        answer: tuple[str, str] | None = None,
+        answer: Given | None = None,
     ) -> AsyncGenerator[Step, None]:
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event] = asyncio.Queue()
@@ -387,7 +428,7 @@ class Rain:
         settings: RainSettings | None,
         guarded: bool,
         judge: bool = False,
-        answer: tuple[str, str] | None = None,
+        answer: Given | None = None,
     ) -> list[_Job]:
         tasks, settings = self._checked(prompts, context, settings, guarded)
         return [self._prepare(task, settings, guarded, judge or answer is not None, answer) for task in tasks]
@@ -408,12 +449,12 @@ class Rain:
         settings: RainSettings,
         guarded: bool,
         judge: bool,
-        answer: tuple[str, str] | None = None,
+        answer: Given | None = None,
         emit: Callable[[Event], None] | None = None,
     ) -> _Job:
         """Turn a task into a search that has not begun; all checks that need a tokenizer.
 
-        ``answer``: somebody's text and calls, of which nothing but a verdict is wanted.
+        ``answer``: judge this instead of writing one.
         """
         runtime = self.runtime
         writer, subject = runtime.writer, subject_of(task, settings)
@@ -421,9 +462,15 @@ class Rain:
         seed = secrets.randbits(62) if settings.generation.seed is None else settings.generation.seed
         if answer is not None:
             assert evaluator is not None
-            subject = replace(subject, acts=subject.acts or bool(answer[1]))
-            evaluator.check(subject, len(runtime.judge.encode(" ".join(answer))))
-            return self._job(only_judge(evaluator, subject, *answer), settings, seed, 0, None, emit)
+            subject = replace(subject, acts=subject.acts or bool(answer.calls))
+            evaluator.check(subject, len(runtime.judge.encode(answer.longest)))
+            if answer.spans is None:
+                judging = only_judge(evaluator, subject, answer.text, answer.calls)
+            else:
+                judging = only_judge_sentences(
+                    evaluator, subject, passages_of(task), answer.text, answer.spans
+                )
+            return self._job(judging, settings, seed, 0, None, emit)
         tokens, form = self.encode(task, settings), form_of(task)
         room = settings.generation.max_new_tokens
         redrafts = guarded and settings.search.guided and settings.search.expansion == "simulations"
@@ -444,8 +491,9 @@ class Rain:
         assert evaluator is not None
         if settings.search.similarity is not None:
             runtime.embedder()  # a missing one is told now, not in the middle of an answer
-        search = RainSearch(tokens, subject, writer, evaluator, settings, seed, guided, form).run()
-        return self._job(search, settings, seed, len(tokens), evaluator, emit, form)
+        search = RainSearch(tokens, subject, writer, evaluator, settings, seed, guided, form)
+        explaining = explained(search, passages_of(task))
+        return self._job(explaining, settings, seed, len(tokens), evaluator, emit, form)
 
     def _job(
         self,
@@ -575,7 +623,7 @@ class _Job:
                 "raise search.deadline_s or search.max_model_tokens",
                 result,
             )
-        if event.cause is not None:
+        if event.cause is not None and result.stop_reason is StopReason.ERROR:
             raise SearchError(
                 f"the model failed after {len(result.text)} accepted characters: {event.cause}",
                 result,
@@ -589,7 +637,7 @@ class _Job:
             outcome.text,
             outcome.verdict,
             outcome.stop_reason,
-            outcome.accepted,
+            outcome.accepted and outcome.verdict is not None,  # cut off before its first verdict, nothing was
             Usage(
                 self._prompt_tokens,
                 len(outcome.tokens),
@@ -604,14 +652,20 @@ class _Job:
             replace(self._trace, steps=tuple(self._steps)),
             self._trace.settings_hash,
             outcome.tool_calls,
+            outcome.sentences,
         )
 
 
-def _others(text: str, calls: Sequence[ToolCall]) -> tuple[str, str]:
+def _others(text: str, calls: Sequence[ToolCall]) -> Given:
     """Check what somebody else has written; return it as the judge is shown it."""
     check_text(text, "the text")
     check_calls(calls)
-    return text, described(calls)
+    return Given(text, described(calls))
+
+
+def _sentences_of(text: str) -> Given:
+    check_text(text, "the text")
+    return Given(text, spans=tuple(spans_of(text)))
 
 
 def _models_of(settings: RainSettings) -> tuple[ModelSettings, ModelSettings | None, str]:
@@ -624,6 +678,12 @@ def _verdict(result: RainResult) -> Verdict:
     if result.verdict is None:
         raise SearchError(f"there was no verdict: the limit '{result.stop_reason}' came first", result)
     return result.verdict
+
+
+def _by_sentence(result: RainResult) -> tuple[SentenceVerdict, ...]:
+    if not result.sentences:  # every text that is judged has some
+        raise SearchError(f"there were no verdicts: the limit '{result.stop_reason}' came first", result)
+    return result.sentences
 
 
 def _result(steps: Sequence[Step]) -> RainResult:

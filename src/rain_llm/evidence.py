@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -38,17 +39,40 @@ def pertinent(context: str, question: str, answer: str) -> str:
         The best sentence of the passages for each one of the answer: each once, in their order, as
         written, with a space between them; "" if none shares a word.
     """
-    sentences, roots, having = _read(context)
-    asked = _words(question)
-    found = set()
-    for statement in _SENTENCE.split(answer.strip()):
-        shared: dict[int, float] = {}
-        for word in sorted(asked | _words(statement)):  # in one order, as sums of floats depend on it
-            for place in (places := having.get(word, ())):
-                shared[place] = shared.get(place, 0.0) + math.log((1 + len(sentences)) / len(places))
-        if shared:
-            found.add(max(sorted(shared), key=lambda place: shared[place] / roots[place]))
-    return " ".join(sentences[place] for place in sorted(found))
+    index, asked = _read(context), _words(question)
+    places = {_best(index, asked | _words(statement)) for statement in _SENTENCE.split(answer.strip())}
+    return " ".join(index[0][place] for place in sorted(place for place in places if place is not None))
+
+
+def nearest(
+    passages: Sequence[str], question: str, statements: Sequence[str]
+) -> list[tuple[int, str] | None]:
+    """Name, for each statement, the passage with the sentence that it is most likely about.
+
+    Args:
+        passages: in their order; joined by blank lines, they are the context of :func:`pertinent`.
+        question: what was asked.
+        statements: each weighed as a whole.
+
+    Returns:
+        The passage's place in ``passages``, from 0, and that sentence of it; None: no sentence of any
+        passage shares a word.
+    """
+    index, asked = _read("\n\n".join(passages)), _words(question)
+    owners = iter([i for i, one in enumerate(passages) for part in _SENTENCE.split(one) if part.strip()])
+    owner = {place: next(owners) for place, sentence in enumerate(index[0]) if sentence}
+    found = (_best(index, asked | _words(statement)) for statement in statements)
+    return [None if place is None else (owner[place], index[0][place]) for place in found]
+
+
+def _best(index: _Index, words: frozenset[str]) -> int | None:
+    """Return the place of the sentence that shares most with these words, if any does."""
+    sentences, roots, having = index
+    shared: dict[int, float] = {}
+    for word in sorted(words):  # in one order, as sums of floats depend on it
+        for place in (places := having.get(word, ())):
+            shared[place] = shared.get(place, 0.0) + math.log((1 + len(sentences)) / len(places))
+    return max(sorted(shared), key=lambda place: shared[place] / roots[place]) if shared else None
 
 
 def _read(context: str) -> _Index:

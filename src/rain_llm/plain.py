@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -13,10 +14,32 @@ from rain_llm.form import Form, opening_of, opening_tokens, write_calls, write_d
 from rain_llm.models.base import LanguageModel
 from rain_llm.search import Interrupted, Outcome, Replies, Search, calls_in, seed_of
 from rain_llm.settings import RainSettings
+from rain_llm.splitting import Span
 from rain_llm.tools import described
 from rain_llm.types import Continuation, Request, Sample, Samples, Step, StopReason, TokenIds, Verdict
 
 _PIECE = 16  # tokens between two looks at stop strings, deadline and listeners
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """An answer that somebody else has written, of which nothing but a verdict is wanted.
+
+    Attributes:
+        text: what it says. calls: what it asks for, in words.
+        spans: judge these sentences of the text, each by itself; None: the text as a whole.
+    """
+
+    text: str
+    calls: str = ""
+    spans: tuple[Span, ...] | None = None
+
+    @property
+    def longest(self) -> str:
+        """What is judged at once at the most."""
+        if self.spans is None:
+            return f"{self.text} {self.calls}"
+        return max((self.text[start:end] for start, end in self.spans), key=lambda part: len(part.encode()))
 
 
 def plain_search(

@@ -62,6 +62,7 @@ from rain_llm.types import (
     Samples,
     Score,
     Scores,
+    SentenceVerdict,
     Step,
     StopReason,
     TokenIds,
@@ -104,6 +105,7 @@ class Outcome:
     cached_tokens: int = 0
     tool_calls: tuple[ToolCall, ...] = ()
     cause: ModelError | None = None
+    sentences: tuple[SentenceVerdict, ...] = ()
 
 
 Search: TypeAlias = Generator[Sequence[Request] | Step, Replies, Outcome]
@@ -166,6 +168,7 @@ class RainSearch:
     iterations: int = 0
     evaluations: int = 0
     accepted: bool = True
+    rejected: str = ""  # the whole text that was given up
     cached: int | None = None  # of the prompt's tokens, at the first draft
 
     def __post_init__(self) -> None:
@@ -197,6 +200,7 @@ class RainSearch:
                     passed = passed and verdict.passed
                 marked = self.settings.on_unsafe == "best" and not (self.form.document or self._calls(path))
                 if not (passed or marked):  # a call or a document bears no mark that its reader must see
+                    self.rejected = self._text(_tokens(path))
                     return (yield from self._give_up(verdict))
                 yield self._commit(path, passed, verdict, last=reason is not None)
                 if reason:

@@ -431,6 +431,12 @@ class EvaluationSettings(Frozen):
     examples: bool = Field(default=False, description="Show the criterion's worked examples.")
     chat_template: bool = Field(default=False, description="Ask through the judge's chat template.")
     judge: ModelSettings | None = Field(default=None, description="Another model as judge; null: the writer.")
+    sentences: Literal["none", "verdicts", "texts"] = Field(
+        default="verdicts",
+        description="What a result says of the sentences of an answer with passages that did not pass: "
+        "'verdicts': the probabilities and the nearest passage of each; 'texts': also the words of a "
+        "rejected draft, which are otherwise withheld; 'none': nothing, and no sentence is judged.",
+    )
 
     @model_validator(mode="after")
     def _askable(self) -> EvaluationSettings:

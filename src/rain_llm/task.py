@@ -18,7 +18,7 @@ from rain_llm.tools import call_schema, check_calls, check_tools, prepared
 from rain_llm.types import Message, Prompt, Task
 
 
-def task_of(prompt: Prompt, context: str = "") -> Task:
+def task_of(prompt: Prompt, context: str | Sequence[str] = "") -> Task:
     """Return a prompt as a task; ``context`` is for one that brings none.
 
     What one role says in turns that follow each other becomes one turn, for the writer and for the judge.
@@ -49,15 +49,21 @@ def _turns(messages: Sequence[Any]) -> Sequence[Message]:
 
 def subject_of(task: Task, settings: RainSettings) -> Subject:
     """Return what the judge is told of a task."""
-    context = task.context if isinstance(task.context, str) else "\n\n".join(task.context)
+    context = "\n\n".join(passages_of(task))
     acts = bool(task.tools) and task.tool_choice != "none"
     if isinstance(task.prompt, str):
         return Subject(task.question or task.prompt, context, is_chat(task, settings), acts)
     turns = [message.content for message in task.prompt if message.role == "user"]
-    if not context:  # what the answer is to keep to is what the tools have told
-        context = "\n\n".join(_told_since(task.prompt))
     query = task.question or (turns[-1] if turns else task.prompt[-1].content)
     return Subject(query, context, True, acts)
+
+
+def passages_of(task: Task) -> tuple[str, ...]:
+    """Return what an answer is to keep to: the task's context, or else what its chat's tools returned."""
+    passages = (task.context,) if isinstance(task.context, str) else tuple(task.context)
+    if not any(passages) and not isinstance(task.prompt, str):
+        return tuple(_told_since(task.prompt))
+    return passages
 
 
 def _told_since(messages: Sequence[Message]) -> list[str]:

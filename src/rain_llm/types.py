@@ -7,7 +7,7 @@ replies; a user receives :class:`Step` while the answer grows and :class:`RainRe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, TypeAlias
 
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 TokenIds: TypeAlias = tuple[int, ...]
 Vector: TypeAlias = NDArray[np.float32]
+
+_LARGEST = 1e300  # JSON has no infinity
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +234,10 @@ class CriterionScore:
     on_target: bool
     log_odds: float
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, for JSON."""
+        return asdict(self) | {"log_odds": min(_LARGEST, max(-_LARGEST, self.log_odds))}
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -248,6 +254,43 @@ class Verdict:
     passed: bool
     on_target: bool
     criteria: tuple[CriterionScore, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, for JSON."""
+        return {
+            "score": self.score,
+            "passed": self.passed,
+            "on_target": self.on_target,
+            "criteria": [score.to_dict() for score in self.criteria],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class SentenceVerdict:
+    """The judgement of one sentence of a text, by itself.
+
+    Attributes:
+        index: its place among the sentences of the text, from 0.
+        start, end: where it stands in the text, characters.
+        verdict: on this sentence alone.
+        passage: place of the nearest passage, from 0: the one with the sentence that shares most with it and
+            the question; None: there are no passages, or none shares a word.
+        passage_text: that sentence of the passage, of a long one its beginning; "": none.
+        text: its words; "": withheld, as nobody has asked for words that did not pass
+            (``evaluation.sentences``).
+    """
+
+    index: int
+    start: int
+    end: int
+    verdict: Verdict
+    passage: int | None = None
+    passage_text: str = ""
+    text: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, for JSON."""
+        return asdict(self) | {"verdict": self.verdict.to_dict()}
 
 
 # --- what a user receives ---------------------------------------------------------------------------
@@ -381,10 +424,12 @@ class RainResult:
         verdict: on the whole answer; None only where nothing was judged (``Rain.plain`` without
             ``judge=True``, or an answer cut off before its first verdict).
         stop_reason: why it ended.
-        accepted: every piece of it was accepted.
+        accepted: every piece of it was accepted, and there was at least one verdict.
         usage: what it cost. trace: how it came about.
         settings_hash: of all settings that can change the answer.
         tool_calls: what the answer asks for; only calls that passed.
+        sentences: of an answer with passages that did not pass: the verdict on each of its sentences, the
+            last 256 (``evaluation.sentences``). Of a refused answer they are those of the rejected draft.
     """
 
     text: str
@@ -395,3 +440,4 @@ class RainResult:
     trace: Trace
     settings_hash: str
     tool_calls: tuple[ToolCall, ...] = ()
+    sentences: tuple[SentenceVerdict, ...] = ()

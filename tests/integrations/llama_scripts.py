@@ -21,7 +21,9 @@ from rain_llm.models.scripted import END, NextWords, ScriptedModel
 from rain_llm.types import Score
 
 SETTINGS = RainSettings().updated(
-    evaluation={"criteria": [CIVILITY]}, generation={"max_new_tokens": 16}, search={"iterations": 32}
+    evaluation={"criteria": [CIVILITY]},
+    generation={"max_new_tokens": 16, "seed": 0},
+    search={"iterations": 32},
 )
 BY_WORDS = GROUNDEDNESS.model_copy(
     update={"style": "labels", "evidence": False, "target": None, "calibration": Calibration()}

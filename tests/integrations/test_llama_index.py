@@ -603,6 +603,7 @@ async def test_an_answer_that_ends_in_an_error_has_its_event(
         await _aread(getattr(llm, method)(asked, **options))
     (event,) = collector.events
     assert event.stop_reason is stop_reason
+    assert not event.accepted and not collector.accepted
     assert (event.text, event.verdict) == (caught.value.result.text, caught.value.result.verdict)
 
 

@@ -28,9 +28,19 @@ from llama_index.core.schema import TextNode
 from llama_index.core.tools import FunctionTool, QueryEngineTool
 from llama_index.llms.rain import PredictionError, RainLLM, RainVerdictEvent, VerdictCollector
 from llama_index.llms.rain.agents import told, unfolded
+from llama_index.llms.rain.testing import CHATS, COMPLETIONS, _aread
 from pydantic import BaseModel
 
-from rain_llm import CIVILITY, GROUNDEDNESS, HARMLESSNESS, PromptError, Rain, RainSettings, SettingsError
+from rain_llm import (
+    CIVILITY,
+    GROUNDEDNESS,
+    HARMLESSNESS,
+    PromptError,
+    Rain,
+    RainSettings,
+    SettingsError,
+    UnsafeAnswerError,
+)
 from rain_llm.models.scripted import ScriptedModel
 from tests.integrations.llama_scripts import BY_WORDS, SETTINGS, judged, memory, model_of, recording, says
 
@@ -163,7 +173,7 @@ def test_the_trace_reaches_the_application(index: SummaryIndex) -> None:
     (event,) = collector.events
     assert sum(step["iterations"] for step in event.trace["steps"]) > 1
     assert "".join(step["text"] for step in event.trace["steps"]) == TRUE
-    assert "ten" not in str(event.model_dump(mode="json"))  # it was written, and rewound
+    assert "at ten" not in str(event.model_dump(mode="json"))  # it was written, and rewound
     assert event.context == (BOTH,)
 
 
@@ -482,3 +492,76 @@ def test_a_query_engine_on_the_real_model(index: SummaryIndex) -> None:
     assert (event.text, event.context, event.question) == (str(response), (BOTH,), QUESTION)
     assert names(event) == ["groundedness"]
     assert 0 < event.usage.output_tokens <= 24
+
+
+# --- which sentence failed, and whether the answer was accepted ---------------------------------------------
+
+TWO = {f"{TRUE} {FALSE}": 1.0}
+
+
+def refused(**changes: Any) -> RainLLM:
+    """Make a model that says first what is true, then what is not."""
+    script = {"Answer: ": TWO, "assistant: ": TWO, QUESTION: TWO}
+    return grounded(script, **{"on_unsafe": "refuse", "refusal": "Who knows?", **changes})
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_refused_answer_says_which_sentence_failed(index: SummaryIndex, streaming: bool) -> None:
+    engine = index.as_query_engine(llm=refused(), streaming=streaming)
+    with VerdictCollector() as collector:
+        assert str(engine.query(QUESTION)) == f"{TRUE}\nWho knows?"
+    (event,) = collector.events
+    first, second = event.sentences
+    assert first.verdict.passed and first.text == TRUE  # it has left already
+    assert not second.verdict.passed and second.text == ""
+    assert second.verdict.criteria[0].probability < 0.5
+    assert (second.passage, second.passage_text) == (0, FERRY)
+    assert "at ten" not in event.model_dump_json()
+
+
+def test_the_words_of_a_refused_answer_are_asked_for_by_name(index: SummaryIndex) -> None:
+    llm = refused(evaluation={"criteria": [BY_WORDS], "sentences": "texts"})
+    with VerdictCollector() as collector:
+        assert FALSE not in str(index.as_query_engine(llm=llm).query(QUESTION))
+    assert [sentence.text for sentence in collector.events[0].sentences] == [TRUE, FALSE]
+
+
+def test_raw_says_which_sentence_failed() -> None:
+    raw = refused().complete(QUESTION, context=[FERRY, CAFE]).raw
+    assert raw is not None
+    assert [sentence["verdict"]["passed"] for sentence in raw["sentences"]] == [True, False]
+    assert raw["sentences"][1]["passage_text"] == FERRY and "at ten" not in str(raw)
+
+
+@pytest.mark.parametrize(
+    ("on_unsafe", "text"),
+    [("refuse", f"{TRUE}\nWho knows?"), ("best", f"{TRUE} {FALSE}"), ("raise", None)],
+)
+@pytest.mark.parametrize("method", [*COMPLETIONS, *CHATS])
+async def test_event_collector_and_answer_agree_on_accepted(
+    on_unsafe: str, text: str | None, method: str
+) -> None:
+    llm = refused(on_unsafe=on_unsafe)
+    asked: Any = QUESTION if method in COMPLETIONS else [ChatMessage(QUESTION)]
+    with VerdictCollector() as collector:
+        assert not collector.accepted  # there is no answer yet
+        if text is None:
+            with pytest.raises(UnsafeAnswerError):
+                await _aread(getattr(llm, method)(asked, context=FERRY))
+        else:
+            answer = (await _aread(getattr(llm, method)(asked, context=FERRY)))[-1]
+            said = answer.text if method in COMPLETIONS else answer.message.content
+            assert (said, answer.raw["accepted"]) == (text, False)
+    (event,) = collector.events
+    assert (event.accepted, collector.accepted) == (False, False)
+    assert [sentence.verdict.passed for sentence in event.sentences] == [True, False]
+
+
+def test_what_passes_is_accepted_everywhere() -> None:
+    with VerdictCollector() as collector:
+        raw = grounded().complete(QUESTION, context=FERRY).raw
+        assert raw is not None and raw["accepted"] and "sentences" not in raw
+        assert collector.accepted
+        refused().complete(QUESTION, context=FERRY)
+    assert not collector.accepted
+    assert [event.accepted for event in collector.events] == [True, False]

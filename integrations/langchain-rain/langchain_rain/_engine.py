@@ -194,7 +194,13 @@ def unknown(name: str, known: Sequence[str]) -> str:
 
 
 def told(result: RainResult) -> dict[str, Any]:
-    """Return what an answer tells of itself beside its text."""
+    """Return what an answer tells of itself beside its text.
+
+    ``sentences`` are there only for an answer with passages that did not pass: which one failed, with its
+    probability and the nearest passage. What a rejected sentence says is withheld, unless the settings'
+    ``evaluation.sentences`` is "texts".
+    """
+    sentences = [sentence.to_dict() for sentence in result.sentences]
     return {
         "usage": asdict(result.usage),
         "verdict": asdict(result.verdict) if result.verdict else None,
@@ -202,4 +208,5 @@ def told(result: RainResult) -> dict[str, Any]:
         "stop_reason": str(result.stop_reason),
         "settings_hash": result.settings_hash,
         "trace": result.trace.summary(),
+        **({"sentences": sentences} if sentences else {}),
     }

@@ -6,13 +6,13 @@ eight methods goes to the engine itself, so that LlamaIndex counts every call on
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing, contextmanager
 from dataclasses import asdict
-from typing import Any, Self
+from typing import Any
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt
-from llama_index.core.bridge.pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from llama_index.core.bridge.pydantic import BaseModel, Field, PrivateAttr
 from llama_index.core.chat_engine.types import AgentChatResponse
 from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
@@ -38,6 +38,8 @@ from llama_index.llms.rain.agents import told
 from llama_index.llms.rain.errors import unswallowed
 from llama_index.llms.rain.events import RainVerdictEvent
 from llama_index.llms.rain.messages import ROLES, calls_of, from_llama_index, to_llama_index
+from llama_index.llms.rain.options import GENERATION, known_only, schema_in, updated
+from llama_index.llms.rain.parameters import REST, Parameters
 from llama_index.llms.rain.rag import sources
 from llama_index.llms.rain.structured import RainStructuredLLM, boxed, unboxed
 from llama_index.llms.rain.tools import openai_tools, read_choice, read_tools
@@ -46,7 +48,6 @@ from rain_llm import (
     IncompleteError,
     Message,
     PromptError,
-    Rain,
     RainResult,
     RainSettings,
     SearchError,
@@ -60,11 +61,13 @@ from rain_llm.types import Task
 
 dispatcher = get_dispatcher(__name__)
 
-_IGNORED = {"extra_headers"}  # LlamaIndex's DocumentContextExtractor sends them to every model
-_OF_A_TASK = ("context", "question", "schema", "tools", "tool_choice", "parallel_tool_calls")
+_OF_A_TASK = (
+    *("context", "question", "schema", "response_format"),
+    *("tools", "tool_choice", "parallel_tool_calls"),
+)
 
 
-class RainLLM(CustomLLM, FunctionCallingLLM):
+class RainLLM(Parameters, CustomLLM, FunctionCallingLLM):
     """A guarded language model for LlamaIndex.
 
     Constructing it loads nothing; the model loads with the first answer. A response's ``raw`` is a
@@ -100,54 +103,12 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
         ```
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
-
-    model: str | None = Field(default=None, description="A folder or hub name; null: what the settings name.")
-    settings: RainSettings = Field(
-        default_factory=RainSettings, description="All that the engine may be told."
-    )
     guarded: bool = Field(default=True, description="False: the same model without RAIN.")
-    context_window: int | None = Field(
-        default=None, gt=0, description="Tokens of the model's context; null: by its config.json."
-    )
     pydantic_program_mode: PydanticProgramMode = Field(
         default=PydanticProgramMode.LLM,
         description="How structured predictions are made; 'llm': a document that fits the class's schema.",
     )
-    rain: Rain | None = Field(
-        default=None, exclude=True, repr=False, description="A ready engine instead of a model."
-    )
-    _rain: Rain = PrivateAttr()
     _sources: tuple[tuple[str, ...], str] = PrivateAttr(default=((), ""))
-
-    @model_validator(mode="after")
-    def _make_engine(self) -> Self:
-        if self.rain is not None:
-            if self.model is not None:
-                raise ValueError("give model or rain, not both: a ready engine has its model")
-            if "settings" not in self.model_fields_set:
-                self.settings = self.rain.settings
-        elif self.model is not None:
-            self.settings = self.settings.updated(model={"name": self.model})
-        self._rain = self.rain or Rain(self.settings)
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle the fields; whoever unpickles them makes an engine anew, and has callbacks of their own.
-
-        Raises:
-            TypeError: the engine was given ready, and cannot be made anew.
-        """
-        if self.rain is not None:
-            raise TypeError(
-                "a RainLLM with a ready engine cannot be pickled: name its model instead, as in "
-                "RainLLM(model=..., settings=...)"
-            )
-        fields = {name: value for name, value in self.__dict__.items() if name != "callback_manager"}
-        return {"__dict__": fields}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state["__dict__"])  # type: ignore[misc]
 
     @classmethod
     def class_name(cls) -> str:
@@ -430,11 +391,9 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
             options: the keyword arguments.
             verbatim: the prompt needs no chat template.
         """
-        given = {
-            key: value
-            for key, value in options.items()
-            if key not in _IGNORED and (value is not None or key == "seed")
-        }
+        given = self._known(self.additional_kwargs) | self._known(options)
+        if "response_format" in given:
+            given.setdefault("schema", schema_in(given.pop("response_format")))
         context, question = self._sources
         task = Task(
             prompt,
@@ -452,20 +411,17 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
             raise SettingsError(f"settings must be RainSettings, not {type(settings).__name__}")
         if settings.model.name is None:
             settings = settings.model_copy(update={"model": self.settings.model})
-        if "max_tokens" in given:
-            given["max_new_tokens"] = given.pop("max_tokens")
-        known = type(self.settings.generation).model_fields
-        for key in given:
-            if key not in known:
-                raise SettingsError(
-                    f"unknown argument '{key}': a call takes {', '.join(_OF_A_TASK)}, settings, max_tokens, "
-                    f"{', '.join(known)}; all else is in settings=RainSettings(...)"
-                )
         if verbatim:
             given["chat_template"] = False
-        if given:
-            settings = settings.updated(generation=given)
+        settings = updated(settings, given).unseeded()
         return task, settings if task.context else _without_context(settings, task)
+
+    def _known(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        names = [*_OF_A_TASK, "settings", *GENERATION, *type(self.settings.generation).model_fields]
+        return known_only(options, names, f"a call takes {', '.join(dict.fromkeys(names))}; {REST}")
+
+    def _check_kwargs(self) -> None:
+        self._asked("a text", {})
 
     # -- how it is driven ----------------------------------------------------------------------------
 
@@ -504,10 +460,10 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
         try:
             yield
         except (UnsafeAnswerError, IncompleteError, SearchError) as error:
-            self._tell(task, error.result)
+            self._tell(task, error.result, accepted=False)
             raise
 
-    def _tell(self, task: Task, result: RainResult) -> None:
+    def _tell(self, task: Task, result: RainResult, accepted: bool) -> None:
         """Dispatch the event of an answer, if it is guarded."""
         if not self.guarded:
             return
@@ -515,8 +471,9 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
             text=result.text,
             tool_calls=result.tool_calls,
             verdict=result.verdict,
-            accepted=result.accepted,
+            accepted=accepted,
             stop_reason=result.stop_reason,
+            sentences=result.sentences,
             usage=result.usage,
             trace=result.trace.summary(),
             settings_hash=result.settings_hash,
@@ -536,7 +493,7 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
             return ChatResponse(message=message, delta=step.text, raw=raw)
         if task.schema is not None and result.stop_reason is StopReason.REFUSED:
             raise UnsafeAnswerError("no document that fits the schema passed the criteria", result)
-        self._tell(task, result)
+        self._tell(task, result, result.accepted)
         return ChatResponse(
             message=message,
             delta=step.text,
@@ -562,6 +519,7 @@ def _raw(result: RainResult) -> dict[str, Any]:
         "tool_calls": [asdict(call) for call in result.tool_calls],
         "trace": result.trace.summary(),
         "settings_hash": result.settings_hash,
+        **({"sentences": [s.to_dict() for s in result.sentences]} if result.sentences else {}),
     }
 
 

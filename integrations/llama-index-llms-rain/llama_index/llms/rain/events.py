@@ -11,7 +11,7 @@ from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events import BaseEvent
 
-from rain_llm import StopReason, Usage, Verdict
+from rain_llm import SentenceVerdict, StopReason, Usage, Verdict
 from rain_llm.types import ToolCall
 
 
@@ -21,7 +21,11 @@ class RainVerdictEvent(BaseEvent):
     Attributes:
         text: the whole answer. tool_calls: what it asks for; only calls that passed.
         verdict: on it; None if it was cut off before it was judged.
-        accepted: every piece of it was accepted. stop_reason: why it ended. usage: what it cost.
+        accepted: every piece of it was accepted, and it did not end in an error.
+        stop_reason: why it ended. usage: what it cost.
+        sentences: of an answer with passages that did not pass, the verdict on each of its sentences and the
+            nearest passage. The words of a rejected sentence are withheld, unless the settings'
+            ``evaluation.sentences`` is "texts".
         context: the passages that came with the prompt, to be judged against; (): none did.
         question: what the judge was told was asked; "": the prompt itself.
         trace: how it came about, without what was rewound.
@@ -33,6 +37,7 @@ class RainVerdictEvent(BaseEvent):
     verdict: Verdict | None
     accepted: bool
     stop_reason: StopReason
+    sentences: tuple[SentenceVerdict, ...] = ()
     usage: Usage
     context: tuple[str, ...]
     question: str
@@ -52,7 +57,8 @@ class VerdictCollector(BaseEventHandler):
 
         with VerdictCollector() as collector:
             response = query_engine.query("How are the tomatoes?")
-        collector.verdicts[-1].passed
+        if not collector.accepted:
+            print(collector.events[-1].sentences)
 
     A streamed answer ends when its stream has been read: read it before the collector closes. A collector
     may be opened again once it is closed, and goes on collecting; while it is open that is an error.
@@ -77,6 +83,15 @@ class VerdictCollector(BaseEventHandler):
     def verdicts(self) -> list[Verdict | None]:
         """The verdict of each event; None for an answer that was cut off before it was judged."""
         return [event.verdict for event in self._events]
+
+    @property
+    def accepted(self) -> bool:
+        """Whether there was an answer, and every one was accepted: what the events say.
+
+        A verdict's ``passed`` may differ. It is on the last text that was judged, such as a rejected draft,
+        or an answer that passes as a whole though a marked piece of it did not.
+        """
+        return bool(self._events) and all(event.accepted for event in self._events)
 
     def handle(self, event: BaseEvent, **kwargs: Any) -> None:
         """Keep the event if it is a verdict."""

@@ -1,0 +1,102 @@
+"""Which sentence of a text fails, by how much, and what the passages say instead.
+
+A verdict on a whole answer does not say where it fails. Here each sentence is judged by itself, all in one
+round of requests. That explains a verdict and does not replace it: sentences that pass one by one may not
+pass together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from rain_llm.bounds import SENTENCES
+from rain_llm.errors import PromptError
+from rain_llm.evaluation import Asking, SelfEvaluator, Subject
+from rain_llm.evidence import nearest
+from rain_llm.search import Interrupted, Outcome, RainSearch, Search
+from rain_llm.splitting import Span, split
+from rain_llm.tools import OPENING
+from rain_llm.types import SentenceVerdict, StopReason
+
+_EXCERPT = 200  # characters of a passage
+_ANSWERED = (StopReason.EOS, StopReason.STOP, StopReason.LENGTH, StopReason.REFUSED, StopReason.UNSAFE)
+
+
+def spans_of(text: str) -> list[Span]:
+    """Return where the sentences of a text are that somebody asks about.
+
+    Raises:
+        PromptError: there are none, or too many.
+    """
+    spans: list[Span] = []
+    for span in split(text):
+        spans.append(span)
+        if len(spans) > SENTENCES:
+            raise PromptError(
+                f"the text has more than {SENTENCES} sentences, the most that are judged in one call: "
+                "call judge_sentences for one part of it after the other"
+            )
+    if not spans:
+        raise PromptError("the text is empty: there is no sentence to judge")
+    return spans
+
+
+def only_judge_sentences(
+    evaluator: SelfEvaluator, subject: Subject, passages: Sequence[str], text: str, spans: Sequence[Span]
+) -> Search:
+    """Judge each sentence of a text that is there already."""
+    try:
+        found = yield from _judged(evaluator, subject, passages, text, spans)
+    except Interrupted as interruption:
+        return Outcome(text, text, (), None, False, interruption.reason)
+    passed = all(sentence.verdict.passed for sentence in found)
+    return Outcome(
+        text, text, (), None, passed, StopReason.EOS, evaluations=len(spans), sentences=tuple(found)
+    )
+
+
+def explained(search: RainSearch, passages: Sequence[str]) -> Search:
+    """Run a search; if its answer did not pass, judge its sentences: those of the rejected draft, if any.
+
+    Only an answer with passages, by criteria that read them, is explained; a document or a call is not. A
+    limit or a failure that comes meanwhile leaves the answer as it is, without sentences.
+    """
+    outcome = yield from search.run()
+    evaluation, text = search.settings.evaluation, search.rejected or outcome.text
+    wanted = evaluation.sentences != "none" and any(c.needs_context for c in evaluation.criteria)
+    if (
+        outcome.accepted
+        or outcome.stop_reason not in _ANSWERED
+        or not (wanted and any(passage.strip() for passage in passages))
+        or search.form.document
+        or (search.form.call and OPENING in text)
+    ):
+        return outcome
+    spans = list(enumerate(split(text)))[-SENTENCES:]
+    try:
+        found = yield from _judged(
+            search.evaluator, search.subject, passages, text, [span for _, span in spans]
+        )
+    except Interrupted:
+        return outcome
+    left = len(text) if evaluation.sentences == "texts" else len(search.answer.shown)
+    sentences = tuple(
+        replace(sentence, index=index, text=sentence.text if sentence.end <= left else "")
+        for (index, _), sentence in zip(spans, found, strict=True)
+    )
+    return replace(outcome, evaluations=outcome.evaluations + len(found), sentences=sentences)
+
+
+def _judged(
+    evaluator: SelfEvaluator, subject: Subject, passages: Sequence[str], text: str, spans: Sequence[Span]
+) -> Asking[list[SentenceVerdict]]:
+    """Judge every sentence in one round of requests."""
+    said = [text[start:end] for start, end in spans]
+    verdicts = yield from evaluator.judge(subject, said)
+    found = []
+    for place, (span, near) in enumerate(zip(spans, nearest(passages, subject.query, said), strict=True)):
+        passage, words = near or (None, "")
+        excerpt = words if len(words) <= _EXCERPT else f"{words[:_EXCERPT]}..."
+        found.append(SentenceVerdict(place, *span, verdicts[place], passage, excerpt, said[place]))
+    return found

@@ -1,0 +1,132 @@
+"""Where the sentences of a text are, as people read them: prose, lists, tables, code, in any script."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TypeAlias
+
+Span: TypeAlias = tuple[int, int]
+"""Start and end of a sentence in its text, without the white space around it."""
+
+# Every pattern takes what it finds at once and gives nothing back, so no text takes long.
+_FENCE = re.compile(r"[ \t]*+(`{3,}|~{3,})")
+_ITEM = re.compile(r"[ \t]*+(?:[-*+\u2022\u2013\u2014]|\(?(?:\d{1,3}|[^\W\d_])[.)])[ \t]++")
+_HEADING = re.compile(r"[ \t]*+(?:#{1,6}[ \t]|>|\|)")
+_CODE = re.compile(r"`[^`]++`")
+_CLOSERS = "\"'\u201d\u2019\u00bb)\\]*_\u300d\u300f\uff09\u3011\u300b"
+_END = re.compile(
+    rf"(?P<spaced>[.!?\u2026]++)[{_CLOSERS}]*+"  # ends a sentence where white space follows
+    rf"|[\u3002\uff01\uff1f\uff61\uff0e\u0964\u0965\u061f\u06d4\u1362\u17d4\u104b]++[{_CLOSERS}]*+"
+)
+_GO_ON = frozenset("\u3068\u3001\uff0c")  # as in: "Yes," he said
+_WORD_BEFORE = re.compile(r"[\w.]*\Z")
+_SAYS_SOMETHING = re.compile(r"\w")
+_LONGEST_ABBREVIATION = 12
+
+_ABBREVIATION = re.compile(
+    "mr|mrs|ms|dr|prof|sr|jr|st|mt|messrs|gen|col|sgt|capt|lt|rev|hon|gov|sen|rep"
+    "|vs|cf|approx|ca|etc|al|ibid|viz|resp|incl|excl|est|dept|univ|inc|ltd|corp|co|bros"
+    "|bzw|vgl|usw|evtl|ggf|inkl|sog|mme|mlle|env"
+    r"|(?:[^\W\d_]\.)*+[^\W\d_]"  # initials
+)
+_BEFORE_NUMBERS = re.compile(
+    "no|nr|nos|p|pp|figs?|eqs?|sec|ch|vol|art|para|ver|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec"
+)
+
+
+def split(text: str) -> Iterator[Span]:
+    """Yield the sentences of a text, in order; each word of the text is in one of them.
+
+    A list item, a heading, a row of a table or a line of a poem ends its sentence; a line that goes on in
+    lower case does not. A fenced block of code is one sentence. A full stop after an abbreviation or an
+    initial, within a number or within code ends nothing. What holds no word belongs to the sentence before.
+    """
+    held: Span | None = None
+    said = False  # whether what is held says something
+    for start, end in _pieces(text):
+        says = _SAYS_SOMETHING.search(text, start, end) is not None
+        if held is None:
+            held, said = (start, end), says
+        elif says and said:
+            yield held
+            held = start, end
+        else:
+            held, said = (held[0], end), said or says
+    if held is not None:
+        yield held
+
+
+def _pieces(text: str) -> Iterator[Span]:
+    for start, end, whole in _blocks(text):
+        for first, last in ((start, end),) if whole else _prose(text, start, end):
+            words = text[first:last]
+            left = len(words) - len(words.lstrip())
+            if stripped := words.strip():
+                yield first + left, first + left + len(stripped)
+
+
+def _blocks(text: str) -> Iterator[tuple[int, int, bool]]:
+    """Yield paragraphs, items, rows and blocks of code, and whether each is one sentence as a whole."""
+    begin = place = 0
+    fence = ""
+    goes_on = False  # the line before is part of a paragraph that the next may continue
+    for line in text.splitlines(keepends=True):
+        found = _FENCE.match(line)
+        if fence:
+            place += len(line)
+            if found and found[1].startswith(fence):
+                yield begin, place, True
+                begin, fence = place, ""
+            continue
+        row = _HEADING.match(line) is not None
+        if found or row or not goes_on or _ITEM.match(line) or not line.lstrip()[:1].islower():
+            yield begin, place, False
+            begin = place
+        place += len(line)
+        if found:
+            fence, goes_on = found[1], False
+        elif row:
+            yield begin, place, line.lstrip().startswith("|")
+            begin, goes_on = place, False
+        else:
+            goes_on = bool(line.strip())
+    yield begin, place, bool(fence)
+
+
+def _prose(text: str, start: int, end: int) -> Iterator[Span]:
+    """Yield the sentences of a paragraph or an item."""
+    item = _ITEM.match(text, start, end)
+    codes = (found.span() for found in _CODE.finditer(text, start, end))
+    code = next(codes, None)
+    begin = start
+    for found in _END.finditer(text, item.end() if item else start, end):
+        while code and code[1] <= found.start():
+            code = next(codes, None)
+        if code and code[0] < found.start():
+            continue
+        if _ends_here(text, found, end):
+            yield begin, found.end()
+            begin = found.end()
+    yield begin, end
+
+
+def _ends_here(text: str, found: re.Match[str], end: int) -> bool:
+    """Whether these marks, with the quotes and brackets that they close, end a sentence."""
+    marks, after = found["spaced"], found.end()
+    following = text[after : min(end, after + 4)].lstrip()[:1]
+    if marks is None:
+        return following not in _GO_ON
+    if after < end and not text[after].isspace():
+        return False
+    quoted = len(found[0]) > len(marks)
+    if (quoted or marks in ("...", "\u2026")) and following.islower():
+        return False
+    if marks != ".":
+        return True
+    before = text[max(0, found.start() - _LONGEST_ABBREVIATION) : found.start()]
+    match = _WORD_BEFORE.search(before)
+    word = match[0].casefold() if match else ""
+    if _ABBREVIATION.fullmatch(word):
+        return quoted
+    return not (_BEFORE_NUMBERS.fullmatch(word) and following.isdigit())
