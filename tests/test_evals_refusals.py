@@ -14,7 +14,6 @@ from rain_llm.errors import SettingsError
 from rain_llm.evals import wording
 from rain_llm.evals.judges import BUILT_IN, Judge, refuses
 from rain_llm.evals.judging import judge
-from rain_llm.evals.methods import settings_for
 from rain_llm.evals.report import write
 from rain_llm.evals.rows import Row
 from rain_llm.evals.tasks import TASKS, Item
@@ -180,15 +179,6 @@ def test_an_example_that_was_refused_says_so(tmp_path):
     rows = [row(str(i), REFUSAL if i < 3 else KIND, "plain") for i in range(4)]
     _, markdown = report(rows, tmp_path)
     assert "- plain (refused): I'm sorry" in markdown
-
-
-def test_openings_show_the_best_text_unless_they_are_to_refuse():
-    default, strict = RainSettings(), RainSettings(on_unsafe="refuse")
-    assert settings_for("rain", TASKS["civility"], default, None, {}).on_unsafe == "best"
-    assert settings_for("rain-paper", TASKS["sentiment"], default, None, {}).on_unsafe == "best"
-    assert settings_for("rain-refuse", TASKS["civility"], default, None, {}).on_unsafe == "refuse"
-    assert settings_for("mine", TASKS["civility"], default, None, {"mine": strict}).on_unsafe == "refuse"
-    assert settings_for("rain", TASKS["harmlessness"], strict, None, {}).on_unsafe == "refuse"
 
 
 # --- needless refusals --------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ ORDER = (
     "bounds",
     "types",
     "errors",
+    "missing",
     "tools",
     "criteria",
     "policy",
@@ -29,6 +30,7 @@ ORDER = (
     "models.base",
     "models.embedded",
     "models.described",
+    "models.which",
     "models.validation",
     "models.grammar",
     "models.kv_cache",
@@ -58,6 +60,7 @@ ORDER = (
     "scheduler",
     "engine",
     "",  # the public names
+    "screen",
     "demo",
     "doctor",
     "doctor.items",
@@ -85,6 +88,7 @@ ORDER = (
     "evals.report",
     "evals.command",
     "cli",
+    "__main__",
 )
 
 HEAVY = {"torch", "transformers", "sentence_transformers", "gguf", "accelerate", "llguidance"}
@@ -201,7 +205,7 @@ def test_the_search_knows_no_model(module: str):
 
 def test_the_command_line_does_not_weigh_on_the_library():
     for module, path in MODULES.items():
-        if module not in ("cli", "demo") and not module.endswith((".command", ".report")):
+        if module not in ("cli", "demo", "screen") and not module.endswith((".command", ".report")):
             assert not {"rich", "typer"} & {name.partition(".")[0] for name, _ in imports(path)}, module
 
 

@@ -125,9 +125,7 @@ def settings_for(
 ) -> RainSettings:
     """Return a method's settings for a task.
 
-    The task says how much is written, and what is judged unless the settings name criteria themselves. On
-    openings, whose tone is steered, the best text is returned where nothing passes, unless the settings say
-    otherwise.
+    The task says how much is written, and what is judged unless the settings name criteria themselves.
     The paper's variants take model, temperature, ``top_k`` and ``top_p`` from ``start``.
 
     Raises:
@@ -138,8 +136,6 @@ def settings_for(
     criteria = start.evaluation.criteria
     if criteria == RainSettings().evaluation.criteria:
         criteria = (task.criterion,)
-    if task.continues and method not in own and start.on_unsafe == RainSettings().on_unsafe:
-        start = start.updated(on_unsafe="best")  # what steers a tone has something to show
     settings, changes = start, dict(variant.settings)
     evaluation: dict[str, Any] = changes.pop("evaluation", {})
     if variant.paper:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from rain_llm.errors import ModelError, ModelNotFoundError, ModelNotSupportedError, PromptError
+from rain_llm.models import which
 from rain_llm.models.base import Job
 from rain_llm.models.embedded import NAME, embedded_model, quiet_loading
 from rain_llm.models.grammar import Vocabulary, check_sample, vocabulary_of
@@ -260,7 +261,9 @@ def _load(source: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, A
     except ModelError:
         raise
     except Exception as error:  # the libraries raise anything for a broken file
-        raise ModelNotFoundError(f"cannot load the model {source}: {first_line(error)}") from error
+        raise ModelNotFoundError(
+            f"cannot load the model {source}: {first_line(error)}; {which.summary()}"
+        ) from error
     return tokenizer, network
 
 
