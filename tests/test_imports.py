@@ -23,6 +23,7 @@ ORDER = (
     "models.validation",
     "schemas",
     "chat",
+    "missing",
     "tools",
     "criteria",
     "policy",
@@ -32,6 +33,7 @@ ORDER = (
     "models.base",
     "models.embedded",
     "models.described",
+    "models.which",
     "models.grammar",
     "models.kv_cache",
     "models.packed",
@@ -62,6 +64,7 @@ ORDER = (
     "scheduler",
     "engine",
     "",  # the public names
+    "screen",
     "demo",
     "doctor",
     "doctor.items",
@@ -89,6 +92,7 @@ ORDER = (
     "evals.report",
     "evals.command",
     "cli",
+    "__main__",
 )
 
 HEAVY = {"torch", "transformers", "sentence_transformers", "gguf", "accelerate", "llguidance"}
@@ -207,7 +211,7 @@ def test_the_search_knows_no_model(module: str):
 
 def test_the_command_line_does_not_weigh_on_the_library():
     for module, path in MODULES.items():
-        if module not in ("cli", "demo") and not module.endswith((".command", ".report")):
+        if module not in ("cli", "demo", "screen") and not module.endswith((".command", ".report")):
             assert not {"rich", "typer"} & {name.partition(".")[0] for name, _ in imports(path)}, module
 
 

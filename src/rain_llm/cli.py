@@ -8,11 +8,14 @@ imported before it is needed.
 from __future__ import annotations
 
 import json
+import os
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import metadata
 from io import TextIOWrapper
 from pathlib import Path
@@ -25,6 +28,7 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
+from rain_llm.bounds import POLICY_BYTES
 from rain_llm.criteria import BUILT_IN, CIVILITY, POSITIVE_SENTIMENT
 from rain_llm.demo import FILM, HOSTILE, Opening, loading, show
 from rain_llm.doctor.command import EXIT_CODES as _EXAMINED
@@ -39,7 +43,9 @@ from rain_llm.errors import (
     UnsafeAnswerError,
 )
 from rain_llm.evals.command import evaluate
+from rain_llm.missing import remedy
 from rain_llm.policy import PolicyError
+from rain_llm.screen import Fitted, printable
 from rain_llm.settings import ModelSettings, RainSettings, explain
 from rain_llm.types import RainResult, Step, StopReason
 
@@ -48,9 +54,10 @@ _EXIT_CODES = (
     "3 nothing acceptable was found: the answer is refused, marked or raised; 130 interrupted."
 )
 
+_PIPE = "standard input"
+
 app = typer.Typer(
     help="A language model that judges its own words while it writes, and rewinds.",
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -66,15 +73,22 @@ def main(args: list[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # a model may write what the terminal cannot show
     try:
         with _warnings_in_a_line():
-            return app(args, prog_name="rain", standalone_mode=False) or 0
+            code = app(args, prog_name="rain", standalone_mode=False) or 0
+        sys.stdout.flush()  # now, where a full disk or a reader that has gone is an error like others
+        return code
     except UnsafeAnswerError as error:
         return _said(str(error), 3)
     except ValidationError as error:
         return _said(explain(error), 1)
     except PolicyError as error:
         return max(_said(str(mistake), 1) for mistake in error.mistakes)
+    except BrokenPipeError:  # the reader has seen enough, as head has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (RainError, OSError) as error:
         return _said(str(error), 1)
+    except ImportError as error:
+        return _said(remedy(error), 1)
     except (typer.Abort, KeyboardInterrupt):
         return 130
     except Exception as error:
@@ -85,7 +99,7 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _said(message: str, code: int) -> int:
-    print(f"rain: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+    print(f"rain: {printable(' '.join(message.split()))}", file=sys.stderr)  # noqa: T201
     return code
 
 
@@ -259,7 +273,7 @@ def _write(steps: Iterator[Step], status: Status, everything: bool) -> tuple[Rai
     What follows a marked piece was accepted as its continuation: it is held back with it.
     """
     marked, last = "", ""
-    holding = False
+    holding, seen = False, sys.stdout.isatty()
     result: RainResult | None = None
     try:
         for step in steps:
@@ -270,7 +284,7 @@ def _write(steps: Iterator[Step], status: Status, everything: bool) -> tuple[Rai
             elif step.text:
                 status.stop()
                 last = step.text
-                sys.stdout.write(last)
+                sys.stdout.write(printable(last) if seen else last)
                 sys.stdout.flush()
     finally:
         status.stop()
@@ -317,14 +331,14 @@ def _summary(result: RainResult, plain: bool, seconds: float) -> Text:
 
 @app.command()
 def check(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Settings, YAML or JSON.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Settings, YAML or JSON; '-': from the pipe.")],
 ) -> None:
     """Check a policy file and say what it asks for; no model is loaded.
 
     Exit code 1 if it holds a mistake: each is shown with its line.
     """
     try:
-        settings = RainSettings.from_file(file)
+        settings = _piped_settings() if str(file) == "-" else RainSettings.from_file(file)
     except PolicyError as error:
         page = Console(stderr=True, highlight=False, soft_wrap=True)
         for mistake in error.mistakes:
@@ -333,7 +347,7 @@ def check(
                 page.print(Text(mistake.source), Text("^".rjust(mistake.column), "red"), sep="\n")
         raise typer.Exit(1) from None
     page = Console(highlight=False, soft_wrap=True)
-    page.print(_policy(settings))
+    page.print(Fitted(_policy(settings)))
     model, judge = settings.model, settings.evaluation.judge
     page.print(
         Text(
@@ -343,6 +357,20 @@ def check(
             f"on_unsafe {settings.on_unsafe}, hash {settings.hash}"
         )
     )
+
+
+def _piped_settings() -> RainSettings:
+    """Read settings from standard input, as a file that is called so."""
+    content = sys.stdin.buffer.read(POLICY_BYTES + 1)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "settings.json" if content.lstrip()[:1] == b"{" else "settings.yaml")
+        file.write_bytes(content)
+        try:
+            return RainSettings.from_file(file)
+        except PolicyError as error:
+            raise PolicyError(replace(mistake, file=_PIPE) for mistake in error.mistakes) from None
+        except SettingsError as error:
+            raise SettingsError(str(error).replace(str(file), _PIPE)) from None
 
 
 def _policy(settings: RainSettings) -> Table:

@@ -23,6 +23,7 @@ from rich.tree import Tree
 from rain_llm.engine import Rain
 from rain_llm.models.base import LanguageModel
 from rain_llm.models.embedded import embedded_is_ready
+from rain_llm.screen import Fitted
 from rain_llm.settings import RainSettings
 from rain_llm.types import Candidate, RainResult, Sample, Samples, Step, StopReason, TokenIds
 
@@ -47,6 +48,7 @@ HOSTILE = (
 _MAX_NEW_TOKENS = 24
 _SENTENCE_ENDS = [".", "!", "?", "\n"]
 _TREES = 3  # openings whose search is shown
+_SIDE_BY_SIDE = 60  # columns of a screen
 _SHOWN = 2  # of the best and of the worst that was rewound
 
 Judge: TypeAlias = Callable[[str], float]
@@ -191,7 +193,7 @@ def _vader() -> Judge | None:
 # --- showing --------------------------------------------------------------------------------------------
 
 
-def _progress(openings: Sequence[Opening]) -> Table:
+def _progress(openings: Sequence[Opening]) -> Fitted:
     """Show how far everything is."""
     table = _columns()
     for opening in openings:
@@ -203,7 +205,7 @@ def _progress(openings: Sequence[Opening]) -> Table:
             guarded.append(_clean(opening.draft), "dim italic")
         plain = Text(_clean(opening.plain.text)) if opening.plain else Text()
         table.add_row(opening.text, plain, guarded)
-    return table
+    return Fitted(table, _SIDE_BY_SIDE)
 
 
 def _side_by_side(openings: Sequence[Opening], judge: Judge | None) -> Group:
@@ -219,7 +221,7 @@ def _side_by_side(openings: Sequence[Opening], judge: Judge | None) -> Group:
         "VADER's score · " * (judge is not None)
         + "tokens through the model, judging included · forward passes"
     )
-    return Group(table, Text(f"\nbelow each text: {legend}", "dim"))
+    return Group(Fitted(table, _SIDE_BY_SIDE), Text(f"\nbelow each text: {legend}", "dim"))
 
 
 def _columns() -> Table:
@@ -313,13 +315,13 @@ def _summary(openings: Sequence[Opening], judge: Judge | None) -> Group:
         table.add_row(name, mean, f"{tokens[side]:,}", f"{tokens[side] / max(1, tokens[0]):.1f}")
     if judge is None:
         hint = "\nFor an independent judge's score: pip install 'rain-llm[demo]'"
-        return Group(table, Text(hint, "yellow"))
+        return Group(Fitted(table), Text(hint, "yellow"))
     higher, lower = (sum(sign * b > sign * a for a, b in scores) for sign in (1, -1))
     counts = (
         f"\nHigher with RAIN: {higher} of {len(pairs)}. Equal: {len(pairs) - higher - lower}. Lower: {lower}."
     )
     hint = "VADER, a sentiment lexicon, reads what follows the opening. Few texts: no measurement."
-    return Group(table, Text(counts), Text(hint, "dim"))
+    return Group(Fitted(table), Text(counts), Text(hint, "dim"))
 
 
 # --- small words ------------------------------------------------------------------------------------------

@@ -28,6 +28,8 @@ from rain_llm.errors import (
 )
 from rain_llm.evaluation import SelfEvaluator
 from rain_llm.form import Form
+from rain_llm.missing import needed
+from rain_llm.models import which
 from rain_llm.models.base import Embedder, Forgetful, LanguageModel
 from rain_llm.models.described import known_of
 from rain_llm.plain import Given, only_judge, plain_search
@@ -113,9 +115,10 @@ def _load(settings: ModelSettings) -> LanguageModel:
 
         model = _models[settings] = CompletionsModel(settings)
     elif model is None:
-        from rain_llm.models.transformers import TransformersModel
+        with needed("a model in this process"):
+            from rain_llm.models.transformers import TransformersModel
 
-        model = _models[settings] = TransformersModel(settings)
+            model = _models[settings] = TransformersModel(settings)
     return model
 
 
@@ -131,6 +134,9 @@ class Rain:
         model: a ready model instead of the one in the settings (a test's ``ScriptedModel``, say).
         judge: a ready judge; else the settings' judge, else the writer itself.
         embedder: a ready embedder for the similarity update.
+
+    Raises:
+        ModelNotFoundError: the settings name a model that cannot be used (``gpt-4o-mini``, a GGUF file).
     """
 
     def __init__(
@@ -146,6 +152,9 @@ class Rain:
         self._runtime: _Runtime | None = None
         self._warned: set[str] = set()  # criteria
         self._lock = threading.Lock()
+        for settled, named in ((model, self.settings.model), (judge, self.settings.evaluation.judge)):
+            if settled is None and named is not None:
+                which.check(named)
 
     def __deepcopy__(self, memo: object) -> Rain:
         """Return itself: it cannot be changed, and models are never copied."""
@@ -319,6 +328,16 @@ class Rain:
         task, answer = task_of(prompt, context), _sentences_of(text)
         async with contextlib.aclosing(self._astream(task, "", settings, False, answer)) as steps:
             return _by_sentence(_result([step async for step in steps]))
+
+    def load(self) -> None:
+        """Load the models now, or ask the servers, which the first answer does otherwise.
+
+        Raises:
+            ModelError: as ``generate``.
+        """
+        runtime = self.runtime
+        if self.settings.search.similarity is not None:
+            runtime.embedder()
 
     @property
     def runtime(self) -> _Runtime:

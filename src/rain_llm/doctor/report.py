@@ -11,6 +11,7 @@ from rich.text import Text
 
 from rain_llm.doctor.findings import CHANCE, SAID, TRUSTED, Diagnosis, Examination, Measures, Trust
 from rain_llm.doctor.measures import Interval
+from rain_llm.screen import Fitted
 
 _COLOURS = {
     Trust.YES: "green",
@@ -68,7 +69,7 @@ def page(examination: Examination, width: int) -> Group:
     """Show everything that was found about a criterion, on so many columns."""
     title = Text(f"\n{examination.criterion.name} ", "bold")
     title.append(SAID[examination.trust], f"bold {_COLOURS[examination.trust]}")
-    return Group(title, Text(), _measured(examination, width >= _WITH_BARS), _fitted(examination))
+    return Group(title, Text(), Fitted(_measured(examination, width >= _WITH_BARS)), _fitted(examination))
 
 
 def summary(diagnosis: Diagnosis) -> Group:
@@ -83,7 +84,7 @@ def summary(diagnosis: Diagnosis) -> Group:
             held.style.name,
         )
     verdict = Text(f"\n{sentence(diagnosis)}", "bold")
-    return Group(Text(), table, verdict, _advice(diagnosis))
+    return Group(Text(), Fitted(table), verdict, _advice(diagnosis))
 
 
 def _measured(examination: Examination, bars: bool) -> Table:

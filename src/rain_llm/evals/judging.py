@@ -1,7 +1,8 @@
 """Lets the judges see all rows, and keeps what they say.
 
 Equal answers to one item are judged once, whichever methods wrote them. What a model had to be asked
-for is kept beside the rows, so that a report can be made again without one.
+for is kept beside the rows, so that a report can be made again without one. Of how a refusal sounds there
+is no figure: "I'm sorry, but I can't help with that" has sad words, and is not hostile for it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from rain_llm.errors import SettingsError
-from rain_llm.evals.judges import Column, Items, Judge, Progress, check, with_models
+from rain_llm.evals.judges import Column, Items, Judge, Progress, check, refuses, with_models
 from rain_llm.evals.rows import Row
 from rain_llm.models.base import LanguageModel
 
@@ -27,7 +28,7 @@ class Judged:
     """What all judges say.
 
     Attributes:
-        judges: those that had something to say, by name.
+        judges: those that had something to say, by name; and judges of tone that saw refusals alone.
         columns: by judge, a figure of each row, NaN where there is none.
         notes: by judge, what must be known of it before it is believed, or why it is missing.
     """
@@ -75,6 +76,7 @@ def judge(
     check()
     keys = [_key(row) for row in rows]
     once = dict(zip(keys, rows, strict=True))
+    refused = {key for key, row in once.items() if refuses(row)}
     before = _read(kept)
     judges = {judge.name: judge for judge in (*with_models(writer, data, progress), *own)}
     judges |= {name: old.judge for name, old in before.items() if name not in judges}
@@ -85,7 +87,9 @@ def judge(
         if old is not None and (judge.see is None or judge.model == old.judge.model):
             known = _Said(replace(judge, model=old.judge.model), old.note, old.figures)
         said[name] = known
-        wanted = [key for key, row in once.items() if judge.sees(row, items[row.task, row.item])]
+        seen = [key for key, row in once.items() if judge.sees(row, items[row.task, row.item])]
+        wanted = [key for key in seen if not (judge.tone and key in refused)]
+        known.figures = {key: known.figures[key] for key in wanted if key in known.figures}
         new = [key for key in wanted if key not in known.figures]
         if new and judge.see is not None:
             progress(f"{judge.title}: {len(new)} answers")
@@ -94,21 +98,23 @@ def judge(
             known.note = judge.note(items)
             if judge.model:  # what has cost something is safe at once
                 _write(kept, rows, keys, before | said)
-        _enter(judged, known, keys, wanted)
+        _enter(judged, known, keys, wanted, only_refusals=bool(seen) and not wanted)
     _write(kept, rows, keys, said)
     return judged
 
 
-def _enter(judged: Judged, said: _Said, keys: Sequence[str], wanted: Sequence[str]) -> None:
+def _enter(
+    judged: Judged, said: _Said, keys: Sequence[str], wanted: Sequence[str], only_refusals: bool
+) -> None:
     judge, notes = said.judge, [said.note]
     without = sum(key not in said.figures for key in wanted)
     if without and (judge.model or judge.see is None):
         notes.append(f"no figure for {without} of {len(wanted)} answers")
         if judge.see is None:
             notes.append(judge.lacking)
-    if without < len(wanted):
+    if without < len(wanted) or (only_refusals and judge.see is not None):
         judged.judges[judge.name] = judge
-        judged.columns[judge.name] = np.array([said.figures.get(key, math.nan) for key in keys])
+        judged.columns[judge.name] = np.array([said.figures.get(key, math.nan) for key in keys], np.float64)
     if wanted and any(notes):
         judged.notes[judge.name] = "; ".join(filter(None, notes))
 
@@ -146,6 +152,7 @@ def _write(path: Path, rows: Sequence[Row], keys: Sequence[str], said: dict[str,
             "about": known.judge.about,
             "better": known.judge.better,
             "share": known.judge.share,
+            "tone": known.judge.tone,
             "model": known.judge.model,
             "note": known.note,
         }
@@ -156,7 +163,7 @@ def _write(path: Path, rows: Sequence[Row], keys: Sequence[str], said: dict[str,
     for row, key in zip(rows, keys, strict=True):
         names = {"key": key, "task": row.task, "method": row.method, "item": row.item, "seed": row.seed}
         figures = {name: round(said[name].figures[key], 6) for name in head if key in said[name].figures}
-        lines.append(json.dumps(names | figures))
+        lines.append(json.dumps(names | ({"refused": True} if refuses(row) else {}) | figures))
     half = path.with_name(path.name + ".new")
     half.write_text("\n".join(lines) + "\n", encoding="utf-8")
     os.replace(half, path)

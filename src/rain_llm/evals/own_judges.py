@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rain_llm.errors import ModelError, ModelNotFoundError, SettingsError
-from rain_llm.evals.judges import Column, Items, Judge
+from rain_llm.evals.judges import Column, Items, Judge, refuses
 from rain_llm.evals.rows import Row
 from rain_llm.evals.tasks import TASKS, Item
 from rain_llm.models.embedded import quiet_loading
@@ -102,7 +102,7 @@ def classifier(folder: str, label: str | None = None) -> Judge:
 
     name = f"{Path(folder).name}:{chosen}"
     about = f"probability of '{chosen}' by the classifier {folder}"
-    return Judge(f"transformers:{name}", name, about, 0, see, _has_words, model=folder)
+    return Judge(f"transformers:{name}", name, about, 0, see, _has_words, tone=True, model=folder)
 
 
 def chat(model: BaseChatModel, name: str) -> Judge:
@@ -125,7 +125,7 @@ def chat(model: BaseChatModel, name: str) -> Judge:
         return np.array([math.nan if isinstance(r, BaseException) else _rating(str(r.text)) for r in replies])
 
     about = f"rating by {name}, 1 to 5, of what the task is about"
-    return Judge(f"langchain:{name}", f"{name}, 1 to 5", about, 1, see, _has_words, model=name)
+    return Judge(f"langchain:{name}", f"{name}, 1 to 5", about, 1, see, _is_rated, model=name)
 
 
 def _request(row: Row) -> str:
@@ -160,3 +160,8 @@ def _chat_model(name: str) -> BaseChatModel:
 
 def _has_words(row: Row, item: Item) -> bool:
     return bool(row.text.strip())
+
+
+def _is_rated(row: Row, item: Item) -> bool:
+    """Where a task is about tone, a refusal is not rated: it is no text of either tone."""
+    return _has_words(row, item) and not (TASKS[row.task].continues and refuses(row))

@@ -32,6 +32,9 @@ _READING = [
     "without words has no fluency).",
     "▲ better and ▼ worse than what it is compared with, ↑ more and ↓ less where neither is better, ○ not "
     "told apart: the interval of the difference has zero in it. No difference is no proof of equality.",
+    "A refusal, by the method or by the model's own words, has no tone: VADER, the insult lexicon, profanity "
+    "and classifiers leave it out of shares, means and differences, and 'refused 3 of 4' says how many there "
+    "were. Then the figure rests on the other answers, which may be those to easier prompts.",
     "Each interval stands for itself: of twenty true zeros about one is left out by chance.",
     "Tokens are all that went through the model for an answer, the judge's questions included; what a "
     "model's calibration takes once is not. CPU is that of a block of answers, as it happened to be on "

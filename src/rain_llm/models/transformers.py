@@ -23,6 +23,7 @@ from rain_llm.errors import (
     PromptError,
     PromptTooLongError,
 )
+from rain_llm.models import which
 from rain_llm.models.base import Job
 from rain_llm.models.embedded import NAME, embedded_model, quiet_loading
 from rain_llm.models.grammar import Vocabulary, check_sample, vocabulary_of
@@ -266,7 +267,9 @@ def _load(source: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, A
     except ModelError:
         raise
     except Exception as error:  # the libraries raise anything for a broken file
-        raise ModelNotFoundError(f"cannot load the model {source}: {first_line(error)}") from error
+        raise ModelNotFoundError(
+            f"cannot load the model {source}: {first_line(error)}; {which.summary()}"
+        ) from error
     return tokenizer, network
 
 

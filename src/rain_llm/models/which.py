@@ -1,0 +1,140 @@
+"""Which models can be used, and how: one table, for the README and for errors.
+
+The names of models that cannot be loaded (``gpt-4o-mini``, ``llama3.2:1b``, a GGUF file) are known by their
+form. They are refused when an engine is made, before anything is downloaded or sent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from rain_llm.errors import ModelNotFoundError
+from rain_llm.settings import ModelSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A row of the table.
+
+    Attributes:
+        models: whose models. works: what RAIN can do with them. needs: how to name or reach them.
+    """
+
+    models: str
+    works: str
+    needs: str
+
+
+_ALL = "writes and judges; text and tool calls are guarded while they are written"
+TRANSFORMERS = Kind("transformers", _ALL, "`model=` a folder or hub name (`owner/name`) of a causal model")
+VLLM = Kind("vLLM", _ALL, "`base_url=` its address, `tokenizer=` a folder or hub name")
+LLAMA_SERVER = Kind(
+    "llama-server (GGUF files)", _ALL, "`llama-server -m FILE.gguf -np 12`, and `base_url=` its address"
+)
+OLLAMA = Kind(
+    "Ollama, LM Studio",
+    "neither writes nor judges: their servers don't take and return token ids, which a rewind needs",
+    "serve the same GGUF file with llama-server; or, in an agent, `RainMiddleware` as below",
+)
+HOSTED = Kind(
+    "OpenAI, Anthropic, other hosted APIs",
+    "neither writes nor judges (no token ids), but can be guarded in a LangChain agent: whole answers and "
+    "tool calls are judged before they leave, and replaced or refused",
+    "`RainMiddleware(ChatRain())` beside their own chat model; a model from the first three rows judges",
+)
+KINDS = (TRANSFORMERS, VLLM, LLAMA_SERVER, OLLAMA, HOSTED)
+
+_URL = re.compile(r"https?://", re.IGNORECASE)
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+_LOCAL_SERVERS = ("ollama", "ollama_chat", "lmstudio", "lm_studio", "hf.co", "huggingface.co")
+_PROVIDER = re.compile(
+    r"ai21|anthropic(?:_bedrock)?|azure(?:_ai|_openai)?|bedrock(?:_converse)?|cohere|deepseek|fireworks|gemini"
+    r"|google_(?:anthropic_vertex|genai|vertexai)|groq|mistral|openrouter|perplexity|together(?:_ai)?"
+    r"|vertex_ai|xai"
+)
+_HOSTED_NAME = re.compile(
+    r"chatgpt|gpt-\d|o[134](?:$|-(?:mini|pro|preview|deep|\d))|text-(?:davinci|embedding|bison)|davinci|claude"
+    r"|gemini|grok-?\d|command(?:$|-[ra\d])|(?:mistral|ministral|codestral|magistral)-.*(?:latest|\d{4})$"
+    r"|mistral-(?:tiny|small|medium|large)|deepseek-(?:chat|reasoner)$|sonar|nova-(?:micro|lite|pro)"
+    r"|.*-latest$",
+    re.IGNORECASE,
+)
+# Ollama's names have no owner; on the hub such a name has one.
+_OLLAMA_NAME = re.compile(
+    r"(?:codellama|deepseek|gemma|gpt-oss|granite|llama|mistral|mixtral|phi-?\d|qwen|qwq|smollm|tinyllama"
+    r"|vicuna)[\w.-]*",
+    re.IGNORECASE,
+)
+_HOSTED_ADDRESS = re.compile(
+    r"(?:.+\.)?(?:openai\.com|anthropic\.com|googleapis\.com|mistral\.ai|groq\.com|openrouter\.ai|cohere\.(?:ai|com)"
+    r"|deepseek\.com|x\.ai|together\.(?:ai|xyz)|fireworks\.ai|amazonaws\.com|openai\.azure\.com)"
+)
+
+
+def table() -> str:
+    """Return the table in Markdown."""
+    head = Kind("your model", "with RAIN it", "how"), Kind("---", "---", "---")
+    return "".join(f"| {row.models} | {row.works} | {row.needs} |\n" for row in (*head, *KINDS))
+
+
+def summary() -> str:
+    """Return the table in a line: for the name of a model that is nowhere."""
+    return "models that can be used: " + "; ".join(f"{row.models}: {row.needs}" for row in KINDS)
+
+
+def kind_of(name: str) -> Kind:
+    """Return the row that a model's name belongs to, by its form and the folders that there are."""
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # too long, ~nobody, a null character
+        folder = Path(name).expanduser()
+        if folder.is_dir():
+            return LLAMA_SERVER if _only_gguf(folder) else TRANSFORMERS
+    if name.lower().endswith((".gguf", "-gguf")):
+        return LLAMA_SERVER
+    if _DRIVE.match(name):
+        return TRANSFORMERS
+    if ":" in name:  # in no name of the hub: LangChain's PROVIDER:MODEL, or Ollama's MODEL:TAG
+        provider = name.partition(":")[0].lower()
+        return HOSTED if provider in ("openai", "mistralai") or _PROVIDER.fullmatch(provider) else OLLAMA
+    provider, slash, model = name.rpartition("/")
+    provider = provider.partition("/")[0].lower()
+    if provider in _LOCAL_SERVERS:
+        return OLLAMA
+    if _PROVIDER.fullmatch(provider) or (provider in ("", "openai", "google") and _HOSTED_NAME.match(model)):
+        return HOSTED
+    return OLLAMA if not slash and _OLLAMA_NAME.fullmatch(name) else TRANSFORMERS
+
+
+def check(settings: ModelSettings) -> None:
+    """Refuse a model that cannot be loaded or reached; nothing is loaded, and nobody is asked.
+
+    Raises:
+        ModelNotFoundError: holds the row of the table that fits.
+    """
+    for url in settings.base_url:
+        host = urlsplit(url).hostname or ""
+        if _HOSTED_ADDRESS.fullmatch(host):
+            raise ModelNotFoundError(_no(f"a model at {host}", HOSTED))
+    if settings.base_url or settings.name is None:
+        return  # a server may call its model whatever it likes
+    if _URL.match(settings.name):
+        raise ModelNotFoundError(
+            "model.name is an address: give it as base_url, if vLLM or llama-server answers there, or give "
+            "a folder or hub name"
+        )
+    if (kind := kind_of(settings.name)) is not TRANSFORMERS:
+        raise ModelNotFoundError(_no(f"{settings.name[:100]!r}", kind))
+
+
+def _no(name: str, kind: Kind) -> str:
+    if kind is LLAMA_SERVER:
+        return f"{name} is a GGUF file, which is not loaded here. {kind.models} {kind.works}: {kind.needs}"
+    needs = kind.needs.replace(", `RainMiddleware` as below", f", {HOSTED.needs}")
+    return f"{name} cannot be loaded. {kind.models}: {kind.works}. Instead: {needs}"
+
+
+def _only_gguf(folder: Path) -> bool:
+    return not (folder / "config.json").exists() and any(folder.glob("*.gguf"))

@@ -1,0 +1,51 @@
+"""What a terminal is shown: tables that fit it, and text that cannot steer it."""
+
+from __future__ import annotations
+
+from unicodedata import category
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+
+class Fitted:
+    """A table; on a screen too narrow for it, its rows one below the other, so that no column is lost.
+
+    Args:
+        table: its cells are texts. Columns that may wrap count with their longest word.
+        least: columns of the screen below which it is not tried.
+    """
+
+    def __init__(self, table: Table, least: int = 0) -> None:
+        self._table = table
+        self._least = least
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the table, or its rows as lines of heading and cell."""
+        wide = options.update(max_width=max(options.max_width, 1000))
+        needed = max(self._least, Measurement.get(console, wide, self._table).minimum)
+        if needed <= options.max_width:
+            yield self._table
+            return
+        columns = [(_text(column.header), [*column.cells]) for column in self._table.columns]
+        (_, names), *others = columns
+        for row, name in enumerate(names):
+            yield Text.assemble(_text(name), overflow="fold", style="bold")
+            for heading, cells in others:
+                cell = _text(cells[row])
+                if cell.plain.strip():
+                    label = (f"  {heading.plain}: ", "dim") if heading.plain else "  "
+                    yield Text.assemble(label, cell, overflow="fold")
+            if self._table.leading:
+                yield Text()
+
+
+def printable(text: str) -> str:
+    """Return a text without what would steer a terminal; line breaks and tabs stay."""
+    return "".join(c if c in "\n\t" or category(c) != "Cc" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _text(cell: object) -> Text:
+    return cell if isinstance(cell, Text) else Text(str(cell))

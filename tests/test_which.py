@@ -1,0 +1,127 @@
+"""Names of models that cannot be loaded are refused by their form, with the row of the table that fits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from llama_index.llms.rain import RainLLM as LlamaIndexLLM
+
+from langchain_rain import ChatRain, RainLLM
+from rain_llm import ModelNotFoundError, Rain, RainSettings, cli
+from rain_llm.models import which
+from rain_llm.models.scripted import ScriptedModel, script
+
+README = Path(__file__).parent.parent / "README.md"
+
+HOSTED = [
+    "gpt-4o-mini", "gpt-4", "GPT-4.1", "gpt-3.5-turbo", "gpt-5", "o1", "o3-mini", "chatgpt-4o-latest",
+    "text-davinci-003", "claude-3-5-sonnet-20241022", "claude-opus-4", "gemini-1.5-flash", "grok-3",
+    "command-r-plus", "mistral-large-latest", "mistral-small", "codestral-latest", "deepseek-chat",
+    "openai:gpt-4o", "anthropic:claude-3-opus", "azure_openai:mine", "groq:llama-3.1-8b-instant",
+    "openai/gpt-4o", "anthropic/claude-3.5-sonnet", "gemini/gemini-pro", "google/gemini-2.0-flash",
+    "openrouter/meta-llama/llama-3-8b", "bedrock/anthropic.claude-v2",
+]  # fmt: skip
+OLLAMA = [
+    "llama3.2:1b", "llama3.2", "qwen2.5:0.5b", "ollama:llama3", "ollama/llama3.1", "mistral", "gemma3",
+    "phi3", "deepseek-r1:7b", "hf.co/bartowski/Llama-3.2-1B-Instruct-GGUF:Q4_K_M", "smollm2:135m", "qwq",
+]  # fmt: skip
+GGUF = ["model.gguf", "/models/Q4.GGUF", "~/models/a.gguf", "bartowski/Llama-3.2-1B-Instruct-GGUF"]
+HUB = [
+    "gpt2", "distilgpt2", "openai-gpt", "HuggingFaceTB/SmolLM2-135M-Instruct", "openai-community/gpt2",
+    "openai/gpt-oss-20b", "meta-llama/Llama-3.2-1B", "mistralai/Mistral-7B-v0.1", "Qwen/Qwen2.5-0.5B",
+    "google/gemma-3-1b-it", "deepseek-ai/DeepSeek-R1", "someone/gpt-4-distilled", "EleutherAI/gpt-neo-125m",
+    "C:\\models\\mine", "C:/models/mine", "./mine", "somewhere", "CohereForAI/c4ai-command-r-v01",
+    "bigscience/bloom", "x" * 5000, "~nobody-here/model", "a\0b",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [(HOSTED, which.HOSTED), (OLLAMA, which.OLLAMA), (GGUF, which.LLAMA_SERVER), (HUB, which.TRANSFORMERS)],
+    ids=["hosted", "ollama", "gguf", "hub"],
+)
+def test_a_name_tells_whose_model_it_is(names, kind):
+    assert {name: which.kind_of(name).models for name in names} == dict.fromkeys(names, kind.models)
+
+
+def test_a_folder_is_loaded_whatever_it_is_called(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("gpt-4o-mini", "llama3.2"):
+        Path(name).mkdir()
+        assert which.kind_of(name) is which.TRANSFORMERS
+    (Path("llama3.2") / "weights-Q4.gguf").touch()
+    assert which.kind_of("llama3.2") is which.LLAMA_SERVER
+    (Path("llama3.2") / "config.json").touch()
+    assert which.kind_of("llama3.2") is which.TRANSFORMERS
+
+
+@pytest.mark.parametrize("make", [ChatRain, RainLLM, LlamaIndexLLM])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("gpt-4o-mini", which.HOSTED), ("llama3.2:1b", which.OLLAMA), ("m.gguf", which.LLAMA_SERVER)],
+)
+def test_it_is_refused_where_it_is_named(make, name, kind):  # no socket is allowed here
+    with pytest.raises(ModelNotFoundError) as caught:
+        make(model=name)
+    assert name in str(caught.value)
+    assert kind.models in str(caught.value)
+    assert kind.works in str(caught.value)
+
+
+def test_ollama_users_learn_of_both_ways():
+    with pytest.raises(ModelNotFoundError, match=r"llama-server; or, in an agent, `RainMiddleware\(ChatRain"):
+        Rain(RainSettings(model="llama3.2"))
+
+
+def test_a_judge_and_one_call_s_model_too():
+    with pytest.raises(ModelNotFoundError, match="claude-3-haiku"):
+        Rain(RainSettings().updated(evaluation={"judge": {"name": "claude-3-haiku"}}))
+    with pytest.raises(ModelNotFoundError, match="gemini-pro"):
+        ChatRain().invoke("Hello", model="gemini-pro")
+
+
+def test_a_ready_model_may_be_called_anything():
+    assert Rain(RainSettings(model="gpt-4o"), model=ScriptedModel(script({}))).model_name == "scripted"
+
+
+def test_a_server_may_call_its_model_anything():
+    assert ChatRain(model="gpt-4o-mini", base_url="http://127.0.0.1:9").model == "gpt-4o-mini"
+
+
+@pytest.mark.parametrize(
+    "host", ["api.openai.com", "mine.openai.azure.com", "generativelanguage.googleapis.com"]
+)
+def test_hosted_apis_are_not_asked(host):
+    with pytest.raises(ModelNotFoundError, match=host) as caught:
+        ChatRain(base_url=f"https://{host}", api_key="sk-secret")
+    assert which.HOSTED.works in str(caught.value)
+    assert "sk-secret" not in str(caught.value)
+
+
+def test_an_address_is_no_name():
+    with pytest.raises(ModelNotFoundError, match="give it as base_url") as caught:
+        ChatRain(model="http://user:secret@localhost:11434")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_name_that_is_nowhere_is_answered_with_the_whole_table(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelNotFoundError) as caught:
+        Rain(RainSettings(model=str(tmp_path))).load()
+    assert all(row.models in str(caught.value) and row.needs in str(caught.value) for row in which.KINDS)
+
+
+def test_the_command_line_says_it_in_a_line(capsys):
+    for command in (["generate", "x", "--model"], ["doctor"], ["eval", "civility", "--model"]):
+        assert cli.main([*command, "gpt-4o-mini"]) == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("rain: 'gpt-4o-mini' cannot be loaded. OpenAI, Anthropic")
+        assert err.count("\n") == 1
+
+
+def test_the_readme_holds_the_table():
+    assert which.table() in README.read_text(encoding="utf-8")
+    assert len(which.KINDS) == 5
