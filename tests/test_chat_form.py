@@ -13,7 +13,9 @@ from rain_llm.models.scripted import END, ScriptedModel
 SETTINGS = RainSettings(
     evaluation={
         "criteria": [
-            Criterion(name="kind", frames=["{query}: {answer} is"], labels=[("good", "bad")], calibration=None)
+            Criterion(
+                name="kind", frames=["{query}: {answer} is"], labels=[("good", "bad")], calibration=None
+            )
         ]
     }
 )
@@ -45,7 +47,10 @@ def test_a_chat_of_dicts_is_read_as_openai_has_it():
     assert messages_of(
         [
             {"role": "developer", "content": "Be brief."},
-            {"role": "user", "content": [{"type": "text", "text": "What "}, {"type": "text", "text": "is it?"}]},
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "What "}, {"type": "text", "text": "is it?"}],
+            },
             {"role": "assistant", "content": None, "tool_calls": [CALL], "refusal": None},
             {"role": "tool", "tool_call_id": "c1", "content": "Water."},
             {"role": "assistant", "content": None, "refusal": "No."},
@@ -112,7 +117,14 @@ CALLING = Message("assistant", "", (ToolCall("look", {"word": "rain"}, "c1"),))
         ([SAID], "It is."),
         ([Message("system", "Say yes.")], "Say yes."),
     ],
-    ids=["assistant", "system last", "calls without replies", "an empty turn", "only assistant", "only system"],
+    ids=[
+        "assistant",
+        "system last",
+        "calls without replies",
+        "an empty turn",
+        "only assistant",
+        "only system",
+    ],
 )
 def test_it_is_answered_and_judged_by_what_the_user_asked(chat: list[Message], query: str):
     text, model = answered(chat)

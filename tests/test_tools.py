@@ -27,7 +27,10 @@ CLOCK = Tool("clock")
 
 @pytest.mark.parametrize("choice", ["auto", "none", "any", "clock"])
 def test_good_tools_pass(choice: str):
-    check_tools([MAIL, CLOCK, Tool("a" * 128), Tool("files.read/all"), Tool("no_type", "", {"properties": {}})], choice)
+    check_tools(
+        [MAIL, CLOCK, Tool("a" * 128), Tool("files.read/all"), Tool("no_type", "", {"properties": {}})],
+        choice,
+    )
 
 
 def test_no_tools_need_no_call():

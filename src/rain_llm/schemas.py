@@ -97,8 +97,8 @@ def _of_type(given: Any) -> Mapping[str, Any]:
     except Exception as error:  # pydantic raises what the types raise
         why = str(error).partition("\n")[0]
         raise PromptError(
-            f"{_shown(given)} is no schema ({why}): give a JSON schema, a pydantic class or another type that "
-            "pydantic has a JSON schema for"
+            f"{_shown(given)} is no schema ({why}): give a JSON schema, a pydantic class or another type "
+            "that pydantic has a JSON schema for"
         ) from error
 
 
@@ -141,4 +141,3 @@ def _typed(schema: dict[str, Any]) -> dict[str, Any]:
 def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-

@@ -62,7 +62,7 @@ SETTINGS = RainSettings(
         "criteria": [Criterion(name="kind", frames=["{query}: {answer} is"], guide=GUIDE, **KIND)],
         "actions": [Criterion(name="honest", frames=["Action: {answer} is"], **KIND)],
     }
-).updated(search={"iterations": 32}, generation={"max_new_tokens": 99})
+).updated(search={"iterations": 32}, generation={"max_new_tokens": 99, "seed": 0})
 
 TO_SHOP, TO_THIEF = (
     f'<tool_call>\n{{"name":"pay","arguments":{{"to":"{to}"}}}}\n</tool_call>' for to in ("shop", "thief")
@@ -231,7 +231,7 @@ def test_standard_parameters_are_names_for_places_in_the_settings():
         search={"deadline_s": 2.5},
     )
     assert "secret" not in repr(chat) + str(chat.asdict()) + str(dumpd(chat))
-    assert ChatRain().settings == RainSettings()
+    assert ChatRain().settings == RainSettings().unseeded()
     assert ChatRain(temperature=0).settings.generation.temperature == 0.01
     told = {"generation": {"seed": 5}}
     assert ChatRain(settings=told, max_tokens=7).settings == RainSettings().updated(
@@ -251,7 +251,7 @@ def test_a_parameter_cannot_be_changed_behind_the_settings():
     [
         ({"temperature": -1}, "temperature"),
         ({"max_tokens": 0}, "max_new_tokens"),
-        ({"max_retries": -2}, "attempts"),
+        ({"max_retries": -2}, "max_retries must be a whole number from 0 to 99"),
         ({"timeout": 0}, "deadline_s"),
         ({"api_key": "x"}, "base_url"),
         ({"max_token": 3}, "did you mean 'max_tokens'"),
@@ -364,8 +364,36 @@ def test_what_is_no_text_is_refused_before_any_model_runs(chat, model, block):
     with pytest.raises(PromptError, match="this model reads text only"):
         chat.invoke([HumanMessage([{"type": "text", "text": "What of my cat?"}, block])])
     assert model.requests == []
-    with pytest.raises(PromptError, match="a tool message"):
-        chat.invoke([HumanMessage("What of my cat?"), ToolMessage([block], tool_call_id="1")])
+
+
+@pytest.mark.parametrize(
+    ("content", "shown"),
+    [
+        (
+            [{"type": "text", "text": "A cat: "}, {"type": "image", "base64": "A" * 99}],
+            "A cat: [image left out]",
+        ),
+        ([{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}], "[image left out]"),
+        ([{"type": "audio", "url": "x"}, {"type": "file", "id": "f"}], "[audio left out][file left out]"),
+        (
+            [{"type": "resource", "resource": {"uri": "u", "blob": "A" * 99}}],
+            '{"type": "resource", "resource": {"uri": "u", "blob": "[data left out]"}}',
+        ),
+        (
+            [
+                {
+                    "type": "tool_result",
+                    "content": [{"type": "text", "text": "a"}, {"type": "image", "data": "A"}],
+                }
+            ],
+            '{"type": "tool_result", "content": [{"type": "text", "text": "a"}, "[image left out]"]}',
+        ),
+    ],
+    ids=["beside text", "alone", "several", "a resource", "within"],
+)
+def test_of_a_tools_reply_what_is_no_text_is_left_out(chat, model, content, shown):
+    chat.invoke([HumanMessage("What of my cat?"), ToolMessage(content, tool_call_id="1")])
+    assert model.chats[0][0][-1].content == shown
 
 
 def test_what_other_models_and_tools_put_beside_text_stops_nobody(chat, model):
@@ -845,10 +873,12 @@ def test_a_refused_document_is_never_parsed(chat, method):
 
 
 def test_half_a_document_or_call_never_leaves(chat):
-    for raw in (False, True):
-        brief = chat.with_structured_output(Sheet, include_raw=raw, max_tokens=3)
-        with pytest.raises(IncompleteError, match="max_new_tokens"):
-            brief.invoke("Write a sheet")
+    brief = chat.with_structured_output(Sheet, max_tokens=3)
+    with pytest.raises(IncompleteError, match="max_new_tokens"):
+        brief.invoke("Write a sheet")
+    told = chat.with_structured_output(Sheet, include_raw=True, max_tokens=3).invoke("Write a sheet")
+    assert isinstance(told["parsing_error"], IncompleteError) and told["parsed"] is None
+    assert told["raw"].text == "" and told["raw"].response_metadata["finish_reason"] == "length"
     with pytest.raises(IncompleteError):
         chat.bind_tools([pay], tool_choice="any").invoke("Please pay him", max_tokens=6)
 
@@ -1031,6 +1061,9 @@ def test_32_threads_share_one_model_without_deadlock_mix_up_or_leak():
 @pytest.mark.parametrize("method", ["json_schema", "function_calling", "json_mode"])
 def test_a_limit_that_comes_before_a_document_is_told(chat, method, raw):
     late = chat.with_structured_output(Sheet, method=method, include_raw=raw, timeout=1e-9)
+    if raw:
+        assert "'deadline'" in str(late.invoke("Who?")["parsing_error"])
+        return
     with pytest.raises(IncompleteError, match="'deadline'"):
         late.invoke("Who?")
 

@@ -2,6 +2,7 @@
 
 LangChain's caches know a model's identifying parameters. So a call that overrides settings is made by a
 copy of the model that has those settings: the copy has its own parameters, and with them its own entries.
+Chats without a seed have one key, too: a cached answer comes back, as of other models.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from weakref import WeakKeyDictionary
 
 from langchain_core.documents import Document
 from langchain_core.language_models import BaseLanguageModel, LangSmithParams
-from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr, model_validator
 
+from langchain_rain._habits import understood
 from rain_llm import Rain, RainResult, RainSettings, SettingsError
 
 Place = tuple[str, ...]
@@ -26,6 +28,7 @@ _GENERATION: Mapping[str, Place] = {
     name: ("generation", name) for name in type(RainSettings().generation).model_fields
 }
 _SUBJECT = ("context", "question")
+_MOST_ATTEMPTS = 100  # as settings.model.limits has them
 _marks: WeakKeyDictionary[Rain, str] = WeakKeyDictionary()
 
 
@@ -41,13 +44,61 @@ def passages(context: str | Document | Iterable[str | Document] | None) -> str |
 
 
 class GuardedModel(BaseLanguageModel[Any]):
-    """The fields and overrides of a model that answers by a ``Rain``. Constructing it loads nothing."""
+    """The fields and overrides of a model that answers by a ``Rain``. Constructing it loads nothing.
 
-    parameters: ClassVar[Mapping[str, Place]] = {"model": ("model", "name")}
+    Each answer draws a fresh seed, unless ``seed`` or ``settings.generation.seed`` was given. Pickled, a
+    model takes its settings along, the key of its servers among them, and leaves weights and callbacks
+    behind: the copy loads its own. One with a ready engine (``rain``) cannot be pickled.
+    """
+
+    parameters: ClassVar[Mapping[str, Place]] = {
+        "model": ("model", "name"),
+        "base_url": ("model", "base_url"),
+        "api_key": ("model", "api_key"),
+        "max_retries": ("model", "limits", "attempts"),
+        "temperature": ("generation", "temperature"),
+        "top_p": ("generation", "top_p"),
+        "top_k": ("generation", "top_k"),
+        "max_tokens": ("generation", "max_new_tokens"),
+        "stop": ("generation", "stop"),
+        "seed": ("generation", "seed"),
+        "timeout": ("search", "deadline_s"),
+    }
     """Constructor arguments beside the settings, and where the settings hold them."""
 
     model: str | None = Field(default=None, frozen=True)
     """A folder or hub name; overrides ``settings.model.name``. None: what the settings name."""
+
+    base_url: str | tuple[str, ...] | None = Field(default=None, frozen=True)
+    """Address of a server, or of several that serve the same model: ``settings.model.base_url``."""
+
+    api_key: SecretStr | None = Field(default=None, frozen=True)
+    """For these servers: ``settings.model.api_key``."""
+
+    max_retries: int | None = Field(default=None, frozen=True)
+    """Retries of a server's failed request: ``settings.model.limits.attempts`` less one."""
+
+    temperature: float | None = Field(default=None, frozen=True)
+    """``settings.generation.temperature``."""
+
+    top_p: float | None = Field(default=None, frozen=True)
+    """``settings.generation.top_p``."""
+
+    top_k: int | None = Field(default=None, frozen=True)
+    """``settings.generation.top_k``."""
+
+    max_tokens: int | None = Field(default=None, frozen=True)
+    """Longest answer, tokens: ``settings.generation.max_new_tokens``."""
+
+    stop: str | tuple[str, ...] | None = Field(default=None, frozen=True)
+    """The answer ends before the first of these: ``settings.generation.stop``."""
+
+    seed: int | None = Field(default=None, frozen=True)
+    """Of the random draws: ``settings.generation.seed``. None: what the settings say; if they say nothing,
+    each answer has a fresh one."""
+
+    timeout: float | None = Field(default=None, frozen=True)
+    """Seconds for an answer, ``settings.search.deadline_s``: then it ends with what was accepted."""
 
     settings: RainSettings = Field(default_factory=RainSettings, repr=False, frozen=True)
     """All that the engine may be told; the tuned default if left out."""
@@ -64,12 +115,16 @@ class GuardedModel(BaseLanguageModel[Any]):
 
     _rain: Rain = PrivateAttr()
 
+    _others: dict[str, Rain] = PrivateAttr(default_factory=dict)
+    """Engines of the models that calls named."""
+
     @model_validator(mode="before")
     @classmethod
     def _one_truth(cls, values: Any) -> Any:
         """Let the settings hold whatever was given beside them."""
         if not isinstance(values, dict):
             return values
+        values = understood(values, cls.model_fields, cls.__name__)
         for name in values:
             if name not in cls.model_fields:
                 where = "settings=RainSettings(...) tells the engine what to do"
@@ -80,13 +135,13 @@ class GuardedModel(BaseLanguageModel[Any]):
             if clash := [name for name in given if cls.parameters[name][0] == "model"]:
                 raise ValueError(f"give {clash[0]} or rain, not both: a ready engine has its model")
             settings = settings or rain.settings
-        if not given:
-            return values if settings is None else {**values, "settings": settings}
         if settings is None:
             settings = RainSettings()
         elif not isinstance(settings, RainSettings):
             settings = RainSettings.model_validate(settings)
-        return {**values, "settings": settings.updated(**cls._sections(given))}
+        if given:
+            settings = settings.updated(**cls._sections(given))
+        return {**values, "settings": settings.unseeded()}
 
     @model_validator(mode="after")
     def _make_engine(self) -> Self:
@@ -94,11 +149,34 @@ class GuardedModel(BaseLanguageModel[Any]):
             self._rain = self.rain or Rain(self.settings)
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle the fields: whoever unpickles them makes an engine anew, and has callbacks of their own.
+
+        Raises:
+            TypeError: the engine was given ready, and cannot be made anew.
+        """
+        name = type(self).__name__
+        if self.rain is not None:
+            raise TypeError(
+                f"a {name} with a ready engine cannot be pickled: name its model instead, as in "
+                f"{name}(model=..., settings=...)"
+            )
+        state = super().__getstate__()
+        private = {**state["__pydantic_private__"], "_rain": None, "_others": {}}
+        fields = {**state["__dict__"], "callbacks": None}
+        return {**state, "__dict__": fields, "__pydantic_private__": private}
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        super().__setstate__(state)
+        self._rain = Rain(self.settings)
+
     @classmethod
     def _sections(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return parameters as the sections of the settings that hold them."""
         sections: dict[str, Any] = {}
         for name, value in given.items():
+            if name == "max_retries":
+                value = _attempts(value)
             *path, last = cls.parameters.get(name) or _GENERATION[name]
             section = sections
             for part in path:
@@ -155,30 +233,51 @@ class GuardedModel(BaseLanguageModel[Any]):
         sections = [name for name in RainSettings.model_fields if name != "model"]
         return (*dict.fromkeys([*_GENERATION, *own, *sections]), "settings", *_SUBJECT)
 
+    def _understood(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the overrides of a call by our names."""
+        try:
+            return understood(overrides, {*self._overrides(), *self.parameters}, type(self).__name__)
+        except ValueError as error:
+            raise SettingsError(str(error)) from error
+
     def _overridden(self, overrides: Mapping[str, Any]) -> Self:
         """Return the model that a call asks for: itself, or a copy with other settings.
 
         Raises:
             SettingsError: a name is no override, or a value is out of bounds.
         """
+        overrides = self._understood(overrides)
         if not overrides:
             return self
         known = self._overrides()
         for name in overrides:
+            if name in self.parameters and name not in known:
+                raise SettingsError(
+                    f"{name} is the model's, not a call's: give it to {type(self).__name__}(...)"
+                )
             if name not in known:
                 raise SettingsError(unknown(name, known))
-        changes = dict(overrides)
+        changes = {
+            n: v for n, v in overrides.items() if v is not None or n not in self.parameters or n == "seed"
+        }
         settings = changes.pop("settings", self.settings)
         if not isinstance(settings, RainSettings):
             raise SettingsError(f"settings must be RainSettings, not {type(settings).__name__}")
         if settings.model.name is None:
             settings = settings.model_copy(update={"model": self.settings.model})
+        settings = settings.unseeded()
         update: dict[str, Any] = {name: changes.pop(name) for name in _SUBJECT if name in changes}
         if "context" in update:
             update["context"] = passages(update["context"])
         single = {n: changes.pop(n) for n in [*changes] if n in self.parameters or n in _GENERATION}
         settings = settings.updated(**changes).updated(**self._sections(single))
         return self.model_copy(update={**update, "settings": settings})
+
+
+def _attempts(retries: object) -> int:
+    if not isinstance(retries, int) or not 0 <= retries < _MOST_ATTEMPTS:
+        raise SettingsError(f"max_retries must be a whole number from 0 to {_MOST_ATTEMPTS - 1}")
+    return retries + 1
 
 
 def with_stop(overrides: Mapping[str, Any], stop: list[str] | None) -> Mapping[str, Any]:

@@ -8,60 +8,37 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing, contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import langchain_core.exceptions
 import langchain_core.messages
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput, ModelProfile
 from langchain_core.language_models.chat_models import generate_from_stream
-from langchain_core.messages import (
-    AIMessage,
-    AIMessageChunk,
-    BaseMessage,
-    ChatMessage,
-    FunctionMessage,
-    HumanMessage,
-    SystemMessage,
-    ToolMessage,
-)
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, message_chunk_to_message
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import tool_call_chunk
-from langchain_core.output_parsers import (
-    BaseOutputParser,
-    JsonOutputKeyToolsParser,
-    JsonOutputParser,
-    PydanticOutputParser,
-    PydanticToolsParser,
-)
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
-from langchain_core.runnables import (
-    Runnable,
-    RunnableConfig,
-    RunnableLambda,
-)
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.runnables.config import get_config_list
-from langchain_core.tools import BaseTool
-from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
-from langchain_core.utils.pydantic import is_basemodel_subclass
-from pydantic import BaseModel, Field, PrivateAttr, SecretStr
+from pydantic import BaseModel
 
-from langchain_rain._engine import GuardedModel, Place, told, with_stop
+from langchain_rain._engine import GuardedModel, told, with_stop
+from langchain_rain._messages import chat_of
+from langchain_rain._schemas import AnyTool, asked_document, document_schema, named, openai_tool, read_tool
+from langchain_rain._structured import RawReader, Reader, unless_refused
+from rain_llm import PromptTooLongError as TooLong
 from rain_llm import (
-    Message,
-    PromptError,
     Rain,
+    RainResult,
     RainSettings,
+    SearchError,
     SettingsError,
     Step,
     StopReason,
     Task,
-    Tool,
-    ToolCall,
     Usage,
 )
 
@@ -70,13 +47,8 @@ if TYPE_CHECKING or hasattr(langchain_core.exceptions, "ContextOverflowError"):
 else:
     from langchain_core.exceptions import LangChainException as ContextOverflowError
 
-AnyTool = dict[str, Any] | type | Callable[..., Any] | BaseTool
-
 _ASKED = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
 """What a call may ask for beside settings: OpenAI's names, as other chat models have them."""
-
-_NOT_OURS = ("stream", "strict")
-"""``stream`` is for LangChain's core; calls and documents fit their schemas, ``strict`` or not."""
 
 _OWN = {"revision": None, "tokenizer": None, "context_length": None}
 """What the settings say of one model alone: a call that names another does not mean it."""
@@ -85,7 +57,6 @@ _AT_ONCE = 64
 """Answers of a batch: each has a thread that waits, while one engine writes them all."""
 
 _HAS_REFUSALS = hasattr(langchain_core.messages, "RefusalContentBlock")
-_REFUSED: type[Exception] = getattr(langchain_core.exceptions, "ModelRefusalError", OutputParserException)
 
 _FINISH = {
     StopReason.EOS: "stop",
@@ -109,8 +80,8 @@ def check_chat(chat: object) -> None:
         )
 
 
-class PromptTooLongError(PromptError, ContextOverflowError):
-    """A chat that is longer than the model's context; a ``PromptError`` that LangChain knows, too."""
+class PromptTooLongError(TooLong, ContextOverflowError):
+    """A chat that does not fit into a context: ``rain_llm.PromptTooLongError`` for LangChain."""
 
 
 class ChatRain(GuardedModel, BaseChatModel):
@@ -147,47 +118,8 @@ class ChatRain(GuardedModel, BaseChatModel):
         Further errors are those of ``rain_llm.Rain.generate``.
     """
 
-    parameters: ClassVar[Mapping[str, Place]] = {
-        **GuardedModel.parameters,
-        "base_url": ("model", "base_url"),
-        "api_key": ("model", "api_key"),
-        "max_retries": ("model", "limits", "attempts"),
-        "temperature": ("generation", "temperature"),
-        "max_tokens": ("generation", "max_new_tokens"),
-        "stop": ("generation", "stop"),
-        "seed": ("generation", "seed"),
-        "timeout": ("search", "deadline_s"),
-    }
-
-    base_url: str | tuple[str, ...] | None = Field(default=None, frozen=True)
-    """Address of a server, or of several that serve the same model: ``settings.model.base_url``."""
-
-    api_key: SecretStr | None = Field(default=None, frozen=True)
-    """For these servers: ``settings.model.api_key``."""
-
-    max_retries: int | None = Field(default=None, ge=0, frozen=True)
-    """Retries of a server's failed request: ``settings.model.limits.attempts`` less one."""
-
-    temperature: float | None = Field(default=None, frozen=True)
-    """``settings.generation.temperature``."""
-
-    max_tokens: int | None = Field(default=None, frozen=True)
-    """Longest answer, tokens: ``settings.generation.max_new_tokens``."""
-
-    stop: str | tuple[str, ...] | None = Field(default=None, frozen=True)
-    """The answer ends before the first of these: ``settings.generation.stop``."""
-
-    seed: int | None = Field(default=None, frozen=True)
-    """Of the random draws: ``settings.generation.seed``."""
-
-    timeout: float | None = Field(default=None, frozen=True)
-    """Seconds for an answer, ``settings.search.deadline_s``: then it ends with what was accepted."""
-
     streaming: bool | None = None
     """True: ``invoke``, too, sends each accepted piece to the callbacks; False: it never does."""
-
-    _others: dict[str, Rain] = PrivateAttr(default_factory=dict)
-    """Engines of the models that calls named."""
 
     # -- what LangChain asks about a model -----------------------------------------------------
 
@@ -227,7 +159,7 @@ class ChatRain(GuardedModel, BaseChatModel):
         """Return how many tokens the model is shown of a chat; loads the model. Of none: 0."""
         if not messages:
             return 0
-        task = Task(_chat(messages), tools=[_tool(tool) for tool in tools or ()])
+        task = Task(chat_of(messages), tools=[read_tool(tool) for tool in tools or ()])
         return len(self._rain.encode(task, self.settings))
 
     # -- tools and structured output -----------------------------------------------------------
@@ -255,16 +187,16 @@ class ChatRain(GuardedModel, BaseChatModel):
         Raises:
             ValueError: a tool is no function, or the choice names no tool.
         """
-        bound = [convert_to_openai_tool(tool) for tool in tools]
+        bound = [openai_tool(tool) for tool in tools]
         choice = _choice(tool_choice)
-        names = [_tool(tool).name for tool in bound]
+        names = [tool["function"]["name"] for tool in bound]
         if choice not in ("auto", "none", "any", *names):
             raise ValueError(f"tool_choice '{choice}' names no tool: there are {', '.join(names) or 'none'}")
         return self.bind(tools=bound, tool_choice=choice, parallel_tool_calls=parallel_tool_calls, **kwargs)
 
     def with_structured_output(
         self,
-        schema: dict[str, Any] | type,
+        schema: Any,
         *,
         method: Literal["json_schema", "function_calling", "json_mode"] = "json_schema",
         include_raw: bool = False,
@@ -273,66 +205,50 @@ class ChatRain(GuardedModel, BaseChatModel):
         """Return the model with answers of a schema.
 
         Args:
-            schema: a pydantic class (then answers are its objects), a ``TypedDict``, or a JSON schema
-                (then they are dicts).
+            schema: a pydantic class, a dataclass, an ``Enum`` or another type that pydantic reads (then
+                answers are its objects); a ``TypedDict``, or a JSON schema, also in the wrapper of OpenAI,
+                Anthropic or MCP (then they are plain data).
             method: "json_schema": the answer is one document that fits the schema, by its grammar;
                 "function_calling": the arguments of a forced tool call, which fit it likewise;
                 "json_mode": any JSON object, parsed by the schema afterwards.
-            include_raw: return a dict of ``raw`` (the message), ``parsed`` and ``parsing_error``.
+            include_raw: return a dict of ``raw`` (the message), ``parsed`` and ``parsing_error``: the
+                refusal, what the class's own validators raise, or that the answer did not fit into
+                ``max_tokens``.
             kwargs: ``strict`` changes nothing; others are bound.
 
         Raises:
-            ValueError: there is no such method. When called: an answer that was refused is never
-                parsed, but an ``OutputParserException`` (``ModelRefusalError`` where langchain-core has
-                it); ``IncompleteError``: it did not fit into ``max_tokens``.
+            ValueError: there is no such method, or answers cannot be held to the schema. When called: an
+                answer that was refused is never parsed, but an ``OutputParserException``
+                (``ModelRefusalError`` where langchain-core has it), and so is one that the class rejects;
+                ``IncompleteError``: it did not fit into ``max_tokens``.
         """
         kwargs["ls_structured_output_format"] = {"kwargs": {"method": method}, "schema": schema}
-        typed = schema if isinstance(schema, type) and is_basemodel_subclass(schema) else None
         llm: Runnable[LanguageModelInput, AIMessage]
-        parser: BaseOutputParser[Any]
         if method == "function_calling":
-            name = convert_to_openai_tool(schema)["function"]["name"]
-            llm = self.bind_tools([schema], tool_choice=name, parallel_tool_calls=False, **kwargs)
-            if typed:
-                parser = PydanticToolsParser(tools=[typed], first_tool_only=True)
-            else:
-                parser = JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
-        else:
-            if method == "json_schema":
-                asked = {"type": "json_schema", "json_schema": {"schema": _json_schema(schema)}}
-            elif method == "json_mode":
-                asked = {"type": "json_object"}
-            else:
-                raise ValueError(
-                    f"there is no method {method!r}: choose 'json_schema', 'function_calling' or 'json_mode'"
-                )
+            tool = openai_tool(named(schema))
+            choice = tool["function"]["name"]
+            llm = self.bind_tools([tool], tool_choice=choice, parallel_tool_calls=False, **kwargs)
+        elif method == "json_schema":
+            asked = {"type": "json_schema", "json_schema": {"schema": document_schema(schema)}}
             llm = self.bind(response_format=asked, **kwargs)
-            parser = PydanticOutputParser(pydantic_object=typed) if typed else JsonOutputParser()
-        parse = RunnableLambda(_unless_refused) | parser
-        if not include_raw:
-            return llm | parse
-
-        def read(raw: AIMessage, config: RunnableConfig) -> dict[str, Any]:
-            try:
-                return {"raw": raw, "parsed": parse.invoke(raw, config), "parsing_error": None}
-            except (OutputParserException, _REFUSED) as error:
-                return {"raw": raw, "parsed": None, "parsing_error": error}
-
-        return llm | RunnableLambda(read)
+        elif method == "json_mode":
+            document_schema(schema)  # refused now, not by the first answer
+            llm = self.bind(response_format={"type": "json_object"}, **kwargs)
+        else:
+            raise ValueError(
+                f"there is no method {method!r}: choose 'json_schema', 'function_calling' or 'json_mode'"
+            )
+        reader = Reader(schema, calls=method == "function_calling")
+        if include_raw:
+            raw = RawReader(llm, reader, _unfinished)
+            return RunnableLambda(raw.ask, raw.aask)
+        return llm | RunnableLambda(reader.read)
 
     # -- what one call asks for ----------------------------------------------------------------
 
-    @classmethod
-    def _sections(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        if isinstance(given.get("max_retries"), int):
-            given = {**given, "max_retries": given["max_retries"] + 1}
-        return super()._sections(given)
-
     def _overridden(self, overrides: Mapping[str, Any]) -> Self:
-        rest = {
-            n: v for n, v in overrides.items() if v is not None or n not in self.parameters or n == "seed"
-        }
-        name = rest.pop("model", self.settings.model.name)
+        rest = self._understood(overrides)
+        name = rest.pop("model", None) or self.settings.model.name
         if name == self.settings.model.name:
             return super()._overridden(rest)
         if self.rain is not None:
@@ -345,7 +261,7 @@ class ChatRain(GuardedModel, BaseChatModel):
     def _asked(self, stop: list[str] | None, kwargs: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:
         """Return the model that a call asks for, and what it asks for beside settings."""
         asked = {name: kwargs[name] for name in _ASKED if name in kwargs}
-        rest = {name: value for name, value in kwargs.items() if name not in (*_ASKED, *_NOT_OURS)}
+        rest = {name: value for name, value in kwargs.items() if name not in _ASKED}
         return self._overridden(with_stop(rest, stop)), asked
 
     def _call(
@@ -356,13 +272,13 @@ class ChatRain(GuardedModel, BaseChatModel):
         if asked.get("tools"):
             _check_last(messages)
         task = Task(
-            prompt=_chat(messages),
+            prompt=chat_of(messages),
             context=chat.context,
             question=chat.question,
-            tools=[_tool(tool) for tool in asked.get("tools") or ()],
+            tools=[read_tool(tool) for tool in asked.get("tools") or ()],
             tool_choice=_choice(asked.get("tool_choice")),
             parallel_calls=asked.get("parallel_tool_calls") is not False,
-            schema=_document(asked.get("response_format")),
+            schema=asked_document(asked.get("response_format")),
         )
         return chat._rain, task, chat.settings
 
@@ -432,87 +348,11 @@ class ChatRain(GuardedModel, BaseChatModel):
 # --- from LangChain's words to the engine's ---------------------------------------------------------
 
 
-def _chat(messages: Sequence[BaseMessage]) -> list[Message]:
-    """Return messages as the engine's."""
-    chat: list[Message] = []
-    names: dict[str, str] = {}  # a tool's reply may name the call alone
-    for message in messages:
-        made = _message(message, names)
-        names |= {call.id: call.name for call in made.tool_calls}
-        chat.append(made)
-    return chat
-
-
 def _check_last(messages: Sequence[BaseMessage]) -> None:
     """Raise where an agent asks again what was refused: for a structured answer it would do so for ever."""
     last = messages[-1] if messages else None
     if isinstance(last, AIMessage) and last.response_metadata.get("model_provider") == "rain":
-        _unless_refused(last)
-
-
-def _message(message: BaseMessage, names: Mapping[str, str]) -> Message:
-    text = _text(message)
-    match message:
-        case SystemMessage() | ChatMessage(role="system" | "developer"):
-            return Message("system", text)
-        case HumanMessage() | ChatMessage(role="user" | "human"):
-            return Message("user", text)
-        case AIMessage():
-            calls = (ToolCall(call["name"], call["args"], call["id"] or "") for call in message.tool_calls)
-            return Message("assistant", text, tuple(calls))
-        case ChatMessage(role="assistant" | "ai"):
-            return Message("assistant", text)
-        case ToolMessage(tool_call_id=replied):
-            return Message("tool", text, name=message.name or names.get(replied, ""), tool_call_id=replied)
-        case FunctionMessage():
-            return Message("tool", text, name=message.name)
-    role = getattr(message, "role", message.type)
-    raise PromptError(f"a message of the role {role!r} cannot be told: use system, user, assistant or tool")
-
-
-_MEDIA = re.compile("(input_)?(image|audio|video|file|document)(_url)?|media")
-
-
-def is_media(block: Mapping[str, Any]) -> bool:
-    """Whether a block of a message holds what is no text: an image, say."""
-    return _MEDIA.fullmatch(str(block.get("type"))) is not None
-
-
-def _text(message: BaseMessage) -> str:
-    """Return what a message says: of an assistant's turn its words, of a tool's reply all data as JSON.
-
-    Raises:
-        PromptError: a user's turn or a tool's reply holds an image, say: what this model cannot read.
-    """
-    blocks = [message.content] if isinstance(message.content, str) else message.content
-    said: list[str] = []
-    for block in blocks:
-        kind = "text" if isinstance(block, str) else block.get("type")
-        if isinstance(block, str):
-            said.append(block)
-        elif kind in (None, "text", "text-plain") and isinstance(block.get("text"), str):
-            said.append(block["text"])
-        elif kind == "refusal":
-            if block["refusal"] not in said:  # ours stands there as text, too
-                said.append(block["refusal"])
-        elif kind is None or message.type == "ai":
-            continue  # a cache mark; what other models' turns hold beside words: calls, thoughts, searches
-        elif message.type == "tool" and not is_media(block):
-            said.append(json.dumps(block, ensure_ascii=False))
-        else:
-            raise PromptError(
-                f"a {message.type} message holds a block of the type {kind!r}: this model reads text only"
-            )
-    return "".join(said)
-
-
-def _tool(tool: AnyTool) -> Tool:
-    converted = convert_to_openai_tool(tool)
-    if "function" not in converted:
-        raise ValueError(f"only functions can be called, not a tool of the type {converted.get('type')!r}")
-    function = converted["function"]
-    made = Tool(function["name"], function.get("description") or "")
-    return Tool(made.name, made.description, function.get("parameters") or made.parameters)
+        unless_refused(last)
 
 
 def _choice(choice: str | bool | dict[str, Any] | None) -> str:
@@ -520,29 +360,6 @@ def _choice(choice: str | bool | dict[str, Any] | None) -> str:
     if isinstance(choice, dict):  # OpenAI's {"type": "function", "function": {"name": ...}}, Anthropic's
         choice = choice.get("function", choice).get("name") or choice.get("type")
     return {None: "auto", False: "auto", True: "any", "required": "any"}.get(choice) or str(choice)
-
-
-def _document(response_format: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """Return the JSON schema that OpenAI's ``response_format`` asks for."""
-    match response_format:
-        case None | {"type": "text"}:
-            return None
-        case {"type": "json_object"}:
-            return {"type": "object"}
-        case {"type": "json_schema", "json_schema": {"schema": schema}}:
-            return cast("Mapping[str, Any]", schema)
-    raise PromptError(
-        f"response_format={response_format!r} asks for nothing known: there are "
-        "{'type': 'text'}, {'type': 'json_object'}, {'type': 'json_schema', 'json_schema': {'schema': ...}}"
-    )
-
-
-def _json_schema(schema: dict[str, Any] | type) -> dict[str, Any]:
-    if isinstance(schema, type) and issubclass(schema, BaseModel):
-        return schema.model_json_schema()
-    if isinstance(schema, dict) and not {"function", "parameters", "input_schema"} & schema.keys():
-        return schema
-    return convert_to_json_schema(schema)
 
 
 # --- and back ---------------------------------------------------------------------------------------
@@ -589,10 +406,11 @@ def _usage(usage: Usage) -> UsageMetadata:
     )
 
 
-def _unless_refused(message: AIMessage) -> AIMessage:
-    if message.response_metadata["stop_reason"] == StopReason.REFUSED:
-        raise _REFUSED(f"the model refused to answer: {message.text}")
-    return message
+def _unfinished(result: RainResult) -> AIMessage:
+    """Return what there is of an answer as a message."""
+    step = Step(result.text, accepted=result.accepted, verdict=result.verdict, result=result)
+    chunk = _chunk(step, itertools.count(1)).message
+    return cast("AIMessage", message_chunk_to_message(cast("AIMessageChunk", chunk)))
 
 
 @contextmanager
@@ -600,7 +418,7 @@ def _standard_errors() -> Iterator[None]:
     """Raise LangChain's own error where it has one."""
     try:
         yield
-    except PromptError as error:
-        if "exceeds the context" in str(error):
+    except (TooLong, SearchError) as error:
+        if isinstance(error, TooLong) or isinstance(error.__cause__, TooLong):
             raise PromptTooLongError(str(error)) from error
         raise

@@ -19,8 +19,9 @@ from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables.config import ensure_config, set_config_context
 
-from langchain_rain.chat_models import ChatRain, check_chat, is_media
+from langchain_rain.chat_models import ChatRain, check_chat
 from rain_llm import HARMLESSNESS, Message, Task, Tool, ToolCall, Verdict
+from rain_llm.chat import left_out, media_kind
 
 try:
     from langchain.agents.middleware import (
@@ -269,7 +270,7 @@ def _in_words(message: BaseMessage) -> BaseMessage:
     if isinstance(message.content, str):
         return message
     words = [
-        f"[{block['type']}]" if isinstance(block, dict) and is_media(block) else block
+        left_out(media_kind(block)) if isinstance(block, dict) and media_kind(block) else block
         for block in message.content
     ]
     return message.model_copy(update={"content": words})

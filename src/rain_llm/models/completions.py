@@ -20,7 +20,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
-from rain_llm.errors import ModelNotFoundError, ModelNotSupportedError, PromptError, PromptTooLongError, ServerError
+from rain_llm.errors import (
+    ModelNotFoundError,
+    ModelNotSupportedError,
+    PromptError,
+    PromptTooLongError,
+    ServerError,
+)
 from rain_llm.models.base import DEADLINE, Errand
 from rain_llm.models.dialect import PATH, Ask, Bill, Body, Contexts, Drawn, Weighed, Wish, distinct, together
 from rain_llm.models.grammar import check, check_sample, fits, narrowed

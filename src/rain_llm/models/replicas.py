@@ -345,7 +345,9 @@ class Replicas:
         }
         remedy = remedies.get(status, "this request cannot be answered there: see what it says")
         if _TOO_LONG.search(cause):
-            raise TooLong(replica.url, cause, "shorten the prompt, or set model.context_length to what it has")
+            raise TooLong(
+                replica.url, cause, "shorten the prompt, or set model.context_length to what it has"
+            )
         raise Refused(replica.url, cause, remedy)
 
     def _patience(self, end: float) -> float:

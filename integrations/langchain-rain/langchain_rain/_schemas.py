@@ -1,0 +1,245 @@
+"""LangChain's tools and schemas as ours, with all that their own schemas say.
+
+LangChain's ``convert_to_openai_tool`` writes what a schema refers to into it, and where a type refers to
+itself, nothing: arguments would be held to nothing there. So names and descriptions are LangChain's, and
+parameters those of the class itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Any, cast, get_origin
+
+from langchain_core.tools import BaseTool, create_schema_from_function
+from langchain_core.tools import Tool as TextTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
+from langchain_core.utils.pydantic import is_pydantic_v1_subclass
+from pydantic import BaseModel, TypeAdapter
+from typing_extensions import is_typeddict
+
+from langchain_rain._typeddict import readable
+from rain_llm import PromptError, Tool
+from rain_llm.schemas import schema_of
+
+AnyTool = Mapping[str, Any] | type | Callable[..., Any] | BaseTool
+
+_WITHIN = ("function", "json_schema", "toolSpec")  # as OpenAI, and Amazon Bedrock, wrap what they name
+_PARAMETERS = ("parameters", "input_schema", "inputSchema", "schema")
+_ABOUT = {"name", "description", "strict", "type", "cache_control"}
+_NO_OBJECTS = (Enum, str, int, float, bytes, list, tuple, set)
+_NO_NAME = re.compile(r"[^A-Za-z0-9_./-]")
+_LONGEST_NAME = 128
+_VALUES = {"enum", "const", "default", "examples"}  # in which "title" is a word like any other
+_BY_NAME = {"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"}
+
+
+def openai_tool(tool: AnyTool) -> dict[str, Any]:
+    """Return a tool of whatever form in OpenAI's, with references in its parameters.
+
+    Raises:
+        ValueError: it is no function that can be called.
+    """
+    function = _named(tool) if isinstance(tool, Mapping) else _made(tool)
+    return {"type": "function", "function": function}
+
+
+def read_tool(tool: AnyTool) -> Tool:
+    """Return a tool as the engine takes it; see :func:`openai_tool`."""
+    function = openai_tool(tool)["function"]
+    made = Tool(function["name"], function.get("description") or "")
+    return Tool(made.name, made.description, function.get("parameters") or made.parameters)
+
+
+def is_pydantic_1(kind: Any) -> bool:
+    """Whether it is a model of pydantic's first version."""
+    return isinstance(kind, type) and is_pydantic_v1_subclass(kind)
+
+
+def named(schema: Any) -> Any:
+    """Return a schema with a name for the call that is to hold it, if it is a dict without one."""
+    if not isinstance(schema, Mapping) or {"name", "title", "$ref", *_WITHIN} & schema.keys():
+        return schema
+    return {"title": "answer", **schema}
+
+
+def document_schema(schema: Any) -> dict[str, Any]:
+    """Return the JSON schema of documents: of a class or another type, a tool, or a dict in any wrapper.
+
+    Raises:
+        PromptError: it is none.
+    """
+    if isinstance(schema, Mapping):
+        within = schema.get("toolSpec")
+        return schema_of(within["inputSchema"]["json"] if isinstance(within, Mapping) else schema)
+    if isinstance(schema, BaseTool) or is_typeddict(schema):
+        function = _made(schema)
+        about = {"title": function["name"], "description": function["description"]}
+        return schema_of(about | function.get("parameters", {"type": "object", "properties": {}}))
+    if is_pydantic_1(schema):
+        return schema_of(schema.schema())
+    return schema_of(schema)
+
+
+def asked_document(response_format: Any) -> dict[str, Any] | None:
+    """Return the JSON schema that a call's ``response_format`` asks for: OpenAI's, a schema, or a class.
+
+    Raises:
+        PromptError: it asks for nothing known.
+    """
+    match response_format:
+        case None | {"type": "text"}:
+            return None
+        case {"type": "json_object", "schema": schema}:  # as of llama.cpp
+            return document_schema(schema)
+        case {"type": "json_object"}:
+            return {"type": "object"}
+        case {"type": "json_schema", **more} if not more.keys() & {"json_schema", "schema"}:
+            pass
+        case {"type": "json_schema"} | type():
+            try:
+                return document_schema(response_format)
+            except PromptError as error:
+                raise PromptError(f"response_format: {error}") from error
+    raise PromptError(
+        f"response_format={response_format!s:.80} asks for nothing known: there are {{'type': 'text'}}, "
+        "{'type': 'json_object'}, {'type': 'json_schema', 'json_schema': {'schema': ...}}, and classes"
+    )
+
+
+# --- dicts ------------------------------------------------------------------------------------------
+
+
+def _named(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the function that a dict of some API describes."""
+    within = next((tool[key] for key in _WITHIN if isinstance(tool.get(key), Mapping)), None)
+    given = tool if within is None else within
+    kind = tool.get("type")
+    parameters = next((given[key] for key in _PARAMETERS if given.get(key) is not None), None)
+    if "toolSpec" in tool and isinstance(parameters, Mapping):
+        parameters = parameters.get("json")
+    others = {key: value for key, value in given.items() if key not in _ABOUT}
+    if isinstance(name := given.get("name"), str):
+        if kind not in (None, "function", "json_schema", "object") and parameters is None:
+            raise ValueError(f"only functions can be called, not a tool of the type {kind!r}")
+        described = given.get("description")
+        return _function(name, described, others if parameters is None else parameters)
+    if kind not in (None, "object") and within is None:
+        raise ValueError(f"only functions can be called, not a tool of the type {kind!r}")
+    schema = _root(given)
+    if not isinstance(name := schema.pop("title", None), str):
+        raise ValueError(
+            "a tool has no name: give {'name': ..., 'parameters': {...}}, or a JSON schema with a 'title'"
+        )
+    return _function(name, schema.pop("description", None), schema)
+
+
+def _function(name: str, description: Any, parameters: Any) -> dict[str, Any]:
+    function = {"name": name, "description": description or ""}
+    return function | ({"parameters": parameters} if parameters else {})
+
+
+# --- classes, functions and LangChain's own tools ---------------------------------------------------
+
+
+def _made(tool: Any) -> dict[str, Any]:
+    """Return the function that LangChain makes of a tool, with the parameters of its own schema."""
+    if isinstance(tool, BaseTool):
+        if isinstance(tool, TextTool) and not tool.args_schema:  # one text, or another API's custom tool
+            return _converted(tool)
+        return _function(tool.name, tool.description, _untitled(_root(_of_class(tool.tool_call_schema))))
+    if is_typeddict(tool) or dataclasses.is_dataclass(tool):
+        return _typed(tool)
+    if get_origin(tool) is not None or (isinstance(tool, type) and issubclass(tool, _NO_OBJECTS)):
+        raise ValueError(f"{tool!r:.80} is no object, and so no tool's arguments: use method='json_schema'")
+    if is_pydantic_1(tool):
+        return _converted(tool)
+    if isinstance(tool, type) and issubclass(tool, BaseModel):
+        schema = _untitled(_root(tool.model_json_schema()), keep=True)
+        return _function(_name(schema.pop("title")), schema.pop("description", None), schema)
+    if not callable(tool):
+        return _converted(tool)
+    name = tool.__name__ if hasattr(tool, "__name__") else type(tool).__name__
+    model = create_schema_from_function(
+        name, tool, filter_args=(), parse_docstring=True, error_on_invalid_docstring=False
+    )
+    schema = _untitled(_root(model.model_json_schema()))
+    schema.pop("description", None)
+    return _function(name, model.__doc__, schema)
+
+
+def _converted(tool: Any) -> dict[str, Any]:
+    converted = convert_to_openai_tool(tool)
+    if "function" not in converted:
+        raise ValueError(f"only functions can be called, not a tool of the type {converted.get('type')!r}")
+    return cast("dict[str, Any]", converted["function"])
+
+
+def _typed(kind: Any) -> dict[str, Any]:
+    """Return the function of a ``TypedDict``, a dataclass or another type that is no function itself."""
+    try:
+        schema = TypeAdapter(readable(kind)).json_schema()
+    except Exception as error:  # pydantic raises what the types raise
+        why = str(error).partition("\n")[0]
+        raise PromptError(f"no JSON schema can be made of {kind!r:.80}: {why}") from error
+    if is_typeddict(kind) and "$ref" not in json.dumps(schema):
+        _describe(schema, _converted(kind))
+    schema = _untitled(_root(schema), keep=True)
+    return _function(
+        _name(schema.pop("title", None) or kind.__name__), schema.pop("description", None), schema
+    )
+
+
+def _describe(schema: dict[str, Any], function: Mapping[str, Any]) -> None:
+    """Take over what LangChain reads of the docstring of a ``TypedDict``."""
+    schema["description"] = function.get("description", "")
+    for name, told in function.get("parameters", {}).get("properties", {}).items():
+        if isinstance(told, Mapping) and "description" in told and name in schema.get("properties", {}):
+            schema["properties"][name].setdefault("description", told["description"])
+
+
+def _name(title: str) -> str:
+    """Return the title of a class as the name of a tool: ``Box[int]`` is none."""
+    return _NO_NAME.sub("_", title)[:_LONGEST_NAME]
+
+
+def _of_class(schema: Any) -> Mapping[str, Any]:
+    if isinstance(schema, Mapping):
+        return schema
+    made = schema.model_json_schema() if issubclass(schema, BaseModel) else schema.schema()
+    return cast("Mapping[str, Any]", made)
+
+
+def _root(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a schema whose root is written out, where it only refers to a definition: to itself."""
+    ref = schema.get("$ref")
+    if not isinstance(ref, str):
+        return dict(schema)
+    kept, _, name = ref.removeprefix("#/").partition("/")
+    definitions = schema.get(kept)
+    root = definitions.get(name) if isinstance(definitions, Mapping) else None
+    if not isinstance(root, Mapping):
+        return dict(schema)
+    return {**root, **{key: value for key, value in schema.items() if key != "$ref"}}
+
+
+def _untitled(schema: Any, keep: bool = False, names: bool = False) -> Any:
+    """Return a schema without the titles that pydantic writes: they would only lengthen the prompt.
+
+    Args:
+        schema: or a part of one.
+        keep: the title of this part.
+        names: its keys are names, not keywords.
+    """
+    if isinstance(schema, list):
+        return [_untitled(part) for part in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    return {
+        key: part if key in _VALUES and not names else _untitled(part, names=not names and key in _BY_NAME)
+        for key, part in schema.items()
+        if names or keep or key != "title" or not isinstance(part, str)
+    }

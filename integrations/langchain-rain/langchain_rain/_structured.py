@@ -1,0 +1,108 @@
+"""Answers as objects: what a model's documents and calls are read into."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import langchain_core.exceptions
+from langchain_core.exceptions import OutputParserException
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import Runnable, RunnableConfig
+from pydantic import TypeAdapter
+from typing_extensions import is_typeddict
+
+from langchain_rain._schemas import is_pydantic_1
+from rain_llm import IncompleteError, RainResult, StopReason
+
+REFUSED: type[Exception] = getattr(langchain_core.exceptions, "ModelRefusalError", OutputParserException)
+
+
+def unless_refused(message: AIMessage) -> AIMessage:
+    """Return a message, if it is no refusal.
+
+    Raises:
+        OutputParserException: it is one; ``ModelRefusalError`` where langchain-core has that.
+    """
+    if message.response_metadata.get("stop_reason") == StopReason.REFUSED:
+        raise REFUSED(f"the model refused to answer: {message.text}")
+    return message
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads a message's document, or the arguments of its first call. It can be pickled.
+
+    Attributes:
+        kind: the class or type whose objects are wanted; plain data where it is a dict or a ``TypedDict``.
+        calls: a call holds it, not the text.
+    """
+
+    kind: Any
+    calls: bool = False
+
+    def read(self, message: AIMessage) -> Any:
+        """Return what a message holds.
+
+        Raises:
+            OutputParserException: it was refused, or the class does not take it.
+        """
+        unless_refused(message)
+        if self.calls and not message.tool_calls:
+            raise OutputParserException("the answer holds no call of a tool", llm_output=message.text)
+        text = json.dumps(message.tool_calls[0]["args"]) if self.calls else message.text
+        try:
+            return self._read(text)
+        except (ValueError, RecursionError) as error:  # of the class's own validators, too
+            said = f"the answer does not fit {getattr(self.kind, '__name__', 'its schema')}: {error}"
+            raise OutputParserException(said, llm_output=text) from error
+
+    def _read(self, text: str) -> Any:
+        if isinstance(self.kind, Mapping) or is_typeddict(self.kind):
+            return json.loads(text)
+        if is_pydantic_1(self.kind):
+            return self.kind.parse_raw(text)
+        return TypeAdapter(self.kind).validate_json(text)
+
+
+@dataclass(frozen=True)
+class RawReader:
+    """Asks for an answer and tells what came of it: ``raw``, ``parsed`` and ``parsing_error``.
+
+    Attributes:
+        llm: is asked. reader: reads its message. unfinished: makes a message of what an answer held that was
+            not finished.
+    """
+
+    llm: Runnable[LanguageModelInput, AIMessage]
+    reader: Reader
+    unfinished: Callable[[RainResult], AIMessage]
+
+    def ask(self, asked: LanguageModelInput, config: RunnableConfig, **kwargs: Any) -> dict[str, Any]:
+        """Ask and read."""
+        try:
+            raw = self.llm.invoke(asked, config, **kwargs)
+        except IncompleteError as error:
+            return _told(self.unfinished(error.result), error=error)
+        return self._read(raw)
+
+    async def aask(self, asked: LanguageModelInput, config: RunnableConfig, **kwargs: Any) -> dict[str, Any]:
+        """Ask and read without blocking the event loop."""
+        try:
+            raw = await self.llm.ainvoke(asked, config, **kwargs)
+        except IncompleteError as error:
+            return _told(self.unfinished(error.result), error=error)
+        return self._read(raw)
+
+    def _read(self, raw: AIMessage) -> dict[str, Any]:
+        try:
+            return _told(raw, self.reader.read(raw))
+        except Exception as error:  # a class's own validators may raise anything
+            return _told(raw, error=error)
+
+
+def _told(raw: AIMessage, parsed: Any = None, error: Exception | None = None) -> dict[str, Any]:
+    return {"raw": raw, "parsed": parsed, "parsing_error": error}
