@@ -357,9 +357,11 @@ class RainLLM(Parameters, CustomLLM, FunctionCallingLLM):
         context, question = sources(prompt, arguments)
         replies, said = told(prompt.format_messages(llm=self, **arguments))
         asked: dict[str, Any] = {"context": context or replies, "question": question or said}
-        if self.pydantic_program_mode is PydanticProgramMode.LLM:
-            asked["schema"] = boxed(output_cls).model_json_schema()
-        return boxed(output_cls), prompt.partial_format(), asked | (llm_kwargs or {})
+        by_document = self.pydantic_program_mode is PydanticProgramMode.LLM
+        box = boxed(output_cls, by_call=not by_document)
+        if by_document:
+            asked["schema"] = box.model_json_schema()
+        return box, prompt.partial_format(), asked | (llm_kwargs or {})
 
     # -- what the engine is asked --------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from llama_index.core.base.llms.types import (
     BaseContentBlock,
     CachePoint,
     CitableBlock,
+    CitationBlock,
     TextBlock,
     ThinkingBlock,
     ToolCallBlock,
@@ -54,10 +55,13 @@ def from_llama_index(messages: Sequence[ChatMessage]) -> list[Message]:
 def text_of(message: ChatMessage) -> str:
     """Return what a message says, and what it cites; marks, calls and thoughts are no text of it.
 
+    In a tool's reply a marker stands for an image, say, and an agent goes on with the rest.
+
     Raises:
-        PromptError: it holds an image, say.
+        PromptError: another message holds an image, say.
     """
-    return "\n".join(text for block in message.blocks for text in _texts(block))
+    replied = ROLES[message.role] == "tool"
+    return "\n".join(text for block in message.blocks for text in _texts(block, replied))
 
 
 def calls_of(message: ChatMessage) -> tuple[ToolCall, ...]:
@@ -95,14 +99,18 @@ def to_llama_index(text: str, calls: Sequence[ToolCall]) -> ChatMessage:
     )
 
 
-def _texts(block: BaseContentBlock) -> list[str]:
+def _texts(block: BaseContentBlock, replied: bool) -> list[str]:
     match block:
         case TextBlock():
             return [block.text]
         case CitableBlock():
-            return [text for part in block.content for text in _texts(part)]
+            return [text for part in block.content for text in _texts(part, replied)]
+        case CitationBlock():
+            return _texts(block.cited_content, replied)
         case CachePoint() | ThinkingBlock() | ToolCallBlock():
             return []
+    if replied:
+        return [f"[{type(block).__name__.removesuffix('Block').lower()} left out]"]
     raise PromptError(f"a message holds a {type(block).__name__}: only text is understood")
 
 

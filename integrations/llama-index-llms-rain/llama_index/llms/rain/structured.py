@@ -22,6 +22,8 @@ from llama_index.core.types import Model
 from llama_index.llms.rain.agents import told, unfolded
 from pydantic import RootModel
 
+from rain_llm import PromptError
+
 
 class RainStructuredLLM(StructuredLLM):
     """A :class:`~llama_index.llms.rain.RainLLM` whose every answer is an instance of ``output_cls``.
@@ -81,9 +83,24 @@ def _asked(
     return ChatPromptTemplate(messages), {"context": context, "question": question, **options}
 
 
-def boxed(output_cls: type[BaseModel]) -> type[BaseModel]:
-    """Return a class that a JSON object fills, for LlamaIndex reads nothing else: a root model in a field."""
-    return create_model("Answer", root=(output_cls, ...)) if issubclass(output_cls, RootModel) else output_cls
+def boxed(output_cls: type[BaseModel], by_call: bool = False) -> type[BaseModel]:
+    """Return a class that a JSON object fills, for LlamaIndex reads nothing else: a root model in a field.
+
+    ``by_call``: also a class that refers to itself, for LlamaIndex calls tools by their properties, and the
+    schema of such a class is a reference.
+
+    Raises:
+        PromptError: it is no pydantic class.
+    """
+    if not (isinstance(output_cls, type) and issubclass(output_cls, BaseModel)):
+        raise PromptError(
+            f"output_cls is {output_cls!r:.80}: give a pydantic class, or RootModel[...] for another type; a "
+            "JSON schema is given to chat or complete as schema="
+        )
+    boxes = issubclass(output_cls, RootModel) or (
+        by_call and "properties" not in output_cls.model_json_schema()
+    )
+    return create_model("Answer", root=(output_cls, ...)) if boxes else output_cls
 
 
 def unboxed(instance: Any, output_cls: type[Model]) -> Model:

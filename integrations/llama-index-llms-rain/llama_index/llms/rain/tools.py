@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from llama_index.core.tools import BaseTool
+from llama_index.core.tools import BaseTool, ToolMetadata
 
 from rain_llm import PromptError
 from rain_llm.types import Tool
 
 _TOLD = ("description", "parameters")
 _CHOICES = {"required": "any"}  # OpenAI's words for ours
+_NAME = re.compile(r"[\w./-]+", re.ASCII)
 
 
 def openai_tools(tools: Sequence[BaseTool]) -> list[dict[str, Any]]:
-    """Return tools in OpenAI's form: plain data, which events and traces can hold."""
-    return [tool.metadata.to_openai_tool(skip_length_check=True) for tool in tools]
+    """Return tools in OpenAI's form: plain data, which events and traces can hold.
+
+    Names keep their dots and slashes, as MCP has them: an agent looks for a tool by its own name.
+    """
+    return [_openai_tool(tool.metadata) for tool in tools]
+
+
+def _openai_tool(tool: ToolMetadata) -> dict[str, Any]:
+    """Return a tool whole: LlamaIndex leaves out what a schema has beside its properties.
+
+    Of a class that refers to itself that is everything, for such a schema is a reference.
+    """
+    made = tool.to_openai_tool(skip_length_check=True)
+    own = type(tool).get_parameters_dict is not ToolMetadata.get_parameters_dict
+    if tool.fn_schema is not None and not own:
+        made["function"]["parameters"] = tool.fn_schema.model_json_schema()
+    if tool.name and _NAME.fullmatch(tool.name):
+        made["function"]["name"] = tool.name
+    return made
 
 
 def read_tools(tools: Sequence[Mapping[str, Any]]) -> list[Tool]:
