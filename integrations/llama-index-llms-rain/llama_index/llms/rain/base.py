@@ -149,6 +149,10 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state["__dict__"])  # type: ignore[misc]
 
+    def warm_up(self) -> None:
+        """Load the model now, or ask the server, which the first answer does otherwise."""
+        self._rain.load()
+
     @classmethod
     def class_name(cls) -> str:
         """Return the name that LlamaIndex serialises this class by."""
