@@ -31,6 +31,7 @@ ORDER = (
     "models.embedded",
     "models.described",
     "models.which",
+    "models.transcript",
     "models.validation",
     "models.grammar",
     "models.kv_cache",

@@ -510,11 +510,20 @@ class RainSettings(Frozen):
         """Return these parts, or all, as data to make settings of: with the keys, unlike ``model_dump``."""
         data = self.model_dump(include=set(parts) or None)
         judge = self.evaluation.judge
+        for section in data.keys() & {"generation", "evaluation"}:
+            if "chat_template" not in getattr(self, section).model_fields_set:
+                del data[section]["chat_template"]  # see says_no_chat_template
         if "model" in data:
             data["model"]["api_key"] = self.model.api_key
         if "evaluation" in data and judge is not None:
             data["evaluation"]["judge"]["api_key"] = judge.api_key
         return data
+
+    @property
+    def says_no_chat_template(self) -> bool:
+        """Whether ``generation.chat_template: false`` was given, and is not just the default."""
+        drawing = self.generation
+        return "chat_template" in drawing.model_fields_set and not drawing.chat_template
 
     @classmethod
     def preset(cls, name: str) -> RainSettings:
@@ -545,7 +554,7 @@ class RainSettings(Frozen):
             problems.append((("preset",), _no_preset(name)))
         base = cls.preset(name if known else "default")
         try:
-            settings = cls.model_validate(_merged(base.model_dump(), policy.data))
+            settings = cls.model_validate(_merged(base.data(), policy.data))
         except ValidationError as error:
             problems += _problems(error)
         else:
