@@ -413,8 +413,9 @@ def test_a_model_without_a_chat_template_is_asked_in_the_other_styles():
     assert {name for name, _ in found.refused} == {"labels, chat template", "choice, chat template"}
     assert found.trust is Trust.YES
     chat = POSITIVE.model_copy(update={"chat_template": True})
-    with pytest.raises(ModelNotSupportedError, match="as the settings say: no chat template"):
-        examine(model, POSITIVE_SENTIMENT, chat, items(), 0)
+    found = examine(model, POSITIVE_SENTIMENT, chat, items(), 0)  # as if they said no
+    assert not found.as_set.style.settings.chat_template
+    assert found.trust is Trust.YES
 
 
 def test_items_that_cannot_be_asked_about_are_named_before_the_model_runs():

@@ -34,6 +34,7 @@ ORDER = (
     "models.embedded",
     "models.described",
     "models.which",
+    "models.transcript",
     "models.grammar",
     "models.kv_cache",
     "models.packed",

@@ -90,12 +90,12 @@ def show(
     settings = {
         opening.text: _settings(opening.criterion, seed + place) for place, opening in enumerate(openings)
     }
-    page.print(Text.assemble(("RAIN", "bold cyan"), ": a language model judges its own words, and rewinds."))
-    task = f"One sentence of at most {_MAX_NEW_TOKENS} tokens each; seeds from {seed} on, none picked."
-    page.print(Text(f"{task}\n", "dim"))
     rain = make(settings[openings[0].text])
     with progress.status(loading(rain.settings)):
         model = rain.runtime.writer
+    page.print(Text.assemble(("RAIN", "bold cyan"), ": a language model judges its own words, and rewinds."))
+    task = f"One sentence of at most {_MAX_NEW_TOKENS} tokens each; seeds from {seed} on, none picked."
+    page.print(Text(f"{task}\n", "dim"))
     rain = Rain(rain.settings, model=cast("LanguageModel", _Watched(model, rain, openings)))
     spinner = Spinner("dots")
 

@@ -14,8 +14,8 @@ class Fitted:
     """A table; on a screen too narrow for it, its rows one below the other, so that no column is lost.
 
     Args:
-        table: its cells are texts. Columns that may wrap count with their longest word.
-        least: columns of the screen below which it is not tried.
+        table: its cells are texts.
+        least: columns of the screen from which on its cells may wrap; 0: they never are.
     """
 
     def __init__(self, table: Table, least: int = 0) -> None:
@@ -25,7 +25,7 @@ class Fitted:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the table, or its rows as lines of heading and cell."""
         wide = options.update(max_width=max(options.max_width, 1000))
-        needed = max(self._least, Measurement.get(console, wide, self._table).minimum)
+        needed = self._least or Measurement.get(console, wide, self._table).maximum
         if needed <= options.max_width:
             yield self._table
             return

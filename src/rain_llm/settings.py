@@ -44,6 +44,8 @@ SENTENCE = (*(end + close for end in ".!?…" for close in ("", '"', "”", "'",
 """Where a sentence ends."""
 
 
+# Fields for which giving the default is not the same as giving nothing: copies keep the difference.
+_KEPT_UNSET = (("generation", "seed"), ("generation", "chat_template"), ("evaluation", "chat_template"))
 _LEAST_TEMPERATURE = 0.01  # that servers take; logits that are divided by much less overflow
 _LONGEST_TOLD = 100  # characters
 # Their values are told in errors; at any other place a key might stand.
@@ -526,13 +528,20 @@ class RainSettings(Frozen):
         """Return these parts, or all, as data to make settings of: with the keys, unlike ``model_dump``."""
         data = self.model_dump(include=set(parts) or None)
         judge = self.evaluation.judge
-        if "generation" in data and "seed" not in self.generation.model_fields_set:
-            del data["generation"]["seed"]  # see unseeded
+        for section, name in _KEPT_UNSET:
+            if section in data and name not in getattr(self, section).model_fields_set:
+                del data[section][name]
         if "model" in data:
             data["model"]["api_key"] = self.model.api_key
         if "evaluation" in data and judge is not None:
             data["evaluation"]["judge"]["api_key"] = judge.api_key
         return data
+
+    @property
+    def says_no_chat_template(self) -> bool:
+        """Whether ``generation.chat_template: false`` was given, and is not just the default."""
+        drawing = self.generation
+        return "chat_template" in drawing.model_fields_set and not drawing.chat_template
 
     @classmethod
     def preset(cls, name: str) -> RainSettings:

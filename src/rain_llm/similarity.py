@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rain_llm.errors import ModelNotFoundError
+from rain_llm.missing import needed
 from rain_llm.models.embedded import package_folder, quiet_loading
 from rain_llm.types import Vector
 
@@ -38,7 +39,8 @@ class SentenceEmbedder:
                     "or name another in search.similarity.embedder"
                 )
             source = str(package / "model")
-        from sentence_transformers import SentenceTransformer
+        with needed("the similarity update"):
+            from sentence_transformers import SentenceTransformer
 
         try:
             with quiet_loading():

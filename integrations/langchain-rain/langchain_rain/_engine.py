@@ -184,6 +184,10 @@ class GuardedModel(BaseLanguageModel[Any]):
             section[last] = value
         return sections
 
+    def warm_up(self) -> None:
+        """Load the model now, or ask the server, which the first answer does otherwise."""
+        self._rain.load()
+
     # -- what LangChain asks about a model -----------------------------------------------------
 
     @classmethod

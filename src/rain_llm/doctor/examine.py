@@ -30,6 +30,7 @@ from rain_llm.doctor.styles import Style, askable, styles
 from rain_llm.errors import ModelNotSupportedError, SettingsError
 from rain_llm.evaluation import Evidence, log_odds, votes
 from rain_llm.models.base import LanguageModel
+from rain_llm.models.transcript import shows_chats
 from rain_llm.settings import EvaluationSettings
 
 
@@ -55,6 +56,8 @@ def examine(
         PromptError: an item does not fit into the judge's context, or lacks one that is needed.
         ModelNotSupportedError: the judge cannot be asked as the settings say.
     """
+    if as_set.chat_template and not shows_chats(judge):
+        as_set = as_set.model_copy(update={"chat_template": False})
     candidates, refused = [], []
     for style in styles(criterion, as_set):
         reason = askable(style, judge)

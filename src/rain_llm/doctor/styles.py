@@ -48,6 +48,7 @@ def styles(criterion: Criterion, as_set: EvaluationSettings) -> list[Style]:
         criteria=(as_is,), actions=(), examples=as_set.examples, chat_template=as_set.chat_template
     )
     found: dict[EvaluationSettings, str] = {}
+    chats = as_set.chat_template or "chat_template" not in as_set.model_fields_set  # else they said no
 
     def add(name: str, changes: dict[str, Any] | None = None, **shared: bool) -> None:
         asked = criterion.model_copy(update={"style": name.partition(",")[0], **(changes or {})})
@@ -60,10 +61,12 @@ def styles(criterion: Criterion, as_set: EvaluationSettings) -> list[Style]:
                 add(f"labels, frame {number}", {"frames": (frame,)})
         add("labels, first pair", {"labels": criterion.labels[:1]})
         add("labels, yes or no", _yes_or_no(criterion))
-        add("labels, chat template", chat_template=True)
+        if chats:
+            add("labels, chat template", chat_template=True)
     if criterion.choice:
         add("choice")
-        add("choice, chat template", chat_template=True)
+        if chats:
+            add("choice, chat template", chat_template=True)
         if criterion.examples:
             add("choice, examples", examples=True)
     if criterion.channel:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib.util
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,9 @@ from rain_llm.evals.rows import Row
 from rain_llm.evals.tasks import TASKS, Item, read
 from rain_llm.models.base import LanguageModel
 from rain_llm.models.embedded import package_folder
+from rain_llm.models.transcript import shows_chats
 from rain_llm.similarity import SentenceEmbedder
+from rain_llm.task import task_of
 from rain_llm.types import Message, Score, Vector
 
 POSITIVE = 0.05  # VADER's own bound for a positive text (Hutto and Gilbert 2014)
@@ -324,15 +326,21 @@ class _ReviewClassifier:
         return np.asarray(self._model.predict_proba(vectors)[:, 1], np.float64)
 
 
-def _fluency(writer: LanguageModel, progress: Progress) -> Callable[[Sequence[Row], Items], Column]:
+def _fluency(
+    writer: LanguageModel, progress: Progress, unchatty: Container[str]
+) -> Callable[[Sequence[Row], Items], Column]:
+    has_template = shows_chats(writer)
+
     def request(row: Row, item: Item) -> Score:
         task = TASKS[row.task]
-        given = task.prompt(item)
-        if isinstance(given, str) and (task.continues or task.attacked):
-            prompt = writer.start + writer.encode(given)
-        else:
-            turns = [Message("user", given)] if isinstance(given, str) else given
+        chat = has_template and row.settings_hash not in unchatty and not (task.continues or task.attacked)
+        asked = task_of(task.prompt(item, chat))
+        if chat:
+            one = isinstance(asked.prompt, str)
+            turns = [Message("user", str(asked.prompt))] if one else cast("Sequence[Message]", asked.prompt)
             prompt = writer.render_chat(turns)
+        else:
+            prompt = writer.start + writer.encode(str(asked.prompt))
         answer = writer.encode(row.text)
         # What wrote a text has room for it; another model may have less.
         return Score(prompt[max(0, len(prompt) + len(answer) - writer.context_length) :], (answer,))
@@ -600,19 +608,22 @@ def check() -> None:
         )
 
 
-def with_models(writer: LanguageModel | None, data: Path | None, progress: Progress) -> list[Judge]:
+def with_models(
+    writer: LanguageModel | None, data: Path | None, progress: Progress, unchatty: Container[str] = ()
+) -> list[Judge]:
     """Return the built-in judges with the models that there are.
 
     Args:
         writer: what weighs the answers for fluency.
         data: a folder that may have labelled review sentences.
         progress: is told how far the weighing is.
+        unchatty: hashes of settings by which no chat template was used.
     """
     judges = dict(BUILT_IN)
     if writer is not None:
         judges["fluency"] = replace(
             judges["fluency"],
-            see=_fluency(writer, progress),
+            see=_fluency(writer, progress, unchatty),
             model=writer.name,
             note=lambda items: f"by {writer.name}",
         )

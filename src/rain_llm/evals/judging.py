@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -56,6 +56,7 @@ def judge(
     data: Path | None = None,
     own: Sequence[Judge] = (),
     progress: Progress = lambda line: None,
+    unchatty: Container[str] = (),
 ) -> Judged:
     """Let all judges see the rows, and write down what they say.
 
@@ -68,6 +69,7 @@ def judge(
         data: a folder with labelled review sentences; None: of the review classifier only what is kept.
         own: the user's own judges; they see everything.
         progress: is told what goes on.
+        unchatty: hashes of settings by which no chat template was used.
 
     Raises:
         SettingsError: a library is missing, or ``kept`` cannot be read.
@@ -78,7 +80,7 @@ def judge(
     once = dict(zip(keys, rows, strict=True))
     refused = {key for key, row in once.items() if refuses(row)}
     before = _read(kept)
-    judges = {judge.name: judge for judge in (*with_models(writer, data, progress), *own)}
+    judges = {judge.name: judge for judge in (*with_models(writer, data, progress, unchatty), *own)}
     judges |= {name: old.judge for name, old in before.items() if name not in judges}
     said: dict[str, _Said] = {}
     judged = Judged()

@@ -23,6 +23,7 @@ from rain_llm.evals.rows import Row
 from rain_llm.evals.tasks import Item, Task
 from rain_llm.evaluation import Asking, Subject
 from rain_llm.models.base import LanguageModel
+from rain_llm.models.transcript import shows_chats
 from rain_llm.search import seed_of
 from rain_llm.settings import RainSettings
 from rain_llm.task import subject_of, task_of
@@ -153,7 +154,9 @@ def settings_for(
             evaluation = {"examples": False, **evaluation}
     criteria = tuple(Criterion(**{**dict(c), **variant.criterion(c)}) for c in criteria)
     settings = settings.updated(
-        **changes, generation=task.generation(tokens), evaluation={**evaluation, "criteria": criteria}
+        **changes,
+        generation=task.generation(tokens, chat=not start.says_no_chat_template),
+        evaluation={**evaluation, "criteria": criteria},
     )
     if settings.on_unsafe == "raise":
         raise SettingsError(
@@ -166,6 +169,26 @@ def settings_for(
             "give it one, or leave the method out"
         )
     return settings
+
+
+def fitting(settings: RainSettings, rain: Rain, task: Task) -> RainSettings:
+    """Return a method's settings as its models can follow them: one without a chat template is used without.
+
+    Args:
+        settings: of :func:`settings_for`.
+        rain: has the models; they are loaded now.
+        task: that is answered.
+
+    Raises:
+        ModelError: a model cannot be loaded.
+    """
+    changes: dict[str, Any] = {}
+    drawing = settings.generation
+    if drawing.chat_template and not shows_chats(rain.runtime.writer):
+        changes["generation"] = task.generation(drawing.max_new_tokens, chat=False)
+    if settings.evaluation.chat_template and not shows_chats(rain.runtime.judge):
+        changes["evaluation"] = {"chat_template": False}
+    return settings.updated(**changes) if changes else settings
 
 
 def check(method: str, rain: Rain, task: Task, items: Sequence[Item]) -> None:
@@ -181,7 +204,7 @@ def check(method: str, rain: Rain, task: Task, items: Sequence[Item]) -> None:
     room = settings.generation.max_new_tokens
     guided = _guides(method, settings)
     for item in items:
-        prompt = task.prompt(item)
+        prompt = task.prompt(item, settings.generation.chat_template)
         try:
             evaluator.check(subject_of(task_of(prompt, item.context), settings), room)
             length = max(len(rain.encode(prompt)), len(rain.guided(prompt)) if guided else 0)
@@ -210,16 +233,16 @@ def write(method: str, rain: Rain, task: Task, items: Sequence[Item], seed: int)
         RainError: as ``Rain.generate``.
     """
     settings = rain.settings.updated(generation={"seed": seed})
-    prompts = [task.prompt(item) for item in items]
+    prompts = [task.prompt(item, settings.generation.chat_template) for item in items]
 
     def row(label: str, place: int, result: RainResult) -> Row:
-        prompt, item = prompts[place], items[place]
+        item = items[place]
         return Row(
             task.name,
             label,
             item.id,
             seed,
-            prompt if isinstance(prompt, str) else item.prompt,
+            str(prompts[place]) if item.opening else item.prompt,
             item.context,
             result.text,
             result.accepted,

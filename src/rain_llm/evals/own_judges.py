@@ -20,6 +20,7 @@ from rain_llm.errors import ModelError, ModelNotFoundError, SettingsError
 from rain_llm.evals.judges import Column, Items, Judge, refuses
 from rain_llm.evals.rows import Row
 from rain_llm.evals.tasks import TASKS, Item
+from rain_llm.missing import needed
 from rain_llm.models.embedded import quiet_loading
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ def classifier(folder: str, label: str | None = None) -> Judge:
         ModelNotFoundError: there is no such classifier.
         SettingsError: it does not have the label, or has more than two and none is named.
     """
-    from transformers import AutoConfig
+    with needed(f"the classifier {folder}"):
+        from transformers import AutoConfig
 
     try:
         labels = list(AutoConfig.from_pretrained(folder, trust_remote_code=False).id2label.values())

@@ -82,8 +82,16 @@ def write(
             f"{min(unknown)} among them: the two files must be of one run"
         )
     reviews = Path(data).expanduser() if data is not None else None
+    told = asked.get("settings", {}).items()
     judged = judge(
-        rows, items, folder / "judged.jsonl", writer=writer, data=reviews, own=own, progress=progress
+        rows,
+        items,
+        folder / "judged.jsonl",
+        writer=writer,
+        data=reviews,
+        own=own,
+        progress=progress,
+        unchatty={name for name, settings in told if not settings.get("generation", {}).get("chat_template")},
     )
     progress("drawing intervals")
     page = assemble(rows, judged, asked)

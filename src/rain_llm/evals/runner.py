@@ -116,11 +116,13 @@ def run(
     chosen = chosen_tasks(tasks, data)
     names = ways.chosen(methods, own)
     items = {task.name: task.items(data, split, first) for task in chosen}
-    engines = {
-        (task.name, name): make(ways.settings_for(name, task, start, tokens, own))
-        for task in chosen
-        for name in names
-    }
+    engines = {}
+    for task in chosen:
+        for name in names:
+            asked = ways.settings_for(name, task, start, tokens, own)
+            rain = make(asked)
+            fitting = ways.fitting(asked, rain, task)
+            engines[task.name, name] = rain if fitting is asked else make(fitting)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -161,7 +163,7 @@ def _blocks(
 def _write(rain: Rain, block: _Block) -> list[Row]:
     """Write the rows of a block, from a clean slate."""
     rain.runtime.forget()
-    ways.calibrate(rain, dialogue=not (block.task.continues or block.task.attacked))
+    ways.calibrate(rain, dialogue=rain.settings.generation.chat_template)
     began = time.process_time()
     rows = ways.write(block.method, rain, block.task, block.items, block.seed)
     spent = (time.process_time() - began) / len(block.items)

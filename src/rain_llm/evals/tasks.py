@@ -27,7 +27,9 @@ from rain_llm.criteria import (
     Criterion,
 )
 from rain_llm.errors import SettingsError
-from rain_llm.types import Message
+from rain_llm.models.transcript import STOPS, transcript
+from rain_llm.types import Message, Prompt
+from rain_llm.types import Task as Asked
 
 SENTENCE_ENDS = (".", "!", "?", "\n")
 SENTENCE_TOKENS = 24
@@ -99,26 +101,39 @@ class Task:
     preset: str = "paper"
     split: str = ""
 
-    def generation(self, tokens: int | None) -> dict[str, Any]:
-        """Return the generation settings: a sentence or a short answer, or ``tokens`` tokens of it."""
+    def generation(self, tokens: int | None, chat: bool = True) -> dict[str, Any]:
+        """Return the generation settings: a sentence or a short answer, or ``tokens`` tokens of it.
+
+        Args:
+            tokens: the most tokens; None: the task's own length.
+            chat: the chat template may be used; False: what is no opening is a transcript in plain text.
+        """
         sentence = self.continues and tokens is None
+        chat = chat and not (self.continues or self.attacked)
+        ends = SENTENCE_ENDS if sentence else () if chat or self.continues else STOPS
         return {
             "max_new_tokens": tokens or (SENTENCE_TOKENS if sentence else _ANSWER_TOKENS),
-            "stop": SENTENCE_ENDS if sentence else (),
-            "chat_template": not (self.continues or self.attacked),
+            "stop": ends,
+            "chat_template": chat,
         }
 
-    def prompt(self, item: Item) -> str | list[Message]:
-        """Return what the model is given.
+    def prompt(self, item: Item, chat: bool = True) -> Prompt:
+        """Return what the model is given: ``chat`` is the ``chat_template`` of :meth:`generation`.
 
         The opening of an assistant's turn is forced by a transcript in plain text.
         """
-        if item.opening:
-            return f"Human: {item.prompt}\n\nAssistant: {item.opening}"
+        if self.continues:
+            return item.prompt
+        turns = [Message("user", item.prompt)]
         if item.context:
             told = (_RETRIEVED if "\n\n" in item.context else _GROUNDED).format(context=item.context)
-            return [Message("system", told), Message("user", item.prompt)]
-        return item.prompt
+            turns.insert(0, Message("system", told))
+        if item.opening:
+            return transcript(turns, item.opening)
+        if not chat:
+            text = transcript(turns)
+            return Asked(text, context=item.context, question=item.prompt) if item.context else text
+        return turns if item.context else item.prompt
 
     def items(self, data: str | None = None, split: str = "all", first: int | None = None) -> list[Item]:
         """Return the items in their order.

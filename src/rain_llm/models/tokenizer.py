@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rain_llm.errors import ModelNotFoundError, ModelNotSupportedError, PromptError
+from rain_llm.missing import needed
 from rain_llm.models.chat_template import OPTIONS, ChatTemplate
 from rain_llm.types import Message, TokenIds, Tool
 
@@ -81,7 +82,8 @@ class Tokenizer:
         Raises:
             ModelNotFoundError: there is none, or it cannot be read.
         """
-        from transformers import AutoTokenizer
+        with needed("a tokenizer in this process"):
+            from transformers import AutoTokenizer
 
         source = local_folder(source)
         try:

@@ -110,6 +110,10 @@ class RainLLM(Parameters, CustomLLM, FunctionCallingLLM):
     )
     _sources: tuple[tuple[str, ...], str] = PrivateAttr(default=((), ""))
 
+    def warm_up(self) -> None:
+        """Load the model now, or ask the server, which the first answer does otherwise."""
+        self._rain.load()
+
     @classmethod
     def class_name(cls) -> str:
         """Return the name that LlamaIndex serialises this class by."""
