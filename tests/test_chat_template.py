@@ -178,13 +178,13 @@ def test_another_is_told_in_words(make_tokenizer: Any):
 def test_a_chat_without_tools_asks_the_template_once(make_tokenizer: Any, monkeypatch: pytest.MonkeyPatch):
     loaded = make_tokenizer(chat_template=HERMES)
     rendered = []
-    real = loaded.apply_chat_template
+    real = loaded.get_chat_template
 
-    def spy(messages: Any, **given: Any) -> Any:
-        rendered.append(given["tools"])
-        return real(messages, **given)
+    def spy(tools: Any) -> Any:
+        rendered.append(tools)
+        return real(tools=tools)
 
-    monkeypatch.setattr(loaded, "apply_chat_template", spy)
+    monkeypatch.setattr(loaded, "get_chat_template", spy)
     tokenizer = Tokenizer(loaded, "tiny")
     tokenizer.render_chat(TALK[1:2])
     assert rendered == [None]

@@ -40,6 +40,7 @@ ORDER = (
     "models.packed",
     "models.scripted",
     "models.chat_template",
+    "models.template_sandbox",
     "models.tokenizer",
     "models.tree_attention",
     "models.jobs",

@@ -18,8 +18,31 @@ REPLY_BYTES = 64 << 20
 SCHEMA_BYTES = 1 << 18
 """A JSON schema, of a document or of all tools of a request together."""
 
-TEMPLATE_BYTES = 1 << 18
+SCHEMA_PARTS = 3000
+"""Objects in a JSON schema."""
+
+SCHEMA_DEPTH = 64
+"""Objects and lists within each other in a JSON schema."""
+
+PATTERN_SIZE = 20_000
+"""Characters of all patterns of a schema, where what is repeated counts as often as it may stand."""
+
+LEXER_STATES = 50_000
+"""States of a schema's grammar while a document is written; about 2 kB each."""
+
+TEMPLATE_BYTES = 1 << 16
 """A chat template's source."""
 
 SENTENCES = 256
 """Sentences of a text that are judged one by one in one call."""
+TEMPLATE_STEPS = 300_000
+"""Rounds of loops, calls and values while a chat template writes."""
+
+TEMPLATE_VALUE = 4 << 20
+"""Characters or parts of one value of a chat template, and of all that it writes."""
+
+TEMPLATE_MEMORY = 128 << 20
+"""Bytes of all values together that a chat template makes."""
+
+TEMPLATE_S = 0.5
+"""Seconds of computing for a chat template."""

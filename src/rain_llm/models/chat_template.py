@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+from rain_llm.bounds import TEMPLATE_VALUE
 from rain_llm.errors import ModelNotSupportedError
 from rain_llm.tools import CLOSING, OPENING, json_text, quoted, read, spoken
 from rain_llm.types import Message, TokenIds, Tool, ToolCall
@@ -111,7 +112,12 @@ class ChatTemplate:
 
     def _tokens(self, messages: Sequence[Message], tools: Sequence[Tool]) -> TokenIds:
         chat = _Marked(messages, tools)
-        written, places = chat.found(self._render(chat.messages, chat.tools))
+        text = self._render(chat.messages, chat.tools)
+        if len(text) > TEMPLATE_VALUE:
+            raise ModelNotSupportedError(
+                f"the chat template of {self._name} writes {len(text)} characters, more than {TEMPLATE_VALUE}"
+            )
+        written, places = chat.found(text)
         shown = [place for place in places if place in chat.contents]
         for place, role in chat.contents.items():
             if place not in shown:

@@ -164,16 +164,17 @@ class Tokenizer:
         return self._chat.tokens(messages, tools)
 
     def _render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
+        from rain_llm.models.template_sandbox import render
+
+        values = self._loaded.special_tokens_map | OPTIONS
+        values |= {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": True}
         try:
-            return str(
-                self._loaded.apply_chat_template(
-                    messages, tools=tools, tokenize=False, add_generation_prompt=True, **OPTIONS
-                )
-            )
+            return render(self._loaded.get_chat_template(tools=tools), values)
         except Exception as error:  # a template is a program, and may fail in any way
-            roles = ", ".join(message["role"] for message in messages)
+            roles = ", ".join(dict.fromkeys(message["role"] for message in messages))
             raise ModelNotSupportedError(
-                f"the chat template of {self._name} cannot show messages of the roles {roles}: {error}"
+                f"the chat template of {self._name} cannot show messages of the roles {roles}: "
+                f"{first_line(error)[:200]}"
             ) from error
 
     def _encode_template(self, text: str) -> TokenIds:

@@ -1,0 +1,494 @@
+"""Run a model's chat template within bounds: a template is a program that came with the model file.
+
+Jinja's sandbox keeps a template from reaching Python; this one also keeps it from running without end and
+from filling the memory. All of it holds on any thread. While a template is compiled, its syntax tree gets
+
+* a ``tick`` in each loop and macro, which counts the steps and looks at the clock;
+* a ``keep`` around each expression that makes or compares data, which weighs the value.
+
+What can make a large value out of small ones is checked before it runs (``*``, ``+``, ``**``, ``%``, widths,
+``replace``, ``join`` and the like); methods and filters that are not listed here do not exist.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import sys
+import time
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from contextvars import ContextVar
+from datetime import datetime
+from typing import Any
+
+from jinja2 import nodes, pass_context, pass_eval_context
+from jinja2.compiler import CodeGenerator
+from jinja2.environment import Template
+from jinja2.exceptions import SecurityError, TemplateError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.filters import FILTERS, make_attrgetter
+from jinja2.runtime import BlockReference, Context, LoopContext, Macro, Undefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
+from jinja2.utils import Cycler, Joiner, Namespace
+from jinja2.visitor import NodeTransformer
+from markupsafe import EscapeFormatter, Markup
+
+from rain_llm.bounds import TEMPLATE_BYTES, TEMPLATE_MEMORY, TEMPLATE_S, TEMPLATE_STEPS, TEMPLATE_VALUE
+
+_WIDTH = 1000  # of a field, an indentation, a batch
+_RANGE = 100_000
+_BITS = 1 << 12  # of a whole number
+_TICK, _KEEP, _JOIN = " tick", " keep", " join"  # filters that no template can spell
+
+_FILTERS = (
+    *("abs", "attr", "batch", "capitalize", "center", "count", "d", "default", "dictsort", "e", "escape"),
+    *("first", "float", "format", "groupby", "indent", "int", "items", "join", "last", "length", "list"),
+    *("lower", "map", "max", "min", "reject", "rejectattr", "replace", "reverse", "round", "safe", "select"),
+    *("selectattr", "slice", "sort", "string", "sum", "title", "trim", "truncate", "unique", "upper"),
+    *("urlencode", "wordcount"),
+)
+_METHODS: dict[type, frozenset[str]] = {
+    str: frozenset(name for name in dir(str) if name[0] != "_")
+    - {"encode", "expandtabs", "format", "format_map", "maketrans", "translate"},  # format is wrapped
+    dict: frozenset(("copy", "get", "items", "keys", "values")),
+    list: frozenset(("copy", "count", "index")),
+    tuple: frozenset(("count", "index")),
+}
+_PARTED: tuple[Any, ...] = (
+    list,
+    tuple,
+    dict,
+    set,
+    frozenset,
+    type({}.keys()),
+    type({}.values()),
+    type({}.items()),
+)
+_WIDE = re.compile(r"\d{4}[.hlLdiouxXeEfFgGcrsa%]|\.\d{4}")  # in a text that ``%`` formats
+
+
+class BoundError(TemplateError):
+    """A template needs more than it is given."""
+
+
+class _Budget:
+    """What is left to one rendering."""
+
+    def __init__(self) -> None:
+        self._steps = TEMPLATE_STEPS
+        self._memory = TEMPLATE_MEMORY
+        self._end = time.thread_time() + TEMPLATE_S
+        self._weights: dict[int, tuple[int, object]] = {}  # the object too, so that its id stays its own
+
+    def tick(self, size: int = 0) -> None:
+        """Count a step that makes ``size`` bytes."""
+        self._steps -= 1
+        self._memory -= size
+        if self._steps < 0:
+            raise BoundError(f"it takes more than {TEMPLATE_STEPS} steps")
+        if self._memory < 0:
+            raise BoundError(f"it makes more than {TEMPLATE_MEMORY >> 20} MiB of data")
+        if time.thread_time() > self._end:
+            raise BoundError(f"it takes more than {TEMPLATE_S:g} s")
+
+    def expect(self, size: int) -> None:
+        """Refuse a value of ``size`` characters or parts before it is made."""
+        if size > TEMPLATE_VALUE:
+            raise BoundError(f"it makes a value of more than {TEMPLATE_VALUE} characters or parts")
+
+    def keep(self, value: Any, each: int = 16) -> Any:
+        """Return a value that was made, having counted it; ``each``: bytes of each of its items."""
+        if isinstance(value, types.GeneratorType):
+            return self.counted(value)
+        self.expect(self.weight(value))
+        self.tick(200 + each * len(value) if isinstance(value, _PARTED) else sys.getsizeof(value))
+        return value
+
+    def weight(self, value: Any) -> int:
+        """Return the characters and parts of a value as it is written out: shared parts count each time."""
+        if isinstance(value, str | bytes | range):
+            return len(value) + 2
+        if isinstance(value, int):
+            return value.bit_length() // 3 + 2
+        if isinstance(value, Macro):
+            return 100 + len(value.name)
+        if not isinstance(value, _PARTED):
+            return 24
+        known = self._weights.get(id(value))
+        if known is None:
+            parts: Iterable[Any] = value
+            if isinstance(value, dict):
+                parts = (part for item in value.items() for part in item)
+            known = self._weights[id(value)] = (1 + sum(map(self.weight, parts)), value)
+        return known[0]
+
+    def counted(self, items: Iterable[Any]) -> Iterator[Any]:
+        """Count a step for each of some items."""
+        for item in items:
+            self.tick()
+            yield item
+
+
+_budget: ContextVar[_Budget] = ContextVar("_budget")
+
+
+def render(source: str, values: Mapping[str, Any]) -> str:
+    """Return what a template writes.
+
+    Args:
+        source: of the template.
+        values: what it may use; plain data.
+
+    Raises:
+        BoundError: it needs more than ``rain_llm.bounds`` allows. Exception: whatever else a program raises.
+    """
+    if len(source.encode()) > TEMPLATE_BYTES:
+        raise BoundError(f"it has {len(source.encode())} bytes, more than {TEMPLATE_BYTES}")
+    token = _budget.set(_Budget())
+    try:
+        written: list[str] = []
+        left = TEMPLATE_VALUE
+        for piece in _compiled(source).generate(**values):
+            left -= len(piece)
+            _budget.get().expect(TEMPLATE_VALUE - left)
+            written.append(piece)
+        return "".join(written)
+    finally:
+        _budget.reset(token)
+
+
+@functools.lru_cache(16)
+def _compiled(source: str) -> Template:
+    return _environment().from_string(source)
+
+
+@functools.cache
+def _environment() -> _Environment:
+    # Nothing is computed while a template is compiled, when nothing would count it.
+    environment = _Environment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[_Generation, loopcontrols],
+        optimized=False,
+        finalize=_written,
+    )
+    environment.filters = {name: _guarded(name, FILTERS[name]) for name in _FILTERS}
+    environment.filters |= {"tojson": _guarded("tojson", _tojson), "join": _guarded("join", _join)}
+    environment.filters |= {_TICK: _tick, _KEEP: _keep, _JOIN: _concatenated}
+    environment.globals = {
+        "range": _range,
+        "dict": dict,
+        "namespace": _Namespace,
+        "cycler": Cycler,
+        "joiner": Joiner,
+        "raise_exception": _raise_exception,
+        "strftime_now": _strftime_now,
+    }
+    return environment
+
+
+# --- the syntax tree ------------------------------------------------------------------------------
+
+
+class _Weaver(NodeTransformer):
+    """Adds the calls that count."""
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        self._begin(node)
+        if node.test is not None:
+            node.test = nodes.And(_call(_TICK, nodes.Const(0)), node.test)
+        return node
+
+    def _begin(self, node: Any) -> nodes.Node:
+        """Let what may run often begin with a step that pays for the text which stands in it."""
+        self.generic_visit(node)
+        size = sum(4 * len(text.data) for text in node.find_all(nodes.TemplateData))
+        node.body.insert(0, nodes.ExprStmt(_call(_TICK, nodes.Const(size))))
+        return node  # type: ignore[no-any-return]
+
+    visit_Macro = visit_CallBlock = visit_Block = visit_FilterBlock = visit_AssignBlock = _begin
+
+    def _keep(self, node: nodes.Expr) -> nodes.Node:
+        self.generic_visit(node)
+        return _call(_KEEP, node)
+
+    visit_Compare = visit_List = visit_Dict = _keep
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        return _call(_JOIN, nodes.Tuple(node.nodes, "load"))
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
+        return self._keep(node) if node.ctx == "load" else self.generic_visit(node)
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
+        return self._keep(node) if isinstance(node.arg, nodes.Slice) else self.generic_visit(node)
+
+    def visit_EvalContextModifier(self, node: nodes.Node) -> nodes.Node:
+        raise SecurityError("it asks for autoescape, which no chat template needs")
+
+    visit_ScopedEvalContextModifier = visit_EvalContextModifier
+
+
+def _call(name: str, value: nodes.Expr) -> nodes.Filter:
+    return nodes.Filter(value, name, [], [], None, None)
+
+
+class _CodeGenerator(CodeGenerator):
+    def visit_Template(self, node: nodes.Template, frame: Any = None) -> None:
+        _Weaver().visit(node)
+        node.set_environment(self.environment)
+        super().visit_Template(node, frame)
+
+
+class _Generation(Extension):
+    """``{% generation %}`` marks what an assistant has said, for training."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Any) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_said"), [], [], body).set_lineno(line)
+
+    def _said(self, caller: Callable[[], str]) -> str:
+        return caller()
+
+
+# --- what runs ------------------------------------------------------------------------------------
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    code_generator_class = _CodeGenerator
+    intercepted_binops = frozenset(("+", "*", "**", "%"))
+
+    def call(self, context: Context, called: Any, /, *args: Any, **given: Any) -> Any:
+        if getattr(called, "__name__", "") == "join":
+            args = tuple(list(arg) if isinstance(arg, Iterator) else arg for arg in args)
+        _budget.get().tick()
+        self._check_call(called, args, given)
+        return _budget.get().keep(super().call(context, called, *args, **given), each=64)
+
+    def _check_call(self, called: Any, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+        """See that a function is one of those that are known to be bounded.
+
+        Raises:
+            SecurityError: it is not.
+        """
+        if isinstance(called, Macro | BlockReference | LoopContext | Joiner | Undefined | types.FunctionType):
+            return
+        if not callable(called) or called in (dict, _Namespace, Cycler, Joiner):
+            return
+        owner, name = getattr(called, "__self__", None), getattr(called, "__name__", "")
+        if isinstance(owner, LoopContext | Cycler | _Generation):
+            return
+        if any(isinstance(owner, kind) and name in names for kind, names in _METHODS.items()):
+            growth = _joined if name == "join" else _GROWTH.get(name)
+            if growth:
+                _budget.get().expect(growth(owner, *args, **given))
+            return
+        raise SecurityError(f"it calls {type(owner).__name__}.{name}, which no chat template needs")
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        budget = _budget.get()
+        if operator == "%" and isinstance(left, str):
+            budget.expect(_formatted(left, right))
+        elif isinstance(left, int) and isinstance(right, int):
+            bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
+            if bits > _BITS:
+                raise BoundError(f"it makes a number of more than {_BITS} bits")
+        elif operator == "*":
+            times = right if isinstance(right, int) else left
+            sized = left if times is right else right
+            if isinstance(times, int) and isinstance(sized, Sized):
+                one = len(sized) if isinstance(sized, str) else budget.weight(sized)
+                budget.expect(one * max(0, times))
+        elif operator == "+":
+            budget.expect(budget.weight(left) + budget.weight(right))
+        return budget.keep(super().call_binop(context, operator, left, right))
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        if super().wrap_str_format(value) is None:
+            return None
+        text: str = value.__self__
+        is_map = value.__name__ == "format_map"
+        escape = {"escape": text.escape} if isinstance(text, Markup) else {}
+        formatter = (_EscapeFormatter if escape else _Formatter)(self, **escape)
+
+        def bounded(*args: Any, **given: Any) -> str:
+            return type(text)(formatter.vformat(text, () if is_map else args, args[0] if is_map else given))
+
+        return bounded
+
+
+class _Formatter(SandboxedFormatter):
+    def format_field(self, value: Any, format_spec: str) -> Any:
+        if re.search(r"\d{4}", format_spec):
+            raise BoundError(f"it writes a field wider than {_WIDTH}")
+        return _budget.get().keep(super().format_field(value, format_spec))
+
+
+class _EscapeFormatter(_Formatter, EscapeFormatter):
+    pass
+
+
+class _Namespace(Namespace):
+    """Holds what a loop finds; written out, it does not go through what it holds."""
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name.startswith("_"):
+            raise SecurityError(f"it names an attribute {name[:40]!r}")
+        super().__setitem__(name, value)
+
+    def __repr__(self) -> str:
+        return "<Namespace>"
+
+
+@pass_context
+def _written(context: Context, value: Any) -> str:
+    """Turn what an expression came to into text."""
+    text: str = _budget.get().keep(value if isinstance(value, str) else str(value))
+    return text
+
+
+def _tick(size: int) -> bool:
+    _budget.get().tick(size)
+    return True
+
+
+def _keep(value: Any) -> Any:
+    return _budget.get().keep(value)
+
+
+def _concatenated(values: tuple[Any, ...]) -> str:
+    _budget.get().expect(sum(map(_budget.get().weight, values)))
+    return "".join(map(str, map(_keep, values)))
+
+
+def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a filter that is checked before it runs, and whose result is counted."""
+    passed = hasattr(function, "jinja_pass_arg")  # the environment, or the like, comes first
+    growth = _GROWTH.get(name)
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **given: Any) -> Any:
+        if growth:
+            _budget.get().expect(growth(*args[passed:], **given))
+        return _budget.get().keep(function(*args, **given), each=64)
+
+    return guarded
+
+
+@pass_eval_context
+def _join(context: Any, value: Any, d: str = "", attribute: Any = None) -> Any:
+    if attribute is not None:
+        value = map(make_attrgetter(context.environment, attribute), value)
+    items = list(value)
+    _budget.get().expect(_joined(d, items))
+    return FILTERS["join"](context, items, d)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: Any = None,
+    separators: Any = None,
+    sort_keys: bool = False,
+) -> str:
+    for space in (indent, *(separators or ())):
+        _narrow(len(space) if isinstance(space, str) else space or 0)
+    written = json.JSONEncoder(
+        ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+    if indent is None:
+        return written.encode(value)
+    pieces: list[str] = []
+    size = 0
+    for piece in _budget.get().counted(written.iterencode(value)):
+        size += len(piece)
+        _budget.get().expect(size)
+        pieces.append(piece)
+    return "".join(pieces)
+
+
+def _range(*numbers: int) -> range:
+    made = range(*numbers)
+    if len(made) > _RANGE:
+        raise BoundError(f"it counts to more than {_RANGE}")
+    return made
+
+
+def _raise_exception(message: str) -> None:
+    raise TemplateError(str(message)[:200])
+
+
+def _strftime_now(format: str) -> str:
+    if len(format) > _WIDTH or re.search(r"%[^%]*?\d", format):
+        raise BoundError("its date has a width")
+    return datetime.now().strftime(format)
+
+
+# --- what makes much of little: the size of its result, or more -----------------------------------
+
+
+def _narrow(number: Any) -> int:
+    if isinstance(number, int) and abs(number) > _WIDTH:
+        raise BoundError(f"it asks for a width, depth or number of {number:.3g}, more than {_WIDTH}")
+    return number if isinstance(number, int) else 0
+
+
+def _padded(value: Any, width: Any = 80, *fill: Any) -> int:
+    return len(str(value)) + _narrow(width)
+
+
+def _parted(value: Any, number: Any, fill_with: Any = None) -> int:
+    return _narrow(number)
+
+
+def _rounded(value: Any, precision: Any = 0, method: str = "") -> int:
+    return _narrow(precision)
+
+
+def _indented(value: Any, width: Any = 4, first: bool = False, blank: bool = False) -> int:
+    text = str(value)
+    return len(text) + (text.count("\n") + 1) * (len(width) if isinstance(width, str) else _narrow(width))
+
+
+def _replaced(value: Any, old: Any, new: Any, count: Any = -1) -> int:
+    text = str(value)
+    return len(text) + text.count(str(old)) * len(str(new))
+
+
+def _joined(glue: Any, parts: Any) -> int:
+    return _budget.get().weight(parts) + len(parts) * len(str(glue))
+
+
+def _summed(value: Any, attribute: Any = None, start: Any = 0) -> int:
+    if not isinstance(start, int | float):
+        raise BoundError("its sum does not begin with a number")
+    return 0
+
+
+def _formatted(value: Any, *shown: Any, **named: Any) -> int:
+    """Of ``%``: a width stands in the text, or, for a ``*``, among what is shown."""
+    text, budget = str(value), _budget.get()
+    parts = [*shown, *named.values()]
+    numbers = [
+        n for part in parts for n in (part if isinstance(part, tuple) else (part,)) if isinstance(n, int)
+    ]
+    if _WIDE.search(text) or ("*" in text and any(abs(number) > _WIDTH for number in numbers)):
+        raise BoundError(f"it writes a field wider than {_WIDTH}")
+    return len(text) + text.count("%") * (_WIDTH + sum(map(budget.weight, parts)))
+
+
+_GROWTH: dict[str, Callable[..., int]] = {
+    **dict.fromkeys(("center", "ljust", "rjust", "zfill"), _padded),
+    **dict.fromkeys(("batch", "slice"), _parted),
+    "format": _formatted,
+    "indent": _indented,
+    "replace": _replaced,
+    "round": _rounded,
+    "sum": _summed,
+}
