@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextvars import ContextVar
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from rain_llm.errors import ModelError
 
@@ -83,7 +83,8 @@ def result_of(future: Future[Found], timeout: float | None = None) -> Found:
         TimeoutError: it is not there in time. GivenUp: the call has ended.
     """
     ended = current().ended
-    wait([future, ended], timeout, FIRST_COMPLETED)
+    both: list[Future[Any]] = [future, ended]
+    wait(both, timeout, FIRST_COMPLETED)
     if future.done():
         return future.result()
     if ended.done():

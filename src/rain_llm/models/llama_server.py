@@ -244,8 +244,8 @@ def _joined(events: Sequence[Any]) -> Body:
             finish = choice["finish_reason"].value or finish
     if finish is None:
         raise Unreadable("broke off a stream before its end")
-    choice = {"index": 0, "logprobs": {"content": content}, "finish_reason": finish}
-    return {"choices": [choice], "usage": usage} | named
+    joined = {"index": 0, "logprobs": {"content": content}, "finish_reason": finish}
+    return {"choices": [joined], "usage": usage} | named
 
 
 def _content(choice: Node) -> list[Node]:
