@@ -10,7 +10,7 @@ import pytest
 
 from rain_llm import Message, ModelNotSupportedError
 from rain_llm.models.chat_template import OPTIONS
-from rain_llm.models.replicas import Refused
+from rain_llm.models.failures import Refused
 from rain_llm.models.server_tokenizer import ServerTokenizer
 from rain_llm.models.tokenizer import Tokenizer
 from rain_llm.models.transformers import TransformersModel

@@ -15,8 +15,10 @@ from pydantic import SecretStr
 
 from rain_llm.errors import ModelNotFoundError, ServerError
 from rain_llm.models.dialect import Bill
+from rain_llm.models.failures import Failed
 from rain_llm.models.llama_server import LlamaServer
-from rain_llm.models.replicas import Failed, Replica, Replicas, Unreadable, event_loop, in_loop
+from rain_llm.models.reading import Unreadable
+from rain_llm.models.replicas import Replica, Replicas, event_loop, in_loop
 from rain_llm.models.sglang import Sglang
 from rain_llm.models.vllm import Vllm
 from rain_llm.settings import ServerLimits

@@ -35,6 +35,7 @@ TEMPLATE_BYTES = 1 << 16
 
 SENTENCES = 256
 """Sentences of a text that are judged one by one in one call."""
+
 TEMPLATE_STEPS = 300_000
 """Rounds of loops, calls and values while a chat template writes."""
 
@@ -46,3 +47,33 @@ TEMPLATE_MEMORY = 128 << 20
 
 TEMPLATE_S = 0.5
 """Seconds of computing for a chat template."""
+
+REPLY_VALUES = 4_000_000
+"""The values (numbers, texts, lists, objects) in a server's reply, counted before it is parsed."""
+
+DESCRIPTION_BYTES = 4 << 20
+"""What a server says of itself: its list of models, its properties, the replies to a probe."""
+
+ERROR_BYTES = 1 << 16
+"""What is read of a reply that reports an error."""
+
+MODELS = 10_000
+"""The models that a server lists."""
+
+NAME_CHARACTERS = 1_000
+"""A model's name, or the place where its files are."""
+
+VOCABULARY = 1 << 21
+"""The tokens of a vocabulary; the largest of today have some 260,000."""
+
+CONTEXT = 1 << 28
+"""The tokens of a context; the largest of today have 100 million."""
+
+SLOTS = 10_000
+"""The requests that llama-server works on at once."""
+
+QUOTED = 300
+"""The characters of what a server says that an error repeats."""
+
+CONFIG_BYTES = 4 << 20
+"""A model's ``config.json``."""

@@ -16,6 +16,7 @@ from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from dataclasses import replace
 from typing import cast
 
+from rain_llm.clock import Call, current, held, working_for
 from rain_llm.criteria import BUILT_IN
 from rain_llm.errors import (
     BlindJudgeWarning,
@@ -109,17 +110,18 @@ _loading = threading.RLock()
 
 
 def _load(settings: ModelSettings) -> LanguageModel:
-    model = _models.get(settings)
-    if model is None and settings.base_url:
-        from rain_llm.models.completions import CompletionsModel
+    if settings.base_url:
+        from rain_llm.models.connecting import connected
 
-        model = _models[settings] = CompletionsModel(settings)
-    elif model is None:
-        with needed("a model in this process"):
-            from rain_llm.models.transformers import TransformersModel
+        return connected(settings)
+    with held(_loading):
+        model = _models.get(settings)
+        if model is None:
+            with needed("a model in this process"):
+                from rain_llm.models.transformers import TransformersModel
 
-            model = _models[settings] = TransformersModel(settings)
-    return model
+                model = _models[settings] = TransformersModel(settings)
+        return model
 
 
 class Rain:
@@ -151,7 +153,6 @@ class Rain:
         self._given = (model, judge, embedder)
         self._runtime: _Runtime | None = None
         self._warned: set[str] = set()  # criteria
-        self._lock = threading.Lock()
         for settled, named in ((model, self.settings.model), (judge, self.settings.evaluation.judge)):
             if settled is None and named is not None:
                 which.check(named)
@@ -342,10 +343,9 @@ class Rain:
     @property
     def runtime(self) -> _Runtime:
         """Return the loaded models; loads them at the first call."""
-        with self._lock:
-            if self._runtime is None:
-                self._runtime = self._loaded()
-            return self._runtime
+        if self._runtime is None:
+            self._runtime = self._loaded()
+        return self._runtime
 
     @property
     def context_length(self) -> int | None:
@@ -393,13 +393,25 @@ class Rain:
         guided = " ".join(part for part in (speaker, guide, words) if part)
         return self.encode(f"{before}{newline}{guided}", settings)
 
-    async def _astream(
+    def _astream(
         self,
         prompt: Prompt,
         context: str,
         settings: RainSettings | None,
         guarded: bool,
         answer: Given | None = None,
+    ) -> AsyncGenerator[Step, None]:
+        call = Call((settings or self.settings).search.deadline_s)  # the clock starts here
+
+        def prepare(emit: Callable[[Event], None]) -> _Job:
+            (task,), chosen = self._checked([prompt], context, settings, guarded)
+            with working_for(call):
+                return self._prepare(task, chosen, guarded, answer is not None, answer, emit)
+
+        return self._asteps(call, prepare)
+
+    async def _asteps(
+        self, call: Call, prepare: Callable[[Callable[[Event], None]], _Job]
     ) -> AsyncGenerator[Step, None]:
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event] = asyncio.Queue()
@@ -408,9 +420,10 @@ class Rain:
             with contextlib.suppress(RuntimeError):  # the loop has gone, and its listener with it
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
-        (task,), settings = await asyncio.to_thread(self._checked, [prompt], context, settings, guarded)
-        judge = answer is not None
-        job = await asyncio.to_thread(self._prepare, task, settings, guarded, judge, answer, emit)
+        try:
+            job = await asyncio.to_thread(prepare, emit)
+        finally:
+            call.end()  # cancelled while a model was connected to, say: the thread ends too
         job.submit()
         try:
             while True:
@@ -450,7 +463,10 @@ class Rain:
         answer: Given | None = None,
     ) -> list[_Job]:
         tasks, settings = self._checked(prompts, context, settings, guarded)
-        return [self._prepare(task, settings, guarded, judge or answer is not None, answer) for task in tasks]
+        with working_for(Call(settings.search.deadline_s)):  # the clock starts at the call
+            return [
+                self._prepare(task, settings, guarded, judge or answer is not None, answer) for task in tasks
+            ]
 
     def _all(self, jobs: Sequence[_Job]) -> list[RainResult]:
         """Let all jobs begin at once; return their results, or raise the first one's error."""
@@ -527,7 +543,8 @@ class Rain:
         """Give a search its place in the queue; a guarded one's ``evaluator`` may turn out to be blind."""
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         limits = settings.search
-        ticket = Ticket(search, emit or events.put, limits.deadline_s, limits.max_model_tokens)
+        began = current().began
+        ticket = Ticket(search, emit or events.put, limits.deadline_s, limits.max_model_tokens, began)
         trace = Trace(seed, settings.hash, self.runtime.writer.name)
         warn = functools.partial(self._warn_if_blind, evaluator) if evaluator else None
         owes = form is not None and bool(form.document or form.forced)
@@ -557,16 +574,18 @@ class Rain:
     def _loaded(self) -> _Runtime:
         model, judge, embedder = self._given
         own, other, name = _models_of(self.settings)
-        with _loading:
-            key = (own, other, name, *map(id, self._given))
-            runtime = _runtimes.get(key)
-            if runtime is None:
-                writer = model or _load(own)
-                judge = judge or (_load(other) if other else writer)
-                runtime = _runtimes[key] = _Runtime(writer, judge, embedder, name)
-            if model is None:
-                _latest[:] = [runtime]
-            return runtime
+        key = (own, other, name, *map(id, self._given))
+        runtime = _runtimes.get(key)
+        if runtime is None:
+            writer = model or _load(own)  # waits no longer than the current call may take
+            judge = judge or (_load(other) if other else writer)
+            with held(_loading):
+                runtime = _runtimes.get(key)  # another thread may have made it
+                if runtime is None:
+                    runtime = _runtimes[key] = _Runtime(writer, judge, embedder, name)
+        if model is None:
+            _latest[:] = [runtime]
+        return runtime
 
 
 class _Job:

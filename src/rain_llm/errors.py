@@ -11,6 +11,7 @@
     │   ├── ModelNotFoundError           no such folder, package or name
     │   ├── ModelNotSupportedError       found, but it cannot be rewound or judged by
     │   └── ServerError                  a server that is not there, or does not answer as it should
+    │       └── ServerNotSupportedError  (ModelNotSupportedError)  one that cannot do what a search needs
     ├── UnsafeAnswerError                nothing passed, and ``on_unsafe="raise"``
     ├── IncompleteError                  a document or a call was not finished within a limit
     └── SearchError                      a model failed in the middle of an answer
@@ -77,6 +78,10 @@ class ServerError(ModelError):
 
     def __reduce__(self) -> tuple[type[ServerError], tuple[str, str, str]]:
         return type(self), (self.server, self.cause, self.remedy)
+
+
+class ServerNotSupportedError(ServerError, ModelNotSupportedError):
+    """A server that answers, but cannot do what a search needs."""
 
 
 class _WithResult(RainError):

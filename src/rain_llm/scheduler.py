@@ -21,7 +21,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias, cast
 
-from rain_llm.models.base import DEADLINE, Embedder, Errand, Job, LanguageModel, RemoteModel, SteppedModel
+from rain_llm.clock import Call, working_for
+from rain_llm.models.base import Embedder, Errand, Job, LanguageModel, RemoteModel, SteppedModel
 from rain_llm.search import Interrupted, Outcome, Search
 from rain_llm.types import Embed, Embeddings, Reply, Request, Sample, Score, Step, StopReason
 
@@ -112,10 +113,12 @@ class Ticket:
         emit: Callable[[Event], None],
         deadline_s: float | None = None,
         max_model_tokens: int | None = None,
+        began: float | None = None,
     ) -> None:
         self.search = search
         self.emit = emit
-        self.deadline = None if deadline_s is None else time.monotonic() + deadline_s
+        self.call = Call(deadline_s, began)
+        self.deadline = self.call.deadline
         self.max_model_tokens = max_model_tokens
         self.wake: Callable[[], None] = lambda: None  # of whoever drives the search
         self.cancelled = False
@@ -130,6 +133,7 @@ class Ticket:
     def cancel(self) -> None:
         """End the search before the next forward pass. May be called from any thread, at any time."""
         self.cancelled = True
+        self.call.end()
         self.wake()
 
     def limit(self) -> StopReason | None:
@@ -182,19 +186,17 @@ class Ticket:
             self.fail(RuntimeError("a search that was interrupted asked on"))
 
     def _drive(self, resume: Callable[[], Sequence[Request] | Step]) -> Sequence[Request] | None:
-        token = DEADLINE.set(self.deadline)
         try:
-            item = resume()
-            while isinstance(item, Step):
-                self.emit(item)
-                item = next(self.search)
-            return item
+            with working_for(self.call):
+                item = resume()
+                while isinstance(item, Step):
+                    self.emit(item)
+                    item = next(self.search)
+                return item
         except StopIteration as stop:
             self._finish(stop.value)
         except Exception as error:  # whatever broke a search must reach the caller who waits for it
             self.fail(error)
-        finally:
-            DEADLINE.reset(token)
         return None
 
     def fail(self, error: BaseException) -> None:

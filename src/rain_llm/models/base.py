@@ -27,13 +27,9 @@ tolerances of 1 and 2 are then the server's (``docs/scale-out.md``).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar
 from typing import Protocol, runtime_checkable
 
 from rain_llm.types import Message, Sample, Samples, Score, Scores, TokenIds, Tool, Vector
-
-DEADLINE: ContextVar[float | None] = ContextVar("deadline", default=None)
-"""By ``time.monotonic``, of the search that is being served: a tokenizer elsewhere must not outlast it."""
 
 
 @runtime_checkable

@@ -20,18 +20,21 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+from rain_llm.clock import current
 from rain_llm.errors import (
     ModelNotFoundError,
     ModelNotSupportedError,
     PromptError,
     PromptTooLongError,
     ServerError,
+    ServerNotSupportedError,
 )
-from rain_llm.models.base import DEADLINE, Errand
+from rain_llm.models.base import Errand
 from rain_llm.models.dialect import PATH, Ask, Bill, Body, Contexts, Drawn, Weighed, Wish, distinct, together
+from rain_llm.models.failures import Refused
 from rain_llm.models.grammar import check, check_sample, fits, narrowed
 from rain_llm.models.probe import SENTENCE, Facts, identified, probed, server_vocabulary
-from rain_llm.models.replicas import Counts, Refused, Replica, Replicas, event_loop, in_loop
+from rain_llm.models.replicas import Counts, Replica, Replicas, event_loop, in_loop
 from rain_llm.models.server_tokenizer import ServerTokenizer
 from rain_llm.models.tokenizer import Text, Tokenizer
 from rain_llm.settings import ModelSettings
@@ -85,14 +88,15 @@ class CompletionsModel:
         first = in_loop(self._replicas.connect())
         self.text = self._tokenizer(first)
         words = self.text.encode(SENTENCE)
-        self._dialect = in_loop(probed(self._replicas, first, self.facts, self.text.start, words))
+        start, size = self.text.start, self.text.size
+        self._dialect = in_loop(probed(self._replicas, first, self.facts, start, words, size))
 
     # -- text ----------------------------------------------------------------------------------------
 
     @property
     def name(self) -> str:
-        """The name that the server gives the model."""
-        return self.facts.name
+        """The name that the server gives the model, as it may be shown."""
+        return self._replicas.clean(self.facts.name)
 
     @property
     def context_length(self) -> int:
@@ -402,31 +406,37 @@ class CompletionsModel:
         facts = await identified(self._replicas, replica, self._settings)
         self._facts = self._facts or facts
         if facts != self._facts:
+            clean = self._replicas.clean
             raise ServerError(
                 replica.url,
-                f"serves {facts}, but {self._facts} was served before",
+                f"serves {clean(str(facts))}, but {clean(str(self._facts))} was served before",
                 "let all addresses of a model serve the same one",
             )
 
     def _tokenizer(self, replica: Replica) -> Text:
-        """Load the tokenizer that was named; else the server's, if it is safe to ask, or a copy of it."""
+        """Load the tokenizer that was named; else the server's, if it is safe to ask, or a copy of it.
+
+        A server cannot make this process download anything: its copy is found here, or not at all.
+        """
         if self._settings.tokenizer is not None:
             return Tokenizer.load(self._settings.tokenizer, self._settings.revision)
         if self.facts.slots:
 
             def post(path: str, body: Body, read: Callable[[Any], Any]) -> Any:
-                return in_loop(self._replicas.post(path, body, read, deadline=DEADLINE.get()))
+                return in_loop(self._replicas.post(path, body, read, deadline=current().deadline))
 
             vocabulary = in_loop(server_vocabulary(self._replicas, replica))
             return ServerTokenizer(post, self.name, vocabulary)
         try:
-            return Tokenizer.load(self.facts.root, self._settings.revision)
-        except ModelNotFoundError as error:
-            raise ModelNotSupportedError(
-                f"{replica.url} serves {self.name} from {self.facts.root or 'somewhere'}, which is not here, "
-                "and its own /tokenize would let a user's text pose as special tokens: "
-                "give model.tokenizer, a folder or hub name"
-            ) from error
+            return Tokenizer.load(self.facts.root, self._settings.revision, local_only=True)
+        except ModelNotFoundError:
+            root = self._replicas.clean(self.facts.root) or "somewhere"
+        raise ServerNotSupportedError(
+            replica.url,
+            f"serves {self.name} from {root}, which is not here, and its own /tokenize would let a user's "
+            "text pose as special tokens",
+            "give model.tokenizer, a folder or hub name",
+        )
 
 
 def _contexts(request: Score) -> dict[TokenIds, set[int]]:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
+from rain_llm.bounds import CONFIG_BYTES, CONTEXT
 from rain_llm.models.embedded import CONTEXT_LENGTH, NAME
 from rain_llm.settings import ModelSettings
 
@@ -23,7 +24,8 @@ def known_of(settings: ModelSettings) -> tuple[str, int | None]:
     parts = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
     lengths = (part.get(key) for part in parts for key in ("max_position_embeddings", "n_positions"))
     name = settings.name + (f"@{settings.revision}" if settings.revision else "")
-    return name, next((length for length in lengths if isinstance(length, int)), None)
+    sound = (length for length in lengths if type(length) is int and 0 < length <= CONTEXT)
+    return name, next(sound, None)
 
 
 def _config(name: str, revision: str | None) -> dict[str, Any]:
@@ -34,7 +36,9 @@ def _config(name: str, revision: str | None) -> dict[str, Any]:
             from huggingface_hub import try_to_load_from_cache
 
             path = Path(cast("str", try_to_load_from_cache(name, "config.json", revision=revision)))
+        if path.stat().st_size > CONFIG_BYTES:
+            return {}
         config = json.loads(path.read_text(encoding="utf-8"))
         return config if isinstance(config, dict) else {}
-    except (OSError, TypeError, ValueError):  # a TypeError: not in the cache
+    except (OSError, TypeError, ValueError, RecursionError):  # a TypeError: not in the cache
         return {}

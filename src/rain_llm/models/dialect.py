@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Protocol, TypeVar
 
-from rain_llm.models.replicas import Unreadable
+from rain_llm.bounds import CONTEXT
+from rain_llm.models.reading import Malformed, Node, Unreadable, is_number, shown, token_ids
 from rain_llm.types import TokenIds
 
 Found = TypeVar("Found")
@@ -47,6 +48,7 @@ NONSENSE = -9000.0
 """Nats: what is below is no log-probability."""
 
 _ROUNDING = 1e-2  # nats by which one may be above 0
+_DIGITS = 9  # of a token id
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +128,13 @@ class Bill:
         Raises:
             Unreadable: the server has read another number of tokens.
         """
-        usage = as_dict(reply.get("usage"))
-        read = usage.get("prompt_tokens")
-        if read is not None and read != length:
-            raise Unreadable(f"read {read} prompt tokens where {length} were sent: it clips prompts")
+        usage = Node(reply)["usage"]
+        read, cached = usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"]
+        if read.there and read.whole(0, CONTEXT) != length:
+            raise Unreadable(f"read {read.value} prompt tokens where {length} were sent: it clips prompts")
+        found = cached.whole(0, length) if cached.there else 0
         self.prompt_tokens += length
-        self.cached_tokens += int(as_dict(usage.get("prompt_tokens_details")).get("cached_tokens") or 0)
+        self.cached_tokens += found
 
     def charge_drawn(self, drawn: Sequence[Drawn]) -> None:
         """Count what was drawn side by side."""
@@ -179,41 +182,51 @@ def distinct(*numbers: int) -> int:
     return int.from_bytes(blake2b(told, digest_size=4).digest(), "little") >> 1
 
 
-def choices_of(reply: Any, count: int, model: str) -> list[Body]:
+def choices_of(reply: Any, count: int, model: str) -> list[Node]:
     """Return the continuations of a reply, in order.
 
     Raises:
         Unreadable: there are more or fewer than ``count``, or they are another model's.
     """
-    found = reply.get("choices") if isinstance(reply, dict) else None
-    if not isinstance(found, list) or not all(isinstance(choice, dict) for choice in found):
-        raise Unreadable("answered with JSON that is no completion")
-    if reply.get("model", model) != model:  # llama-server takes any name
-        raise Unreadable(f"answered as {reply['model']!r} where {model!r} was asked")
-    if len(found) != count:
-        raise Unreadable(f"gave {len(found)} continuations where {count} were asked for: it ignores n")
-    return sorted(found, key=lambda choice: int(choice.get("index") or 0))
+    found = Node(reply)
+    if not found["choices"].there:
+        raise Malformed("answered with JSON that is no completion")
+    choices = found["choices"].items()
+    if found.value.get("model", model) != model:  # llama-server takes any name
+        raise Unreadable(f"answered as {shown(found['model'].value)} where {model!r} was asked")
+    if len(choices) != count:
+        raise Unreadable(f"gave {len(choices)} continuations where {count} were asked for: it ignores n")
+    places = [
+        choice["index"].whole(0, count - 1) if choice["index"].there else i
+        for i, choice in enumerate(choices)
+    ]
+    if len(set(places)) != count:
+        raise Malformed("gave two continuations of one index")
+    return [choice for _, choice in sorted(zip(places, choices, strict=True), key=lambda pair: pair[0])]
 
 
-def drawn_from(tokens: Any, logprobs: Any, wish: Wish, finish: Any) -> Drawn:
-    """Check one continuation.
+def drawn_from(tokens: Any, logprobs: Any, wish: Wish, finish: Any, size: int) -> Drawn:
+    """Check one continuation, whose tokens are of a vocabulary of ``size``.
 
     Raises:
         Unreadable: ids or log-probabilities are missing, or it was cut short.
     """
-    if not isinstance(tokens, list) or not all(isinstance(token, int) and token >= 0 for token in tokens):
+    if not isinstance(tokens, list) or None in tokens:
         raise Unreadable("gave no token ids of what it drew")
     if not isinstance(logprobs, list) or len(logprobs) != len(tokens):
         raise Unreadable(f"gave no log-probability for each of {len(tokens)} tokens")
     if not tokens:
         raise Unreadable("drew no token")
+    if len(tokens) > wish.max_tokens:
+        raise Malformed(f"drew {len(tokens)} tokens where at most {wish.max_tokens} were asked for")
+    drawn = token_ids(tokens, size, "what it drew")
     if finish == "length" and len(tokens) < wish.max_tokens:
         raise Unreadable(
             f"wrote {len(tokens)} of {wish.max_tokens} tokens: its window is smaller than it says"
         )
     if finish not in ("length", "stop"):
-        raise Unreadable(f"ended a text for the reason {finish!r}")
-    return Drawn(tuple(tokens), tuple(map(nats, logprobs)))
+        raise Unreadable(f"ended a text for the reason {shown(finish)}")
+    return Drawn(drawn, tuple(map(nats, logprobs)))
 
 
 def nats(found: Any) -> float:
@@ -222,11 +235,21 @@ def nats(found: Any) -> float:
     Raises:
         Unreadable: it is none: not a number, or one that stands for infinity, or above 0.
     """
-    if not isinstance(found, float | int) or not NONSENSE < found < _ROUNDING:
-        raise Unreadable(f"gave {found!r} for a log-probability")
+    if not is_number(found) or not NONSENSE < found < _ROUNDING:
+        raise Malformed(f"gave {shown(found)} for a log-probability")
     return float(found)
 
 
-def as_dict(found: Any) -> Body:
-    """Return what was found if it is a mapping; else an empty one."""
-    return found if isinstance(found, dict) else {}
+def numbered(names: Mapping[str, Any], size: int, prefix: str = "") -> dict[int, Any]:
+    """Return what an object says of token ids, which are its fields' names behind ``prefix``.
+
+    Raises:
+        Malformed: a name is no token id of a vocabulary of ``size``.
+    """
+    found: dict[int, Any] = {}
+    for name, value in names.items():
+        digits = name.removeprefix(prefix)
+        if not (digits.isascii() and digits.isdigit() and len(digits) <= _DIGITS and int(digits) < size):
+            raise Malformed(f"gave {shown(name)} for a token id below {size:,}")
+        found[int(digits)] = value
+    return found

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rain_llm.bounds import CONTEXT, VOCABULARY
 from rain_llm.models.dialect import (
     FORCE,
     Ask,
@@ -20,13 +21,12 @@ from rain_llm.models.dialect import (
     Drawn,
     Weighed,
     Wish,
-    as_dict,
     choices_of,
     distinct,
     drawn_from,
     nats,
 )
-from rain_llm.models.replicas import Unreadable
+from rain_llm.models.reading import Malformed, Node, Unreadable, shown
 from rain_llm.types import TokenIds
 
 _BELOW = 40.0  # nats between the biases of the wanted tokens and that of the drawn one
@@ -41,11 +41,13 @@ class LlamaServer:
     Attributes:
         model: the name it is served by; it takes any. slots: requests that it works on at once.
         common: a token that is whole words: of one that only begins a character, replies tell nothing.
+        size: of the vocabulary: token ids are below.
     """
 
     model: str
     slots: int
     common: int
+    size: int = VOCABULARY
 
     async def draw(self, ask: Ask, wish: Wish, bill: Bill) -> list[Drawn]:
         """Draw as many continuations by a request as there are slots; with ``ends``, one.
@@ -77,23 +79,23 @@ class LlamaServer:
                 reply = _joined(reply)
             choices = choices_of(reply, size, self.model)
             bill.charge_prompt(reply, len(wish.prefix))
-            told = as_dict(reply.get("usage")).get("completion_tokens") if size == 1 else None
+            drawn = Node(reply)["usage"]["completion_tokens"]
+            told = drawn.whole(0, CONTEXT) if size == 1 and drawn.there else None
             return [self._complete(choice, wish, told) for choice in choices]
 
         return read
 
-    @staticmethod
-    def _complete(choice: Body, wish: Wish, told: int | None) -> Drawn | None:
+    def _complete(self, choice: Node, wish: Wish, told: int | None) -> Drawn | None:
         """Read a continuation; None if tokens are missing. ``told`` is how many were drawn, if known."""
         places = _content(choice)
-        finish = choice.get("finish_reason")
+        finish = choice["finish_reason"].value
         if told is None:
-            begun = any(byte > 127 for place in places for byte in place.get("bytes") or ())
+            begun = any(byte > 127 for place in places for byte in token_bytes(place))
             told = wish.max_tokens if finish == "length" else len(places) + begun
         if len(places) < told <= wish.max_tokens:
             return None
-        tokens, logprobs = ([place.get(key) for place in places] for key in ("id", "logprob"))
-        return drawn_from(tokens, logprobs, wish, finish)
+        tokens, logprobs = ([place[key].value for place in places] for key in ("id", "logprob"))
+        return drawn_from(tokens, logprobs, wish, finish, self.size)
 
     async def _by_ids(self, ask: Ask, wish: Wish, bill: Bill) -> Drawn:
         """Draw one continuation by llama-server's own way, and ask what each token's log-probability is."""
@@ -104,13 +106,14 @@ class LlamaServer:
         }
 
         def read(reply: Any) -> TokenIds:
-            told = as_dict(reply)
-            tokens = told.get("tokens")
-            usage = {"cached_tokens": as_dict(told.get("timings")).get("cache_n")}
-            read = {"prompt_tokens": told.get("tokens_evaluated"), "prompt_tokens_details": usage}
+            told = Node(reply)
+            tokens = told["tokens"].value
+            usage = {"cached_tokens": told["timings"]["cache_n"].value}
+            read = {"prompt_tokens": told["tokens_evaluated"].value, "prompt_tokens_details": usage}
             bill.charge_prompt({"usage": read}, len(wish.prefix))
-            finish = "length" if told.get("stop_type") == "limit" else "stop"
-            return drawn_from(tokens, [0.0] * len(tokens or ()), wish, finish).tokens
+            finish = "length" if told["stop_type"].value == "limit" else "stop"
+            logprobs = [0.0] * len(tokens) if isinstance(tokens, list) else None
+            return drawn_from(tokens, logprobs, wish, finish, self.size).tokens
 
         tokens: TokenIds = await ask(body, read, "/completion")
         places = [(wish.prefix + tokens[:i], token) for i, token in enumerate(tokens)]
@@ -122,8 +125,11 @@ class LlamaServer:
         body = self._forced(prefix, {self.common: FORCE}) | {"logprobs": n}
 
         def read(reply: Any) -> list[tuple[int, float]]:
-            top = self._place(reply, prefix, bill).get("top_logprobs")
-            return [(int(place["id"]), nats(place["logprob"])) for place in top or ()][:n]
+            top = self._place(reply, prefix, bill)["top_logprobs"].items()
+            found = [(self._id(place), nats(place["logprob"].value)) for place in top]
+            if len(found) < n or len({token for token, _ in found}) < len(found):
+                raise Malformed(f"gave {len(found)} log-probabilities where {n} were asked for")
+            return sorted(found, key=lambda pair: -pair[1])[:n]
 
         ranked: list[tuple[int, float]] = await ask(body, read)
         bill.forwards += 1
@@ -163,7 +169,10 @@ class LlamaServer:
             "logprobs": len(biases),
         }
 
-    def _place(self, reply: Any, prefix: TokenIds, bill: Bill) -> Body:
+    def _id(self, place: Node) -> int:
+        return place["id"].whole(0, self.size - 1)
+
+    def _place(self, reply: Any, prefix: TokenIds, bill: Bill) -> Node:
         """Read what is said of the one token that was drawn, which must be the ``common`` one.
 
         Raises:
@@ -171,24 +180,24 @@ class LlamaServer:
         """
         places = _content(choices_of(reply, 1, self.model)[0])
         bill.charge_prompt(reply, len(prefix))
-        if not places or places[0].get("id") != self.common:
+        if not places or places[0]["id"].value != self.common:
             raise Unreadable(f"ignored a logit bias: token {self.common} was not drawn")
         return places[0]
 
     def _chances(self, prefix: TokenIds, wanted: set[int], bill: Bill) -> Callable[[Any], dict[int, float]]:
         def read(reply: Any) -> dict[int, float]:
-            top = self._place(reply, prefix, bill).get("top_probs") or ()
-            chances = {int(place["id"]): float(place["prob"]) for place in top}
+            top = self._place(reply, prefix, bill)["top_probs"].items()
+            chances = {self._id(place): place["prob"].number(0, 1 + _ROUNDING) for place in top}
             if set(chances) != wanted:
                 raise Unreadable("gave the probabilities of other tokens than were asked for")
-            if not 0 < sum(chances.values()) < 1 + _ROUNDING or min(chances.values()) < 0:
-                raise Unreadable(f"gave {list(chances.values())} for probabilities")
+            if chances[self.common] == 0 or sum(chances.values()) > 1 + _ROUNDING:
+                raise Malformed(f"gave {list(chances.values())} for probabilities")
             return chances
 
         return read
 
     def _logprob(self, prefix: TokenIds, bill: Bill) -> Callable[[Any], float]:
-        return lambda reply: nats(self._place(reply, prefix, bill).get("logprob"))
+        return lambda reply: nats(self._place(reply, prefix, bill)["logprob"].value)
 
     def _body(self, wish: Wish) -> Body:
         return {
@@ -223,20 +232,30 @@ def _joined(events: Sequence[Any]) -> Body:
     finish: Any = None
     usage: Any = None
     named: Body = {}
-    for event in map(as_dict, events):
-        if error := event.get("error"):
-            raise Unreadable(f"broke off a stream: {as_dict(error).get('message', error)}")
-        usage = event.get("usage") or usage
-        named |= {"model": event["model"]} if "model" in event else {}
-        for choice in map(as_dict, event.get("choices") or ()):
-            content += _content(choice)
-            finish = choice.get("finish_reason") or finish
+    for event in map(Node, events):
+        if event["error"].there:
+            error = event["error"].value
+            said = error.get("message") if isinstance(error, dict) else error
+            raise Unreadable(f"broke off a stream: {said if isinstance(said, str) else shown(said)}")
+        usage = event["usage"].value or usage
+        named |= {"model": event.value["model"]} if event.there and "model" in event.value else {}
+        for choice in event["choices"].items():
+            content += [place.value for place in _content(choice)]
+            finish = choice["finish_reason"].value or finish
     if finish is None:
         raise Unreadable("broke off a stream before its end")
-    choice = {"index": 0, "logprobs": {"content": content}, "finish_reason": finish}
-    return {"choices": [choice], "usage": usage} | named
+    joined = {"index": 0, "logprobs": {"content": content}, "finish_reason": finish}
+    return {"choices": [joined], "usage": usage} | named
 
 
-def _content(choice: Body) -> list[Body]:
+def _content(choice: Node) -> list[Node]:
     """Return what llama-server says of each drawn token."""
-    return [as_dict(place) for place in as_dict(choice.get("logprobs")).get("content") or ()]
+    return choice["logprobs"]["content"].items()
+
+
+def token_bytes(place: Node) -> bytes:
+    """Return the bytes of a token."""
+    values = place["bytes"].value or []
+    if not isinstance(values, list) or not all(type(byte) is int and 0 <= byte < 256 for byte in values):
+        raise place["bytes"].wrong("a list of bytes")
+    return bytes(values)

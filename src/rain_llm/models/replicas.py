@@ -18,7 +18,6 @@ import asyncio
 import json
 import math
 import os
-import re
 import threading
 import time
 import weakref
@@ -26,60 +25,36 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import httpx
 from pydantic import SecretStr
 
-from rain_llm.errors import ModelError, PromptTooLongError, ServerError, SettingsError
-from rain_llm.models.tokenizer import first_line
+from rain_llm.bounds import DESCRIPTION_BYTES, QUOTED, REPLY_BYTES
+from rain_llm.clock import result_of
+from rain_llm.errors import ModelError, ServerError, SettingsError
+from rain_llm.models import proxies
+from rain_llm.models.failures import (
+    FIRST_PAUSE_S,
+    STRANGE,
+    Failed,
+    Refused,
+    broken_off,
+    content_of,
+    pause_of,
+    refused,
+    said,
+)
+from rain_llm.models.quoting import Quoting
+from rain_llm.models.reading import Malformed, Unreadable
+from rain_llm.models.transport import Reply, exchange, new_client
 from rain_llm.settings import ServerLimits
 
 _NOT_NOW = {408, 429, 502, 503, 504}
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
-_LONGEST_ASKED_S = 60.0  # that a server may ask for
+_LONGEST_PAUSE_S = 5.0
 _DEFAULT_CONCURRENCY = 64
-_QUOTED = 300  # characters of what a server says that an error repeats
-_TOO_LONG = re.compile(r"context[ _](length|size|window)", re.IGNORECASE)  # vLLM, llama-server, OpenAI
-_STRANGE = "see whether this server is one of those supported"
 
 Answer = TypeVar("Answer")
-
-
-class Unreadable(Exception):
-    """A reply of status 200 that is not what was asked for; says what it is instead."""
-
-
-class Refused(ServerError):
-    """A request that a server will not answer, however often it is asked (status 4xx)."""
-
-
-class TooLong(Refused, PromptTooLongError):
-    """A request that is longer than the server's context, by what the server says."""
-
-
-class Failed(Exception):
-    """One attempt that failed, and may be made again.
-
-    Attributes:
-        cause: in words. remedy: in words.
-        there: the server answered, only not as it should. busy: it said "not now". Neither: it is away.
-        pause_s: for how long it asks to be left alone; None if it does not say.
-    """
-
-    def __init__(
-        self,
-        cause: str,
-        remedy: str,
-        there: bool = False,
-        busy: bool = False,
-        pause_s: float | None = None,
-    ) -> None:
-        super().__init__(cause)
-        self.cause = cause
-        self.remedy = remedy
-        self.there = there
-        self.busy = busy
-        self.pause_s = pause_s
 
 
 @dataclass(eq=False)
@@ -88,6 +63,7 @@ class Replica:
 
     Attributes:
         url: its address, without a path. room: for requests that are under way at once.
+        proxy: the address of the proxy that leads to it; None where none does.
         lanes: clients that none of these uses, the one used last on top. Each has one connection: a
             client's own pool looks at all of its connections for every request.
         checked: it has been seen to serve the right model since it was last away.
@@ -99,6 +75,7 @@ class Replica:
 
     url: str
     room: asyncio.Semaphore
+    proxy: str | None = None
     lanes: list[httpx.AsyncClient] = field(default_factory=list)
     checked: bool = False
     checking: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -108,6 +85,14 @@ class Replica:
     rests_until: float = 0.0
     last: Failed | None = None
 
+    @property
+    def detour(self) -> tuple[str, str]:
+        """Return what errors add to a cause and to a remedy where a proxy leads to the server."""
+        if self.proxy is None:
+            return "", ""
+        through = f" through the proxy {proxies.shown(self.proxy)}"
+        return through, f"; check the proxy, or add {urlsplit(self.url).hostname} to NO_PROXY"
+
     def fail(self, failed: Failed) -> None:
         """Leave it alone for a while: as long as it said, or else twice as long as last time."""
         now = time.monotonic()
@@ -116,7 +101,7 @@ class Replica:
         self.last = failed
         self.failed_at = now
         self.failures += 1
-        own = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(self.failures - 1, 10))
+        own = min(_LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(self.failures - 1, 10))
         self.rests_until = now + (own if failed.pause_s is None else failed.pause_s)
         self.checked = False  # who knows what comes back
 
@@ -164,10 +149,11 @@ class Replicas:
         if not (secret.isascii() and secret.isprintable()):  # httpx would quote it
             raise SettingsError("the API key holds a character that no key has: give it as one line of ASCII")
         self._secret = secret
+        self.clean = Quoting(secret)
         self._check = check
         self._homes: weakref.WeakKeyDictionary[object, Replica] = weakref.WeakKeyDictionary()
         room = limits.max_concurrency or _DEFAULT_CONCURRENCY
-        self.replicas = [Replica(url, asyncio.Semaphore(room)) for url in urls]
+        self.replicas = [Replica(url, asyncio.Semaphore(room), proxies.proxy_for(url)) for url in urls]
         self._tls = httpx.create_ssl_context()  # once: it reads all certificates
         self._clients: list[httpx.AsyncClient] = []
         weakref.finalize(self, _close, self._clients).atexit = False
@@ -190,6 +176,7 @@ class Replicas:
         """
         began = time.monotonic()
         end = min(began + self.limits.total_s, math.inf if deadline is None else deadline)
+        raised = "search.deadline_s" if end == deadline else "limits.total_s"
         content = _encoded(body)
         tried: Replica | None = None
         wrong = 0  # attempts that were answered wrongly
@@ -205,7 +192,7 @@ class Replicas:
                         self.counts.retries += tried is not None
                         asked = time.monotonic()
                         reply = await self._ask(replica, "POST", path, content, patience=self._patience(end))
-                answer = _read(reply, read)
+                answer = self._read(replica, reply, read)
             except Failed as failed:
                 failure = failed
                 wrong += failed.there
@@ -214,34 +201,42 @@ class Replicas:
             except ModelError as error:
                 if replica.checked or len(self.replicas) == 1:
                     raise
-                failure = Failed(f"is not what it was ({error})", "let all addresses serve the same model")
+                cause = self.clean(f"is not what it was ({error})")
+                failure = Failed(cause, "let all addresses serve the same model")
                 replica.fail(failure)
             except TimeoutError:
                 if tried is None:
                     failure = Failed(
-                        "no answer in time", "see whether it is overloaded, or raise limits.total_s"
+                        "no answer in time", f"see whether it hangs or is overloaded, or raise {raised}"
                     )
             else:
                 replica.succeed(asked)
                 return answer
             now = time.monotonic()
             if wrong >= self.limits.attempts or now >= end:
-                raise self.error(replica, failure, f" (given up after {now - began:.1f} s)")
+                times = f"{wrong} attempts, " if wrong else ""
+                raise self.error(replica, failure, f" (given up after {times}{now - began:.1f} s)")
             tried = replica
             if failure.there:
-                await asyncio.sleep(min(_FIRST_PAUSE_S * 2**wrong, max(0.0, end - now)))
+                await asyncio.sleep(min(FIRST_PAUSE_S * 2**wrong, max(0.0, end - now)))
 
-    async def once(self, replica: Replica, path: str, body: dict[str, Any] | None = None) -> Any:
+    async def once(
+        self,
+        replica: Replica,
+        path: str,
+        body: dict[str, Any] | None = None,
+        most: int = DESCRIPTION_BYTES,
+    ) -> Any:
         """Ask one server, once: POST with a body, else GET. Return the JSON of its reply.
 
-        None: it knows no such path.
+        ``most`` bounds the bytes of the reply. None: it knows no such path.
 
         Raises:
             Failed: it is not there, or does not answer as it should. ServerError: it refuses.
         """
         method, content = ("GET", None) if body is None else ("POST", _encoded(body))
-        reply = await self._ask(replica, method, path, content, known=(404, 405, 501))
-        return _read(reply, lambda found: found) if reply.status_code == 200 else None
+        reply = await self._ask(replica, method, path, content, known=(404, 405, 501), most=most)
+        return self._read(replica, reply, lambda found: found) if reply.status == 200 else None
 
     async def connect(self) -> Replica:
         """Make sure of every server that can be reached; return one that is right.
@@ -254,18 +249,20 @@ class Replicas:
         end = time.monotonic() + self.limits.total_s
         while True:
             found = await asyncio.gather(*map(self._make_sure, self.replicas), return_exceptions=True)
-            failures = [error for error in found if error is not None]
-            for error in failures:
+            failures = [(r, e) for r, e in zip(self.replicas, found, strict=True) if e is not None]
+            for _, error in failures:
                 if not isinstance(error, Failed):
                     raise error
             for replica in self.replicas:
                 if replica.checked:
                     return replica
-            failed = next((f for f in failures if isinstance(f, Failed) and f.busy), failures[0])
+            replica, failed = next(
+                ((r, f) for r, f in failures if isinstance(f, Failed) and f.busy), failures[0]
+            )
             assert isinstance(failed, Failed)  # the others were raised
             if not failed.busy or time.monotonic() > end:
-                raise self.error(self.replicas[0], failed)
-            await asyncio.sleep(failed.pause_s or _FIRST_PAUSE_S)
+                raise self.error(replica, failed)
+            await asyncio.sleep(failed.pause_s or FIRST_PAUSE_S)
 
     async def _make_sure(self, replica: Replica) -> None:
         """Check a server that is new or was away; one request does so for all."""
@@ -274,8 +271,13 @@ class Replicas:
                 return
             if replica.last is not None and time.monotonic() < replica.rests_until:
                 raise replica.last  # found out while this request waited
-            await self._check(replica)
-            replica.checked = True
+            try:
+                await self._check(replica)
+                replica.checked = True
+            except Unreadable as error:
+                failed = self._failed(replica, str(error), STRANGE, there=True)
+        if not replica.checked:
+            raise failed  # here, where the text of the server is no longer its context
 
     # -- one attempt ---------------------------------------------------------------------------------
 
@@ -287,40 +289,32 @@ class Replicas:
         content: bytes | None,
         known: tuple[int, ...] = (),
         patience: float | None = None,
-    ) -> httpx.Response:
-        """Make one attempt, for ``patience`` seconds. ``known``: refusals that the caller understands."""
+        most: int = REPLY_BYTES,
+    ) -> Reply:
+        """Make one attempt, for ``patience`` seconds. ``known``: refusals that the caller understands.
+
+        Raises:
+            Failed: it may be made again. Refused: it may not. ServerError: there is no way to the server.
+        """
         self.counts.requests += 1
-        headers = {"Content-Type": "application/json"} if content else None
-        client = replica.lanes.pop() if replica.lanes else self._lane()
+        client = replica.lanes.pop() if replica.lanes else self._lane(replica)
+        patience = patience or self.limits.read_s
         replica.under_way += 1
-        reply: httpx.Response | None = None
+        reply: Reply | None = None
+        failed: Failed | None = None
         try:
-            async with asyncio.timeout(patience or self.limits.read_s):  # for a reply that only trickles
+            async with asyncio.timeout(patience):  # for a reply that only trickles
                 url = replica.url + path
                 try:
-                    reply = await client.request(method, url, content=content, headers=headers)
+                    reply = await exchange(client, method, url, content, most)
                 except httpx.RemoteProtocolError as error:
                     if "without sending a response" not in str(error):
                         raise  # else: a connection that was kept here, and not over there
-                    reply = await client.request(method, url, content=content, headers=headers)
-        except httpx.ConnectTimeout as error:
-            raise Failed(
-                f"cannot be reached within {self.limits.connect_s:g} s",
-                "check the address and the network, or raise limits.connect_s",
-            ) from error
-        except (TimeoutError, httpx.TimeoutException) as error:
-            raise Failed(
-                f"no complete reply within {patience or self.limits.read_s:.3g} s",
-                "see whether it hangs or is overloaded, or raise limits.read_s",
-            ) from error
-        except httpx.ConnectError as error:
-            raise Failed(
-                f"cannot be reached ({first_line(error)})", "start the server, or check base_url"
-            ) from error
-        except httpx.RequestError as error:
-            raise Failed(
-                f"broke off the connection ({first_line(error)})", "look into the server's own log"
-            ) from error
+                    reply = await exchange(client, method, url, content, most)
+        except (TimeoutError, httpx.RequestError) as error:
+            failed = self._failed(replica, *broken_off(error, self.limits, patience), error=error)
+        except Malformed as error:
+            failed = self._failed(replica, str(error), STRANGE, there=True)
         finally:
             replica.under_way -= 1
             if reply is not None:
@@ -328,27 +322,43 @@ class Replicas:
             else:  # given up at a bad moment, its pool may wait for ever for its only connection
                 self._clients.remove(client)
                 _close([client])
-        status = reply.status_code
-        if status == 200 or status in known:
+        if failed is not None:  # raised here, so that what it came from is its cause or nothing
+            raise failed
+        assert reply is not None
+        if reply.status == 200 or reply.status in known:
             return reply
-        cause = f"answered with status {status}{self._said(reply)}"
+        raise self._refusal(replica, reply)
+
+    def _refusal(self, replica: Replica, reply: Reply) -> Failed | Refused:
+        """Make the error of a reply whose status is no success."""
+        status = reply.status
+        quoted = self.clean(said(reply))
+        cause = f"answered with status {status}" + (f": {quoted}" if quoted else "")
         if status in _NOT_NOW:
-            raise Failed(
-                cause, "it is overloaded or starting: wait, or add servers", False, True, _pause(reply)
-            )
+            remedy = "it is overloaded or starting: wait, or add servers"
+            return self._failed(replica, cause, remedy, busy=True, pause_s=pause_of(reply))
         if status >= 500:
-            raise Failed(cause, "look into the server's own log", there=True)
-        remedies = {
-            401: "give the right key as api_key",
-            403: "give the right key as api_key",
-            404: "check base_url and the model's name",
-        }
-        remedy = remedies.get(status, "this request cannot be answered there: see what it says")
-        if _TOO_LONG.search(cause):
-            raise TooLong(
-                replica.url, cause, "shorten the prompt, or set model.context_length to what it has"
-            )
-        raise Refused(replica.url, cause, remedy)
+            return self._failed(replica, cause, "look into the server's own log", there=True)
+        through, around = replica.detour
+        return refused(replica.url, status, cause, through, around)
+
+    def _failed(
+        self,
+        replica: Replica,
+        cause: str,
+        remedy: str,
+        *,
+        there: bool = False,
+        busy: bool = False,
+        pause_s: float | None = None,
+        error: BaseException | None = None,
+    ) -> Failed:
+        """Make the failure of an attempt: what a server said is quoted, a proxy is named."""
+        through, around = replica.detour
+        failed = Failed(self.clean(cause) + through, remedy + around, there, busy, pause_s)
+        if error is not None and not self.clean.holds_key(error):
+            failed.__cause__ = error
+        return failed
 
     def _patience(self, end: float) -> float:
         """Return the seconds for an attempt: where there is another server, it gets half of the time."""
@@ -356,36 +366,47 @@ class Replicas:
         return max(0.05, min(self.limits.read_s, half))
 
     def error(self, replica: Replica, failed: Failed, more: str = "") -> ServerError:
-        """Make what a user is told of an attempt that will not be made again."""
-        told = ServerError(replica.url, self.clean(failed.cause) + more, failed.remedy)
-        told.__cause__ = failed.__cause__
-        return told
+        """Make the error that a user gets of an attempt that will not be made again."""
+        error = ServerError(replica.url, self.clean(failed.cause, 2 * QUOTED) + more, failed.remedy)
+        error.__cause__ = failed.__cause__
+        return error
 
-    def clean(self, text: str) -> str:
-        """Quote what a server says: without the key, and not at length."""
-        text = " ".join(text.split())
-        return (text.replace(self._secret, "...") if self._secret else text)[:_QUOTED]
+    def _lane(self, replica: Replica) -> httpx.AsyncClient:
+        """Return a new client.
 
-    def _lane(self) -> httpx.AsyncClient:
-        client = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {self._secret}"} if self._secret else {},
-            timeout=httpx.Timeout(self.limits.read_s, connect=self.limits.connect_s),
-            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=4.0),
-            verify=self._tls,
-        )
+        Raises:
+            ServerError: the proxy that leads to the server cannot be used.
+        """
+        unusable: proxies.UnusableProxy | None = None
+        try:
+            proxy = None if replica.proxy is None else proxies.usable(replica.proxy, replica.url)
+        except proxies.UnusableProxy as error:
+            unusable = error
+        if unusable is not None:
+            raise ServerError(replica.url, str(unusable), unusable.remedy)
+        client = new_client(self.limits, self._tls, self._secret, proxy)
         self._clients.append(client)
         return client
 
-    def _said(self, reply: httpx.Response) -> str:
-        """Quote what a server says of an error, without the key."""
+    def _read(self, replica: Replica, reply: Reply, read: Callable[[Any], Answer]) -> Answer:
+        """Read a reply of status 200: JSON, or the list of a stream's events.
+
+        Raises:
+            Failed: it is neither, or not what ``read`` expects.
+        """
         try:
-            body = reply.json()
-            error = body.get("error", body) if isinstance(body, dict) else body
-            said = error.get("message") or error.get("detail") if isinstance(error, dict) else error
-        except ValueError:
-            said = reply.headers.get("content-type", "no JSON")
-        text = self.clean(str(said or ""))
-        return f": {text}" if text else ""
+            found = content_of(reply)
+        except Malformed as error:
+            cause = f"answered with {reply.kind} that is no JSON ({error})"
+            remedy = "check base_url: is it a completions server, or a proxy's page?"
+        else:
+            try:
+                return read(found)
+            except Unreadable as error:
+                cause, remedy = str(error), STRANGE
+            except (LookupError, TypeError, ValueError, AttributeError) as error:
+                cause, remedy = f"answered with JSON of another shape ({error!r})", STRANGE
+        raise self._failed(replica, cause, remedy, there=True)
 
     # -- which server ----------------------------------------------------------------------------------
 
@@ -412,38 +433,6 @@ class Replicas:
 
 def _encoded(body: dict[str, Any]) -> bytes:
     return json.dumps(body, separators=(",", ":")).encode()
-
-
-def _read(reply: httpx.Response, read: Callable[[Any], Answer]) -> Answer:
-    """Read a reply of status 200: JSON, or the list of a stream's events."""
-    kind = reply.headers.get("content-type", "something").partition(";")[0]
-    try:
-        found = _events(reply.text) if kind == "text/event-stream" else reply.json()
-    except (ValueError, RecursionError):
-        remedy = "check base_url: is it a completions server, or a proxy's page?"
-        raise Failed(f"answered with {kind} that is no JSON", remedy, there=True) from None
-    try:
-        return read(found)
-    except Unreadable as error:
-        raise Failed(str(error), _STRANGE, there=True) from None
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise Failed(f"answered with JSON of another shape ({error!r})", _STRANGE, there=True) from error
-
-
-def _events(text: str) -> list[Any]:
-    """Return the events of a whole stream (server-sent events); its end must be among them."""
-    lines = [line.removeprefix("data:").strip() for line in text.splitlines() if line.startswith("data:")]
-    if "[DONE]" not in lines:
-        raise ValueError("a stream without an end")
-    return [json.loads(line) for line in lines if line != "[DONE]"]
-
-
-def _pause(reply: httpx.Response) -> float | None:
-    """Return for how many seconds a server asks to be left alone; None if it does not say."""
-    try:
-        return min(_LONGEST_ASKED_S, max(_FIRST_PAUSE_S, float(reply.headers["retry-after"])))
-    except (KeyError, ValueError):  # or a date
-        return None
 
 
 # -- the loop of the process ------------------------------------------------------------------------
@@ -474,11 +463,16 @@ if hasattr(os, "register_at_fork"):  # not everywhere
 
 
 def in_loop(work: Coroutine[Any, Any, Answer]) -> Answer:
-    """Run a coroutine in :func:`event_loop` and wait for it."""
+    """Run a coroutine in :func:`event_loop` and wait for it, as long as the current call goes on."""
     if threading.current_thread().name == _THREAD:
         work.close()
         raise RuntimeError("the loop cannot wait for itself")
-    return asyncio.run_coroutine_threadsafe(work, event_loop()).result()
+    future = asyncio.run_coroutine_threadsafe(work, event_loop())
+    try:
+        return result_of(future)
+    except BaseException:
+        future.cancel()  # where nobody waits for it any more
+        raise
 
 
 def _close(clients: list[httpx.AsyncClient]) -> None:

@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
+from rain_llm.bounds import REPLY_BYTES
 from rain_llm.errors import ModelNotSupportedError, PromptError
 from rain_llm.models.chat_template import OPTIONS, ChatTemplate
-from rain_llm.models.replicas import Refused
+from rain_llm.models.failures import Refused
+from rain_llm.models.reading import Node
 from rain_llm.types import Message, TokenIds, Tool
 
 Post = Callable[[str, dict[str, Any], Callable[[Any], Any]], Any]
@@ -65,7 +67,10 @@ class ServerTokenizer:
     def _render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
         body = {"messages": messages, "chat_template_kwargs": OPTIONS} | ({"tools": tools} if tools else {})
         try:
-            return str(self._post("/apply-template", body, lambda found: found["prompt"]))
+            text: str = self._post(
+                "/apply-template", body, lambda found: Node(found)["prompt"].text(REPLY_BYTES)
+            )
+            return text
         except Refused as error:
             raise ModelNotSupportedError(f"the chat template cannot show these messages: {error}") from error
 
@@ -82,7 +87,11 @@ class ServerTokenizer:
 
     def _tokens(self, body: dict[str, Any]) -> TokenIds:
         def read(found: Any) -> TokenIds:
-            return tuple(int(token) for token in found["tokens"])
+            return Node(found)["tokens"].tokens(self.size)
 
         tokens: TokenIds = self._post("/tokenize", {"add_special": False} | body, read)
         return tokens
+
+
+def _prompt_of(reply: Any) -> str:
+    return Node(reply)["prompt"].text(REPLY_BYTES)

@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rain_llm.models.dialect import Ask, Bill, Body, Contexts, Weighed, Wish, as_dict, nats, together
-from rain_llm.models.replicas import Unreadable
+from rain_llm.models.dialect import Ask, Bill, Body, Contexts, Weighed, Wish, nats, together
+from rain_llm.models.reading import Node, Unreadable, token_ids
 from rain_llm.models.vllm import Vllm
 from rain_llm.types import TokenIds
 
@@ -43,13 +43,16 @@ class Sglang(Vllm):
         }
 
         def read(reply: Any) -> dict[int, float]:
-            told = as_dict(as_dict(reply).get("meta_info"))
-            places = told.get("output_token_ids_logprobs") or [[]]
-            found = {int(token): nats(logprob) for logprob, token, *_ in places[0] or ()}
+            told = Node(reply)["meta_info"]
+            places = told["output_token_ids_logprobs"].items()
+            found: dict[int, float] = {}
+            for place in places[0].items() if places else ():
+                logprob, token = ([item.value for item in place.items()] + [None, None])[:2]
+                found[token_ids([token], self.size, place.place)[0]] = nats(logprob)
             if set(found) != wanted:
                 raise Unreadable("gave no log-probabilities of the tokens that were asked for")
-            details = {"cached_tokens": told.get("cached_tokens")}
-            usage = {"prompt_tokens": told.get("prompt_tokens"), "prompt_tokens_details": details}
+            details = {"cached_tokens": told["cached_tokens"].value}
+            usage = {"prompt_tokens": told["prompt_tokens"].value, "prompt_tokens_details": details}
             bill.charge_prompt({"usage": usage}, len(prefix))
             return found
 

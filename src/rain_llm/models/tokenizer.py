@@ -76,8 +76,8 @@ class Tokenizer:
         self._chat = ChatTemplate(self._render, self.encode, self._encode_template, name)
 
     @classmethod
-    def load(cls, source: str, revision: str | None = None) -> Tokenizer:
-        """Load the tokenizer of a folder or hub name; never remote code.
+    def load(cls, source: str, revision: str | None = None, local_only: bool = False) -> Tokenizer:
+        """Load the tokenizer of a folder or hub name; never remote code. ``local_only``: without a download.
 
         Raises:
             ModelNotFoundError: there is none, or it cannot be read.
@@ -87,7 +87,9 @@ class Tokenizer:
 
         source = local_folder(source)
         try:
-            loaded = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+            loaded = AutoTokenizer.from_pretrained(
+                source, revision=revision, trust_remote_code=False, local_files_only=local_only
+            )
         except Exception as error:  # the library raises anything for a broken file
             raise ModelNotFoundError(f"cannot load the tokenizer {source}: {first_line(error)}") from error
         return cls(loaded, source)

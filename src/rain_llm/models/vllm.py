@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rain_llm.bounds import VOCABULARY
 from rain_llm.models.dialect import (
     BAR,
     FORCE,
@@ -22,17 +23,18 @@ from rain_llm.models.dialect import (
     Drawn,
     Weighed,
     Wish,
-    as_dict,
     choices_of,
     drawn_from,
     nats,
+    numbered,
     together,
 )
-from rain_llm.models.replicas import Unreadable
+from rain_llm.models.reading import Node, Unreadable, is_number
 from rain_llm.types import TokenIds
 
 _SINGLY, _BATCH = 8, 64  # contexts that are asked one by one; prompts of one request
 _MOST_LABELS = 128  # of one request
+_BY_ID = "token_id:"
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,12 @@ class Vllm:
     Attributes:
         model: the name it is served by.
         knows_labels: it takes ``logprob_token_ids``; else one request a token forces it by a logit bias.
+        size: of the vocabulary: token ids are below.
     """
 
     model: str
     knows_labels: bool = True
+    size: int = VOCABULARY
 
     async def draw(self, ask: Ask, wish: Wish, bill: Bill) -> list[Drawn]:
         """Draw all continuations by one request."""
@@ -73,17 +77,18 @@ class Vllm:
             (choice,) = choices_of(reply, 1, self.model)
             bill.charge_prompt(reply, len(prefix))
             top = self._top(choice)
-            sound = len(top) >= n and min(top.values()) > NONSENSE
+            spoilt = any(is_number(logprob) and logprob <= NONSENSE for logprob in top.values())
+            sound = len(top) >= n and not spoilt
             return {token: nats(logprob) for token, logprob in top.items()} if sound else {}
 
         def read_before(reply: Any) -> dict[int, float]:
             (choice,) = choices_of(reply, 1, self.model)
             bill.charge_prompt(reply, len(prefix) + 1)
-            places = choice.get("prompt_logprobs") or [{}]
-            told = as_dict(places[-1]).items()
+            places = choice["prompt_logprobs"].items()
+            told = dict(places[-1].pairs()) if places else {}
             if len(told) < n:
                 raise Unreadable(f"gave {len(told)} log-probabilities where {n} were asked for")
-            return {int(token): nats(as_dict(place)["logprob"]) for token, place in told}
+            return {token: nats(place["logprob"].value) for token, place in numbered(told, self.size).items()}
 
         top: dict[int, float] = await ask(likeliest, read)
         bill.forwards += 1
@@ -187,19 +192,15 @@ class Vllm:
         biases = {str(token): BAR for token in sorted(wish.barred)}
         return {"structured_outputs": {"structural_tag": json.dumps(tag)}, "logit_bias": biases}
 
-    @staticmethod
-    def _drawn(choice: Body, wish: Wish) -> Drawn:
-        logprobs = as_dict(choice.get("logprobs")).get("token_logprobs")
-        finish = choice.get("finish_reason")
-        drawn = drawn_from(choice.get("token_ids"), logprobs, wish, finish)
+    def _drawn(self, choice: Node, wish: Wish) -> Drawn:
+        logprobs = choice["logprobs"]["token_logprobs"].value
+        finish = choice["finish_reason"].value
+        drawn = drawn_from(choice["token_ids"].value, logprobs, wish, finish, self.size)
         return replace(drawn, closed=finish == "stop" and drawn.tokens[-1] not in wish.end_tokens)
 
-    @staticmethod
-    def _top(choice: Body) -> dict[int, float]:
+    def _top(self, choice: Node) -> dict[int, Any]:
         """Read the log-probabilities at the first place, by token."""
-        places = as_dict(choice.get("logprobs")).get("top_logprobs") or [{}]
-        return {
-            int(name.removeprefix("token_id:")): logprob
-            for name, logprob in as_dict(places[0]).items()
-            if name.startswith("token_id:")
-        }
+        places = choice["logprobs"]["top_logprobs"].items()
+        told = {name: node.value for name, node in places[0].pairs()} if places else {}
+        by_id = {name: value for name, value in told.items() if name.startswith(_BY_ID)}
+        return numbered(by_id, self.size, _BY_ID)

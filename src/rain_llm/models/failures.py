@@ -1,0 +1,139 @@
+"""What a failed attempt means: whether it may be made again, in which words, with which remedy."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import httpx
+
+from rain_llm.bounds import REPLY_VALUES
+from rain_llm.errors import PromptTooLongError, ServerError
+from rain_llm.models.reading import Malformed, parsed
+from rain_llm.models.tokenizer import first_line
+from rain_llm.models.transport import Reply
+from rain_llm.settings import ServerLimits
+
+FIRST_PAUSE_S = 0.2
+_LONGEST_ASKED_S = 60.0  # that a server may ask for
+STRANGE = "see whether this server is one of those supported"
+_TOO_LONG = re.compile(r"context[ _](length|size|window)", re.IGNORECASE)  # vLLM, llama-server, OpenAI
+_REMEDIES = {
+    401: "give the right key as api_key",
+    403: "give the right key as api_key",
+    404: "check base_url and the model's name",
+    407: "give the proxy's user and password in its address",
+}
+
+
+class Refused(ServerError):
+    """A request that a server will not answer, however often it is asked (status 4xx)."""
+
+
+class TooLong(Refused, PromptTooLongError):
+    """A request that is longer than the server's context, by what the server says."""
+
+
+class Failed(Exception):
+    """One attempt that failed, and may be made again.
+
+    Attributes:
+        cause: in words. remedy: in words.
+        there: the server answered, only not as it should. busy: it said "not now". Neither: it is away.
+        pause_s: for how long it asks to be left alone; None if it does not say.
+    """
+
+    def __init__(
+        self,
+        cause: str,
+        remedy: str,
+        there: bool = False,
+        busy: bool = False,
+        pause_s: float | None = None,
+    ) -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.remedy = remedy
+        self.there = there
+        self.busy = busy
+        self.pause_s = pause_s
+
+
+def broken_off(error: Exception, limits: ServerLimits, patience: float) -> tuple[str, str]:
+    """Return cause and remedy of an exchange that was not completed within ``patience`` seconds."""
+    said = first_line(error)
+    if isinstance(error, httpx.ConnectTimeout):
+        return (
+            f"cannot be reached within {limits.connect_s:g} s",
+            "check the address and the network, or raise limits.connect_s",
+        )
+    if isinstance(error, TimeoutError | httpx.TimeoutException):
+        return (
+            f"no complete reply within {patience:.3g} s",
+            "see whether it hangs or is overloaded, or raise limits.read_s",
+        )
+    if isinstance(error, httpx.ConnectError | httpx.ProxyError):
+        return f"cannot be reached ({said})", "start the server, or check base_url"
+    return f"broke off the connection ({said})", "look into the server's own log"
+
+
+def remedy_of(status: int) -> str:
+    """Return what to do about a status that is final."""
+    if 300 <= status < 400:
+        return "give the address that it redirects to as base_url: redirects are not followed"
+    return _REMEDIES.get(status, "this request cannot be answered there: see what it says")
+
+
+def refused(server: str, status: int, cause: str, through: str = "", around: str = "") -> Refused:
+    """Make the error of a request that is refused for good.
+
+    Args:
+        server: its address.
+        status: of the reply.
+        cause: in words.
+        through: which proxy it came through, in words.
+        around: how to do without that proxy.
+    """
+    if _TOO_LONG.search(cause):
+        return TooLong(server, cause, "shorten the prompt, or set model.context_length to what it has")
+    return Refused(server, cause + through, remedy_of(status) + around)
+
+
+def said(reply: Reply) -> str:
+    """Return what a server says of an error, as it says it."""
+    try:
+        body = parsed(reply.body)
+    except Malformed:
+        return reply.kind if "content-type" in reply.headers else "no JSON"
+    error = body.get("error", body) if isinstance(body, dict) else body
+    found = error.get("message") or error.get("detail") if isinstance(error, dict) else error
+    return found if isinstance(found, str) else json.dumps(found) if found else ""
+
+
+def pause_of(reply: Reply) -> float | None:
+    """Return for how many seconds a server asks to be left alone; None if it does not say."""
+    try:
+        return min(_LONGEST_ASKED_S, max(FIRST_PAUSE_S, float(reply.headers["retry-after"])))
+    except (KeyError, ValueError):  # or a date
+        return None
+
+
+def content_of(reply: Reply) -> Any:
+    """Return the JSON of a reply of status 200, or the list of a stream's events.
+
+    Raises:
+        Malformed: it is neither.
+    """
+    return _events(reply.body) if reply.kind == "text/event-stream" else parsed(reply.body)
+
+
+def _events(body: bytes) -> list[Any]:
+    """Return the events of a whole stream (server-sent events); its end must be among them."""
+    lines = re.split(rb"\r\n|\n|\r", body)
+    data = [line.removeprefix(b"data:").strip() for line in lines if line.startswith(b"data:")]
+    if b"[DONE]" not in data:
+        raise Malformed("a stream without an end")
+    if len(data) + sum(body.count(sign) for sign in b",[{") > REPLY_VALUES:
+        raise Malformed(f"more than {REPLY_VALUES:,} values")
+    return [parsed(line) for line in data if line != b"[DONE]"]

@@ -1,0 +1,72 @@
+"""How an error repeats what a server says: briefly, on one line, and without the API key in any spelling."""
+
+from __future__ import annotations
+
+import base64
+import re
+from urllib.parse import quote
+
+from rain_llm.bounds import QUOTED
+
+_HIDDEN = "..."
+_BETWEEN = r"(?:[\s\\\"'+\u00ad\u200b-\u200f\u2028\u2029\u2060\ufeff]|\\[nrt]|%20|%0a)*"
+_WORD = r"[A-Za-z0-9+/=_-]{0,40}"
+_READ = 4_096  # characters in which the key is looked for
+_LEAST_ENCODED = 6  # characters of an encoded key: fewer are found in any text
+
+
+class Quoting:
+    """Prepares what a server says for an error.
+
+    Args:
+        secret: the API key; "" where there is none.
+    """
+
+    def __init__(self, secret: str) -> None:
+        self._key = re.compile("|".join(_spellings(secret)), re.IGNORECASE) if secret else None
+
+    def __call__(self, text: str, most: int = QUOTED) -> str:
+        """Return at most ``most`` characters of ``text``, with the key hidden and nothing unprintable."""
+        text = self.hidden(" ".join(text.split())[:_READ])[:most]
+        return "".join(sign if sign.isprintable() else _escaped(sign) for sign in text)[:most]
+
+    def hidden(self, text: str) -> str:
+        """Return ``text`` with three dots in the place of the key."""
+        return self._key.sub(_HIDDEN, text) if self._key else text
+
+    def holds_key(self, error: BaseException) -> bool:
+        """Whether the key may stand in an error or in one that it came from."""
+        seen: BaseException | None = error
+        while seen is not None and self._key is not None:
+            text = f"{seen} {seen!r}"
+            if len(text) > _READ or self._key.search(text):
+                return True
+            seen = seen.__cause__ or seen.__context__
+        return False
+
+
+def _spellings(secret: str) -> list[str]:
+    """Return patterns of the key: as it is, split, escaped or percent-encoded, as hex digits, in base64."""
+    found = [_BETWEEN.join(map(_signs, secret))]
+    if len(secret) * 2 >= _LEAST_ENCODED:
+        found.append(_BETWEEN.join(secret.encode().hex()))
+    for ahead in range(3):  # how many bytes stand before it in its group of three
+        code = base64.b64encode(b" " * ahead + secret.encode()).decode().rstrip("=")
+        # The signs at both ends depend on what stands around the key too.
+        sure = code[(0, 2, 3)[ahead] : len(code) - 1 if (ahead + len(secret)) % 3 else len(code)]
+        if len(sure) >= _LEAST_ENCODED:
+            signs = [f"[{sign}{'-' if sign == '+' else '_'}]" if sign in "+/" else sign for sign in sure]
+            found.append(_WORD + _BETWEEN.join(signs) + _WORD)
+    return found
+
+
+def _signs(sign: str) -> str:
+    """Return a pattern of one character of the key, as it may be written in JSON, HTML or an address."""
+    code = ord(sign)
+    ways = [sign, quote(sign, safe=""), f"%{code:02x}", f"%25{code:02x}", f"\\u{code:04x}", f"\\x{code:02x}"]
+    ways += [f"&#{code};", f"&#x{code:x};"]
+    return "(?:" + "|".join(dict.fromkeys(map(re.escape, ways))) + ")"
+
+
+def _escaped(sign: str) -> str:
+    return sign.encode("unicode_escape").decode("ascii")

@@ -1,0 +1,165 @@
+"""Reading what a server sends: JSON within bounds, and values that are what they should be.
+
+All replies are read by this module. Whatever is missing, of another kind or out of its range raises
+:class:`Unreadable`, whose text names the place; no value of a reply is used before it was checked.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from rain_llm.bounds import NAME_CHARACTERS, REPLY_VALUES
+
+_SHOWN = 60  # characters of a value that an error repeats
+
+
+class Unreadable(Exception):
+    """A reply of status 200 that is not what was asked for; says what it is instead."""
+
+
+class Malformed(Unreadable):
+    """A reply that no server of any kind gives: no JSON, or a value of another kind or out of its range."""
+
+
+def parsed(body: bytes) -> Any:
+    """Read JSON in UTF-8.
+
+    Raises:
+        Malformed: it is none, it names a field twice, or it is too large or too deep.
+    """
+    if sum(body.count(sign) for sign in b",[{") > REPLY_VALUES:
+        raise Malformed(f"more than {REPLY_VALUES:,} values")
+    try:
+        return json.loads(
+            body.decode("utf-8-sig"), object_pairs_hook=_object, parse_constant=_refuse_constant
+        )
+    except RecursionError:
+        raise Malformed("nested too deep") from None
+    except UnicodeDecodeError as error:
+        raise Malformed(f"no UTF-8 at byte {error.start}") from None
+    except ValueError as error:  # of numbers with thousands of digits, too
+        raise Malformed(str(error) if body.strip() else "it is empty") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"the field {shown(twice)} stands there twice")
+    return found
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A value in a reply, and its place there.
+
+    The fields of what is missing (or null) are missing too; the methods that return a value raise
+    :class:`Malformed` where it is missing, of another kind, or out of range.
+    """
+
+    value: Any
+    place: str = "the reply"
+
+    @property
+    def there(self) -> bool:
+        """It is there, and not null."""
+        return self.value is not None
+
+    def __getitem__(self, name: str) -> Node:
+        """Return a field of an object."""
+        if self.there and not isinstance(self.value, dict):
+            raise self.wrong("an object")
+        found = self.value.get(name) if self.there else None
+        return Node(found, name if self.place == "the reply" else f"{self.place}.{name}")
+
+    def items(self, most: int = REPLY_VALUES) -> list[Node]:
+        """Return the items of a list; none where it is missing."""
+        values = [] if self.value is None else self.value
+        if not isinstance(values, list):
+            raise self.wrong("a list")
+        if len(values) > most:
+            raise Malformed(f"gave {len(values):,} items in {self.place}, where at most {most:,} are read")
+        return [Node(value, f"{self.place}[{i}]") for i, value in enumerate(values)]
+
+    def pairs(self) -> list[tuple[str, Node]]:
+        """Return the fields of an object; none where it is missing."""
+        if self.there and not isinstance(self.value, dict):
+            raise self.wrong("an object")
+        return [(name, Node(value, self.place)) for name, value in (self.value or {}).items()]
+
+    def whole(self, least: int, most: int) -> int:
+        """Return a whole number."""
+        if type(self.value) is not int or not least <= self.value <= most:
+            raise self.wrong(f"a whole number from {least:,} to {most:,}")
+        return self.value
+
+    def number(self, least: float, most: float) -> float:
+        """Return a number."""
+        if not is_number(self.value) or not least <= self.value <= most:
+            raise self.wrong(f"a number from {least:g} to {most:g}")
+        return float(self.value)
+
+    def text(self, most: int = NAME_CHARACTERS) -> str:
+        """Return a text of at most ``most`` characters, all of which can be written as UTF-8."""
+        if not isinstance(self.value, str) or len(self.value) > most or not _encodes(self.value):
+            raise self.wrong(f"a text of at most {most:,} characters")
+        return self.value
+
+    def tokens(self, size: int) -> tuple[int, ...]:
+        """Return token ids of a vocabulary of ``size``."""
+        if not isinstance(self.value, list):
+            raise self.wrong("a list of token ids")
+        return token_ids(self.value, size, self.place)
+
+    def wrong(self, wanted: str) -> Malformed:
+        """Make the error of a value that is not what was ``wanted``."""
+        return Malformed(f"gave {shown(self.value)} for {self.place}, not {wanted}")
+
+
+def token_ids(values: Sequence[Any], size: int, place: str) -> tuple[int, ...]:
+    """Return ``values``, all of which must be token ids of a vocabulary of ``size``.
+
+    Raises:
+        Malformed: one is not.
+    """
+    for value in values:
+        if type(value) is not int or not 0 <= value < size:
+            raise Malformed(f"gave {shown(value)} in {place}, which is no token id below {size:,}")
+    return tuple(values)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number of JSON: ``true`` is none, and what stands for infinity is none."""
+    return type(value) is int or (type(value) is float and math.isfinite(value))
+
+
+def shown(value: Any) -> str:
+    """Write a value as errors show it: briefly."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return repr(value[:_SHOWN]) + ("..." if len(value) > _SHOWN else "")
+    if isinstance(value, int) and value.bit_length() > _SHOWN:
+        return f"a number of {value.bit_length()} bits"
+    return repr(value)
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True
