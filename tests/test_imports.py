@@ -49,6 +49,8 @@ ORDER = (
     "models.completions",
     "blindness",
     "evidence",
+    "spelling",
+    "quoting",
     "evaluation",
     "form",
     "task",

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Literal, NamedTuple, TypeAlias
@@ -39,7 +39,8 @@ from rain_llm.criteria import BUILT_IN, Criterion
 from rain_llm.spelling import is_colon, key, seen, spelled
 
 _FIELDS = """
-    tone sentiment emotion mood style attitude manner polarity intent stance vibe
+    tone sentiment emotion mood style attitude manner polarity intent stance vibe note remark check
+    reviewer moderator annotator assessor grader rater evaluator
     answer response reply output result results verdict decision conclusion summary opinion finding
     label labels tag class category classification prediction predicted status type flag
     rating rate score grade rank value quality assessment evaluation judgement judgment judge review analysis
@@ -54,7 +55,7 @@ _FIELDS = """
 """
 """Words that name what is judged, or the verdict."""
 
-_LETTERED = "option choice choose chosen pick select selected letter"
+_LETTERED = "option choice choose chosen pick select selected"
 """Fields after which a capital is the letter of an option, whatever follows."""
 
 _LABELS = """
@@ -91,7 +92,7 @@ _CJK = "\u3040-\u30ff\u3400-\u9fff"
 # A word; one in scripts without spaces is a character, and one with signs between its letters is one, too.
 _WORD = rf"[{_CJK}]|[^\W_](?:[ .*_~-][^\W_]){{2,40}}+(?![^\W_])|[^\W_{_CJK}]+"
 _ENDS = re.compile(r"\n|[.!?\u2026\u3002\uff01\uff1f][\"'\u2019\u201d)\]]{0,4}\s")
-_ATTACHED = re.compile(r"[.!?,;\u2026)\]\"'\u2019\u201d]*")
+_ATTACHED = ".!?,;\u2026)]\"'\u2019\u201d"  # signs that stay with the word before a claim
 _LAYERS = 4  # of claims, each made by leaving out the one before; then all signs and labels go
 _KEY, _VALUE = 3, 5  # words of the longest record, ``key: value``
 _REMARK = 16  # words of the longest remark on the text
@@ -200,8 +201,8 @@ class Quoter:
         kept, start = [], 0
         for first, last in _claims(text, words):
             left = _gap(text, words, first)
-            attached = _ATTACHED.match(left)
-            kept.append((start, words[first].start - len(left) + (attached.end() if attached and first else 0)))
+            attached = len(left) - len(left.lstrip(_ATTACHED + ":" * _is_named(words, first))) if first else 0
+            kept.append((start, words[first].start - len(left) + attached))
             right = _gap(text, words, last + 1)
             start = words[last].end + len(right)
             if last + 1 < len(words) and " " in right:
@@ -228,42 +229,47 @@ class Quoter:
 
     def cut(self, text: str) -> str:
         """Leave out what may be a claim: labels alone, remarks on the text, short records."""
+        kept, headed = [], False
         ends = [0, *(end.end() for end in _ENDS.finditer(text)), len(text)]
-        return " ".join(self._cut_sentence(_one_line(text[i:j])) for i, j in pairwise(ends))
+        for sentence in (_one_line(text[i:j]) for i, j in pairwise(ends)):
+            words = self._words(sentence)
+            kinds = {word.kind for word in words}
+            if headed and words and len(words) <= _VALUE:  # the value on the line after its key
+                headed = False
+            elif "other" not in kinds and (kinds & _TELLING or (not words and _any(_joins, sentence))):
+                headed = headed or bool(kinds & {"field", "cue"})
+            elif not (len(words) <= _REMARK and "good" in kinds and kinds & {"field", "cue"}):
+                kept.append(_without(sentence, words, self._asides(sentence, words)))
+                headed = False
+        return " ".join(kept)
 
-    def _cut_sentence(self, text: str) -> str:
-        words = self._words(text)
-        kinds = {word.kind for word in words}
-        if "other" not in kinds and kinds - {"value", "small"}:  # nothing but words of a verdict
-            return ""
-        if not words and any(map(_joins, text)):
-            return ""
-        if len(words) <= _REMARK and "good" in kinds and kinds & {"field", "cue"}:
-            return ""
-        kept, start = [], 0
-        for first, last in self._records(text, words):
-            kept.append(text[start : words[first - 1].end if first else 0])
-            start = words[last + 1].start if last + 1 < len(words) else len(text)
-        return " ".join([*kept, text[start:]])
-
-    def _records(self, text: str, words: Sequence[_Word]) -> Iterator[tuple[int, int]]:
-        """Find ``key: value`` within a sentence, in any signs, and short asides in brackets."""
-        start = 0
-        free = True  # of the words before
-        joins: list[int] = []  # words of this part that a sign joins to what is before them
+    def _asides(self, text: str, words: Sequence[_Word]) -> Iterator[tuple[int, int]]:
+        """Find ``key: value``, in any signs, and labels between signs."""
+        start, free, joins = 0, True, list[int]()  # of a part: its first word, if it is apart, words after a sign
         for i in range(len(words) + 1):
             gap = _gap(text, words, i)
-            joined = any(map(_joins, gap)) and i < len(words)
-            if i == len(words) or (not joined and any(map(_parts, gap))):
-                named = [j - 1 for j in joins if j > start and words[j - 1].kind in ("field", "cue", "bad", "good")]
-                apart = i == len(words) or any(sign not in " ,;" for sign in gap)
+            joined = i < len(words) and (_any(_joins, gap) or (_is_named(words, i - 1) and _is_sign(gap)))
+            if joined:
+                joins.append(i)
+            elif i == len(words) or _any(_parts, gap) or _is_sign(gap):
+                apart = i == len(words) or _is_sign(gap)
+                last = {word.kind for word in words[joins[-1] if joins else start : i]}
+                named = [j - 1 for j in joins if _is_named(words, j - 1)]
                 if free and apart and joins and joins[0] - start <= _KEY and i - joins[-1] <= _VALUE:
                     yield start, i - 1
                 elif named and i - named[0] - 1 <= _VALUE:
                     yield named[0], i - 1
-                start, joins, free = i, [], apart
-            if joined:
-                joins.append(i)
+                elif apart and (free or joins) and "good" in last and "other" not in last:
+                    yield (joins[-1] if joins else start), i - 1
+                start, free, joins = i, apart, []
+
+
+def _without(text: str, words: Sequence[_Word], asides: Iterable[tuple[int, int]]) -> str:
+    kept, start = [], 0
+    for first, last in asides:
+        kept.append(text[start : words[first - 1].end if first else 0])
+        start = words[last + 1].start if last + 1 < len(words) else len(text)
+    return " ".join([*kept, text[start:]])
 
 
 def _claims(text: str, words: Sequence[_Word]) -> Iterator[tuple[int, int]]:
@@ -283,14 +289,14 @@ def _claim(text: str, words: Sequence[_Word], start: int, end: int) -> tuple[int
     for i in range(start, end):
         kind, gap = words[i].kind, _gap(text, words, i)
         before = words[i - 1].kind if i > start else "other"
-        joined = any(map(_joins, gap))
+        joined = _any(_joins, gap)
         signed = joined or any(sign not in " ,-" for sign in gap)
         linked = linked or signed or kind == "link"
         follows = named is not None and (linked or before in ("field", "cue", "mark", "good", "bad"))
         if kind in ("field", "cue", "mark"):
             named = i if named is None else named
             linked = kind == "cue"
-        elif kind == "good" and (follows or any(map(is_colon, gap)) or (joined and _ends(text, words, i, end))):
+        elif kind == "good" and (follows or _any(is_colon, gap) or (joined and _ends(text, words, i, end))):
             last = i
         elif kind == "bad" and (
             (joined and _ends(text, words, i, end))
@@ -368,6 +374,19 @@ def _parts(sign: str) -> bool:
     return sign in ",;" or unicodedata.category(sign) in ("Pe", "Pi", "Pf")
 
 
+def _is_sign(gap: str) -> bool:
+    """Whether there is more between two words than what is common in prose."""
+    return gap.strip("'\u2019, ") not in ("", "-") or " - " in gap
+
+
+def _is_named(words: Sequence[_Word], i: int) -> bool:
+    return i >= 0 and words[i].kind in ("field", "cue")
+
+
+def _any(test: Callable[[str], bool], text: str) -> bool:
+    return any(map(test, text))
+
+
 def _joined(word: str) -> str:
     """Return a word without the signs between its letters."""
     return re.sub(r"(?<=[^\W_])[ .*_~-](?=[^\W_])", "", word)
@@ -389,5 +408,6 @@ def _read(quoter: Quoter, text: str) -> str:
     return quoter._without(text)
 
 
+_TELLING = frozenset({"field", "cue", "good", "mark", "letter"})
 _TAG_NAMES = frozenset(map(key, _TAGS.split()))
 _CHOSEN = frozenset(map(key, _LETTERED.split()))
