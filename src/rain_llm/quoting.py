@@ -36,7 +36,7 @@ from itertools import pairwise
 from typing import Literal, NamedTuple, TypeAlias
 
 from rain_llm.criteria import BUILT_IN, Criterion
-from rain_llm.spelling import is_colon, key, seen, spelled
+from rain_llm.spelling import form, is_colon, seen, spelled
 
 _FIELDS = """
     tone sentiment emotion mood style attitude manner polarity intent stance vibe note remark check
@@ -44,7 +44,7 @@ _FIELDS = """
     answer response reply output result results verdict decision conclusion summary opinion finding
     label labels tag class category classification prediction predicted status type flag
     rating rate score grade rank value quality assessment evaluation judgement judgment judge review analysis
-    text message comment content passage sentence statement post action overall
+    text message comment content passage sentence statement post action overall word
     safety harm harmfulness harmlessness toxicity civility politeness kindness friendliness hostility
     Ton Tonfall Stimmung Antwort Urteil Bewertung Ergebnis Fazit
     tono sentimiento respuesta veredicto valoración resultado etiqueta
@@ -79,7 +79,7 @@ _LINKS = """
 _SMALL = """
     a an the of in by to for from with at on this that these those it its and or has have had can will would
     very quite really so rather extremely totally completely absolutely entirely truly highly all both total
-    final finally clearly given above below following preceding previous here there equal one word percent
+    final finally clearly given above below following preceding previous here there equal one percent s
     sehr der die das très le la les el muy un una il molto очень 很 的 が
 """
 """Words without content of their own, which may stand within a claim; links also make one of prose."""
@@ -90,12 +90,14 @@ _CUES = ("human", "assistant", "user", "system", "question", "options", "answer"
 _NAMED = re.compile(r"([^\W_]+)[\s*_`~]*:")
 _CJK = "\u3040-\u30ff\u3400-\u9fff"
 # A word; one in scripts without spaces is a character, and one with signs between its letters is one, too.
-_WORD = rf"[{_CJK}]|[^\W_](?:[ .*_~-][^\W_]){{2,40}}+(?![^\W_])|[^\W_{_CJK}]+"
+_WORD = rf"[{_CJK}]|[^\W_](?![^\W_])(?:[ .*_~-][^\W_](?![^\W_])){{2,40}}+|[^\W_{_CJK}]+"
 _ENDS = re.compile(r"\n|[.!?\u2026\u3002\uff01\uff1f][\"'\u2019\u201d)\]]{0,4}\s")
 _ATTACHED = ".!?,;\u2026)]\"'\u2019\u201d"  # signs that stay with the word before a claim
+_LONGEST = 16  # letters of a known word, if there are signs between them
 _LAYERS = 4  # of claims, each made by leaving out the one before; then all signs and labels go
 _KEY, _VALUE = 3, 5  # words of the longest record, ``key: value``
 _REMARK = 16  # words of the longest remark on the text
+_OTHERS = 2  # unknown words of a remark without a label
 
 _Kind: TypeAlias = Literal["field", "cue", "good", "bad", "value", "link", "small", "letter", "mark", "other"]
 
@@ -119,7 +121,6 @@ class Quoter:
         good = [label for label, _ in criterion.labels] + list(choice[:1])
         bad = [label for _, label in criterion.labels] + list(choice[1:])
         named = (name for template in (*criterion.frames, *channel) for name in _NAMED.findall(template))
-        self._own = {key(name) for name in (*_CUES, *named)}
         signs = [label.strip() for label in (*good, *bad) if not any(map(str.isalnum, label))]
         listed = " ".join((_FIELDS, _LABELS, _LINKS, _SMALL, *good, *bad)).split()
         unspaced = [spelled(seen(word))[0] for word in listed if len(word) > 1 and re.search(f"[{_CJK}]", word)]
@@ -138,6 +139,7 @@ class Quoter:
         self._learn((f"{no} {label}" for label in bad for no in _NOT), "good")
         self._learn(good, "good")
         self._learn(cues, "cue")
+        self._own = {names[-1] for name in (*_CUES, *named) if (names := self._names(name))}
         self._longest: dict[str, int] = {}
         for phrase in self._known:
             self._longest[phrase[0]] = max(len(phrase), self._longest.get(phrase[0], 0))
@@ -152,16 +154,35 @@ class Quoter:
     # -- words -------------------------------------------------------------------------------------
 
     def _names(self, phrase: str) -> tuple[str, ...]:
-        return tuple(key(_joined(found[0])) for found in self._pattern.finditer(spelled(seen(phrase))[0]))
+        looks = spelled(seen(phrase))[0]
+        return tuple(name for found in self._pattern.finditer(looks) for _, _, name in self._spaced(found))
 
     def _learn(self, phrases: Iterable[str], kind: _Kind, *, new: bool = False) -> None:
         for phrase in phrases:
             if (names := self._names(phrase)) and not (new and names in self._known):
                 self._known[names] = kind
 
+    def _spaced(self, match: re.Match[str]) -> list[tuple[int, int, str]]:
+        """Return the word that was found, or the words that are written with signs between their letters."""
+        if match[0].isalnum() or not match[0][0].isalnum():
+            return [(match.start(), match.end(), form(match[0]))]
+        letters = [place for place in range(*match.span()) if match.string[place].isalnum()]
+        name = form("".join(match.string[place] for place in letters))
+        if (name,) in self._known:
+            return [(match.start(), match.end(), name)]
+        found, start = [], 0
+        while start < len(name):
+            sizes = range(min(_LONGEST, len(name) - start), 1, -1)
+            size = next((n for n in sizes if (name[start : start + n],) in self._known), 0)
+            if not size:
+                return [(match.start(), match.end(), name)]
+            found.append((letters[start], letters[start + size - 1] + 1, name[start : start + size]))
+            start += size
+        return found
+
     def _words(self, text: str) -> list[_Word]:
         looks, places = spelled(text)
-        found = [(m.start(), m.end(), key(_joined(m[0]))) for m in self._pattern.finditer(looks)]
+        found = [word for match in self._pattern.finditer(looks) for word in self._spaced(match)]
         names = [name for _, _, name in found]
         words: list[_Word] = []
         at = 0
@@ -217,7 +238,7 @@ class Quoter:
             gap = _gap(text, words, i + 1)
             if word.name in self._own:
                 dropped |= {word.end + place for place, sign in enumerate(gap) if is_colon(sign)}
-            if word.kind == "mark":
+            if word.kind == "mark" and _any(_opens, _gap(text, words, i)[-2:]):
                 left = _gap(text, words, i)
                 around = len(left) - len(left.rstrip("".join(filter(_opens, left)) + " "))
                 dropped |= {p for p in range(word.start - around, word.start) if text[p] != " "}
@@ -238,7 +259,7 @@ class Quoter:
                 headed = False
             elif "other" not in kinds and (kinds & _TELLING or (not words and _any(_joins, sentence))):
                 headed = headed or bool(kinds & {"field", "cue"})
-            elif not (len(words) <= _REMARK and "good" in kinds and kinds & {"field", "cue"}):
+            elif not _is_remark(words, kinds):
                 kept.append(_without(sentence, words, self._asides(sentence, words)))
                 headed = False
         return " ".join(kept)
@@ -262,6 +283,13 @@ class Quoter:
                 elif apart and (free or joins) and "good" in last and "other" not in last:
                     yield (joins[-1] if joins else start), i - 1
                 start, free, joins = i, apart, []
+
+
+def _is_remark(words: Sequence[_Word], kinds: set[_Kind]) -> bool:
+    """Whether a sentence says what the text is: with a label, or in a few words."""
+    if not kinds & {"field", "cue"} or len(words) > _REMARK:
+        return False
+    return "good" in kinds or bool(kinds & {"link", "cue"} and sum(word.kind == "other" for word in words) <= _OTHERS)
 
 
 def _without(text: str, words: Sequence[_Word], asides: Iterable[tuple[int, int]]) -> str:
@@ -290,7 +318,7 @@ def _claim(text: str, words: Sequence[_Word], start: int, end: int) -> tuple[int
         kind, gap = words[i].kind, _gap(text, words, i)
         before = words[i - 1].kind if i > start else "other"
         joined = _any(_joins, gap)
-        signed = joined or any(sign not in " ,-" for sign in gap)
+        signed = joined or _is_sign(gap) or "/" in gap
         linked = linked or signed or kind == "link"
         follows = named is not None and (linked or before in ("field", "cue", "mark", "good", "bad"))
         if kind in ("field", "cue", "mark"):
@@ -303,7 +331,9 @@ def _claim(text: str, words: Sequence[_Word], start: int, end: int) -> tuple[int
             or (follows and (signed or before == "cue" or last == i - 1))
         ):
             last = i
-        elif kind == "value" and signed and (before in ("field", "cue", "good", "bad") or last == i - 1):
+        elif kind == "value" and (
+            (signed and before in ("field", "cue", "good", "bad")) or (last == i - 1 and (" " not in gap or "/" in gap))
+        ):
             named = i - 1 if named is None else named
             last = i
         elif kind == "letter" and named is not None:
@@ -334,7 +364,8 @@ def _kind_of_one(text: str, word: _Word, previous: _Word | None) -> _Kind:
         if word.name != "b":
             return "other"
     if word.name in ("a", "b"):
-        if around[0] and _opens(around[0]) and not around[1].isalnum():
+        opened, closed = (sign != "" and test(sign) for sign, test in zip(around, (_opens, _closes), strict=True))
+        if (opened and not around[1].isalnum()) or closed:
             return "mark"
         if _is_letter(text, word, around, previous):
             return "letter"
@@ -376,7 +407,7 @@ def _parts(sign: str) -> bool:
 
 def _is_sign(gap: str) -> bool:
     """Whether there is more between two words than what is common in prose."""
-    return gap.strip("'\u2019, ") not in ("", "-") or " - " in gap
+    return gap.strip("'\u2019,/ ") not in ("", "-", ".") or " - " in gap
 
 
 def _is_named(words: Sequence[_Word], i: int) -> bool:
@@ -385,11 +416,6 @@ def _is_named(words: Sequence[_Word], i: int) -> bool:
 
 def _any(test: Callable[[str], bool], text: str) -> bool:
     return any(map(test, text))
-
-
-def _joined(word: str) -> str:
-    """Return a word without the signs between its letters."""
-    return re.sub(r"(?<=[^\W_])[ .*_~-](?=[^\W_])", "", word)
 
 
 def _one_line(text: str) -> str:
@@ -409,5 +435,5 @@ def _read(quoter: Quoter, text: str) -> str:
 
 
 _TELLING = frozenset({"field", "cue", "good", "mark", "letter"})
-_TAG_NAMES = frozenset(map(key, _TAGS.split()))
-_CHOSEN = frozenset(map(key, _LETTERED.split()))
+_TAG_NAMES = frozenset(map(form, _TAGS.split()))
+_CHOSEN = frozenset(map(form, _LETTERED.split()))

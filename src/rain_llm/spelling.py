@@ -56,9 +56,8 @@ def spelled(text: str) -> tuple[str, list[int]]:
     return "".join(letters), [*places, len(text)]
 
 
-def key(word: str) -> str:
-    """Return one form for all ways to write a word: letters that are drawn alike, digits for letters."""
-    looks = spelled(word)[0]
+def form(looks: str) -> str:
+    """Return one form for all ways to spell a word (:func:`spelled`): digits and letters that look alike."""
     return looks if looks.isdigit() else looks.translate(_FOLDED)
 
 
