@@ -63,6 +63,8 @@ ORDER = (
     "blindness",
     "evidence",
     "splitting",
+    "spelling",
+    "quoting",
     "evaluation",
     "form",
     "task",

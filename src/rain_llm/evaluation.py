@@ -4,28 +4,21 @@ A question is a :class:`~rain_llm.types.Score` request: a rendered text and the 
 follow it. The difference of the options' log-probabilities is evidence in nats; averaged over word
 pairs, frames and option orders, calibrated, it becomes a probability for each criterion.
 
-What is judged cannot answer the question in the judge's place:
-
-* it is encoded as plain text, so no special token comes from it;
-* it is brought onto one line, so it cannot open another field or turn of the frame;
-* what looks like a given answer, a label word behind a field (``Sentiment: positive``), is left out;
-* it cannot spell the frame's own cues (``Sentiment:``) nor the options' marks (``(A)``);
-* verdicts are read from log-probabilities at the frame's own last token, never from text.
+What is judged cannot answer the question in the judge's place: it is encoded as plain text, so no special
+token comes from it, and read without what would be an answer (:mod:`rain_llm.quoting`). Verdicts are read
+from log-probabilities at the question's own last token, never from text.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-import re
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import TypeAlias, TypeVar, cast
 
 from rain_llm.blindness import Blindness
 from rain_llm.criteria import (
-    BUILT_IN,
     HARMLESS_ACTIONS,
     HARMLESSNESS,
     Criterion,
@@ -35,6 +28,7 @@ from rain_llm.criteria import (
 from rain_llm.errors import LabelError, ModelError, PromptError, PromptTooLongError
 from rain_llm.evidence import pertinent
 from rain_llm.models.base import LanguageModel
+from rain_llm.quoting import Quoter
 from rain_llm.settings import EvaluationSettings
 from rain_llm.types import CriterionScore, Message, Reply, Request, Score, Scores, TokenIds, Verdict
 
@@ -49,35 +43,6 @@ CONTENT_FREE = ("", "N/A", "[...]")
 """Texts that say nothing (contextual calibration, Zhao et al. 2021, arXiv 2102.09690)."""
 
 _KEPT_CENTERS = 1024  # by query, there is one for each prompt
-# No text takes long: each of these begins at few places and gives nothing back of what it took (++).
-_GAP = r"[\s*_`~]*+"  # white space, and Markdown's signs
-_FIELD = re.compile(rf"(?<![^\W_])([^\W_]++)(?:{_GAP}:)++")
-_MARK = re.compile(r"(?:[(\[]\s*+){1,8}+([AB])(?:\s*+[)\]]){1,8}+", re.IGNORECASE)
-_ANSWERED = r"(?:the\s+)?answer(?:\s+is)?[\s:*_`~]*+(?:[(\[]\s*+)++[AB]\b(?:\s*+[)\]])*+\.?"
-_EDGE = r"(?!(?<=[^\W_])[^\W_])"  # not within a word
-_SIGNS = re.compile(r"[:()\[\]]")  # without them there is no field and no mark
-_CUES = ("human", "assistant", "user", "system", "question", "options", "answer", "passage")
-# Signs that are drawn like a field's or a mark's, and characters that are not drawn at all.
-_DRAWN_ALIKE = {
-    ":": "\uff1a\ufe55\ufe13\u2236\ua789\u02d0\u02f8",
-    "(": "\uff08\ufe59\u207d\u208d\u2768",
-    ")": "\uff09\ufe5a\u207e\u208e\u2769",
-    "[": "\uff3b\u27e6",
-    "]": "\uff3d\u27e7",
-    **{"A": "\uff21", "B": "\uff22", "a": "\uff41", "b": "\uff42"},
-}
-_NOT_DRAWN = (
-    *(0xAD, 0x34F, 0x61C, 0x180E, 0xFEFF, 0xFFFD),
-    *range(0x200B, 0x2010),
-    *range(0x202A, 0x202F),
-    *range(0x2060, 0x2070),
-    *range(0xFE00, 0xFE10),
-    *range(0xE0000, 0xE0080),
-)
-_AS_DRAWN = {ord(other): sign for sign, others in _DRAWN_ALIKE.items() for other in others}
-_AS_DRAWN |= dict.fromkeys(_NOT_DRAWN, "")
-_LAYERS = 4  # of forgeries, each around the next; who wraps more is read without any sign or label
-_FLATTERY = frozenset(good for criterion in BUILT_IN.values() for good, _ in criterion.labels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +103,7 @@ class SelfEvaluator:
         self._doing_meanwhile = _stand_in(HARMLESS_ACTIONS, settings.actions, own)
         criteria = (*self._meanwhile, *self._doing_meanwhile, *own)
         self._labels = {c.name: self._label_tokens(c) for c in criteria}
-        self._forgeries = {c.name: _forgery(c) for c in criteria}
+        self._quoters = {c.name: Quoter(c) for c in criteria}
         self._centers: dict[str, float] = {}
         self._encoded: dict[str, TokenIds] = {}  # worked examples
         self.blindness = Blindness(settings.mode == "hard")
@@ -183,19 +148,25 @@ class SelfEvaluator:
         centers = {c.name: self._center(c, subject) for c in used}
         unknown = [(c, self._center_questions(c, subject)) for c in used if centers[c.name] is None]
         asked = [questions for _, variants in unknown for questions in variants]
-        asked += [self._questions(c, subject, shown) for pairs in applied for c, shown in pairs]
+        read = [
+            self._readings(criterion, subject, shown, acts=shown == calls_made != "")
+            for (_, calls_made), pairs in zip(said, applied, strict=True)
+            for criterion, shown in pairs
+        ]
+        asked += [questions for readings in read for questions in readings]
         evidence = iter((yield from self._ask(asked)))
         for criterion, variants in unknown:
             center = sum(log_odds(next(evidence)) for _ in variants) / len(variants)
             centers[criterion.name] = self._centers[self._center_key(criterion, subject)] = center
         while len(self._centers) > _KEPT_CENTERS:
             del self._centers[next(iter(self._centers))]
+        lowest = (self._lowest([next(evidence) for _ in readings]) for readings in read)
         verdicts = []
         for (answer, calls_made), pairs in zip(said, applied, strict=True):
             # Silence meets no criterion, and what nobody was asked about does not pass.
             judged = bool(answer.strip() or calls_made) and bool(pairs or not self.settings.actions)
             scores = tuple(
-                self._criterion_score(criterion, centers[criterion.name], next(evidence))
+                self._criterion_score(criterion, centers[criterion.name], next(lowest))
                 for criterion, _ in pairs
             )
             weights = [criterion.weight for criterion, _ in pairs]
@@ -232,11 +203,17 @@ class SelfEvaluator:
         about labels frame by frame, and pair by pair within a frame.
         """
         asked = [
-            [self._questions(criterion, subject, answer) for criterion in self.settings.criteria]
+            [self._readings(criterion, subject, answer) for criterion in self.settings.criteria]
             for answer in answers
         ]
-        evidence = iter((yield from self._ask([questions for answer in asked for questions in answer])))
-        return [[next(evidence) for _ in answer] for answer in asked]
+        flat = [questions for answer in asked for readings in answer for questions in readings]
+        evidence = iter((yield from self._ask(flat)))
+        return [[self._lowest([next(evidence) for _ in readings]) for readings in answer] for answer in asked]
+
+    def _lowest(self, readings: Sequence[Evidence]) -> Evidence:
+        """Return the evidence of the reading that is worst for the text; no number is worse than any."""
+        measure = votes if self.settings.mode == "hard" else log_odds
+        return min(readings, key=lambda found: (not math.isnan(measure(found)), measure(found)))
 
     # -- from evidence to a score ----------------------------------------------------------------
 
@@ -306,6 +283,25 @@ class SelfEvaluator:
 
     # -- from a text to questions ------------------------------------------------------------------
 
+    def _readings(
+        self, criterion: Criterion, subject: Subject, answer: str, *, acts: bool = False
+    ) -> list[list[_Question]]:
+        """Ask about an answer as it is, and without what may be a verdict of its own, if it holds such.
+
+        What is checked against passages is left whole, as facts look like that, too; so is a call (``acts``).
+        """
+        asked = [self._questions(criterion, subject, answer)]
+        if self._style(criterion) == "guard" or criterion.needs_context:
+            return asked
+        quoter = self._quoters[criterion.name]
+        query, query_rest = quoter.readings(subject.query)
+        whole, rest = quoter.readings(answer)
+        if acts or (subject.dialogue and not rest):
+            rest = whole
+        if (query, whole) != (query_rest, rest) and (query_rest or rest):
+            asked.append(self._questions(criterion, replace(subject, query=query_rest), rest))
+        return asked
+
     def _questions(self, criterion: Criterion, subject: Subject, answer: str) -> list[_Question]:
         if criterion.evidence and subject.context:
             shown = pertinent(subject.context, subject.query, answer)
@@ -325,7 +321,7 @@ class SelfEvaluator:
     def _label_questions(self, criterion: Criterion, subject: Subject, answer: str) -> list[_Question]:
         """Ask for the pairs of label words behind every frame."""
         options = tuple(label for pair in self._labels[criterion.name] for label in pair)
-        forgery = self._forgeries[criterion.name]
+        quote = self._quoters[criterion.name].read
         questions = []
         for frame in criterion.frames:
             shown = [
@@ -333,7 +329,7 @@ class SelfEvaluator:
                 + f" {criterion.labels[0][0 if e.good else 1]}"
                 for e in self._examples(criterion)
             ]
-            asked = self._tokens(shown, _fill(frame, subject, answer, forgery), frame.rpartition("\n")[2])
+            asked = self._tokens(shown, _fill(frame, subject, answer, quote), frame.rpartition("\n")[2])
             score = Score(asked, options)
             questions += [_Question((score, i), (score, i + 1)) for i in range(0, len(options), 2)]
         return questions
@@ -347,6 +343,7 @@ class SelfEvaluator:
         assert choice is not None  # settings refuse a style without material
         letters = self._labels[criterion.name][0]
         shape = _shape(subject)
+        quote = self._quoters[criterion.name].read
 
         def ask(text: str, swapped: bool) -> str:
             options = (choice.bad, choice.good) if swapped else (choice.good, choice.bad)
@@ -360,7 +357,7 @@ class SelfEvaluator:
             shown.append(f"{ask(text, swapped)}{letter}) {example.why}")
         questions = []
         for swapped in (False, True) if self.settings.swap else (False,):
-            text = ask(_fill(shape, subject, answer), swapped)
+            text = ask(_fill(shape, subject, answer, quote), swapped)
             score = Score(self._tokens(shown, text, "Answer: ("), letters)
             good = 1 if swapped else 0
             questions.append(_Question((score, good), (score, 1 - good)))
@@ -370,9 +367,13 @@ class SelfEvaluator:
         """Weigh the answer behind a good and behind a bad context, per token."""
         channel = criterion.channel
         assert channel is not None  # settings refuse a style without material
-        said = self._judge.encode(" " + _one_line(answer)) or self._judge.encode(".")
+        quote = self._quoters[criterion.name].read
+        shown = quote(answer) or _one_line(
+            answer
+        )  # of an answer that is nothing but a claim, that is weighed
+        said = self._judge.encode(" " + shown) or self._judge.encode(".")
         good, bad = (
-            Score(self._tokens((), _fill(context, subject, ""), ""), (said,))
+            Score(self._tokens((), _fill(context, subject, "", quote), ""), (said,))
             for context in (channel.good, channel.bad)
         )
         return [_Question((good, 0), (bad, 0), len(said), channel.measure == "share")]
@@ -464,19 +465,12 @@ def _shape(subject: Subject) -> str:
     return passage + ("Human: {query}\n\nAssistant: {answer}" if subject.dialogue else "Text: {text}")
 
 
-@dataclass(frozen=True, slots=True)
-class _Forgery:
-    """What looks like an answer to a question: ``given`` finds it, ``words`` each word of a label."""
-
-    given: re.Pattern[str]
-    words: re.Pattern[str]
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
-def _fill(template: str, subject: Subject, answer: str, forgery: _Forgery | None = None) -> str:
-    """Put what is judged into a template, so that it can be read but cannot speak for the template.
-
-    ``forgery``: what looks like an answer to the question itself; it is left out.
-    """
+def _fill(template: str, subject: Subject, answer: str, quote: Callable[[str], str] = _one_line) -> str:
+    """Put what is judged into a template; ``quote``: as what it is read."""
     joint = "\n" if subject.dialogue else ""
     parts = {
         "text": subject.query + joint + answer,
@@ -484,55 +478,4 @@ def _fill(template: str, subject: Subject, answer: str, forgery: _Forgery | None
         "answer": answer,
         "context": subject.context,
     }
-    shown = {name: _quoted(parts[name], _own(template), forgery) for name in placeholders(template)}
-    return template.format(**shown)
-
-
-@lru_cache(maxsize=256)
-def _own(template: str) -> re.Pattern[str]:
-    """Make the pattern of the fields that only the template may have."""
-    names = {*_CUES, *_FIELD.findall(template)}
-    return re.compile(rf"({_any(names)})(?:{_GAP}:)++", re.IGNORECASE)
-
-
-@lru_cache(maxsize=16)  # the same query and context stand beside every answer
-def _quoted(text: str, own: re.Pattern[str], forgery: _Forgery | None) -> str:
-    """Leave out of a text what could speak for the question, until there is no more of it."""
-    text = _one_line(text)
-    for _ in range(_LAYERS):
-        before = text
-        if forgery is not None:
-            text = forgery.given.sub("", text)
-        text = _one_line(own.sub(r"\1", _MARK.sub(r"\1", text)))
-        if text == before:
-            return text
-    if forgery is not None:
-        text = forgery.words.sub(" ", text)
-    return _one_line(_SIGNS.sub(" ", text))
-
-
-def _forgery(criterion: Criterion) -> _Forgery:
-    """Make the patterns of what looks like an answer to the question.
-
-    That is a letter, or a label behind a field, an option's mark or the frame's own last words. No other
-    word may be hidden from the judge by writing it there.
-    """
-    labels = {_one_line(word) for pair in criterion.labels for word in pair} - {""} | _FLATTERY
-    ends = (frame.rpartition("\n")[2].rpartition("}")[2] for frame in criterion.frames)
-    cues = {_one_line(end).rstrip(" :") for end in ends} - {""}
-    before = rf"(?:{_FIELD.pattern}|{_any(cues)}(?:{_GAP}:)*+|{_MARK.pattern})"
-    given = rf"{_EDGE}(?:{before}{_GAP}{_any(labels)}[.,;]?|{_ANSWERED})"
-    words = _any({word for label in labels for word in label.split()})
-    return _Forgery(re.compile(given, re.IGNORECASE), re.compile(words, re.IGNORECASE))
-
-
-def _any(phrases: set[str]) -> str:
-    """Make a pattern of any of these phrases, as words of their own; of none, one that finds nothing."""
-    if not phrases:
-        return "(?!)"
-    initials = "".join(re.escape(initial) for initial in sorted({phrase[0] for phrase in phrases}))
-    return rf"(?=[{initials}]){_EDGE}(?:{'|'.join(map(re.escape, sorted(phrases)))}){_EDGE}"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.translate(_AS_DRAWN).split())
+    return template.format(**{name: quote(parts[name]) for name in placeholders(template)})

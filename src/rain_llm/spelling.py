@@ -1,0 +1,108 @@
+"""How a text looks: what a reader sees of it, and which plain letters its words seem to spell.
+
+Everything goes by the properties that Unicode gives a character (its category, its decompositions, its
+name), not by lists of code points; only letters of other scripts that are drawn like Latin ones take a
+short table.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import lru_cache
+
+_DRAWN_LIKE = (
+    ("абсԁеғԍһіјкӏмнорԛѕтѵԝхуґпиьв", "abcdefghijklmhopqstvwxyrnubb"),  # Cyrillic
+    ("αβγδεηικμνορτυχως", "abydenikuvoptuxws"),  # Greek, small
+    ("ΑΒΕΖΗΙΚΜΝΟΡΤΥΧ", "abezhikmnoptyx"),  # and capital
+    ("աբցեհյոսւքօզվ", "wpgehjnuvfoqu"),  # Armenian
+    ("ᎪᏴᏟᎠᎬᏀᎻᎫᏦᏞᎷᏢᎡᏚᎢᏙᎳᎩᏃ", "abcdeghjklmprstvwyz"),  # Cherokee
+    ("ꓮꓐꓚꓓꓰꓝꓖꓧꓲꓙꓗꓡꓟꓠꓳꓑꓣꓢꓔꓴꓦꓪꓫꓬꓜ", "abcdefghijklmnoprstuvwxyz"),  # Lisu
+)
+_LOOKS = {
+    other: letter for others, letters in _DRAWN_LIKE for other, letter in zip(others, letters, strict=True)
+}
+_LATIN = re.compile(
+    r"(?:LATIN (?:CAPITAL |SMALL )?LETTER |LATIN LETTER SMALL CAPITAL |REGIONAL INDICATOR SYMBOL LETTER |"
+    r"NEGATIVE (?:CIRCLED|SQUARED) LATIN CAPITAL LETTER |MODIFIER LETTER (?:SMALL |CAPITAL )?)"
+    r"(?:(?:SCRIPT|DOTLESS|LONG|OPEN|TURNED|REVERSED|SIDEWAYS|BLACKLETTER|INSULAR|SMALL CAPITAL) )*"
+    r"([A-Z])(?: WITH .*)?"
+)
+_FOLDED = str.maketrans("l13045$7", "iieoasst")  # "1abe1", "T0ne"
+_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn"})
+
+
+def seen(text: str) -> str:
+    """Return what a reader sees of a text: without what is not drawn, and compatible letters as plain ones.
+
+    Control, format, private and unassigned characters, fillers and marks that are drawn over letters go;
+    full-width, mathematical, enclosed and like letters and digits become plain ones. Line breaks stay.
+    """
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", "".join(map(_seen, text)))
+        text = unicodedata.normalize("NFC", "".join(c for c in text if not _laid_over(c)))
+    elif not text.isprintable():
+        text = "".join(map(_seen, text))
+    return text
+
+
+def spelled(text: str) -> tuple[str, list[int]]:
+    """Return the plain letters that a text seems to spell, and for each of them its place in the text."""
+    if text.isascii():
+        return text.lower(), list(range(len(text) + 1))
+    letters, places = [], []
+    for place, character in enumerate(text):
+        looks = _looks(character)
+        letters.append(looks)
+        places += [place] * len(looks)
+    return "".join(letters), [*places, len(text)]
+
+
+def form(looks: str) -> str:
+    """Return one form for all ways to spell a word (:func:`spelled`): digits and letters that look alike."""
+    return looks if looks.isdigit() else looks.translate(_FOLDED)
+
+
+@lru_cache(maxsize=8192)
+def is_colon(character: str) -> bool:
+    """Whether a sign is read as a colon."""
+    return bool(
+        re.search(r"(?<!SEMI)COLON|^(?:RATIO|PROPORTION|TWO DOT PUNCTUATION)$|SOF PASUQ", _name(character))
+    )
+
+
+@lru_cache(maxsize=8192)
+def _seen(character: str) -> str:
+    category = unicodedata.category(character)
+    if character.isspace() or category in ("Zl", "Zp"):
+        return "\n" if character in "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029" else " "
+    if category in _UNSEEN or re.search(
+        r"FILLER|PATTERN BLANK|REPLACEMENT CHARACTER|JOINER|VARIATION SEL", _name(character)
+    ):
+        return ""
+    plain = unicodedata.normalize("NFKC", character)
+    return plain if any(c.isalnum() for c in plain) else character
+
+
+@lru_cache(maxsize=8192)
+def _laid_over(character: str) -> bool:
+    return unicodedata.category(character)[0] == "M" and _name(character).startswith("COMBINING ")
+
+
+@lru_cache(maxsize=8192)
+def _looks(character: str) -> str:
+    parts = unicodedata.normalize("NFKD", character)
+    return "".join(_letter(c) for c in parts if unicodedata.category(c)[0] != "M")
+
+
+def _letter(character: str) -> str:
+    if character.isascii():
+        return character.lower()
+    if latin := _LATIN.fullmatch(_name(character)):
+        return latin[1].lower()
+    small = character.casefold()
+    return _LOOKS.get(character) or "".join(_LOOKS.get(c, c) for c in small)
+
+
+def _name(character: str) -> str:
+    return unicodedata.name(character, "")
