@@ -33,6 +33,7 @@ from rain_llm.errors import (
     ModelError,
     ModelNotFoundError,
     PromptError,
+    PromptTooLongError,
     SearchError,
     ServerError,
     SettingsError,
@@ -508,6 +509,19 @@ def test_a_prompt_that_is_too_long_is_refused_before_anything_is_sent(made: Make
     with pytest.raises(PromptError, match=r"exceeds the context of .*scripted, 2048 tokens: shorten"):
         rain.generate("good " * 2020)
     assert stats(server)["requests"] == before
+
+
+@pytest.mark.parametrize("dialect", ["vllm", "llama"])
+def test_a_prompt_that_the_server_finds_too_long_is_an_error_of_that_kind(
+    dialect: Dialect, made: Make
+) -> None:
+    server, chosen = made(dialect)
+    rain = Rain(chosen.updated(model={"context_length": 9999}))  # more than it has
+    with pytest.raises((SearchError, PromptTooLongError)) as raised:
+        rain.generate("good " * 3000)
+    cause = raised.value.__cause__ or raised.value
+    assert isinstance(cause, PromptTooLongError) and isinstance(cause, ServerError)
+    assert cause.server == server.url and "context_length" in cause.remedy
 
 
 # --- keys ----------------------------------------------------------------------------------------------

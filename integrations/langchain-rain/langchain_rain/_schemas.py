@@ -66,6 +66,15 @@ def named(schema: Any) -> Any:
     return {"title": "answer", **schema}
 
 
+def traced_schema(schema: Any, document: dict[str, Any]) -> Any:
+    """Return what LangChain's tracers get to know of a schema: with references, in a form that keeps them."""
+    is_class = isinstance(schema, type) and (issubclass(schema, BaseModel) or is_typeddict(schema))
+    if (is_class or isinstance(schema, Mapping)) and "$ref" not in json.dumps(document):
+        return schema
+    about = schema if isinstance(schema, Mapping) else {"title": getattr(schema, "__name__", None)}
+    return {"name": str(about.get("title") or about.get("name") or "answer"), "parameters": document}
+
+
 def document_schema(schema: Any) -> dict[str, Any]:
     """Return the JSON schema of documents: of a class or another type, a tool, or a dict in any wrapper.
 
@@ -75,7 +84,8 @@ def document_schema(schema: Any) -> dict[str, Any]:
     if isinstance(schema, Mapping):
         within = schema.get("toolSpec")
         return schema_of(within["inputSchema"]["json"] if isinstance(within, Mapping) else schema)
-    if isinstance(schema, BaseTool) or is_typeddict(schema):
+    is_function = callable(schema) and not isinstance(schema, type) and get_origin(schema) is None
+    if is_function or isinstance(schema, BaseTool) or is_typeddict(schema):
         function = _made(schema)
         about = {"title": function["name"], "description": function["description"]}
         return schema_of(about | function.get("parameters", {"type": "object", "properties": {}}))
@@ -164,7 +174,12 @@ def _made(tool: Any) -> dict[str, Any]:
         return _converted(tool)
     name = tool.__name__ if hasattr(tool, "__name__") else type(tool).__name__
     model = create_schema_from_function(
-        name, tool, filter_args=(), parse_docstring=True, error_on_invalid_docstring=False
+        name,
+        tool,
+        filter_args=(),
+        parse_docstring=True,
+        error_on_invalid_docstring=False,
+        include_injected=False,
     )
     schema = _untitled(_root(model.model_json_schema()))
     schema.pop("description", None)

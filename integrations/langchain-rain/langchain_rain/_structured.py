@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_origin
 
 import langchain_core.exceptions
 from langchain_core.exceptions import OutputParserException
@@ -37,7 +37,8 @@ class Reader:
     """Reads a message's document, or the arguments of its first call. It can be pickled.
 
     Attributes:
-        kind: the class or type whose objects are wanted; plain data where it is a dict or a ``TypedDict``.
+        kind: the class or type whose objects are wanted; plain data where it is a schema, a function, a tool
+            or a ``TypedDict``.
         calls: a call holds it, not the text.
     """
 
@@ -61,7 +62,8 @@ class Reader:
             raise OutputParserException(said, llm_output=text) from error
 
     def _read(self, text: str) -> Any:
-        if isinstance(self.kind, Mapping) or is_typeddict(self.kind):
+        is_type = isinstance(self.kind, type) or get_origin(self.kind) is not None
+        if not is_type or is_typeddict(self.kind):  # a function must not be called
             return json.loads(text)
         if is_pydantic_1(self.kind):
             return self.kind.parse_raw(text)

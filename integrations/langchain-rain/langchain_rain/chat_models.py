@@ -27,7 +27,15 @@ from pydantic import BaseModel
 
 from langchain_rain._engine import GuardedModel, told, with_stop
 from langchain_rain._messages import chat_of
-from langchain_rain._schemas import AnyTool, asked_document, document_schema, named, openai_tool, read_tool
+from langchain_rain._schemas import (
+    AnyTool,
+    asked_document,
+    document_schema,
+    named,
+    openai_tool,
+    read_tool,
+    traced_schema,
+)
 from langchain_rain._structured import RawReader, Reader, unless_refused
 from rain_llm import PromptTooLongError as TooLong
 from rain_llm import (
@@ -222,17 +230,18 @@ class ChatRain(GuardedModel, BaseChatModel):
                 (``ModelRefusalError`` where langchain-core has it), and so is one that the class rejects;
                 ``IncompleteError``: it did not fit into ``max_tokens``.
         """
-        kwargs["ls_structured_output_format"] = {"kwargs": {"method": method}, "schema": schema}
+        document = document_schema(schema)
+        traced = {"kwargs": {"method": method}, "schema": traced_schema(schema, document)}
+        kwargs["ls_structured_output_format"] = traced
         llm: Runnable[LanguageModelInput, AIMessage]
         if method == "function_calling":
             tool = openai_tool(named(schema))
             choice = tool["function"]["name"]
             llm = self.bind_tools([tool], tool_choice=choice, parallel_tool_calls=False, **kwargs)
         elif method == "json_schema":
-            asked = {"type": "json_schema", "json_schema": {"schema": document_schema(schema)}}
+            asked = {"type": "json_schema", "json_schema": {"schema": document}}
             llm = self.bind(response_format=asked, **kwargs)
         elif method == "json_mode":
-            document_schema(schema)  # refused now, not by the first answer
             llm = self.bind(response_format={"type": "json_object"}, **kwargs)
         else:
             raise ValueError(
