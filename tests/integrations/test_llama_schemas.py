@@ -319,3 +319,35 @@ async def test_an_agent_goes_on_after_a_reply_with_an_image() -> None:
     llm = scripted({QUESTION: {call("look", {}): 1}, "</tool_response>": {"Splendid.": 1}})
     agent = FunctionAgent(tools=[FunctionTool.from_defaults(look)], llm=llm)
     assert str(await agent.run(QUESTION, memory=memory())) == "Splendid."
+
+
+# --- schemas in other forms ------------------------------------------------------------------------------
+
+OBJECT = {"properties": {"v": {"type": "integer"}}, "required": ["v"]}
+FORMS: list[tuple[Any, str, str]] = [
+    ({"name": "look", "strict": True, "schema": {"type": "object", **OBJECT}}, '{"v":1}', '{"v":"x"}'),
+    (OBJECT, '{"v":1}', '{"v":"x"}'),
+    (Node, '{"v":1,"next":null}', '{"v":1,"next":"x"}'),
+    (Color, '"red"', '"blue"'),
+    (Literal["a"], '"a"', '"b"'),
+    (list[int], "[1]", '["x"]'),
+]
+
+
+@pytest.mark.parametrize(("schema", "good", "bad"), FORMS, ids=[str(i) for i in range(len(FORMS))])
+async def test_a_schema_is_held_to_in_every_form(schema: Any, good: str, bad: str) -> None:
+    llm = says(bad, good)
+    assert llm.chat([ChatMessage(QUESTION)], schema=schema).message.content == good
+    assert (await llm.acomplete(QUESTION, schema=schema)).text == good
+
+
+@pytest.mark.parametrize(
+    "schema", [{"v": "int"}, {"propertys": {}}, "Node", 3, {"type": "object", "x": object()}]
+)
+def test_what_is_no_schema_is_refused_before_any_model_runs(schema: Any) -> None:
+    llm = scripted({QUESTION: {"{}": 1}})
+    with pytest.raises(PromptError, match="schema"):
+        llm.chat([ChatMessage(QUESTION)], schema=schema)
+    with pytest.raises(PromptError, match="schema"):
+        llm.stream_complete(QUESTION, schema=schema)  # at the call
+    assert model_of(llm).requests == []

@@ -37,6 +37,7 @@ ALIASES: Mapping[str, str] = {
     "max_completion_tokens": "max_tokens",
     "max_new_tokens": "max_tokens",
     "request_timeout": "timeout",
+    "stop_sequences": "stop",
     "base_url": "api_base",
     "model_name": "model",
 }
@@ -44,12 +45,13 @@ ALIASES: Mapping[str, str] = {
 _ANY = object()
 _HARMLESS: Mapping[str, Any] = {
     **dict.fromkeys(("user", "metadata", "stream_options", "service_tier", "extra_headers"), _ANY),
-    **dict.fromkeys(("reuse_client", "strict", "stream"), _ANY),
+    **dict.fromkeys(("safety_identifier", "prompt_cache_key", "reuse_client"), _ANY),
+    **dict.fromkeys(("strict", "stream", "streaming"), _ANY),
     **dict.fromkeys(("n", "best_of"), (1,)),
     **dict.fromkeys(("logprobs", "top_logprobs", "echo", "store", "json_mode"), (0,)),
     **dict.fromkeys(("frequency_penalty", "presence_penalty"), (0,)),
     "repetition_penalty": (1,),
-    "logit_bias": ({},),
+    **dict.fromkeys(("logit_bias", "extra_body"), ({},)),
     "modalities": (["text"],),
 }
 _PENALTIES = "how words repeat is not weighed; temperature, top_k and top_p choose among words"
