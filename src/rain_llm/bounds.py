@@ -18,7 +18,7 @@ REPLY_BYTES = 64 << 20
 SCHEMA_BYTES = 1 << 18
 """A JSON schema, of a document or of all tools of a request together."""
 
-SCHEMA_PARTS = 3000
+SCHEMA_PARTS = 2000
 """Objects in a JSON schema."""
 
 SCHEMA_DEPTH = 64

@@ -8,7 +8,7 @@ end after some 18 characters; all of this only narrows what a schema allows.
 A grammar sees how a document is spelled, not what it says. So a whole document is checked by its schema once
 more, as every reader will read it, and one that does not fit has not ended. Nor may a name stand twice in it.
 What no grammar can hold to (``uniqueItems``, ``not``, ``if`` and the like, alternatives that overlap) is left
-to that check.
+to that check; a list of different items ends where there are no more of them (``models/distinct.py``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rain_llm.bounds import LEXER_STATES
 from rain_llm.errors import ModelError, ModelNotSupportedError, PromptError
+from rain_llm.models.distinct import ended
+from rain_llm.models.schema_size import check_size
 from rain_llm.models.validation import DocumentCheck, changed, parts_of
 from rain_llm.types import Sample
 
@@ -91,7 +94,7 @@ class Vocabulary:
         try:
             held = _held(schema)
             grammar = LLMatcher.grammar_from_json_schema(held.grammar)
-            limits = LLParserLimits(verbose_errors=False)
+            limits = LLParserLimits(verbose_errors=False, max_lexer_states=LEXER_STATES)
             compiled = LLMatcher(self.tokens, grammar, log_level=0, limits=limits)
             if compiled.is_error():
                 raise ValueError(compiled.get_error())
@@ -239,12 +242,13 @@ class _Held(NamedTuple):
 def _held(schema: str) -> _Held:
     from llguidance import LLMatcher
 
+    check_size(schema)
     read = json.loads(schema, parse_int=_exact, parse_float=_exact, parse_constant=_exact)
     if not isinstance(read, dict):
         raise ValueError(f"it is not a JSON object but {schema[:40]}")
     check = DocumentCheck(schema)
-    close = (lambda part: part) if _combines(read) else _closed
-    closed = changed(read, close)
+    listed = changed(read, lambda part: ended(read, part))
+    closed = listed if _combines(read) else changed(listed, _closed)
     exact = closed | {"x-guidance": {"whitespace_flexible": False, "lenient": False}}
     if not LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(exact)):
         return _Held(json.dumps(exact), check)

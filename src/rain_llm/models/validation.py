@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Keyword = Callable[["Validator", Any, Any, dict[str, Any]], Iterator["ValidationError"] | None]
 
 _CHECKING_S = 0.5  # the most for one document
+_READING_S = 1.5  # the most for one schema
 _MATCHING_S = 0.1  # the most for one pattern
 _PATTERNS = 8  # of one string: of more, no grammar can tell whether any string has them all
 
@@ -46,7 +47,7 @@ class DocumentCheck:
     """
 
     def __init__(self, schema: str) -> None:
-        from jsonschema import Draft4Validator, Draft7Validator, Draft202012Validator, SchemaError
+        from jsonschema import Draft4Validator, Draft7Validator, Draft202012Validator
         from jsonschema.validators import validator_for
         from referencing import Registry
 
@@ -56,22 +57,20 @@ class DocumentCheck:
         _check_parts(read)
         refused: list[str] = []
         for kind in (validator_for(read, default=Draft202012Validator), Draft7Validator, Draft4Validator):
-            try:
-                kind.check_schema(read, format_checker=None)
-            except SchemaError as error:
-                refused.append(error.message)
-                if not (error.path and error.path[-1] in _OLDER):
-                    break
-            else:
+            error = _schema_error(kind, read)
+            if error is None:
                 self._validator: Validator = _bounded(kind)(read, registry=Registry())  # that fetches nothing
                 return
+            refused.append(f"{error.message:.200}")
+            if not (error.path and error.path[-1] in _OLDER):
+                break
         raise ValueError(f"it is no JSON schema ({refused[0]})")
 
     def fits(self, text: str) -> bool:
         """Whether a document fits; one that takes too long to check, or has a name twice, does not."""
         from referencing.exceptions import Unresolvable
 
-        _end.set(time.monotonic() + _CHECKING_S)
+        _end.set(time.thread_time() + _CHECKING_S)
         try:
             return bool(self._validator.is_valid(read_document(text)))
         except (ValueError, ArithmeticError, RecursionError, TimeoutError, Unresolvable):
@@ -150,19 +149,46 @@ def _check_parts(schema: dict[str, Any]) -> None:
                 _check_pattern(pattern)
 
 
+def _schema_error(kind: Any, schema: Any) -> ValidationError | None:
+    """Return what is wrong with a schema by a draft of JSON Schema.
+
+    Raises:
+        ValueError: that takes too long to find out.
+    """
+    _end.set(time.thread_time() + _READING_S)
+    errors: Iterator[ValidationError] = _bounded(kind)(kind.META_SCHEMA).iter_errors(schema)
+    try:
+        return next(errors, None)
+    except TimeoutError as error:
+        raise ValueError("it takes too long to check") from error
+
+
 def _is_within(schema: Any, ref: str) -> bool:
     """Whether a reference is to a part of the schema, by its place; of an anchor, whether it could be."""
-    if not ref.startswith("#"):
+    try:
+        part_at(schema, ref)
+    except LookupError:
         return False
+    return True
+
+
+def part_at(schema: Any, ref: str) -> Any:
+    """Return the part of a schema that a reference within it leads to; of an anchor, the schema.
+
+    Raises:
+        LookupError: there is none.
+    """
+    if not ref.startswith("#"):
+        raise LookupError(ref)
     for step in unquote(ref).split("/")[1:]:
         step = step.replace("~1", "/").replace("~0", "~")
-        if isinstance(schema, list) and step.isdigit() and int(step) < len(schema):
+        if isinstance(schema, list) and step.isdigit():
             schema = schema[int(step)]
-        elif isinstance(schema, dict) and step in schema:
+        elif isinstance(schema, dict):
             schema = schema[step]
         else:
-            return False
-    return True
+            raise LookupError(ref)
+    return schema
 
 
 def _check_pattern(pattern: str) -> None:
@@ -178,23 +204,27 @@ def _check_pattern(pattern: str) -> None:
 
 
 @cache
-def _bounded(kind: type[Validator]) -> Any:
+def _bounded(kind: Any) -> Any:
     """Return a kind of validator whose checks raise ``TimeoutError`` where they take too long."""
+    import attrs
     from jsonschema.validators import extend
 
     own: dict[str, Keyword] = {
         "pattern": _pattern,
         "patternProperties": _pattern_properties,
         "additionalProperties": _additional_properties,
+        "uniqueItems": _unique_items,
     }
     keywords = {name: _timed(own.get(name, check)) for name, check in kind.VALIDATORS.items()}
     whole = kind.TYPE_CHECKER.redefine("integer", _is_whole)
-    return extend(kind, keywords, type_checker=whole)
+    bounded: Any = extend(kind, keywords, type_checker=whole)
+    bounded.evolve = attrs.evolve  # its own would change to another kind, without bounds, at a "$schema"
+    return bounded
 
 
 def _timed(check: Keyword) -> Keyword:
     def timed(validator: Validator, value: Any, instance: Any, schema: dict[str, Any]) -> Any:
-        if time.monotonic() > _end.get():
+        if time.thread_time() > _end.get():
             raise TimeoutError("a document takes too long to check")
         return check(validator, value, instance, schema)
 
@@ -209,7 +239,10 @@ def _is_whole(_: object, instance: object) -> bool:
 def _matches(pattern: str, text: str) -> bool:
     import regex
 
-    return regex.search(pattern, text, timeout=_MATCHING_S) is not None
+    left = min(_MATCHING_S, _end.get() - time.thread_time())
+    if left <= 0:
+        raise TimeoutError("a document takes too long to check")
+    return regex.search(pattern, text, timeout=left) is not None
 
 
 def _pattern(
@@ -237,3 +270,22 @@ def _additional_properties(
     for name, value in instance.items() if isinstance(instance, dict) else ():
         if name not in named and not any(_matches(pattern, name) for pattern in patterns):
             yield from validator.descend(value, additional, path=name)
+
+
+def _unique_items(
+    validator: Validator, unique: Any, instance: Any, schema: dict[str, Any]
+) -> Iterator[ValidationError]:
+    """Check by what can be looked up: jsonschema compares each item with each other one."""
+    from jsonschema import ValidationError
+
+    if unique is True and isinstance(instance, list) and len(set(map(hashable, instance))) < len(instance):
+        yield ValidationError("an item stands twice in a list")
+
+
+def hashable(value: Any) -> Any:
+    """Return what is equal for JSON values that are equal: 1 and 1.0 are, 1 and true are not."""
+    if isinstance(value, dict):
+        return dict, frozenset((name, hashable(part)) for name, part in value.items())
+    if isinstance(value, list):
+        return list, tuple(map(hashable, value))
+    return (bool, value) if isinstance(value, bool) else value

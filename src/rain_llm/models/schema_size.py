@@ -1,0 +1,103 @@
+"""How large a JSON schema may be: checked before anything compiles it, since schemas come from anywhere.
+
+What compiles and checks schemas has no bounds of its own for all of this: a repetition in a pattern alone can
+take gigabytes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from rain_llm.bounds import PATTERN_SIZE, SCHEMA_BYTES, SCHEMA_DEPTH, SCHEMA_PARTS
+
+_PATTERN_PART = re.compile(
+    r"""\\.                               # what stands for itself, or for a class
+    | \[\^?\]?(?:\\.|[^]\\])*\]           # a class
+    | \(\?\#[^)]*\)                       # a comment
+    | \(\?[a-zA-Z]*[xV]                   # flags that change how the rest is read
+    | \{\s*(\d*)\s*(?:(,)\s*(\d*)\s*)?\}  # a repetition
+    | .""",
+    re.DOTALL | re.VERBOSE,
+)
+
+
+def check_size(schema: str) -> None:
+    """See that a schema is small enough to be compiled.
+
+    Args:
+        schema: JSON text.
+
+    Raises:
+        ValueError: it is too large, or no JSON; names the bound. RecursionError: it is too deep.
+    """
+    size = len(schema.encode("utf-8", "surrogatepass"))
+    if size > SCHEMA_BYTES:
+        raise ValueError(f"it has {size} bytes, more than {SCHEMA_BYTES}")
+    parts = patterns = 0
+    level = [json.loads(schema)]
+    for _ in range(SCHEMA_DEPTH + 1):
+        parts += sum(isinstance(value, dict) for value in level)
+        if parts > SCHEMA_PARTS:
+            raise ValueError(f"it has more than {SCHEMA_PARTS} parts")
+        for pattern in _patterns_of(level):
+            patterns += pattern_size(pattern)
+            if patterns > PATTERN_SIZE:
+                raise ValueError(f"its patterns repeat and list more than {PATTERN_SIZE} characters")
+        level = [part for value in level for part in _within(value)]
+        if not level:
+            return
+    raise ValueError(f"it is nested more than {SCHEMA_DEPTH} deep")
+
+
+def _within(value: Any) -> list[Any]:
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [part for part in values if isinstance(part, dict | list)]
+
+
+def _patterns_of(values: list[Any]) -> list[str]:
+    """Return what may be a pattern in some objects, whether or not they are schemas."""
+    found: list[str] = []
+    for value in values:
+        if isinstance(value, dict):
+            several = value.get("patternProperties")
+            found += several if isinstance(several, dict) else ()
+            found += [value["pattern"]] if isinstance(value.get("pattern"), str) else ()
+    return found
+
+
+def pattern_size(pattern: str) -> int:
+    """Return how many characters a regular expression has when its repetitions are written out.
+
+    Stops soon after ``PATTERN_SIZE``.
+
+    Raises:
+        ValueError: it changes by a flag how it is to be read.
+    """
+    groups = [0]  # sizes of the groups that are open
+    size = last = 0  # of all; of what a repetition would repeat
+    for part in _PATTERN_PART.finditer(pattern):
+        text = part[0]
+        if text.startswith("(?") and not text.startswith("(?#"):
+            raise ValueError(f"a pattern has the flags {text!r}")
+        if text == "(":
+            groups.append(0)
+            last = 1
+        elif text == ")" and len(groups) > 1:
+            last = groups.pop()
+            groups[-1] += last
+            continue
+        elif text.startswith("{") and text.endswith("}"):
+            times = max(1, int((part[1] or "0")[:9]), int((part[3] or "0")[:9]))
+            last *= times
+            groups[-1] += last - last // times
+            size += last - last // times
+            continue
+        else:
+            last = 1
+        groups[-1] += 1
+        size += 1
+        if size > PATTERN_SIZE:
+            break
+    return size
