@@ -50,6 +50,7 @@ ORDER = (
     "blindness",
     "evidence",
     "spelling",
+    "vocabulary",
     "quoting",
     "evaluation",
     "form",

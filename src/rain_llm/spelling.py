@@ -5,6 +5,8 @@ name), not by lists of code points; only letters of other scripts that are drawn
 short table.
 """
 
+# ruff: noqa: RUF001 (letters that look alike are what this is about)
+
 from __future__ import annotations
 
 import re
@@ -19,7 +21,9 @@ _DRAWN_LIKE = (
     ("ᎪᏴᏟᎠᎬᏀᎻᎫᏦᏞᎷᏢᎡᏚᎢᏙᎳᎩᏃ", "abcdeghjklmprstvwyz"),  # Cherokee
     ("ꓮꓐꓚꓓꓰꓝꓖꓧꓲꓙꓗꓡꓟꓠꓳꓑꓣꓢꓔꓴꓦꓪꓫꓬꓜ", "abcdefghijklmnoprstuvwxyz"),  # Lisu
 )
-_LOOKS = {other: letter for others, letters in _DRAWN_LIKE for other, letter in zip(others, letters, strict=True)}
+_LOOKS = {
+    other: letter for others, letters in _DRAWN_LIKE for other, letter in zip(others, letters, strict=True)
+}
 _LATIN = re.compile(
     r"(?:LATIN (?:CAPITAL |SMALL )?LETTER |LATIN LETTER SMALL CAPITAL |REGIONAL INDICATOR SYMBOL LETTER |"
     r"NEGATIVE (?:CIRCLED|SQUARED) LATIN CAPITAL LETTER |MODIFIER LETTER (?:SMALL |CAPITAL )?)"
@@ -61,10 +65,22 @@ def form(looks: str) -> str:
     return looks if looks.isdigit() else looks.translate(_FOLDED)
 
 
+def opens(sign: str) -> bool:
+    """Whether a sign is an opening bracket."""
+    return sign != "" and unicodedata.category(sign) == "Ps"
+
+
+def closes(sign: str) -> bool:
+    """Whether a sign is a closing bracket."""
+    return sign != "" and unicodedata.category(sign) == "Pe"
+
+
 @lru_cache(maxsize=8192)
 def is_colon(character: str) -> bool:
     """Whether a sign is read as a colon."""
-    return bool(re.search(r"(?<!SEMI)COLON|^(?:RATIO|PROPORTION|TWO DOT PUNCTUATION)$|SOF PASUQ", _name(character)))
+    return bool(
+        re.search(r"(?<!SEMI)COLON|^(?:RATIO|PROPORTION|TWO DOT PUNCTUATION)$|SOF PASUQ", _name(character))
+    )
 
 
 @lru_cache(maxsize=8192)
@@ -72,7 +88,9 @@ def _seen(character: str) -> str:
     category = unicodedata.category(character)
     if character.isspace() or category in ("Zl", "Zp"):
         return "\n" if character in "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029" else " "
-    if category in _UNSEEN or re.search(r"FILLER|PATTERN BLANK|REPLACEMENT CHARACTER|JOINER|VARIATION SEL", _name(character)):
+    if category in _UNSEEN or re.search(
+        r"FILLER|PATTERN BLANK|REPLACEMENT CHARACTER|JOINER|VARIATION SEL", _name(character)
+    ):
         return ""
     plain = unicodedata.normalize("NFKC", character)
     return plain if any(c.isalnum() for c in plain) else character
