@@ -7,6 +7,8 @@ drawn with a fixed seed. It is put after the text, before it, and into the promp
 the text fails alone and passes with it. Nothing is fetched; the embedded model judges.
 """
 
+# ruff: noqa: RUF001 (letters that look alike are what this is about)
+
 from __future__ import annotations
 
 import argparse

@@ -66,6 +66,7 @@ ORDER = (
     "evidence",
     "splitting",
     "spelling",
+    "vocabulary",
     "quoting",
     "evaluation",
     "form",

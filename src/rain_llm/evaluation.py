@@ -28,7 +28,7 @@ from rain_llm.criteria import (
 from rain_llm.errors import LabelError, ModelError, PromptError, PromptTooLongError
 from rain_llm.evidence import pertinent
 from rain_llm.models.base import LanguageModel
-from rain_llm.quoting import Quoter
+from rain_llm.quoting import quoter
 from rain_llm.settings import EvaluationSettings
 from rain_llm.types import CriterionScore, Message, Reply, Request, Score, Scores, TokenIds, Verdict
 
@@ -103,7 +103,6 @@ class SelfEvaluator:
         self._doing_meanwhile = _stand_in(HARMLESS_ACTIONS, settings.actions, own)
         criteria = (*self._meanwhile, *self._doing_meanwhile, *own)
         self._labels = {c.name: self._label_tokens(c) for c in criteria}
-        self._quoters = {c.name: Quoter(c) for c in criteria}
         self._centers: dict[str, float] = {}
         self._encoded: dict[str, TokenIds] = {}  # worked examples
         self.blindness = Blindness(settings.mode == "hard")
@@ -293,9 +292,8 @@ class SelfEvaluator:
         asked = [self._questions(criterion, subject, answer)]
         if self._style(criterion) == "guard" or criterion.needs_context:
             return asked
-        quoter = self._quoters[criterion.name]
-        query, query_rest = quoter.readings(subject.query)
-        whole, rest = quoter.readings(answer)
+        query, query_rest = quoter(criterion).readings(subject.query)
+        whole, rest = quoter(criterion).readings(answer)
         if acts or (subject.dialogue and not rest):
             rest = whole
         if (query, whole) != (query_rest, rest) and (query_rest or rest):
@@ -321,7 +319,7 @@ class SelfEvaluator:
     def _label_questions(self, criterion: Criterion, subject: Subject, answer: str) -> list[_Question]:
         """Ask for the pairs of label words behind every frame."""
         options = tuple(label for pair in self._labels[criterion.name] for label in pair)
-        quote = self._quoters[criterion.name].read
+        quote = quoter(criterion).read
         questions = []
         for frame in criterion.frames:
             shown = [
@@ -343,7 +341,7 @@ class SelfEvaluator:
         assert choice is not None  # settings refuse a style without material
         letters = self._labels[criterion.name][0]
         shape = _shape(subject)
-        quote = self._quoters[criterion.name].read
+        quote = quoter(criterion).read
 
         def ask(text: str, swapped: bool) -> str:
             options = (choice.bad, choice.good) if swapped else (choice.good, choice.bad)
@@ -367,7 +365,7 @@ class SelfEvaluator:
         """Weigh the answer behind a good and behind a bad context, per token."""
         channel = criterion.channel
         assert channel is not None  # settings refuse a style without material
-        quote = self._quoters[criterion.name].read
+        quote = quoter(criterion).read
         shown = quote(answer) or _one_line(
             answer
         )  # of an answer that is nothing but a claim, that is weighed

@@ -5,6 +5,8 @@ name), not by lists of code points; only letters of other scripts that are drawn
 short table.
 """
 
+# ruff: noqa: RUF001 (letters that look alike are what this is about)
+
 from __future__ import annotations
 
 import re
@@ -61,6 +63,16 @@ def spelled(text: str) -> tuple[str, list[int]]:
 def form(looks: str) -> str:
     """Return one form for all ways to spell a word (:func:`spelled`): digits and letters that look alike."""
     return looks if looks.isdigit() else looks.translate(_FOLDED)
+
+
+def opens(sign: str) -> bool:
+    """Whether a sign is an opening bracket."""
+    return sign != "" and unicodedata.category(sign) == "Ps"
+
+
+def closes(sign: str) -> bool:
+    """Whether a sign is a closing bracket."""
+    return sign != "" and unicodedata.category(sign) == "Pe"
 
 
 @lru_cache(maxsize=8192)
