@@ -18,6 +18,7 @@ from langchain_core.language_models import BaseLanguageModel, LangSmithParams
 from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from rain_llm import Rain, RainResult, RainSettings, SettingsError
+from rain_llm.redaction import Redacted, shown_name
 
 Place = tuple[str, ...]
 """Where in the settings a parameter is held."""
@@ -40,7 +41,7 @@ def passages(context: str | Document | Iterable[str | Document] | None) -> str |
     return tuple(p.page_content if isinstance(p, Document) else p for p in context)
 
 
-class GuardedModel(BaseLanguageModel[Any]):
+class GuardedModel(Redacted, BaseLanguageModel[Any]):
     """The fields and overrides of a model that answers by a ``Rain``. Constructing it loads nothing."""
 
     parameters: ClassVar[Mapping[str, Place]] = {"model": ("model", "name")}
@@ -190,7 +191,7 @@ def unknown(name: str, known: Sequence[str]) -> str:
     """Say that a name is not known, which one it may have meant, and which there are."""
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
-    return f"unknown argument '{name}': {hint}there are {', '.join(known)}"
+    return f"unknown argument '{shown_name(name, known)}': {hint}there are {', '.join(known)}"
 
 
 def told(result: RainResult) -> dict[str, Any]:

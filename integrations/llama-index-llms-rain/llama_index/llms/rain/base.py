@@ -55,6 +55,7 @@ from rain_llm import (
     StopReason,
     UnsafeAnswerError,
 )
+from rain_llm.redaction import Redacted, shown_name
 from rain_llm.settings import EvaluationSettings
 from rain_llm.types import Task
 
@@ -64,7 +65,7 @@ _IGNORED = {"extra_headers"}  # LlamaIndex's DocumentContextExtractor sends them
 _OF_A_TASK = ("context", "question", "schema", "tools", "tool_choice", "parallel_tool_calls")
 
 
-class RainLLM(CustomLLM, FunctionCallingLLM):
+class RainLLM(Redacted, CustomLLM, FunctionCallingLLM):
     """A guarded language model for LlamaIndex.
 
     Constructing it loads nothing; the model loads with the first answer. A response's ``raw`` is a
@@ -458,7 +459,8 @@ class RainLLM(CustomLLM, FunctionCallingLLM):
         for key in given:
             if key not in known:
                 raise SettingsError(
-                    f"unknown argument '{key}': a call takes {', '.join(_OF_A_TASK)}, settings, max_tokens, "
+                    f"unknown argument '{shown_name(key, known)}': a call takes "
+                    f"{', '.join(_OF_A_TASK)}, settings, max_tokens, "
                     f"{', '.join(known)}; all else is in settings=RainSettings(...)"
                 )
         if verbatim:
