@@ -70,6 +70,7 @@ ORDER = (
     "doctor.examine",
     "doctor.report",
     "doctor.settings_file",
+    "doctor.merging",
     "doctor.command",
     "evals",
     "evals.rows",

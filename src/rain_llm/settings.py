@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -543,21 +543,31 @@ class RainSettings(Frozen):
         """
         policy = Policy(path, _words())
         problems, more = policy.problems, 0
-        name = policy.data.pop("preset", "default")
-        known = isinstance(name, str) and name in _PRESETS
-        if not known:
+        if not _is_preset(name := policy.data.get("preset", "default")):
             problems.append((("preset",), _no_preset(name)))
-        base = cls.preset(name if known else "default")
         try:
-            settings = cls.model_validate(_merged(base.model_dump(), policy.data))
+            settings = cls.from_data(policy.data)
         except ValidationError as error:
             problems += _problems(error)
             more = hidden_mistakes(error)
         else:
-            problems += converted(policy.data, settings.model_dump(mode="json"))
+            given = {name: value for name, value in policy.data.items() if name != "preset"}
+            problems += converted(given, settings.model_dump(mode="json"))
         if problems:
             raise policy.error(problems, more)
         return settings
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> RainSettings:
+        """Make settings of what a settings file says; an unknown preset is taken for the default.
+
+        Raises:
+            ValidationError: it cannot be used.
+        """
+        name = data.get("preset", "default")
+        base = cls.preset(name if _is_preset(name) else "default")
+        changes = {key: value for key, value in data.items() if key != "preset"}
+        return cls.model_validate(_merged(base.model_dump(), changes))
 
     @classmethod
     def file_schema(cls) -> dict[str, Any]:
@@ -640,6 +650,19 @@ def _words() -> frozenset[str]:
 
 def _called(name: object, known: Iterable[str]) -> str:
     return f"'{shown_name(name, known)}'" if isinstance(name, str) else f"of type {type(name).__name__}"
+
+
+def read_policy(path: str | Path) -> dict[str, Any]:
+    """Return what a settings file says, as it stands there: with its names, and with its keys.
+
+    Raises:
+        SettingsError: it cannot be read.
+    """
+    return Policy(path, _words()).data
+
+
+def _is_preset(name: object) -> bool:
+    return isinstance(name, str) and name in _PRESETS
 
 
 def _no_preset(name: object) -> str:
