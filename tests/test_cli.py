@@ -484,8 +484,8 @@ def test_check_shows_each_mistake_under_its_line(rain, tmp_path, monkeypatch):
     ]
     assert lines[1::3] == [
         "model: {name: *, base_ulr: **********, api_key: *********}",
-        "    - {extends: civility, iterations: 3, wieght: *}",
-        "on_unsafe: [bold]",
+        "    - {extends: civility, iterations: 3, wieght: 2}",
+        "on_unsafe: [****]",
     ]
     assert lines[2::3] == [" " * 17 + "^", " " * 41 + "^", "^"]
 

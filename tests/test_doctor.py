@@ -672,6 +672,65 @@ def test_criteria_and_judge_of_ones_own_come_from_a_settings_file(doctor, own, t
     assert fitted.model == RainSettings().model
 
 
+POLICY = """
+# What the shop assistant may say.
+preset: paper
+model: {base_url: "http://127.0.0.1:9", api_key: sk-do-not-tell, context_length: 4096}
+search: {iterations: 7, commit: verdict, expansion: simulations, min_visits: 0}
+evaluation:
+  style: labels
+  examples: false
+  criteria:
+    - truthfulness
+    - &mild {extends: civility, threshold: 0.31, iterations: 3}
+    - {<<: *mild, name: warmth, weight: 2, calibration: null}
+  actions: [{extends: harmless_actions, threshold: 0.4}]
+on_unsafe: raise
+refusal: I had rather not.
+"""
+
+
+@pytest.mark.parametrize("names", [["civility"], ["civility", "warmth", "positive_sentiment"]])
+@pytest.mark.parametrize("kind", ["yaml", "json"])
+def test_a_policy_is_written_whole_with_the_fit_merged_in(doctor, own, tmp_path, monkeypatch, names, kind):
+    monkeypatch.setattr(command, "shipped", lambda name: items())
+    policy, out = tmp_path / "policy.yaml", tmp_path / f"fitted.{kind}"
+    policy.write_text(POLICY, encoding="utf-8")
+    asked = [argument for name in names for argument in ("--criterion", name)]
+    code, said, _ = doctor(judge(3.0), "--settings", policy, *asked, "--out", out)
+    assert code == 0
+    before, after = RainSettings.from_file(policy), RainSettings.from_file(out)
+    whole = before.model_dump() | {"evaluation": None}
+    assert whole == after.model_dump() | {"evaluation": None}
+    assert (after.on_unsafe, after.refusal, after.search.iterations) == ("raise", "I had rather not.", 7)
+    assert after.evaluation.actions == before.evaluation.actions
+    assert after.evaluation.mode == "soft"
+    told = " ".join(said.split())
+    assert 'evaluation.mode: "hard" -> "soft"' in told
+    assert "without its comments" in told and "The API key is left out" in told
+    old = {c.name: c for c in before.evaluation.criteria}
+    new = {c.name: c for c in after.evaluation.criteria}
+    assert list(new) == list(dict.fromkeys([*old, *names]))
+    for name, criterion in old.items():
+        fitted = {"threshold", "target", "calibration"} if name in names else set()
+        same = {"exclude": fitted | ({"style", "labels", "frames"} if fitted else set())}
+        assert new[name].model_dump(**same) == criterion.model_dump(**same)
+        assert (new[name].threshold != criterion.threshold) == bool(fitted)
+        assert (f"evaluation.criteria.{name}.threshold: {criterion.threshold} -> " in told) == bool(fitted)
+    assert "sk-do-not-tell" not in said + out.read_text(encoding="utf-8")
+
+
+def test_a_policy_whose_criteria_cannot_be_judged_stays_as_it_is(doctor, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "shipped", lambda name: items())
+    policy, out = tmp_path / "policy.yaml", tmp_path / "fitted.yaml"
+    policy.write_text("evaluation: {criteria: [civility, harmlessness]}\nrefusal: No.\n", encoding="utf-8")
+    _, said, _ = doctor(judge(0.0), "--settings", policy, "--out", out)
+    assert RainSettings.from_file(out) == RainSettings.from_file(policy)
+    told = " ".join(said.split())
+    assert "What is different: nothing" in told
+    assert told.count("left as it was") == 2
+
+
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [

@@ -54,7 +54,7 @@ def mistakes(load):
 PLACES: list[tuple[str, str, str]] = [
     ("on_unsafe: best\nserach:\n  width: 3\n", "2:1: serach: unknown setting", "did you mean 'search'"),
     ("search:\n  # a comment\n  iteratons: 3\n", "3:3: search.iteratons: unknown", "'iterations'"),
-    ("search:\n  iterations: many\n", "2:15: search.iterations: Input should be a valid integer", "'many'"),
+    ("search:\n  iterations: many\n", "2:15: search.iterations: Input should be a valid integer", ""),
     ("search:\n  iterations: 0\n", "2:15: search.iterations: ", "greater than or equal to 1 (got 0)"),
     ("search:\n  width:\n    - 3\n", "2:3: search.width: ", "valid integer"),
     ("search: 3\n", "1:9: search: ", "(got 3)"),
@@ -129,7 +129,7 @@ PLACES: list[tuple[str, str, str]] = [
         "leave it out",
     ),
     ("refusal: !!str 3\n", "1:10: malformed: tags are not allowed", ""),
-    ("refusal: [" + "[" * 1500, "1:1: malformed: too deeply nested", ""),
+    ("refusal: [" + "[" * 1500, "1:59: malformed: too deeply nested", "at most 50"),
     ("refusal: 0x_\n", "1:10: malformed: a number cannot be read", ""),
     ("refusal: " + "1:" * 300 + "1.5\n", "1:1: malformed: a number cannot be read", ""),
     ("search:\n  width: 0x" + "F" * 9999 + "\n", "2:10: malformed: a number cannot be read", ""),
@@ -241,10 +241,10 @@ def test_no_error_and_no_line_that_is_shown_tells_a_key(load, text: str):
     assert caught.value.__context__ is None or SECRET not in str(caught.value.__context__)
 
 
-def test_the_line_is_shown_as_it_stands_where_nothing_is_hidden(load):
+def test_the_line_is_shown_without_its_comment(load):
     with pytest.raises(PolicyError) as caught:
         load("model: {base_url: 'http://a', api_key: abc}\nsearch: {width: 0}  # narrow\n")
-    assert [m.source for m in caught.value.mistakes] == ["search: {width: 0}  # narrow"]
+    assert [m.source for m in caught.value.mistakes] == ["search: {width: 0}"]
 
 
 KEYS_AND_SIGNS = [
@@ -305,8 +305,8 @@ def test_a_mistake_in_what_an_alias_stands_for_is_told_where_it_is_written(mista
 
 def test_many_aliases_of_aliases_take_no_time(mistakes):
     levels = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 60))
-    said = mistakes(f"a0: &a0 [x]\n{levels}refusal: *a59\n")
-    assert len(said) == 61
+    (said,) = mistakes(f"a0: &a0 [x]\n{levels}refusal: *a59\n")
+    assert "with its aliases it has more than 20,000 keys and values" in said
 
 
 NESTED = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))

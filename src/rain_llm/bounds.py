@@ -9,8 +9,23 @@ from __future__ import annotations
 POLICY_BYTES = 1 << 20
 """A settings file."""
 
+POLICY_VALUES = 20_000
+"""Keys and values in a settings file, after its aliases are expanded."""
+
+POLICY_DEPTH = 50
+"""Lists and mappings within each other in a settings file."""
+
+MISTAKES = 20
+"""Mistakes that one error lists; it counts the others."""
+
+CRITERIA = 100
+"""Criteria in a list."""
+
 FRAME_BYTES = 1 << 16
 """A criterion's frame or question, before and after its placeholders are filled with nothing."""
+
+PLACEHOLDERS = 32
+"""Placeholders in a frame: each is filled with a whole text."""
 
 REPLY_BYTES = 64 << 20
 """A server's reply, after decompression."""

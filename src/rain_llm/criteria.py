@@ -14,68 +14,55 @@ Placeholders: ``{text}`` (the query continued by the answer), ``{query}``, ``{an
 
 from __future__ import annotations
 
-import difflib
+import functools
+import re
 import string
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     ConfigDict,
     Field,
-    ModelWrapValidatorHandler,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-UNKNOWN = "unknown setting"
-"""How the error about an unknown field begins."""
+from rain_llm.bounds import FRAME_BYTES, PLACEHOLDERS
+from rain_llm.redaction import HIDDEN, Redacted, shown_name
 
 Problem: TypeAlias = tuple[tuple[int | str, ...], str]
 """Where, below what is validated (keys, and positions in lists), and what is wrong."""
 
-PLACEHOLDERS = frozenset({"text", "query", "answer", "context"})
+NAMES = ("answer", "context", "query", "text")
+"""What the placeholders of a template may be called."""
 
 
-class Frozen(BaseModel):
+class Frozen(Redacted):
     """Base of all settings: immutable, and an unknown field is an error that offers the nearest."""
 
     # No bound is infinite, and a number that is none would let everything pass.
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
-    @model_validator(mode="wrap")
+    @field_validator("*", mode="before")
     @classmethod
-    def _offer_nearest(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Say of each unknown field what it may have meant; its value may be a key and is not told."""
-        try:
-            return handler(data)
-        except ValidationError as error:
-            found = error.errors()
-            unknown = [item["type"] in ("extra_forbidden", "invalid_key") for item in found]
-            if not any(unknown):
-                raise
-        raise ValidationError.from_exception_data(
-            cls.__name__,
-            [
-                InitErrorDetails(
-                    type=PydanticCustomError(
-                        "unknown_setting" if new else item["type"],
-                        "{reason}",
-                        {"reason": cls._unknown(str(item["loc"][-1])) if new else item["msg"]},
-                    ),
-                    loc=item["loc"],
-                    input="..." if new else item["input"],
-                )
-                for item, new in zip(found, unknown, strict=True)
-            ],
-        )
+    def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false where a number stands; pydantic takes them for 1 and 0."""
+        values = value if isinstance(value, list | tuple) else (value,)
+        if any(isinstance(one, bool) for one in values) and info.field_name in _numbers(cls):
+            raise ValueError("this must be a number, not true or false")
+        return value
 
-    @classmethod
-    def _unknown(cls, name: str) -> str:
-        near = difflib.get_close_matches(name, cls.model_fields, n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        return f"{UNKNOWN} '{name}': {hint}{cls.__name__} has {', '.join(cls.model_fields)}"
+
+@functools.cache
+def _numbers(model: type[Frozen]) -> frozenset[str]:
+    """Return the fields of a model that hold numbers, and nothing else that true could be."""
+    kinds = {name: str(field.annotation) for name, field in model.model_fields.items()}
+    return frozenset(
+        name for name, kind in kinds.items() if re.search(r"\b(int|float)\b", kind) and "bool" not in kind
+    )
 
 
 def refusal_at(title: str, *problems: Problem) -> ValidationError:
@@ -86,7 +73,7 @@ def refusal_at(title: str, *problems: Problem) -> ValidationError:
             InitErrorDetails(
                 type=PydanticCustomError("contradiction", "{reason}", {"reason": reason}),
                 loc=place,
-                input="...",
+                input=HIDDEN,
             )
             for place, reason in problems
         ],
@@ -97,32 +84,39 @@ def placeholders(template: str) -> set[str]:
     """Name the placeholders of a template.
 
     Raises:
-        ValueError: the template is malformed or names a placeholder that does not exist.
+        ValueError: the template is too long or malformed, names a placeholder that does not exist, or one
+            with a format of its own, which could make any text as long as it likes.
     """
+    if len(template.encode(errors="surrogatepass")) > FRAME_BYTES:
+        raise ValueError(f"a template has at most {FRAME_BYTES:,} bytes: shorten it")
     try:
-        names = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
-    except ValueError as error:
-        raise ValueError(f"malformed template {template!r}: {error}; write {{{{ for a brace") from error
-    unknown = names - PLACEHOLDERS
-    if unknown:
-        raise ValueError(
-            f"unknown placeholder {sorted(unknown)} in {template!r}: "
-            f"use {', '.join('{' + name + '}' for name in sorted(PLACEHOLDERS))}"
-        )
-    return names
+        parts = list(string.Formatter().parse(template))
+    except ValueError:
+        raise ValueError("malformed template, a brace stands alone: write {{ or }} for a brace") from None
+    fields = [(name, form or conversion) for _, name, form, conversion in parts if name is not None]
+    for name, form in fields:
+        if name not in NAMES or form:
+            raise ValueError(
+                f"unknown placeholder '{HIDDEN if form else shown_name(name, NAMES)}': use "
+                f"{', '.join('{' + name + '}' for name in NAMES)}, without a format or an index, "
+                "and write {{ for a brace"
+            )
+    if len(fields) > PLACEHOLDERS:
+        raise ValueError(f"{len(fields):,} placeholders are more than {PLACEHOLDERS}: leave some out")
+    return {name for name, _ in fields}
 
 
 def _valid_frame(template: str) -> str:
     if not placeholders(template) & {"text", "answer"}:
-        raise ValueError(f"the frame {template!r} does not show the answer: add {{text}} or {{answer}}")
+        raise ValueError("this frame does not show the answer: add {text} or {answer}")
     if template != template.rstrip():
-        raise ValueError(f"the frame {template!r} ends in white space: labels bring their own")
+        raise ValueError("this frame ends in white space: labels bring their own")
     return template
 
 
 def _valid_context(template: str) -> str:
     if placeholders(template) & {"text", "answer"}:
-        raise ValueError(f"the context {template!r} already shows the answer, which is to follow it")
+        raise ValueError("this context already shows the answer, which is to follow it")
     return template
 
 
@@ -177,13 +171,13 @@ class Calibration(Frozen):
     the raw probability means little (see ``docs/evaluation.md``).
     """
 
-    center: float | Literal["content_free", "query"] = Field(
+    center: Annotated[float, Field(ge=-1e6, le=1e6)] | Literal["content_free", "query"] = Field(
         default="content_free",
         description="The log-odds (nats) that mean 'cannot tell': a number that was measured; "
         "'content_free' asks the same question of texts without content; 'query' of the query alone, "
         "so that an answer is judged by what it adds.",
     )
-    scale: float = Field(default=1.0, gt=0, description="Nats of log-odds for one unit of logit.")
+    scale: float = Field(default=1.0, gt=0, le=1e6, description="Nats of log-odds for one unit of logit.")
 
 
 class Criterion(Frozen):
@@ -191,10 +185,11 @@ class Criterion(Frozen):
 
     name: str = Field(min_length=1, pattern=r"^[\w-]+$", description="Letters, digits, _ and -.")
     labels: tuple[tuple[str, str], ...] = Field(
-        default=(), description="Style 'labels': pairs (good word, bad word); averaged."
+        default=(), max_length=1000, description="Style 'labels': pairs (good word, bad word); averaged."
     )
     frames: tuple[Frame, ...] = Field(
         default=("Text: {text}\nThis text is",),
+        max_length=100,
         description="Style 'labels': the shapes in which the text is shown; averaged.",
     )
     choice: Choice | None = Field(default=None, description="Style 'choice': the question.")
@@ -214,7 +209,7 @@ class Criterion(Frozen):
         description="Show of the context, for each sentence of the answer, only the one that speaks of it "
         "most: what a small judge can read, and little of what somebody hid among the passages.",
     )
-    examples: tuple[Example, ...] = Field(default=(), description="Worked examples.")
+    examples: tuple[Example, ...] = Field(default=(), max_length=1000, description="Worked examples.")
     threshold: float = Field(default=0.5, ge=0, lt=1, description="An answer passes above this probability.")
     target: float | None = Field(
         default=None,
@@ -226,28 +221,28 @@ class Criterion(Frozen):
     iterations: int | None = Field(
         default=None,
         ge=1,
+        le=1_000_000,
         description="Most iterations of a step that this criterion is worth: after so many, a text that "
         "passes it but is not on its target is taken; null: search.iterations.",
     )
-    weight: float = Field(default=1.0, gt=0, description="Share in the search's value.")
+    weight: float = Field(default=1.0, gt=0, le=1e6, description="Share in the search's value.")
     calibration: Calibration | None = Field(
         default=Calibration(), description="How log-odds become a probability; null: as they are."
     )
 
     @model_validator(mode="after")
     def _askable(self) -> Criterion:
+        called = f"criterion '{shown_name(self.name)}'"
         if not (self.labels or self.choice or self.channel or self.guard):
-            raise ValueError(
-                f"criterion '{self.name}' cannot be asked: give labels, choice, channel or guard"
-            )
+            raise ValueError(f"{called} cannot be asked: give labels, choice, channel or guard")
         if self.target is not None and self.target < self.threshold:
             raise ValueError(
-                f"criterion '{self.name}': target {self.target} is below the threshold {self.threshold}: "
+                f"{called}: target {self.target} is below the threshold {self.threshold}: "
                 "a text that does not pass cannot be good enough"
             )
-        for good, bad in self.labels:
+        for number, (good, bad) in enumerate(self.labels, 1):
             if not good.strip() or not bad.strip() or good == bad:
-                raise ValueError(f"criterion '{self.name}': labels {good!r} and {bad!r} must differ")
+                raise ValueError(f"{called}: the labels of pair {number} must differ, and be words")
         return self
 
     @property

@@ -1,7 +1,7 @@
-"""A settings file, read so that every mistake in it is told with its line; and the schema for editors.
+"""A settings file: every mistake in it with its line; and the schema for editors.
 
-YAML or JSON. Tags are refused, and so is a key that stands twice. What a section about a model holds, and
-what an unknown key holds, may be the key of a server: it is told in no error and shown in no line.
+YAML or JSON. A key that stands twice is refused. Texts that are no names of settings may be keys of
+servers: no error holds one, and no line that is shown.
 """
 
 from __future__ import annotations
@@ -9,25 +9,22 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import yaml
-from yaml.composer import ComposerError
-from yaml.constructor import ConstructorError
 from yaml.reader import ReaderError
 
-from rain_llm.criteria import BUILT_IN, UNKNOWN, Problem
+from rain_llm.bounds import MISTAKES, POLICY_BYTES
+from rain_llm.criteria import BUILT_IN, Problem
 from rain_llm.errors import SettingsError
+from rain_llm.redaction import HIDDEN, UNKNOWN, and_more
+from rain_llm.yaml_text import TOO_DEEP, TWICE, UNREADABLE, YamlText
 
-_ABOUT_MODELS = ("model", "judge")
 _SCHEMA_KEY = "$schema"  # by it a JSON file tells an editor its schema
-_TWICE = "this key stands twice"
-_UNREADABLE = "a number cannot be read"
 _KINDS: dict[type, str] = {str: "text", bool: "true or false", int: "a number", float: "a number"}
-_Pair: TypeAlias = tuple[yaml.Node, yaml.Node]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +37,7 @@ class Mistake:
         column: from 1.
         place: the key path, dotted; "": the whole file.
         reason: what is wrong, and the remedy.
-        source: the line, with asterisks over what may be a key; "": it is not shown.
+        source: the line without comments, with asterisks over what may be a key; "": it is not shown.
     """
 
     file: str
@@ -67,26 +64,12 @@ class PolicyError(SettingsError):
         super().__init__("\n".join(map(str, self.mistakes)))
 
 
-class _Loader(yaml.SafeLoader):
-    """Leaves dates and '=' as the text that they are, and refuses numbers that Python cannot write."""
-
-    def number(self, node: yaml.ScalarNode) -> int:
-        try:
-            return int(str(self.construct_yaml_int(node)))
-        except ValueError:  # the limit on digits, which hexadecimal ones meet only when they are written
-            raise ConstructorError(problem=_UNREADABLE, problem_mark=node.start_mark) from None
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.number)
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, form) for tag, form in forms if not tag.endswith((":timestamp", ":value"))]
-    for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
 class Policy:
     """What a file holds, and where.
+
+    Args:
+        path: of the file.
+        words: all names and values that a setting may have.
 
     Attributes:
         data: its mapping.
@@ -94,76 +77,87 @@ class Policy:
 
     Raises:
         SettingsError: the file cannot be read.
-        PolicyError: it is no YAML or JSON, uses tags, or holds no mapping.
+        PolicyError: it is no YAML or JSON, uses tags, is too large, or holds no mapping.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, words: Collection[str]) -> None:
         self._file = str(path)
-        try:
-            text = Path(path).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"cannot read the settings file {path}: {error}") from error
-        self._lines = text.splitlines()
+        text = _text(path)
         # YAML reads 1e3 and halves of emojis otherwise than JSON, and refuses tabs, which stand only
         # between the parts of a JSON file: what it holds JSON tells, YAML where.
         is_json = self._file.endswith(".json")
+        self._yaml: YamlText | None = None
+        data: object = None
         malformed = None
         try:
-            data = json.loads(text) if is_json else None
-            self._root, read, self._twice = _read(text.replace("\t", " ") if is_json else text)
+            self._yaml = YamlText(text.replace("\t", " ") if is_json else text, words)
+            names = self._yaml.masked
+            if is_json:
+                data = json.loads(text, object_pairs_hook=lambda pairs: {names(k): v for k, v in pairs})
+            read = self._yaml.read()
+            data = data if is_json else read
         except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
             malformed = _malformed(error, text)
         if malformed is not None:  # outside, so that the error, which quotes the file, is not chained
             line, column, reason = malformed
-            hide = "key" in text.lower()  # which part of the text that is, nobody can say
-            source = "" if hide else "".join(self._lines[line - 1 : line])
+            source = self._yaml.shown(line - 1) if self._yaml else ""
             raise PolicyError([Mistake(self._file, line, column, "", f"malformed: {reason}", source)])
-        data = data if is_json else read
         if not isinstance(data, dict):
             reason = f"a settings file must hold a mapping, not {type(data).__name__}"
             raise PolicyError([Mistake(self._file, 1, 1, "", reason, "")])
         data.pop(_SCHEMA_KEY, None)
-        self.problems = list(self._twice)
+        assert self._yaml is not None  # it was read
+        self.problems: list[Problem] = list(self._yaml.twice)
         self.data: dict[str, Any] = data
 
-    def error(self, problems: Iterable[Problem]) -> PolicyError:
-        """Make an error of problems, each at its line or at that of the part that it belongs to."""
-        found = [
-            (*problem, *(self._twice.get(problem) or self._find(problem[0])))
-            for problem in dict.fromkeys(problems)
-        ]
-        unknown = [value for _, reason, _, value in found if reason.startswith(UNKNOWN)]
-        lines = _masked(self._lines, _texts(self._root, unknown))
+    def error(self, problems: Iterable[Problem], more: int = 0) -> PolicyError:
+        """Make an error of problems, each at its line or at that of the part that it belongs to.
+
+        Args:
+            problems: of which so many are listed and no more.
+            more: how many more there are.
+        """
+        page = self._yaml
+        assert page is not None  # it was read
+        unique = list(dict.fromkeys(problems))
         mistakes = []
-        for place, reason, key, value in found:
-            while (
-                isinstance(value, yaml.ScalarNode) and place[-1] != 0 and self._find(place[:-1])[1] is value
-            ):
+        for place, reason in unique[:MISTAKES]:
+            key, value = page.twice.get((place, reason)) or page.find(place)
+            while isinstance(value, yaml.ScalarNode) and place[-1] != 0 and page.find(place[:-1])[1] is value:
                 place = place[:-1]  # what a text cannot have below it: one of the kinds that it may be of
-            of_the_key = reason.startswith((UNKNOWN, _TWICE)) or not isinstance(value, yaml.ScalarNode)
+            of_the_key = reason.startswith((UNKNOWN, TWICE)) or not isinstance(value, yaml.ScalarNode)
             mark = (key if of_the_key else value).start_mark
             if value.tag == "tag:yaml.org,2002:bool" and "valid string" in reason:
                 reason += f": {value.value} without quotes is a truth value in YAML, put it into quotes"
             where = ".".join(map(str, place))
             mistakes.append(
-                Mistake(self._file, mark.line + 1, mark.column + 1, where, reason, lines[mark.line])
+                Mistake(self._file, mark.line + 1, mark.column + 1, where, reason, page.shown(mark.line))
             )
+        if more := more + len(unique) - len(mistakes):
+            mistakes.append(Mistake(self._file, page.last_line + 1, 1, "", and_more(more), ""))
         return PolicyError(mistakes)
 
-    def _find(self, place: tuple[int | str, ...]) -> _Pair:
-        """Return the key (of an item of a list: the item) and the value, there or nearest above."""
-        key = value = self._root
-        for part in place:
-            below: list[_Pair] = []
-            if isinstance(value, yaml.SequenceNode) and isinstance(part, int):
-                below = [(item, item) for item in value.value[part : part + 1]]
-            elif isinstance(value, yaml.MappingNode):
-                below = [pair for pair in value.value if pair[0].value == str(part)]
-            if below:
-                key, value = below[-1]
-            elif part != 0:  # 0 may be what stands alone where a list may stand
-                break
-        return key, value
+
+def _text(path: str | Path) -> str:
+    """Read a file.
+
+    Raises:
+        SettingsError: there is none, it is too large, or no text.
+    """
+    reason = ""
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(POLICY_BYTES + 1)
+        text = content[:POLICY_BYTES].decode("utf-8-sig")
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except UnicodeDecodeError as error:  # not chained: it holds the file
+        reason = f"it is not UTF-8 ({error.reason} at byte {error.start:,})"
+    else:
+        if len(content) <= POLICY_BYTES:
+            return text
+        reason = f"it has more than {POLICY_BYTES:,} bytes"
+    raise SettingsError(f"cannot read the settings file {path}: {reason}")
 
 
 def _malformed(error: Exception, text: str) -> tuple[int, int, str]:
@@ -175,82 +169,9 @@ def _malformed(error: Exception, text: str) -> tuple[int, int, str]:
         return before.count("\n") + 1, len(before) - before.rfind("\n"), error.reason
     if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark or error.context_mark):
         said = ", ".join(part for part in (error.context, error.problem) if part)
-        if isinstance(error, ComposerError):
-            said = re.sub(r" '.*'", "", said)  # the alias may be a key without quotes
+        said = re.sub(r"'(?!<[a-z ]+>'|\\?.')[^']*'", f"'{HIDDEN}'", said)  # an alias may be a key
         return mark.line + 1, mark.column + 1, said
-    return 1, 1, "too deeply nested" if isinstance(error, RecursionError) else _UNREADABLE
-
-
-def _read(text: str) -> tuple[yaml.Node, object, dict[Problem, _Pair]]:
-    """Return the nodes of a YAML text, what they hold, and the keys that stand twice with their values."""
-    for token in yaml.scan(text, Loader=_Loader):
-        if isinstance(token, yaml.TagToken):
-            raise ComposerError(problem="tags are not allowed: leave it out", problem_mark=token.start_mark)
-    loader = _Loader(text)
-    try:
-        root = loader.get_single_node()
-        if root is None:
-            return yaml.ScalarNode("", ""), None, {}
-        twice = dict(_repeated(root, (), (), set()))
-        return root, loader.construct_document(root), twice  # in the nodes, merges are done now
-    finally:
-        loader.dispose()
-
-
-def _repeated(
-    node: yaml.Node, place: tuple[int | str, ...], above: tuple[yaml.Node, ...], done: set[yaml.Node]
-) -> Iterator[tuple[Problem, _Pair]]:
-    """Yield the keys that stand twice, of which YAML would take the last; refuse what holds itself."""
-    if node in above:
-        raise ComposerError(problem="an alias stands within what it names", problem_mark=node.start_mark)
-    if node in done or isinstance(node, yaml.ScalarNode):
-        return
-    done.add(node)
-    if isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            yield from _repeated(item, (*place, index), (*above, node), done)
-        return
-    first: dict[str, int] = {}
-    for key, value in node.value:
-        if not isinstance(key, yaml.ScalarNode):
-            raise ComposerError(problem="a key cannot be a list or a mapping", problem_mark=key.start_mark)
-        name = key.value
-        if name in first:
-            problem = (*place, name), f"{_TWICE}, first in line {first[name]}: keep one of them"
-            yield problem, (key, value)
-        first.setdefault(name, key.start_mark.line + 1)
-        yield from _repeated(value, (*place, name), (*above, node), done)
-
-
-def _texts(root: yaml.Node, inside: Iterable[yaml.Node]) -> list[yaml.Node]:
-    """Return all scalars of sections about models; ``inside``: nodes that are part of one."""
-    found, done = [], set()
-    pending = [(root, False), *((node, True) for node in inside)]
-    while pending:
-        node, hidden = pending.pop()
-        if (node, hidden) in done:
-            continue
-        done.add((node, hidden))
-        if isinstance(node, yaml.MappingNode):
-            pending += [(value, hidden or key.value in _ABOUT_MODELS) for key, value in node.value]
-        elif isinstance(node, yaml.SequenceNode):
-            pending += [(item, hidden) for item in node.value]
-        elif hidden:
-            found.append(node)
-    return found
-
-
-def _masked(lines: Iterable[str], hidden: Iterable[yaml.Node]) -> list[str]:
-    """Put asterisks over what is hidden of the lines of a file."""
-    lines = [*lines, ""]  # where a file may end
-    for node in hidden:
-        start, end = node.start_mark, node.end_mark
-        for line in range(start.line, end.line + 1):
-            text = lines[line]
-            first = start.column if start.line == line else 0
-            last = end.column if end.line == line else len(text)
-            lines[line] = text[:first] + "*" * (last - first) + text[last:]
-    return lines
+    return 1, 1, TOO_DEEP if isinstance(error, RecursionError) else UNREADABLE
 
 
 def converted(given: object, made: object, place: tuple[int | str, ...] = ()) -> Iterator[Problem]:

@@ -6,9 +6,10 @@ the same :attr:`RainSettings.hash`, which travels with every result and into eve
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -16,14 +17,13 @@ from urllib.parse import urlsplit
 from pydantic import (
     BeforeValidator,
     Field,
-    ModelWrapValidatorHandler,
     SecretStr,
     ValidationError,
     field_validator,
     model_validator,
 )
-from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from rain_llm.bounds import CRITERIA
 from rain_llm.criteria import (
     BUILT_IN,
     HARMLESS_ACTIONS,
@@ -36,6 +36,7 @@ from rain_llm.criteria import (
 )
 from rain_llm.errors import SettingsError
 from rain_llm.policy import Policy, converted, file_schema
+from rain_llm.redaction import HIDDEN, MORE, and_more, hidden_mistakes, shown, shown_name
 
 PUNCTUATION = (",", ".", "?", ":", ";", "\n")
 """Where the paper's simulation ends."""
@@ -47,9 +48,6 @@ SENTENCE = (*(end + close for end in ".!?…" for close in ("", '"', "”", "'",
 # Fields for which giving the default is not the same as giving nothing: copies keep the difference.
 _KEPT_UNSET = (("generation", "seed"), ("generation", "chat_template"), ("evaluation", "chat_template"))
 _LEAST_TEMPERATURE = 0.01  # that servers take; logits that are divided by much less overflow
-_LONGEST_TOLD = 100  # characters
-# Their values are told in errors; at any other place a key might stand.
-_SHOWN = {("context_length",), ("device",), ("dtype",), ("kv_cache_bytes",), ("limits",)}
 
 
 class ServerLimits(Frozen):
@@ -93,6 +91,7 @@ class ModelSettings(Frozen):
     )
     base_url: tuple[str, ...] = Field(
         default=(),
+        max_length=1000,
         description="Address of an OpenAI-compatible completions server (vLLM, llama-server), or of several "
         "that serve the same model: each answer is written on one of them, and on another if that one fails.",
     )
@@ -111,6 +110,7 @@ class ModelSettings(Frozen):
     context_length: int | None = Field(
         default=None,
         ge=16,
+        le=1_000_000_000,
         description="With base_url: tokens that a prompt and its continuation may have together; null: what "
         "the server says.",
     )
@@ -125,6 +125,7 @@ class ModelSettings(Frozen):
     kv_cache_bytes: int = Field(
         default=1 << 30,
         ge=1 << 20,
+        le=1 << 50,
         description="Most bytes of keys and values kept for reuse; the least recently used go first. "
         "What one request needs is always kept.",
     )
@@ -139,23 +140,6 @@ class ModelSettings(Frozen):
             if value is not None and not self.base_url:
                 raise ValueError(f"{name} is for a model on a server: give base_url too, or leave it out")
         return self
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _hide_keys(cls, data: Any, handler: ModelWrapValidatorHandler[ModelSettings]) -> ModelSettings:
-        """Keep what may be a key, at whatever place it was put, out of the errors."""
-        try:
-            return handler(data)
-        except ValidationError as error:
-            hidden = [
-                InitErrorDetails(
-                    type=PydanticCustomError("model_setting", "{reason}", {"reason": item["msg"]}),
-                    loc=item["loc"],
-                    input=item["input"] if item["loc"][:1] in _SHOWN else "...",
-                )
-                for item in error.errors()
-            ]
-        raise ValidationError.from_exception_data(cls.__name__, hidden)
 
     @field_validator("base_url", mode="before")
     @classmethod
@@ -179,10 +163,12 @@ class GenerationSettings(Frozen):
         description="Divides the logits. Less than 0.01 is taken for 0.01, nearly always the likeliest "
         "token: then all unguided drafts are the same.",
     )
-    top_k: int = Field(default=0, ge=0, description="Draw from the k most likely tokens; 0: from all.")
+    top_k: int = Field(
+        default=0, ge=0, le=1_000_000, description="Draw from the k most likely tokens; 0: from all."
+    )
     top_p: float = Field(default=1.0, gt=0, le=1, description="Draw from the smallest set of this mass.")
     stop: tuple[str, ...] = Field(
-        default=(), description="The answer ends before the first of these strings."
+        default=(), max_length=1000, description="The answer ends before the first of these strings."
     )
     seed: int | None = Field(
         default=0,
@@ -230,10 +216,11 @@ class SimilaritySettings(Frozen):
 class AdditionSettings(Frozen):
     """Dynamic node addition: more candidates where all look alike and bad (paper, section 3)."""
 
-    max_children: int = Field(default=20, ge=1, description="No more children than this.")
+    max_children: int = Field(default=20, ge=1, le=1_000_000, description="No more children than this.")
     variance: float = Field(
         default=0.03,
         gt=0,
+        le=1e6,
         description="Add below this norm of the children's variance, times the set's length.",
     )
     value: float = Field(
@@ -247,6 +234,7 @@ class SearchSettings(Frozen):
     token_set_lengths: tuple[int, ...] = Field(
         default=(3, 6),
         min_length=1,
+        max_length=1000,
         description="Tokens of a set by its absolute depth; the last repeats (paper: 1, 2, 4, 10).",
     )
     expansion: Literal["simulations", "candidates"] = Field(
@@ -258,6 +246,7 @@ class SearchSettings(Frozen):
     candidate_top_k: int = Field(
         default=15,
         ge=1,
+        le=1_000_000,
         description="Candidates longer than one token come from the k likeliest tokens.",
     )
     candidate_temperature: float = Field(
@@ -267,7 +256,10 @@ class SearchSettings(Frozen):
         description="Temperature of the candidates, at least 0.01 (paper: adversarial 2).",
     )
     exploration: float = Field(
-        default=0.5, ge=0, description="c in u = c * prior * sqrt(parent's weight) / (1 + weight) (paper: 2)."
+        default=0.5,
+        ge=0,
+        le=1e6,
+        description="c in u = c * prior * sqrt(parent's weight) / (1 + weight) (paper: 2).",
     )
     normalise_values: bool = Field(
         default=True,
@@ -277,6 +269,7 @@ class SearchSettings(Frozen):
     widening: float = Field(
         default=1.2,
         gt=0,
+        le=1e6,
         description="'simulations': a node visited v times has at most ceil(widening * sqrt(v)) children.",
     )
     root_mixing: float = Field(
@@ -293,7 +286,7 @@ class SearchSettings(Frozen):
     simulation_ends: Literal["punctuation", "sentence", "answer"] = Field(
         default="sentence", description="How far ahead a text is judged."
     )
-    simulation_tokens: int = Field(default=32, ge=1, description="Longest simulation, tokens.")
+    simulation_tokens: int = Field(default=32, ge=1, le=1_000_000, description="Longest simulation, tokens.")
     leaves: int = Field(
         default=1,
         ge=1,
@@ -309,12 +302,14 @@ class SearchSettings(Frozen):
     patience: int | None = Field(
         default=None,
         ge=1,
+        le=1_000_000,
         description="'verdict': end a step after so many iterations without a better verdict; null: the "
         "whole budget.",
     )
     min_visits: int = Field(
         default=0,
         ge=0,
+        le=1_000_000,
         description="'visits': a child needs more real visits than this "
         "(paper: HH 6, adversarial 5, truth 16).",
     )
@@ -324,10 +319,13 @@ class SearchSettings(Frozen):
         lt=1,
         description="'visits': a child needs a mean value above this (paper: 0.8).",
     )
-    iterations: int = Field(default=10, ge=1, description="Most iterations for a step (paper: 50).")
+    iterations: int = Field(
+        default=10, ge=1, le=1_000_000, description="Most iterations for a step (paper: 50)."
+    )
     extra_iterations: int = Field(
         default=15,
         ge=0,
+        le=1_000_000,
         description="'visits': after inherited visits at least this many more may run (paper: 15).",
     )
     stop_when_decided: bool = Field(
@@ -347,11 +345,13 @@ class SearchSettings(Frozen):
     deadline_s: float | None = Field(
         default=None,
         gt=0,
+        le=31_536_000,
         description="Seconds for an answer, checked before every forward pass; null: none.",
     )
     max_model_tokens: int | None = Field(
         default=None,
         ge=1,
+        le=10**15,
         description="Tokens through the models for an answer, checked before every forward pass. "
         "Cached ones do not count, so an answer that met this limit may be longer next time.",
     )
@@ -364,8 +364,9 @@ class SearchSettings(Frozen):
     @field_validator("token_set_lengths")
     @classmethod
     def _positive(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if any(length < 1 for length in value):
-            raise ValueError(f"token-set lengths {value} must all be at least 1")
+        if not all(1 <= length <= 1_000_000 for length in value):
+            some = tuple(shown(length) for length in value[:10])
+            raise ValueError(f"token-set lengths {some} must all be at least 1 and at most 1,000,000")
         return value
 
     @model_validator(mode="after")
@@ -393,11 +394,13 @@ def _named(item: Any) -> Any:
 
 def _built_in(name: object) -> Criterion:
     if not isinstance(name, str) or name not in BUILT_IN:
-        raise ValueError(f"unknown criterion {_told(name)}: built in are {', '.join(BUILT_IN)}")
+        raise ValueError(f"unknown criterion {_called(name, BUILT_IN)}: built in are {', '.join(BUILT_IN)}")
     return BUILT_IN[name]
 
 
 def _listed(value: Any) -> Any:
+    if isinstance(value, list | tuple) and len(value) > CRITERIA:
+        raise ValueError(f"{len(value):,} criteria are more than {CRITERIA}: leave some out")
     return (value,) if isinstance(value, str | Criterion | dict) else value
 
 
@@ -450,20 +453,21 @@ class EvaluationSettings(Frozen):
     def _problems(self, place: str, criteria: tuple[Criterion, ...]) -> Iterator[Problem]:
         names = [criterion.name for criterion in criteria]
         for index, criterion in enumerate(criteria):
+            called = f"'{shown_name(criterion.name)}'"
             if criterion.name in names[:index]:
-                yield (place, index), f"criteria must have different names: another is '{criterion.name}' too"
+                yield (place, index), f"criteria must have different names: another is {called} too"
             if place == "actions" and any(c.name == criterion.name and c != criterion for c in self.criteria):
-                yield (place, index), f"another criterion is named '{criterion.name}': rename one of them"
+                yield (place, index), f"another criterion is named {called}: rename one of them"
             style = criterion.style or self.style
             if not getattr(criterion, style):
                 yield (
                     (place, index),
-                    f"criterion '{criterion.name}' has no '{style}': give it one or choose another style",
+                    f"criterion {called} has no '{style}': give it one or choose another style",
                 )
             if self.examples and not criterion.examples and place == "criteria":
                 yield (
                     (place, index),
-                    f"criterion '{criterion.name}' has no examples: give it some, or examples=False",
+                    f"criterion {called} has no examples: give it some, or examples=False",
                 )
 
 
@@ -495,7 +499,7 @@ class RainSettings(Frozen):
         problems: list[Problem] = [
             (
                 ("evaluation", place, index, "iterations"),
-                f"criterion '{criterion.name}': iterations {criterion.iterations} are more than "
+                f"criterion '{shown_name(criterion.name)}': iterations {criterion.iterations} are more than "
                 f"search.iterations {most}: a step has no more",
             )
             for place in ("criteria", "actions")
@@ -564,22 +568,33 @@ class RainSettings(Frozen):
             SettingsError: the file cannot be read.
             PolicyError: what it holds cannot be used; with a line for each mistake.
         """
-        policy = Policy(path)
-        problems = policy.problems
-        name = policy.data.pop("preset", "default")
-        known = isinstance(name, str) and name in _PRESETS
-        if not known:
+        policy = Policy(path, _words())
+        problems, more = policy.problems, 0
+        if not _is_preset(name := policy.data.get("preset", "default")):
             problems.append((("preset",), _no_preset(name)))
-        base = cls.preset(name if known else "default")
         try:
-            settings = cls.model_validate(_merged(base.data(), policy.data))
+            settings = cls.from_data(policy.data)
         except ValidationError as error:
             problems += _problems(error)
+            more = hidden_mistakes(error)
         else:
-            problems += converted(policy.data, settings.model_dump(mode="json"))
+            given = {name: value for name, value in policy.data.items() if name != "preset"}
+            problems += converted(given, settings.model_dump(mode="json"))
         if problems:
-            raise policy.error(problems)
+            raise policy.error(problems, more)
         return settings
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> RainSettings:
+        """Make settings of what a settings file says; an unknown preset is taken for the default.
+
+        Raises:
+            ValidationError: it cannot be used.
+        """
+        name = data.get("preset", "default")
+        base = cls.preset(name if _is_preset(name) else "default")
+        changes = {key: value for key, value in data.items() if key != "preset"}
+        return cls.model_validate(_merged(base.data(), changes))
 
     @classmethod
     def file_schema(cls) -> dict[str, Any]:
@@ -625,36 +640,60 @@ def _address(url: str) -> str:
 
 def explain(error: ValidationError) -> str:
     """Put a ValidationError into one line: where, what is wrong, which value."""
-    return "; ".join(
+    lines = [
         f"{'.'.join(map(str, place))}: {reason}" if place else reason for place, reason in _problems(error)
-    )
+    ]
+    more = hidden_mistakes(error)
+    return "; ".join([*lines, and_more(more)] if more else lines)
 
 
 def _problems(error: ValidationError) -> Iterator[Problem]:
     """Yield where, what is wrong and which value."""
-    found = error.errors()
-    for item in found:
+    items = [item for item in error.errors() if item["type"] != MORE]
+    for item in items:
         place = item["loc"]
         if item["type"] == "too_short" and any(
-            other["loc"][: len(place)] == place for other in found if len(other["loc"]) > len(place)
+            other["loc"][: len(place)] == place for other in items if len(other["loc"]) > len(place)
         ):
             continue  # too few are left only because others are wrong
-        told = not isinstance(item["input"], dict | list) and item["input"] != "..."
-        value = f" (got {_told(item['input'])})" if told else ""
+        value = f" (got {found!r})" if (found := shown(item["input"])) != HIDDEN else ""
         yield place, item["msg"].removeprefix("Value error, ") + value
 
 
-def _told(value: object) -> str:
-    """Write a value as an error tells it: a file may name long texts often, and lists within lists."""
-    if isinstance(value, dict | list):
-        return f"of type {type(value).__name__}"
-    if isinstance(value, str) and len(value) > _LONGEST_TOLD:
-        return f"{value[:_LONGEST_TOLD]!r}..."
-    return repr(value)
+@functools.cache
+def _words() -> frozenset[str]:
+    """Return all names and values that a settings file may hold: what looks like one is no key."""
+    found, pending = {"preset", "extends", *BUILT_IN, *_PRESETS}, [RainSettings.model_json_schema()]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, dict):
+            found.update(part.get("properties", ()))
+            found.update(value for value in part.get("enum", ()) if isinstance(value, str))
+            pending += part.values()
+        elif isinstance(part, list):
+            pending += part
+    return frozenset(found)
+
+
+def _called(name: object, known: Iterable[str]) -> str:
+    return f"'{shown_name(name, known)}'" if isinstance(name, str) else f"of type {type(name).__name__}"
+
+
+def read_policy(path: str | Path) -> dict[str, Any]:
+    """Return what a settings file says, as it stands there: with its names, and with its keys.
+
+    Raises:
+        SettingsError: it cannot be read.
+    """
+    return Policy(path, _words()).data
+
+
+def _is_preset(name: object) -> bool:
+    return isinstance(name, str) and name in _PRESETS
 
 
 def _no_preset(name: object) -> str:
-    return f"unknown preset {_told(name)}: there are {', '.join(_PRESETS)}"
+    return f"unknown preset {_called(name, _PRESETS)}: there are {', '.join(_PRESETS)}"
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

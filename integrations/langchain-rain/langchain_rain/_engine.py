@@ -20,6 +20,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr, model_valid
 
 from langchain_rain._habits import understood
 from rain_llm import Rain, RainResult, RainSettings, SettingsError
+from rain_llm.redaction import Redacted, shown_name
 
 Place = tuple[str, ...]
 """Where in the settings a parameter is held."""
@@ -43,7 +44,7 @@ def passages(context: str | Document | Iterable[str | Document] | None) -> str |
     return tuple(p.page_content if isinstance(p, Document) else p for p in context)
 
 
-class GuardedModel(BaseLanguageModel[Any]):
+class GuardedModel(Redacted, BaseLanguageModel[Any]):
     """The fields and overrides of a model that answers by a ``Rain``. Constructing it loads nothing.
 
     Each answer draws a fresh seed, unless ``seed`` or ``settings.generation.seed`` was given. Pickled, a
@@ -293,7 +294,7 @@ def unknown(name: str, known: Sequence[str]) -> str:
     """Say that a name is not known, which one it may have meant, and which there are."""
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
-    return f"unknown argument '{name}': {hint}there are {', '.join(known)}"
+    return f"unknown argument '{shown_name(name, known)}': {hint}there are {', '.join(known)}"
 
 
 def told(result: RainResult) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from pydantic import TypeAdapter
@@ -19,12 +19,13 @@ from rain_llm.demo import loading
 from rain_llm.doctor.examine import examine, expected
 from rain_llm.doctor.findings import Diagnosis, Examination, Trust
 from rain_llm.doctor.items import Item, read, shipped
+from rain_llm.doctor.merging import changes, found, merged, text_of, usable
 from rain_llm.doctor.report import page, sentence, summary, title
 from rain_llm.doctor.settings_file import settings_file
 from rain_llm.engine import Rain
 from rain_llm.errors import SettingsError
 from rain_llm.models.base import LanguageModel
-from rain_llm.settings import EvaluationSettings, RainSettings
+from rain_llm.settings import EvaluationSettings, RainSettings, read_policy
 
 _WIDTH = 100
 EXIT_CODES = "Exit codes: 0 examined, 1 error, 2 usage, 3 with --strict: something can't be judged."
@@ -102,8 +103,20 @@ def doctor(
         time.monotonic() - began,
     )
     console.print(summary(diagnosis))
-    text = settings_file(diagnosis, criterion or [], [c.name for c in chosen.evaluation.actions])
-    _save(diagnosis, text, out, json, console)
+    notes: list[str] = []
+    if json is not None:
+        _save_diagnosis(diagnosis, json)
+        notes.append(f"The whole diagnosis: {json}")
+    if out is not None and settings is not None:
+        notes += _save_merged(diagnosis, read_policy(settings), chosen, settings, out)
+    elif out is not None:
+        text = settings_file(diagnosis, criterion or [], [c.name for c in chosen.evaluation.actions])
+        out.write_text(text, encoding="utf-8")
+    if out is not None:
+        notes.append(f'Settings: {out}; use them: rain generate --settings {out} "..."')
+    tokens = sum(examination.model_tokens for examination in diagnosis.examinations)
+    cost = Text(f"\n{tokens:,} tokens through the model, {diagnosis.seconds:.0f} s", "dim")
+    console.print(cost, *map(Text, notes), sep="\n")
     if strict and not all(e.trust in (Trust.YES, Trust.WEAK) for e in examinations):
         raise typer.Exit(3)
 
@@ -151,15 +164,25 @@ def _examined(
         return examine(judge, criterion, as_set, items, seed, lambda n: progress.advance(bar, n))
 
 
-def _save(diagnosis: Diagnosis, settings: str, out: Path | None, json: Path | None, console: Console) -> None:
-    line = Text("\n")
-    tokens = sum(examination.model_tokens for examination in diagnosis.examinations)
-    line.append(f"{tokens:,} tokens through the model, {diagnosis.seconds:.0f} s", "dim")
-    if json is not None:
-        whole = {"verdict": sentence(diagnosis), **TypeAdapter(Diagnosis).dump_python(diagnosis, mode="json")}
-        json.write_bytes(TypeAdapter(dict).dump_json(whole, indent=2) + b"\n")
-        line.append(f"\nThe whole diagnosis: {json}")
-    if out is not None:
-        out.write_text(settings, encoding="utf-8")
-        line.append(f'\nSettings: {out}; use them: rain generate --settings {out} "..."')
-    console.print(line)
+def _save_diagnosis(diagnosis: Diagnosis, path: Path) -> None:
+    whole = {"verdict": sentence(diagnosis), **TypeAdapter(Diagnosis).dump_python(diagnosis, mode="json")}
+    path.write_bytes(TypeAdapter(dict).dump_json(whole, indent=2) + b"\n")
+
+
+def _save_merged(
+    diagnosis: Diagnosis, policy: dict[str, Any], chosen: RainSettings, source: Path, path: Path
+) -> list[str]:
+    """Write the whole policy with what was fitted; return what is said of it."""
+    fitted = usable(diagnosis, chosen.evaluation)
+    data = merged(policy, chosen, diagnosis, fitted)
+    after = RainSettings.from_data(data)
+    lines = found(diagnosis, fitted)
+    path.write_text(text_of(data, diagnosis, lines, path.suffix == ".json"), encoding="utf-8")
+    changed = changes(chosen, after) or ["nothing"]
+    keys = [model.api_key for model in (chosen.model, chosen.evaluation.judge) if model is not None]
+    return [
+        f"{path} is the whole of {source}, without its comments. What is different:",
+        *(f"  {line}" for line in changed),
+        *(line for line in lines if line.endswith("left as it was")),
+        *(["The API key is left out: set RAIN_LLM_API_KEY, or add it."] if any(keys) else []),
+    ]

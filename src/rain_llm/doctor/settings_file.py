@@ -86,17 +86,23 @@ def _entry(
 
 def _criterion(held: Held) -> dict[str, Any]:
     """Return a criterion with what its style needs, and what was fitted."""
-    criterion, fitted = held.style.criterion, held.fit
-    assert fitted is not None  # what can be judged has been fitted
+    criterion = held.style.criterion
     material = {"labels", "frames"} if criterion.style == "labels" else {str(criterion.style)}
     material |= {"examples"} if held.style.settings.examples else set()
     unused = {"labels", "frames", "choice", "channel", "guard", "examples"} - material
     fitted_anew = {"threshold", "target", "calibration"}
     shown = criterion.model_dump(mode="json", exclude_defaults=True, exclude=unused | fitted_anew)
-    shown["threshold"] = _rounded(fitted.threshold, below=1)
-    if criterion.target is not None:  # as many good answers are above it as below
-        shown["target"] = max(shown["threshold"], _rounded(fitted.clear, below=1))
-    return {**shown, "calibration": {"center": _rounded(fitted.center), "scale": _rounded(fitted.scale)}}
+    return {**shown, **fitted_numbers(held)}
+
+
+def fitted_numbers(held: Held) -> dict[str, Any]:
+    """Return threshold, target (where the criterion has one) and calibration, as they were fitted."""
+    fitted = held.fit
+    assert fitted is not None  # what can be judged has been fitted
+    numbers: dict[str, Any] = {"threshold": _rounded(fitted.threshold, below=1)}
+    if held.style.criterion.target is not None:  # as many good answers are above it as below
+        numbers["target"] = max(numbers["threshold"], _rounded(fitted.clear, below=1))
+    return {**numbers, "calibration": {"center": _rounded(fitted.center), "scale": _rounded(fitted.scale)}}
 
 
 def _rounded(value: float, below: float = math.inf) -> float:

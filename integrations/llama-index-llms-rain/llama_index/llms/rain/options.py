@@ -6,11 +6,11 @@ All else that is not known is an error, which says what to do.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from rain_llm import PromptError, RainSettings, SettingsError
+from rain_llm.redaction import nearest, shown_name
 
 Place = tuple[str, ...]
 
@@ -104,9 +104,9 @@ def known_only(options: Mapping[str, Any], known: Collection[str], rest: str) ->
 def _unknown(name: str, known: Iterable[str], rest: str) -> str:
     if name in _REMEDIES:
         return f"'{name}' cannot be given: {_REMEDIES[name]}"
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean '{near[0]}'? " if near else ""
-    return f"unknown argument '{name}': {hint}{rest}"
+    near = nearest(name, known)
+    hint = f"did you mean '{near}'? " if near else ""
+    return f"unknown argument '{shown_name(name, known)}': {hint}{rest}"
 
 
 def updated(settings: RainSettings, given: Mapping[str, Any]) -> RainSettings:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any, Self
 
 from llama_index.core.bridge.pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     PrivateAttr,
@@ -17,11 +16,12 @@ from llama_index.llms.rain.options import ENGINE, GENERATION, known_only, update
 from pydantic.json_schema import SkipJsonSchema
 
 from rain_llm import Rain, RainSettings, SettingsError
+from rain_llm.redaction import Redacted
 
 REST = "all else is in settings=RainSettings(...)"
 
 
-class Parameters(BaseModel):
+class Parameters(Redacted):
     """The parameters of a model that answers by a ``Rain``. Constructing it loads nothing.
 
     Those that LlamaIndex's other models have, too, are names for places in the ``settings``, which hold the

@@ -1,0 +1,209 @@
+"""A YAML text with the place of all that stands in it, read within bounds.
+
+Tags are refused, and a file that is too large, too deep, or grows by its aliases. What may be a key of a
+server is shown nowhere: a line shows names and numbers, and asterisks over any other text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from typing import Any, TypeAlias
+
+import yaml
+from yaml.composer import ComposerError
+from yaml.constructor import ConstructorError
+
+from rain_llm.bounds import POLICY_DEPTH, POLICY_VALUES
+from rain_llm.redaction import HIDDEN, SECRETIVE, nearest, shown_name
+
+Place: TypeAlias = tuple[int | str, ...]
+Pair: TypeAlias = tuple[yaml.Node, yaml.Node]
+
+TWICE = "this key stands twice"
+UNREADABLE = "a number cannot be read"
+TOO_DEEP = f"too deeply nested: at most {POLICY_DEPTH} lists and mappings within each other"
+_LONGEST_LINE = 200  # characters of a line that is shown
+_NUMBER = re.compile(
+    r"[-+]?[0-9._]{1,12}(?:e[-+]?[0-9]{1,3})?|true|false|yes|no|on|off|null|~|[-+]?\.inf|\.nan", re.IGNORECASE
+)
+_OPENING = (
+    yaml.FlowSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.BlockMappingStartToken,
+)
+_CLOSING = yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken
+_SIGNS = *_OPENING, *_CLOSING, yaml.KeyToken, yaml.ValueToken, yaml.BlockEntryToken, yaml.FlowEntryToken
+
+
+class _Loader(yaml.SafeLoader):
+    """Leaves dates and '=' as the text that they are, and refuses what is out of bounds."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.seen: list[yaml.Token] = []
+        self._depth = self._values = 0
+
+    def get_token(self) -> Any:
+        """Return the next token, within bounds."""
+        token = super().get_token()
+        if token is None:
+            return None
+        self.seen.append(token)
+        self._depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
+        self._values += isinstance(token, yaml.ScalarToken | yaml.AliasToken)
+        problem = ""
+        if isinstance(token, yaml.TagToken):
+            problem = "tags are not allowed: leave it out"
+        elif self._depth > POLICY_DEPTH:
+            problem = TOO_DEEP
+        elif self._values > POLICY_VALUES:
+            problem = f"more than {POLICY_VALUES:,} keys and values: leave some out"
+        if problem:
+            raise ComposerError(problem=problem, problem_mark=token.start_mark)
+        return token
+
+    def number(self, node: yaml.ScalarNode) -> int:
+        """Return a whole number that Python can write: the limit on digits does not hold for reading."""
+        try:
+            return int(str(self.construct_yaml_int(node)))
+        except ValueError:
+            raise ConstructorError(problem=UNREADABLE, problem_mark=node.start_mark) from None
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.number)
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in forms if not tag.endswith((":timestamp", ":value"))]
+    for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+class YamlText:
+    """What a text holds, and where.
+
+    Args:
+        text: YAML.
+        words: all names and values that a setting may have. No other text is shown.
+
+    Attributes:
+        root: of the nodes. twice: the keys that stand twice, with place and reason, and their nodes.
+    """
+
+    def __init__(self, text: str, words: Collection[str]) -> None:
+        self._lines = [*text.splitlines(), ""]  # where a file may end
+        self._words = words
+        self._masks: dict[str, str] = {}
+        self._loader = _Loader(text)
+        self.root: yaml.Node = yaml.ScalarNode("", "")
+        self.twice: dict[tuple[Place, str], Pair] = {}
+
+    @property
+    def last_line(self) -> int:
+        """The number of the last line, from 0."""
+        return max(0, len(self._lines) - 2)
+
+    def read(self) -> object:
+        """Return what the text holds.
+
+        Raises:
+            yaml.YAMLError, ValueError, OverflowError, RecursionError: it cannot be read.
+        """
+        try:
+            root = self._loader.get_single_node()
+            if root is None:
+                return None
+            self.root = root
+            sizes: dict[yaml.Node, int] = {}
+            self.twice = dict(self._repeated(root, (), (), sizes))
+            if sizes[root] > POLICY_VALUES:
+                problem = (
+                    f"with its aliases it has more than {POLICY_VALUES:,} keys and values: leave some out"
+                )
+                raise ComposerError(problem=problem, problem_mark=root.start_mark)
+            return self._loader.construct_document(root)  # in the nodes, merges are done now
+        finally:
+            self._loader.dispose()
+
+    def masked(self, name: str) -> str:
+        """Return a key as it may be shown: one that looks like no setting gets a stand-in of its own."""
+        if name in ("<<", "$schema") or re.fullmatch("[0-9]{1,12}", name):
+            return name
+        if shown_name(name, self._words) != HIDDEN:
+            return name
+        number = len(self._masks) + 1
+        return self._masks.setdefault(name, f"{HIDDEN}{number if number > 1 else ''}")
+
+    def _repeated(
+        self, node: yaml.Node, place: Place, above: tuple[yaml.Node, ...], sizes: dict[yaml.Node, int]
+    ) -> Iterator[tuple[tuple[Place, str], Pair]]:
+        """Yield the keys that stand twice, of which YAML would take the last; refuse what holds itself.
+
+        On the way keys are masked, and what each node holds with its aliases is counted.
+        """
+        if node in above:
+            raise ComposerError(problem="an alias stands within what it names", problem_mark=node.start_mark)
+        if node in sizes:
+            return
+        size = 1
+        first: dict[str, int] = {}
+        if isinstance(node, yaml.SequenceNode):
+            for index, item in enumerate(node.value):
+                yield from self._repeated(item, (*place, index), (*above, node), sizes)
+                size += sizes[item]
+        elif isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if not isinstance(key, yaml.ScalarNode):
+                    problem = "a key cannot be a list or a mapping"
+                    raise ComposerError(problem=problem, problem_mark=key.start_mark)
+                name = self.masked(key.value)
+                if name != key.value:
+                    key.value, key.tag = name, "tag:yaml.org,2002:str"
+                if name in first:
+                    reason = f"{TWICE}, first in line {first[name]}: keep one of them"
+                    yield ((*place, name), reason), (key, value)
+                first.setdefault(name, key.start_mark.line + 1)
+                yield from self._repeated(value, (*place, name), (*above, node), sizes)
+                size += 1 + sizes[value]
+        sizes[node] = size
+
+    def find(self, place: Place) -> Pair:
+        """Return the key (of an item of a list: the item) and the value, there or nearest above."""
+        key = value = self.root
+        for part in place:
+            below: list[Pair] = []
+            if isinstance(value, yaml.SequenceNode) and isinstance(part, int):
+                below = [(item, item) for item in value.value[part : part + 1]]
+            elif isinstance(value, yaml.MappingNode):
+                below = [pair for pair in value.value if pair[0].value == str(part)]
+            if below:
+                key, value = below[-1]
+            elif part != 0:  # 0 may be what stands alone where a list may stand
+                break
+        return key, value
+
+    def shown(self, number: int) -> str:
+        """Return a line (from 0) as an error shows it: names and numbers, and no comment; "": not at all."""
+        line = self._lines[number] if number < len(self._lines) else ""
+        if len(line) > _LONGEST_LINE:
+            return ""
+        secretive = bool(SECRETIVE.search(line))
+        signs = [" "] * len(line)
+        for token in self._loader.seen:
+            start, end = token.start_mark, token.end_mark
+            if start.line <= number <= end.line:
+                first = start.column if start.line == number else 0
+                last = end.column if end.line == number else len(line)
+                part = line[first:last]
+                harmless = isinstance(token, _SIGNS) or self._is_harmless(token, secretive)
+                signs[first:last] = part if harmless else re.sub(r"\S", "*", part)
+        return "".join(signs).rstrip()
+
+    def _is_harmless(self, token: yaml.Token, secretive: bool) -> bool:
+        if not isinstance(token, yaml.ScalarToken):
+            return False
+        text = str(token.value)
+        if token.plain and _NUMBER.fullmatch(text):
+            return not secretive
+        return text in self._words or bool(nearest(text, self._words))
