@@ -259,6 +259,14 @@ def test_two_agents_on_one_state_answer_after_each_other(chat):
     assert [type(message) for message in done["messages"]] == [HumanMessage, AIMessage, AIMessage]
 
 
+def test_an_agent_answers_after_another_has_refused(chat):
+    refusing = chat.bind(on_unsafe="refuse").invoke("And the villain?")
+    assert refusing.response_metadata["stop_reason"] == "refused"
+    tools: list[Any] = [{"name": "look", "parameters": {}}]
+    answer = chat.bind_tools(tools).invoke([HumanMessage("Like my cat?"), refusing])
+    assert answer.response_metadata["finish_reason"] == "stop"
+
+
 @pytest.mark.parametrize(
     "messages",
     [

@@ -250,7 +250,7 @@ class ChatRain(GuardedModel, BaseChatModel):
         reader = Reader(schema, calls=method == "function_calling")
         if include_raw:
             raw = RawReader(llm, reader, _unfinished)
-            return RunnableLambda(raw.ask, raw.aask)
+            return RunnableLambda(raw.ask, raw.aask).with_config(max_concurrency=_AT_ONCE)
         return llm | RunnableLambda(reader.read)
 
     # -- what one call asks for ----------------------------------------------------------------
@@ -264,7 +264,7 @@ class ChatRain(GuardedModel, BaseChatModel):
             raise SettingsError(f"a ready engine has its model: make another ChatRain for model={name!r}")
         settings = self.settings.updated(model={"name": name, **_OWN})
         other = self.model_copy(update={"settings": settings})
-        other._rain = self._others.setdefault(name, Rain(settings))
+        other._rain = self._others.setdefault(str(name), Rain(settings))
         return other._overridden(rest)
 
     def _asked(self, stop: list[str] | None, kwargs: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:
@@ -278,14 +278,15 @@ class ChatRain(GuardedModel, BaseChatModel):
     ) -> tuple[Rain, Task, RainSettings]:
         """Return what the engine is told of one call, and the engine."""
         chat, asked = self._asked(stop, kwargs)
-        if asked.get("tools"):
+        choice = _choice(asked.get("tool_choice"))
+        if asked.get("tools") and choice not in ("auto", "none"):
             _check_last(messages)
         task = Task(
             prompt=chat_of(messages),
             context=chat.context,
             question=chat.question,
             tools=[read_tool(tool) for tool in asked.get("tools") or ()],
-            tool_choice=_choice(asked.get("tool_choice")),
+            tool_choice=choice,
             parallel_calls=asked.get("parallel_tool_calls") is not False,
             schema=asked_document(asked.get("response_format")),
         )
