@@ -99,7 +99,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"max_completion_tokens": 7, "max_tokens": 8}, "the same parameter"),
     ({"model_kwargs": {"max_tokens": 7}, "max_tokens": 8}, "max_tokens is given twice"),
     ({"model_kwargs": {"reasoning": 7}}, "unknown argument 'reasoning'"),
-    ({"max_completion_tokens": 0}, "max_new_tokens"),
+    (
+        {"max_completion_tokens": 0},
+        r"max_tokens \(generation\.max_new_tokens\): .*greater than or equal to 1",
+    ),
+    ({"request_timeout": -1}, r"timeout \(search\.deadline_s\): "),
 ]
 
 
@@ -227,6 +231,18 @@ def test_a_chat_that_does_not_fit_into_the_judges_context_is_langchains_error_to
     chat = ChatRain(rain=Rain(SETTINGS.updated(generation={"max_new_tokens": 9}), model=Toy(), judge=judge))
     with pytest.raises(PromptTooLongError, match="judge"):
         chat.invoke("my " * 60 + "cat?")
+
+
+async def test_nor_does_a_text_that_is_continued():
+    llm = RainLLM(rain=Rain(SETTINGS, model=Toy(context_length=80)))
+    long = "my " * 40 + "cat?"
+    for call in (lambda: llm.invoke(long), lambda: list(llm.stream(long))):
+        with pytest.raises(PromptTooLongError, match="exceeds the context"):
+            call()
+    with pytest.raises(PromptTooLongError):
+        await llm.ainvoke(long)
+    with pytest.raises(PromptTooLongError):
+        [chunk async for chunk in llm.astream(long)]
 
 
 def test_and_so_is_one_that_a_model_finds_too_long_when_it_is_asked():

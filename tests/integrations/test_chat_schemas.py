@@ -159,6 +159,7 @@ WAYS: dict[str, Any] = {
     "TypedDict of typing_extensions": Newer,
     "generic class": Box[int],
     "JSON schema": {"title": "add", **Node.model_json_schema()},
+    "JSON schema with a title of words": {"title": "Add a node", **Node.model_json_schema()},
     "OpenAI's": {"type": "function", "function": BY_DICT},
     "OpenAI's function": BY_DICT,
     "OpenAI's newer": {"type": "function", **BY_DICT},
@@ -183,7 +184,7 @@ def name_of(way: Any) -> str:
         case BaseTool():
             return str(way.name)
         case dict():
-            return "add"
+            return "Add_a_node" if way.get("title") == "Add a node" else "add"
     return "Box_int_" if way is Box[int] else str(way.__name__)
 
 

@@ -148,7 +148,7 @@ def _named(tool: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(
             "a tool has no name: give {'name': ..., 'parameters': {...}}, or a JSON schema with a 'title'"
         )
-    return _function(name, schema.pop("description", None), schema)
+    return _function(_name(name), schema.pop("description", None), schema)
 
 
 def _function(name: str, description: Any, parameters: Any) -> dict[str, Any]:

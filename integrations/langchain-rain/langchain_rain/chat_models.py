@@ -9,10 +9,9 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import aclosing, closing, contextmanager
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from contextlib import aclosing, closing
+from typing import Any, Literal, Self, cast
 
-import langchain_core.exceptions
 import langchain_core.messages
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput, ModelProfile
@@ -26,6 +25,8 @@ from langchain_core.runnables.config import get_config_list
 from pydantic import BaseModel
 
 from langchain_rain._engine import GuardedModel, told, with_stop
+from langchain_rain._errors import PromptTooLongError as PromptTooLongError
+from langchain_rain._errors import standard_errors
 from langchain_rain._messages import chat_of
 from langchain_rain._schemas import (
     AnyTool,
@@ -37,23 +38,16 @@ from langchain_rain._schemas import (
     traced_schema,
 )
 from langchain_rain._structured import RawReader, Reader, unless_refused
-from rain_llm import PromptTooLongError as TooLong
 from rain_llm import (
     Rain,
     RainResult,
     RainSettings,
-    SearchError,
     SettingsError,
     Step,
     StopReason,
     Task,
     Usage,
 )
-
-if TYPE_CHECKING or hasattr(langchain_core.exceptions, "ContextOverflowError"):
-    from langchain_core.exceptions import ContextOverflowError
-else:
-    from langchain_core.exceptions import LangChainException as ContextOverflowError
 
 _ASKED = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
 """What a call may ask for beside settings: OpenAI's names, as other chat models have them."""
@@ -86,10 +80,6 @@ def check_chat(chat: object) -> None:
             f"a ChatRain is wanted, not a {type(chat).__name__}: give parameters to ChatRain(...) itself, in "
             "place of bind or with_config"
         )
-
-
-class PromptTooLongError(TooLong, ContextOverflowError):
-    """A chat that does not fit into a context: ``rain_llm.PromptTooLongError`` for LangChain."""
 
 
 class ChatRain(GuardedModel, BaseChatModel):
@@ -334,7 +324,7 @@ class ChatRain(GuardedModel, BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         rain, task, settings = self._call(messages, stop, kwargs)
         numbers = itertools.count(1)  # LangChain's own number of the text is 0
-        with _standard_errors(), closing(rain.stream(task, settings=settings)) as steps:
+        with standard_errors(), closing(rain.stream(task, settings=settings)) as steps:
             for step in steps:
                 if step.text or step.tool_calls or step.result:
                     yield _chunk(step, numbers)
@@ -348,7 +338,7 @@ class ChatRain(GuardedModel, BaseChatModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         rain, task, settings = self._call(messages, stop, kwargs)
         numbers = itertools.count(1)  # LangChain's own number of the text is 0
-        with _standard_errors():
+        with standard_errors():
             async with aclosing(rain.astream(task, settings=settings)) as steps:
                 async for step in steps:
                     if step.text or step.tool_calls or step.result:
@@ -421,14 +411,3 @@ def _unfinished(result: RainResult) -> AIMessage:
     step = Step(result.text, accepted=result.accepted, verdict=result.verdict, result=result)
     chunk = _chunk(step, itertools.count(1)).message
     return cast("AIMessage", message_chunk_to_message(cast("AIMessageChunk", chunk)))
-
-
-@contextmanager
-def _standard_errors() -> Iterator[None]:
-    """Raise LangChain's own error where it has one."""
-    try:
-        yield
-    except (TooLong, SearchError) as error:
-        if isinstance(error, TooLong) or isinstance(error.__cause__, TooLong):
-            raise PromptTooLongError(str(error)) from error
-        raise
