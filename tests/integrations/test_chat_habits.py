@@ -216,6 +216,14 @@ def test_answers_vary_unless_a_seed_was_given(kind: Any):
     assert len(texts(drawing(seeded, kind), seed=None)) > 1
 
 
+def test_a_settings_file_is_reproducible_by_its_seed_alone(tmp_path):
+    file = tmp_path / "policy.yaml"
+    for written, seed in (("{max_new_tokens: 7}", None), ("{seed: 0}", 0), ("{seed: 3}", 3)):
+        for preset in ("default", "paper"):
+            file.write_text(f"preset: {preset}\ngeneration: {written}\n")
+            assert ChatRain(settings=RainSettings.from_file(file)).settings.generation.seed == seed
+
+
 def test_a_cached_answer_comes_back_though_seeds_are_fresh():
     cached = drawing(SEEDLESS, cache=InMemoryCache())
     assert len(texts(cached)) == 1

@@ -80,7 +80,8 @@ def _flat(given: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
     flat = {name: value for name, value in given.items() if name != _MORE}
     for name, value in dict(given.get(_MORE) or {}).items():
         if name in flat:
-            raise ValueError(f"{name} is given twice, once in {_MORE}: give it once")
+            said = name if name in {*known, *ALIASES, *_UNCHANGED} else "a parameter"
+            raise ValueError(f"{said} is given twice, once in {_MORE}: give it once")
         flat[name] = value
     return {name: flat[name] for name in sorted(flat, key=lambda name: name not in known)}
 
