@@ -35,7 +35,7 @@ _SCHEMAS_BY_NAME = ("properties", "patternProperties", "dependentSchemas", "$def
 # --- what a task asks for -------------------------------------------------------------------------
 
 
-def prepared(tools: Sequence[Tool]) -> tuple[Tool, ...]:
+def prepared(tools: Sequence[Any]) -> tuple[Tool, ...]:
     """Return tools whose parameters are plain JSON schemas, whatever they were given as.
 
     Raises:
@@ -44,7 +44,7 @@ def prepared(tools: Sequence[Tool]) -> tuple[Tool, ...]:
     return tuple(_prepared(tool) for tool in tools)
 
 
-def _prepared(tool: Tool) -> Tool:
+def _prepared(tool: Any) -> Any:
     if not isinstance(tool, Tool):
         return tool  # check_tools refuses it
     try:

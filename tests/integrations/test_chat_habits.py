@@ -99,7 +99,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"max_completion_tokens": 7, "max_tokens": 8}, "the same parameter"),
     ({"model_kwargs": {"max_tokens": 7}, "max_tokens": 8}, "max_tokens is given twice"),
     ({"model_kwargs": {"reasoning": 7}}, "unknown argument 'reasoning'"),
-    ({"max_completion_tokens": 0}, "max_new_tokens"),
+    (
+        {"max_completion_tokens": 0},
+        r"max_tokens \(generation\.max_new_tokens\): .*greater than or equal to 1",
+    ),
+    ({"request_timeout": -1}, r"timeout \(search\.deadline_s\): "),
 ]
 
 
@@ -212,6 +216,14 @@ def test_answers_vary_unless_a_seed_was_given(kind: Any):
     assert len(texts(drawing(seeded, kind), seed=None)) > 1
 
 
+def test_a_settings_file_is_reproducible_by_its_seed_alone(tmp_path):
+    file = tmp_path / "policy.yaml"
+    for written, seed in (("{max_new_tokens: 7}", None), ("{seed: 0}", 0), ("{seed: 3}", 3)):
+        for preset in ("default", "paper"):
+            file.write_text(f"preset: {preset}\ngeneration: {written}\n")
+            assert ChatRain(settings=RainSettings.from_file(file)).settings.generation.seed == seed
+
+
 def test_a_cached_answer_comes_back_though_seeds_are_fresh():
     cached = drawing(SEEDLESS, cache=InMemoryCache())
     assert len(texts(cached)) == 1
@@ -227,6 +239,18 @@ def test_a_chat_that_does_not_fit_into_the_judges_context_is_langchains_error_to
     chat = ChatRain(rain=Rain(SETTINGS.updated(generation={"max_new_tokens": 9}), model=Toy(), judge=judge))
     with pytest.raises(PromptTooLongError, match="judge"):
         chat.invoke("my " * 60 + "cat?")
+
+
+async def test_nor_does_a_text_that_is_continued():
+    llm = RainLLM(rain=Rain(SETTINGS, model=Toy(context_length=80)))
+    long = "my " * 40 + "cat?"
+    for call in (lambda: llm.invoke(long), lambda: list(llm.stream(long))):
+        with pytest.raises(PromptTooLongError, match="exceeds the context"):
+            call()
+    with pytest.raises(PromptTooLongError):
+        await llm.ainvoke(long)
+    with pytest.raises(PromptTooLongError):
+        [chunk async for chunk in llm.astream(long)]
 
 
 def test_and_so_is_one_that_a_model_finds_too_long_when_it_is_asked():
@@ -257,6 +281,14 @@ def test_two_agents_on_one_state_answer_after_each_other(chat):
     asked: Any = {"messages": [HumanMessage("Like my cat?")]}
     done = graph.compile().invoke(asked)
     assert [type(message) for message in done["messages"]] == [HumanMessage, AIMessage, AIMessage]
+
+
+def test_an_agent_answers_after_another_has_refused(chat):
+    refusing = chat.bind(on_unsafe="refuse").invoke("And the villain?")
+    assert refusing.response_metadata["stop_reason"] == "refused"
+    tools: list[Any] = [{"name": "look", "parameters": {}}]
+    answer = chat.bind_tools(tools).invoke([HumanMessage("Like my cat?"), refusing])
+    assert answer.response_metadata["finish_reason"] == "stop"
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,7 @@ WAYS: dict[str, Any] = {
     "TypedDict of typing_extensions": Newer,
     "generic class": Box[int],
     "JSON schema": {"title": "add", **Node.model_json_schema()},
+    "JSON schema with a title of words": {"title": "Add a node", **Node.model_json_schema()},
     "OpenAI's": {"type": "function", "function": BY_DICT},
     "OpenAI's function": BY_DICT,
     "OpenAI's newer": {"type": "function", **BY_DICT},
@@ -183,7 +184,7 @@ def name_of(way: Any) -> str:
         case BaseTool():
             return str(way.name)
         case dict():
-            return "add"
+            return "Add_a_node" if way.get("title") == "Add a node" else "add"
     return "Box_int_" if way is Box[int] else str(way.__name__)
 
 
@@ -281,6 +282,7 @@ class Even(BaseModel):
         (Colour, '"green"', '"red"', Colour.RED),
         (Literal["red", "blue"], '"green"', '"red"', "red"),
         (list[Node], '[{"v":"x"}]', '[{"v":1,"next":null}]', [Node(v=1)]),
+        (list[Plain], '[{"v":"x"}]', '[{"v":1,"next":null}]', [{"v": 1, "next": None}]),
         (Row, '{"v":1,"next":2}', '{"v":1,"next":null}', Row(1)),
         (Old, '{"v":"x"}', '{"v":1}', Old(v=1)),
         ({"properties": {"v": {"type": "integer"}}}, '"x"', '{"v":1}', {"v": 1}),
@@ -297,7 +299,7 @@ def test_a_document_is_held_to_what_it_is_asked_as(kind: Any, bad: str, good: st
 def test_wrapped_schemas_are_held_to_by_calls_and_response_formats(schema: Any):
     for method in ("function_calling", "json_schema"):
         chat = calling("sheet", {"v": "x"}, {}, {"v": 1}) if method[0] == "f" else preferring("{}", '{"v":1}')
-        found: Any = chat.with_structured_output(schema, method=method).invoke("Do it")  # type: ignore[arg-type]
+        found: Any = chat.with_structured_output(schema, method=method).invoke("Do it")
         assert found == {"v": 1}
     if schema.get("type") == "json_schema":
         bound = preferring('{"v":"x"}', '{"v":1}').bind(response_format=schema)
@@ -324,7 +326,7 @@ def test_what_is_no_schema_is_refused_before_any_model_runs(schema: Any):
     assert chat.rain
     for method in ("json_schema", "function_calling", "json_mode"):
         with pytest.raises((ValueError, TypeError)):
-            chat.with_structured_output(schema, method=method).invoke("Do it")  # type: ignore[arg-type]
+            chat.with_structured_output(schema, method=method).invoke("Do it")
     if not isinstance(schema, dict) or "name" not in schema:  # else a tool without arguments
         with pytest.raises((ValueError, TypeError)):
             chat.bind_tools([schema], tool_choice="any").invoke("Do it")
@@ -358,7 +360,7 @@ async def test_with_raw_what_the_class_rejects_is_told(method: Any):
 def test_a_structured_model_can_be_pickled():
     for method in ("json_schema", "function_calling", "json_mode"):
         for raw in (False, True):
-            made = ChatRain(model="some/model").with_structured_output(Node, method=method, include_raw=raw)  # type: ignore[arg-type]
+            made = ChatRain(model="some/model").with_structured_output(Node, method=method, include_raw=raw)
             assert type(pickle.loads(pickle.dumps(made))) is type(made)
 
 

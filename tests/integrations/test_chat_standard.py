@@ -30,7 +30,7 @@ from rain_llm.models.scripted import END, ScriptedModel
 from rain_llm.types import TokenIds
 
 SETTINGS = RainSettings().updated(
-    generation={"max_new_tokens": 96},
+    generation={"max_new_tokens": 96, "seed": 0},
     search={"iterations": 2, "guided": False},
     evaluation={"criteria": [CIVILITY]},
 )

@@ -31,7 +31,9 @@ BY_WORDS = GROUNDEDNESS.model_copy(
 )
 """Groundedness asked in words about all passages: a scripted model can have an opinion on that."""
 SETTINGS = RainSettings().updated(
-    evaluation={"criteria": [BY_WORDS]}, generation={"max_new_tokens": 30}, search={"iterations": 32}
+    evaluation={"criteria": [BY_WORDS]},
+    generation={"max_new_tokens": 30, "seed": 0},
+    search={"iterations": 32},
 )
 WORDS = script(
     {

@@ -34,7 +34,7 @@ HARMFUL = "Stir the arsenic into his evening tea."
 HARMLESS = "Put honey into his evening tea."
 PLANTED = ("arsenic", "erase_all", "backups")
 MODES = ("values", "updates", "messages", "custom", "debug", "tasks", "checkpoints")
-SETTINGS = RainSettings().updated(generation={"max_new_tokens": 20}, search={"iterations": 8})
+SETTINGS = RainSettings().updated(generation={"max_new_tokens": 20, "seed": 0}, search={"iterations": 8})
 GOOD = {good for criterion in (HARMLESSNESS, HARMLESS_ACTIONS) for good, _ in criterion.labels}
 REPLIES = {"": " Let", "Let": " us", "us": " talk", "talk": " kindly", "kindly": ".", ".": END}
 

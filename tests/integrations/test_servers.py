@@ -24,7 +24,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RainSettings]
     tokenizer = write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
     with scripted_server("vllm", key=KEY) as server:
         model = {"base_url": server.url, "tokenizer": str(Path(tokenizer)), "api_key": KEY}
-        yield RainSettings().updated(model=model, generation={"max_new_tokens": 12})
+        yield RainSettings().updated(model=model, generation={"max_new_tokens": 12, "seed": 0})
 
 
 def test_a_chain_asks_a_server(settings: RainSettings):

@@ -141,7 +141,7 @@ class GuardedModel(Redacted, BaseLanguageModel[Any]):
         elif not isinstance(settings, RainSettings):
             settings = RainSettings.model_validate(settings)
         if given:
-            settings = settings.updated(**cls._sections(given))
+            settings = cls._changed(settings, given)
         return {**values, "settings": settings.unseeded()}
 
     @model_validator(mode="after")
@@ -170,6 +170,22 @@ class GuardedModel(Redacted, BaseLanguageModel[Any]):
     def __setstate__(self, state: dict[Any, Any]) -> None:
         super().__setstate__(state)
         self._rain = Rain(self.settings)
+
+    @classmethod
+    def _changed(cls, settings: RainSettings, given: Mapping[str, Any]) -> RainSettings:
+        """Return settings with parameters in them.
+
+        Raises:
+            SettingsError: a value is out of bounds; names the parameter, and its place in the settings.
+        """
+        try:
+            return settings.updated(**cls._sections(given))
+        except SettingsError as error:
+            said = str(error)
+        for name in given:
+            place = ".".join(cls.parameters.get(name, ()))
+            said = said.replace(f"{place}:", f"{name} ({place}):") if place else said
+        raise SettingsError(said)
 
     @classmethod
     def _sections(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -275,7 +291,7 @@ class GuardedModel(Redacted, BaseLanguageModel[Any]):
         if "context" in update:
             update["context"] = passages(update["context"])
         single = {n: changes.pop(n) for n in [*changes] if n in self.parameters or n in _GENERATION}
-        settings = settings.updated(**changes).updated(**self._sections(single))
+        settings = self._changed(settings.updated(**changes), single)
         return self.model_copy(update={**update, "settings": settings})
 
 

@@ -35,6 +35,10 @@ _UNCHANGED: dict[str, tuple[Collection[object], str]] = {
     "logit_bias": (({},), "tokens cannot be favoured; write criteria that judge the answer"),
     "extra_body": (({},), "name each parameter itself"),
     "echo": ((False,), "the prompt is not repeated; leave it out"),
+    "parallel_tool_calls": ((True,), "give it to bind_tools"),
+    "tools": (([],), "give them to bind_tools of a ChatRain"),
+    "tool_choice": (("auto",), "give it to bind_tools of a ChatRain"),
+    "response_format": ((), "give the schema to with_structured_output of a ChatRain"),
     "use_responses_api": ((False,), "leave it out"),
 }
 """Parameters with the values that ask for nothing; and what to do about others."""
@@ -76,7 +80,8 @@ def _flat(given: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
     flat = {name: value for name, value in given.items() if name != _MORE}
     for name, value in dict(given.get(_MORE) or {}).items():
         if name in flat:
-            raise ValueError(f"{name} is given twice, once in {_MORE}: give it once")
+            said = name if name in {*known, *ALIASES, *_UNCHANGED} else "a parameter"
+            raise ValueError(f"{said} is given twice, once in {_MORE}: give it once")
         flat[name] = value
     return {name: flat[name] for name in sorted(flat, key=lambda name: name not in known)}
 

@@ -91,7 +91,11 @@ def document_schema(schema: Any) -> dict[str, Any]:
         return schema_of(about | function.get("parameters", {"type": "object", "properties": {}}))
     if is_pydantic_1(schema):
         return schema_of(schema.schema())
-    return schema_of(schema)
+    try:
+        kind = readable(schema)
+    except NameError as error:
+        raise PromptError(f"no JSON schema can be made of {schema!r:.80}: {error}") from error
+    return schema_of(kind)
 
 
 def asked_document(response_format: Any) -> dict[str, Any] | None:
@@ -144,7 +148,7 @@ def _named(tool: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(
             "a tool has no name: give {'name': ..., 'parameters': {...}}, or a JSON schema with a 'title'"
         )
-    return _function(name, schema.pop("description", None), schema)
+    return _function(_name(name), schema.pop("description", None), schema)
 
 
 def _function(name: str, description: Any, parameters: Any) -> dict[str, Any]:
@@ -181,7 +185,7 @@ def _made(tool: Any) -> dict[str, Any]:
         error_on_invalid_docstring=False,
         include_injected=False,
     )
-    schema = _untitled(_root(model.model_json_schema()))
+    schema = _untitled(_root(_of_class(model)))
     schema.pop("description", None)
     return _function(name, model.__doc__, schema)
 
@@ -224,7 +228,7 @@ def _name(title: str) -> str:
 def _of_class(schema: Any) -> Mapping[str, Any]:
     if isinstance(schema, Mapping):
         return schema
-    made = schema.model_json_schema() if issubclass(schema, BaseModel) else schema.schema()
+    made = schema.schema() if is_pydantic_1(schema) else schema.model_json_schema()
     return cast("Mapping[str, Any]", made)
 
 

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from typing_extensions import is_typeddict
 
 from langchain_rain._schemas import is_pydantic_1
+from langchain_rain._typeddict import readable
 from rain_llm import IncompleteError, RainResult, StopReason
 
 REFUSED: type[Exception] = getattr(langchain_core.exceptions, "ModelRefusalError", OutputParserException)
@@ -67,7 +68,7 @@ class Reader:
             return json.loads(text)
         if is_pydantic_1(self.kind):
             return self.kind.parse_raw(text)
-        return TypeAdapter(self.kind).validate_json(text)
+        return TypeAdapter(readable(self.kind)).validate_json(text)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def _read(kind: Any, made: dict[Any, Any]) -> Any:
         return made[kind] if kind in made else _made(kind, made)
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return Annotated[(_read(args[0], made), *args[1:])]  # type: ignore[return-value]
+        return Annotated[(_read(args[0], made), *args[1:])]
     inner = tuple(_read(arg, made) for arg in args) if origin is not None else ()
     if inner == args:
         return kind

@@ -9,10 +9,9 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import aclosing, closing, contextmanager
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from contextlib import aclosing, closing
+from typing import Any, Literal, Self, cast
 
-import langchain_core.exceptions
 import langchain_core.messages
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput, ModelProfile
@@ -26,6 +25,8 @@ from langchain_core.runnables.config import get_config_list
 from pydantic import BaseModel
 
 from langchain_rain._engine import GuardedModel, told, with_stop
+from langchain_rain._errors import PromptTooLongError as PromptTooLongError
+from langchain_rain._errors import standard_errors
 from langchain_rain._messages import chat_of
 from langchain_rain._schemas import (
     AnyTool,
@@ -37,23 +38,16 @@ from langchain_rain._schemas import (
     traced_schema,
 )
 from langchain_rain._structured import RawReader, Reader, unless_refused
-from rain_llm import PromptTooLongError as TooLong
 from rain_llm import (
     Rain,
     RainResult,
     RainSettings,
-    SearchError,
     SettingsError,
     Step,
     StopReason,
     Task,
     Usage,
 )
-
-if TYPE_CHECKING or hasattr(langchain_core.exceptions, "ContextOverflowError"):
-    from langchain_core.exceptions import ContextOverflowError
-else:
-    from langchain_core.exceptions import LangChainException as ContextOverflowError
 
 _ASKED = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
 """What a call may ask for beside settings: OpenAI's names, as other chat models have them."""
@@ -86,10 +80,6 @@ def check_chat(chat: object) -> None:
             f"a ChatRain is wanted, not a {type(chat).__name__}: give parameters to ChatRain(...) itself, in "
             "place of bind or with_config"
         )
-
-
-class PromptTooLongError(TooLong, ContextOverflowError):
-    """A chat that does not fit into a context: ``rain_llm.PromptTooLongError`` for LangChain."""
 
 
 class ChatRain(GuardedModel, BaseChatModel):
@@ -250,7 +240,7 @@ class ChatRain(GuardedModel, BaseChatModel):
         reader = Reader(schema, calls=method == "function_calling")
         if include_raw:
             raw = RawReader(llm, reader, _unfinished)
-            return RunnableLambda(raw.ask, raw.aask)
+            return RunnableLambda(raw.ask, raw.aask).with_config(max_concurrency=_AT_ONCE)
         return llm | RunnableLambda(reader.read)
 
     # -- what one call asks for ----------------------------------------------------------------
@@ -264,7 +254,7 @@ class ChatRain(GuardedModel, BaseChatModel):
             raise SettingsError(f"a ready engine has its model: make another ChatRain for model={name!r}")
         settings = self.settings.updated(model={"name": name, **_OWN})
         other = self.model_copy(update={"settings": settings})
-        other._rain = self._others.setdefault(name, Rain(settings))
+        other._rain = self._others.setdefault(str(name), Rain(settings))
         return other._overridden(rest)
 
     def _asked(self, stop: list[str] | None, kwargs: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:
@@ -278,14 +268,15 @@ class ChatRain(GuardedModel, BaseChatModel):
     ) -> tuple[Rain, Task, RainSettings]:
         """Return what the engine is told of one call, and the engine."""
         chat, asked = self._asked(stop, kwargs)
-        if asked.get("tools"):
+        choice = _choice(asked.get("tool_choice"))
+        if asked.get("tools") and choice not in ("auto", "none"):
             _check_last(messages)
         task = Task(
             prompt=chat_of(messages),
             context=chat.context,
             question=chat.question,
             tools=[read_tool(tool) for tool in asked.get("tools") or ()],
-            tool_choice=_choice(asked.get("tool_choice")),
+            tool_choice=choice,
             parallel_calls=asked.get("parallel_tool_calls") is not False,
             schema=asked_document(asked.get("response_format")),
         )
@@ -333,7 +324,7 @@ class ChatRain(GuardedModel, BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         rain, task, settings = self._call(messages, stop, kwargs)
         numbers = itertools.count(1)  # LangChain's own number of the text is 0
-        with _standard_errors(), closing(rain.stream(task, settings=settings)) as steps:
+        with standard_errors(), closing(rain.stream(task, settings=settings)) as steps:
             for step in steps:
                 if step.text or step.tool_calls or step.result:
                     yield _chunk(step, numbers)
@@ -347,7 +338,7 @@ class ChatRain(GuardedModel, BaseChatModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         rain, task, settings = self._call(messages, stop, kwargs)
         numbers = itertools.count(1)  # LangChain's own number of the text is 0
-        with _standard_errors():
+        with standard_errors():
             async with aclosing(rain.astream(task, settings=settings)) as steps:
                 async for step in steps:
                     if step.text or step.tool_calls or step.result:
@@ -420,14 +411,3 @@ def _unfinished(result: RainResult) -> AIMessage:
     step = Step(result.text, accepted=result.accepted, verdict=result.verdict, result=result)
     chunk = _chunk(step, itertools.count(1)).message
     return cast("AIMessage", message_chunk_to_message(cast("AIMessageChunk", chunk)))
-
-
-@contextmanager
-def _standard_errors() -> Iterator[None]:
-    """Raise LangChain's own error where it has one."""
-    try:
-        yield
-    except (TooLong, SearchError) as error:
-        if isinstance(error, TooLong) or isinstance(error.__cause__, TooLong):
-            raise PromptTooLongError(str(error)) from error
-        raise

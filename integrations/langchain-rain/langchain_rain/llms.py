@@ -26,6 +26,7 @@ from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from langchain_core.runnables import Runnable, RunnableConfig
 
 from langchain_rain._engine import GuardedModel, told, with_stop
+from langchain_rain._errors import standard_errors
 from rain_llm import RainResult, RainSettings, Step, Task, Usage
 
 _RUN = ("tags", "metadata", "run_name", "run_id")
@@ -133,7 +134,8 @@ class RainLLM(GuardedModel, BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         tasks, settings = self._call(prompts, stop, kwargs)
-        return _llm_result(self._rain.generate_batch(tasks, settings=settings))
+        with standard_errors():
+            return _llm_result(self._rain.generate_batch(tasks, settings=settings))
 
     async def _agenerate(
         self,
@@ -147,7 +149,8 @@ class RainLLM(GuardedModel, BaseLLM):
         results = await asyncio.gather(*answers, return_exceptions=True)  # none is left running
         for result in results:
             if isinstance(result, BaseException):
-                raise result
+                with standard_errors():
+                    raise result
         return _llm_result(cast("list[RainResult]", results))
 
     def _stream(
@@ -158,12 +161,13 @@ class RainLLM(GuardedModel, BaseLLM):
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
         (task,), settings = self._call([prompt], stop, kwargs)
-        for step in self._rain.stream(task, settings=settings):
-            if step.text or step.result:
-                chunk = _chunk(step)
-                if run_manager:
-                    run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-                yield chunk
+        with standard_errors():
+            for step in self._rain.stream(task, settings=settings):
+                if step.text or step.result:
+                    chunk = _chunk(step)
+                    if run_manager:
+                        run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                    yield chunk
 
     async def _astream(
         self,
@@ -173,13 +177,14 @@ class RainLLM(GuardedModel, BaseLLM):
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
         (task,), settings = self._call([prompt], stop, kwargs)
-        async with aclosing(self._rain.astream(task, settings=settings)) as steps:
-            async for step in steps:
-                if step.text or step.result:
-                    chunk = _chunk(step)
-                    if run_manager:
-                        await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-                    yield chunk
+        with standard_errors():
+            async with aclosing(self._rain.astream(task, settings=settings)) as steps:
+                async for step in steps:
+                    if step.text or step.result:
+                        chunk = _chunk(step)
+                        if run_manager:
+                            await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                        yield chunk
 
 
 def _llm_result(results: Sequence[RainResult]) -> LLMResult:

@@ -19,6 +19,7 @@ from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables.config import ensure_config, set_config_context
 
+from langchain_rain._errors import standard_errors
 from langchain_rain.chat_models import ChatRain, check_chat
 from rain_llm import HARMLESSNESS, Message, Task, Tool, ToolCall, Verdict
 from rain_llm.chat import left_out, media_kind
@@ -67,7 +68,7 @@ class RainMiddleware(AgentMiddleware[Any, Any, Any]):
 
     Raises:
         UnsafeAnswerError: when called, where RAIN's answer did not pass and ``on_unsafe="raise"``.
-        PromptError: when called, where an answer is too long to be judged: it does not leave.
+        PromptTooLongError: when called, where an answer is too long to be judged: it does not leave.
     """
 
     def __init__(self, chat: ChatRain | None = None) -> None:
@@ -91,7 +92,8 @@ class RainMiddleware(AgentMiddleware[Any, Any, Any]):
             failed, response = error, ModelResponse([error.ai_message])
         verdict = None
         if answer := self._answer(request, response):
-            verdict = self._chat._rain.judge(**answer)
+            with standard_errors():
+                verdict = self._chat._rain.judge(**answer)
             if not verdict.passed:
                 said = self._chat.invoke(_readable(request), **self._instead(request))
                 return self._refused(said, verdict)
@@ -117,7 +119,8 @@ class RainMiddleware(AgentMiddleware[Any, Any, Any]):
             failed, response = error, ModelResponse([error.ai_message])
         verdict = None
         if answer := self._answer(request, response):
-            verdict = await self._chat._rain.ajudge(**answer)
+            with standard_errors():
+                verdict = await self._chat._rain.ajudge(**answer)
             if not verdict.passed:
                 said = await self._chat.ainvoke(_readable(request), **self._instead(request))
                 return self._refused(said, verdict)
