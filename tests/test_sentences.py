@@ -134,6 +134,12 @@ def test_passages_are_numbered_as_they_were_given() -> None:
     assert words == [(1, "The cat."), (1, "Second line"), (3, "The dog."), (3, "Alone"), (4, "犬です"), None]
 
 
+def test_a_statement_that_is_off_the_question_finds_what_it_is_about() -> None:
+    passages = ["The ferry to the island leaves at nine and takes an hour.", "The cafe serves tea and cake."]
+    asked = ["The cafe is open all night.", "It leaves at ten.", "Who knows?"]
+    assert [near and near[0] for near in nearest(passages, "When does the ferry leave?", asked)] == [1, 0, 0]
+
+
 def test_of_a_long_passage_the_beginning_is_shown() -> None:
     (found,) = rain().judge_sentences(QUESTION, "A ferry", context="The ferry " + "goes " * 200)
     assert len(found.passage_text) == 203 and found.passage_text.startswith("The ferry goes")
@@ -180,7 +186,7 @@ async def test_the_event_loop_goes_on() -> None:
     while not call.done():
         await asyncio.sleep(0.01)
         turns += 1
-    assert turns > 5
+    assert turns > 2
     check(await call)
 
 

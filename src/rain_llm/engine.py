@@ -526,9 +526,9 @@ class Rain:
         assert evaluator is not None
         if settings.search.similarity is not None:
             runtime.embedder()  # a missing one is told now, not in the middle of an answer
-        search = RainSearch(tokens, subject, writer, evaluator, settings, seed, guided, form)
-        explaining = explained(search, passages_of(task))
-        return self._job(explaining, settings, seed, len(tokens), evaluator, emit, form)
+        guarding = RainSearch(tokens, subject, writer, evaluator, settings, seed, guided, form)
+        search = explained(guarding, passages_of(task))
+        return self._job(search, settings, seed, len(tokens), evaluator, emit, form)
 
     def _job(
         self,

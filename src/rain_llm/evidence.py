@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -40,7 +40,10 @@ def pertinent(context: str, question: str, answer: str) -> str:
         written, with a space between them; "" if none shares a word.
     """
     index, asked = _read(context), _words(question)
-    places = {_best(index, asked | _words(statement)) for statement in _SENTENCE.split(answer.strip())}
+    places = {
+        _best(index, dict.fromkeys(asked | _words(statement), 1.0))
+        for statement in _SENTENCE.split(answer.strip())
+    }
     return " ".join(index[0][place] for place in sorted(place for place in places if place is not None))
 
 
@@ -48,6 +51,9 @@ def nearest(
     passages: Sequence[str], question: str, statements: Sequence[str]
 ) -> list[tuple[int, str] | None]:
     """Name, for each statement, the passage with the sentence that it is most likely about.
+
+    Sentences are weighed as in :func:`pertinent`, but a word that only the question has counts a quarter:
+    a statement that is off the question is to find what it is about itself.
 
     Args:
         passages: in their order; joined by blank lines, they are the context of :func:`pertinent`.
@@ -61,17 +67,21 @@ def nearest(
     index, asked = _read("\n\n".join(passages)), _words(question)
     owners = iter([i for i, one in enumerate(passages) for part in _SENTENCE.split(one) if part.strip()])
     owner = {place: next(owners) for place, sentence in enumerate(index[0]) if sentence}
-    found = (_best(index, asked | _words(statement)) for statement in statements)
+    found = (
+        _best(index, dict.fromkeys(asked, 0.25) | dict.fromkeys(_words(statement), 1.0))
+        for statement in statements
+    )
     return [None if place is None else (owner[place], index[0][place]) for place in found]
 
 
-def _best(index: _Index, words: frozenset[str]) -> int | None:
-    """Return the place of the sentence that shares most with these words, if any does."""
+def _best(index: _Index, words: Mapping[str, float]) -> int | None:
+    """Return the place of the sentence that shares most with these words, by their weights, if any does."""
     sentences, roots, having = index
     shared: dict[int, float] = {}
     for word in sorted(words):  # in one order, as sums of floats depend on it
         for place in (places := having.get(word, ())):
-            shared[place] = shared.get(place, 0.0) + math.log((1 + len(sentences)) / len(places))
+            rarity = math.log((1 + len(sentences)) / len(places))
+            shared[place] = shared.get(place, 0.0) + words[word] * rarity
     return max(sorted(shared), key=lambda place: shared[place] / roots[place]) if shared else None
 
 

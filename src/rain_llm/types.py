@@ -273,8 +273,8 @@ class SentenceVerdict:
         index: its place among the sentences of the text, from 0.
         start, end: where it stands in the text, characters.
         verdict: on this sentence alone.
-        passage: place of the nearest passage, from 0: the one with the sentence that shares most with it and
-            the question; None: there are no passages, or none shares a word.
+        passage: place of the nearest passage, from 0: the one with the sentence that shares most words with
+            it (and the question); None: there are no passages, or none shares a word.
         passage_text: that sentence of the passage, of a long one its beginning; "": none.
         text: its words; "": withheld, as nobody has asked for words that did not pass
             (``evaluation.sentences``).

@@ -83,7 +83,7 @@ def _asked(
     return ChatPromptTemplate(messages), {"context": context, "question": question, **options}
 
 
-def boxed(output_cls: type[BaseModel], by_call: bool = False) -> type[BaseModel]:
+def boxed(output_cls: Any, by_call: bool = False) -> type[BaseModel]:
     """Return a class that a JSON object fills, for LlamaIndex reads nothing else: a root model in a field.
 
     ``by_call``: also a class that refers to itself, for LlamaIndex calls tools by their properties, and the
