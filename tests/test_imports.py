@@ -86,6 +86,7 @@ ORDER = (
     "evals.own_judges",
     "evals.judging",
     "evals.study",
+    "evals.summary",
     "evals.report",
     "evals.command",
     "cli",

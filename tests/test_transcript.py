@@ -1,4 +1,4 @@
-"""Without a chat template (base models, or settings that say no to it) a chat is a transcript in plain text."""
+"""Without a chat template (base models; settings that say no to it) a chat is a transcript in plain text."""
 
 from __future__ import annotations
 
