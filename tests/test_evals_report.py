@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from rain_llm.errors import SettingsError
+from rain_llm.evals import rows as ledger
 from rain_llm.evals.judges import BUILT_IN, Judge
 from rain_llm.evals.judging import Judged
 from rain_llm.evals.page import Cell, Table, as_html, as_markdown
@@ -126,6 +127,74 @@ def test_what_came_out_in_short(page):
     assert line[6] == Cell("N = 8")
     paper = page.findings.rows[1]
     assert paper[6] == Cell("N = 8", "which costs less")
+
+
+SETTINGS = {
+    "h": {
+        "model": {"name": "m"},
+        "evaluation": {
+            "criteria": [{"name": "civility", "threshold": 0.2}, {"name": "calm", "threshold": 0.5}]
+        },
+        "on_unsafe": "refuse",
+    }
+}
+
+
+def test_the_report_opens_with_a_sentence_and_the_policy():
+    rows = [
+        replace(row, passed=None if row.method == "plain" else {"civility": True, "calm": i % 4 == 0})
+        for i, row in enumerate(run(methods=("plain", "self-check", "rain")))
+    ]
+    asked = {"settings": SETTINGS, "date": "2026-11-29"}
+    page = assemble(rows, judged_by(rows, hostile=hostile), asked)
+    assert page.sentences == [
+        "civility: with rain, 0 % of the answers are hostile, against 50 % with plain (better), "
+        "at 15.0 times the tokens."
+    ]
+    assert [[cell.text for cell in row] for row in page.policy.rows] == [
+        ["civility", "rain", "civility", "0.2", "100 % (40 of 40)", "refuse", "h"],
+        ["civility", "rain", "calm", "0.5", "25 % (10 of 40)", "refuse", "h"],
+    ]
+    assert "begun on 2026-11-29" in page.about
+    for text in (as_html(page), as_markdown(page)):
+        places = [
+            text.index(part) for part in (page.sentences[0], "The policy", "25 % (10 of 40)", "In short")
+        ]
+        assert places == sorted(places)
+
+
+@pytest.mark.parametrize(
+    ("task", "judge", "method", "says"),
+    [
+        ("civility", "hostile", "plain", "civility: with plain, 50 % of the answers are hostile."),
+        ("sentiment", "vader", "mine", "sentiment: with mine, VADER's mean is 1.0, against 0"),
+        ("harmlessness", "refused_harmful", "self-check", "100 % of the harmful requests are refused"),
+        ("truth", "truth", "hard", "with hard, the mean margin of truth is 1.0"),
+    ],
+)
+def test_the_sentence_of_other_runs(task, judge, method, says):
+    rows = run(methods=tuple(dict.fromkeys(("plain", method))), task=task)
+    see = hostile if judge == "hostile" else lambda row: row.method != "plain"
+    (sentence,) = assemble(rows, judged_by(rows, **{judge: see}), {}).sentences
+    assert says in sentence
+
+
+def test_rows_from_before_there_were_pass_rates_are_read(tmp_path):
+    old = asdict(made("rain", 3))
+    del old["passed"]
+    (tmp_path / "rows.jsonl").write_text(json.dumps(old) + "\n")
+    (row,) = ledger.read(tmp_path / "rows.jsonl")
+    assert row == made("rain", 3)
+    page = assemble([row], judged_by([row], hostile=hostile), {"settings": SETTINGS})
+    assert [cell.text for cell in page.policy.rows[0]][2:5] == ["civility", "0.2", "–"]
+
+
+def test_the_page_fits_a_phone(page):
+    text = as_html(page)
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in text
+    assert text.count("<table>") == text.count('<div class="scroll"><table>') > 3  # each in a box of its own
+    assert ".scroll { overflow-x: auto" in text
+    assert "figure { margin: 0;" in text and "overflow-x: auto }" in text
 
 
 def test_cost_is_in_multiples_of_plain(page):

@@ -106,6 +106,7 @@ ORDER = (
     "evals.own_judges",
     "evals.judging",
     "evals.study",
+    "evals.summary",
     "evals.report",
     "evals.command",
     "cli",

@@ -255,6 +255,7 @@ def write(method: str, rain: Rain, task: Task, items: Sequence[Item], seed: int)
             result.usage.forwards,
             None,
             rain.settings.hash,
+            {c.name: c.passed for c in result.verdict.criteria} if result.verdict else None,
         )
 
     if ladder := _ladder(method):

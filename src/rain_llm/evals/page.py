@@ -74,12 +74,16 @@ class Page:
     """A report.
 
     Attributes:
+        sentences: what came out, one for each task.
+        policy: what the answers had to pass, and how many did.
         about: what was run.
         findings: what came out, in one table.
         legend: (figure, what it is, what must be known of it).
         reading: how to read it, a sentence each.
     """
 
+    sentences: list[str]
+    policy: Table
     about: list[str]
     findings: Table
     sections: list[Section]
@@ -98,8 +102,11 @@ def as_html(page: Page) -> str:
 
 def as_markdown(page: Page) -> str:
     """Make the Markdown page; texts of models are escaped, and folded away where they may upset."""
-    lines = ["# What guarding the model does", "", " · ".join(page.about), "", "## In short", ""]
-    lines += [*_table(page.findings), "", page.findings.note]
+    lines = ["# What guarding the model does", "", *(f"- {line}" for line in page.sentences)]
+    lines += ["", " · ".join(page.about)]
+    for title, table in (("The policy", page.policy), ("In short", page.findings)):
+        if table.rows:
+            lines += ["", f"## {title}", "", *_table(table), "", table.note]
     for section in page.sections:
         lines += ["", f"## {section.task}", "", section.about]
         for table in section.tables:

@@ -18,6 +18,7 @@ from rain_llm.evals.page import Page, Table, as_html, as_markdown
 from rain_llm.evals.rows import Row
 from rain_llm.evals.runner import ASKED, ITEMS, ROWS, read_asked
 from rain_llm.evals.study import Study
+from rain_llm.evals.summary import policy, sentence
 from rain_llm.evals.tasks import load
 from rain_llm.models.base import LanguageModel
 
@@ -123,7 +124,8 @@ def assemble(rows: Sequence[Row], judged: Judged, asked: dict[str, Any]) -> Page
         if name in used
     ]
     legend += [(name, "left out", note) for name, note in judged.notes.items() if name not in judged.judges]
-    return Page(_about(asked, rows), findings, sections, legend, _READING)
+    sentences = [sentence(study) for study in studies]
+    return Page(sentences, policy(studies, asked), _about(asked, rows), findings, sections, legend, _READING)
 
 
 def _about(asked: dict[str, Any], rows: Sequence[Row]) -> list[str]:
@@ -142,6 +144,8 @@ def _about(asked: dict[str, Any], rows: Sequence[Row]) -> list[str]:
         lines.append(f"its own judge: {', '.join(sorted(judges))}")
     splits = asked.get("splits", {}).items()
     lines += [f"{task}: {_SPLITS[split]}" for task, split in splits if split in _SPLITS]
+    if asked.get("date"):
+        lines.append(f"begun on {asked['date']}")
     if asked.get("rain_llm", "not installed") != "not installed":
         lines.append(f"rain-llm {asked['rain_llm']}")
     return lines

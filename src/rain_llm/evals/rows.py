@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import BinaryIO
@@ -40,6 +40,7 @@ class Row:
         forwards: forward passes in which this answer took part.
         cpu_s: CPU seconds of its block, divided by the block's answers; a seed does not repeat it.
         settings_hash: of the method's settings for the task, in which ``seed`` takes the place of theirs.
+        passed: by the model's own verdict, each criterion; None where nothing was judged.
     """
 
     task: str
@@ -59,6 +60,7 @@ class Row:
     forwards: int
     cpu_s: float | None
     settings_hash: str
+    passed: Mapping[str, bool] | None = None
 
     @property
     def key(self) -> tuple[str, str, str, int]:
@@ -83,7 +85,7 @@ def read(path: Path) -> list[Row]:
             data = json.loads(line)
         except ValueError:
             data = None
-        if not isinstance(data, dict) or set(data) != names:
+        if not isinstance(data, dict) or set(data) | {"passed"} != names:  # older rows lack it
             raise _no_row(number, path)
         rows.append(Row(**data))
     return rows

@@ -14,6 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -218,7 +219,8 @@ def _note(
     split: str,
 ) -> None:
     """Write down what is asked; refuse it if the folder holds answers to something else."""
-    before: dict[str, Any] = {"rain_llm": _version(), "seeds": 0, "splits": {}, "methods": {}, "settings": {}}
+    before: dict[str, Any] = {"rain_llm": _version(), "date": date.today().isoformat(), "seeds": 0}
+    before |= {"splits": {}, "methods": {}, "settings": {}}
     kept: dict[tuple[str, str], Item] = {}
     if (out / ASKED).exists():
         before |= read_asked(out)

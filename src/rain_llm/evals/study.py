@@ -42,12 +42,12 @@ AIMS = {
 HELPFULNESS = ("needless_refusal", "fluency", "relevance", "repetition", "length")
 _UPSETTING = ("civility", "harmlessness", "jailbreak")
 _EXAMPLES = 3  # items, evenly spaced: nobody chose them
-_PLAIN = "plain"
+PLAIN = "plain"
 _FEW = 20
 # --- numbers as text ------------------------------------------------------------------------------------
 
 
-class _Scale:
+class Scale:
     """Writes figures of one judge: as many digits as their intervals allow."""
 
     def __init__(self, judge: Judge, estimates: Sequence[Estimate], changes: Sequence[Estimate] = ()) -> None:
@@ -92,7 +92,8 @@ class _Scale:
         return f"{self.value(estimate.value, sign=True)} {self.interval(estimate, sign=True)}".rstrip()
 
 
-def _verdict(estimate: Estimate, better: int) -> str:
+def verdict_of(estimate: Estimate, better: int) -> str:
+    """Say what a difference comes to: one of ``page.MARKS``."""
     if not estimate.differs_from(0):
         return "not told apart"
     if better == 0:
@@ -108,18 +109,18 @@ class Study:
 
     def __init__(self, task: str, rows: Sequence[Row], judged: Judged) -> None:
         self.task = task
-        self._judges = judged.judges
-        self._rows: dict[str, list[Row]] = defaultdict(list)
+        self.judges = judged.judges
+        self.rows: dict[str, list[Row]] = defaultdict(list)
         self._values: dict[str, dict[str, dict[tuple[str, int], float]]] = defaultdict(
             lambda: defaultdict(dict)
         )
         for i, row in enumerate(rows):
             if row.task == task:
-                self._rows[row.method].append(row)
+                self.rows[row.method].append(row)
                 for name, column in judged.columns.items():
                     if not math.isnan(column[i]):
                         self._values[name][row.method][row.item, row.seed] = float(column[i])
-        self._refused = {m: sum(map(refuses, found)) for m, found in self._rows.items()}
+        self._refused = {m: sum(map(refuses, found)) for m, found in self.rows.items()}
         own = [name for name in judged.judges if name not in BUILT_IN]
         there = {name for name in self._values if self._values[name]}
         if any(self._refused.values()):  # a judge of tone that saw nothing else has its row, without a number
@@ -127,11 +128,11 @@ class Study:
         self.aims = [name for name in (*AIMS.get(task, ()), *own) if name in there]
         self.helps = [name for name in HELPFULNESS if name in there and name not in self.aims]
         parts = GROUPS["ablations"]
-        self.ablations = [name for name in self._rows if name in parts]
-        self.methods = sorted((name for name in self._rows if name not in parts), key=_order)
-        others = (_PLAIN, "self-check")
+        self.ablations = [name for name in self.rows if name in parts]
+        self.methods = sorted((name for name in self.rows if name not in parts), key=_order)
+        others = (PLAIN, "self-check")
         self.rain = [name for name in self.methods if name not in others and not _drafts(name)]
-        self._all = [row for found in self._rows.values() for row in found]
+        self._all = [row for found in self.rows.values() for row in found]
 
     # -- figures -----------------------------------------------------------------------------------
 
@@ -141,7 +142,7 @@ class Study:
 
     def level(self, name: str, method: str) -> Estimate:
         """Estimate a method's mean figure."""
-        return (share if self._judges[name].share else mean)(self.of(name, method))
+        return (share if self.judges[name].share else mean)(self.of(name, method))
 
     def change(self, name: str, method: str, base: str) -> Estimate:
         """Estimate the paired difference of two methods."""
@@ -150,9 +151,9 @@ class Study:
     def refused(self, method: str) -> str:
         """Say how many of a method's answers are refusals; "" if none is."""
         count = self._refused.get(method, 0)
-        return f"refused {count} of {len(self._rows[method])}" if count else ""
+        return f"refused {count} of {len(self.rows[method])}" if count else ""
 
-    def _left_out(self, judge: Judge, method: str) -> str:
+    def left_out(self, judge: Judge, method: str) -> str:
         """Say what a judge has no figure of because it is a refusal."""
         return self.refused(method) if judge.tone else ""
 
@@ -160,9 +161,22 @@ class Study:
         """Return a number that stands in the rows themselves."""
         return {
             (row.item, row.seed): float(value)
-            for row in self._rows[method]
+            for row in self.rows[method]
             if (value := getattr(row, what)) is not None
         }
+
+    @property
+    def guarded(self) -> list[str]:
+        """The methods that a policy speaks of: RAIN; without it, its variants, or all that judge answers."""
+        judging = [m for m in self.methods if any(row.passed is not None for row in self.rows[m])]
+        return self.rain or self.ablations or judging
+
+    def by_settings(self, method: str) -> dict[str, list[Row]]:
+        """Return a method's rows, by the hash of the settings they were written by."""
+        found: dict[str, list[Row]] = defaultdict(list)
+        for row in self.rows[method]:
+            found[row.settings_hash].append(row)
+        return dict(found)
 
     # -- what is said ----------------------------------------------------------------------------------
 
@@ -171,9 +185,9 @@ class Study:
         lines = []
         for method in self.rain if self.aims else ():
             name = self.aims[0]
-            judge = self._judges[name]
-            level, plain = self.level(name, method), self.level(name, _PLAIN)
-            scale = _Scale(judge, [level])
+            judge = self.judges[name]
+            level, plain = self.level(name, method), self.level(name, PLAIN)
+            scale = Scale(judge, [level])
             enough, fewer = equal_tokens(self._all, method)
             rival = enough or fewer
             lines.append(
@@ -182,10 +196,10 @@ class Study:
                     Cell(method),
                     Cell(
                         scale.figure(level.value),
-                        _listed(scale.interval(level), self._left_out(judge, method)),
+                        _listed(scale.interval(level), self.left_out(judge, method)),
                     ),
-                    Cell(scale.figure(plain.value), self._left_out(judge, _PLAIN)),
-                    self._change(name, method, _PLAIN),
+                    Cell(scale.figure(plain.value), self.left_out(judge, PLAIN)),
+                    self._change(name, method, PLAIN),
                     Cell(f"{_mean(self.counts(method, 'model_tokens')):.0f}"),
                     Cell(f"N = {rival}", "" if enough else "which costs less") if rival else Cell("–"),
                     self._change(name, method, f"best-of-{rival}") if rival else Cell("–"),
@@ -198,8 +212,8 @@ class Study:
         """Name the other figures that are told apart from plain."""
         told: dict[str, list[str]] = defaultdict(list)
         for name in (*self.aims[1:], *self.helps):
-            change = self.change(name, method, _PLAIN)
-            told[_verdict(change, self._judges[name].better)].append(self._judges[name].title)
+            change = self.change(name, method, PLAIN)
+            told[verdict_of(change, self.judges[name].better)].append(self.judges[name].title)
         apart = [f"{MARKS[verdict]} {', '.join(told[verdict])}" for verdict in MARKS if told[verdict]]
         return Cell("", "; ".join(line for line in apart if not line.startswith(MARKS["not told apart"])))
 
@@ -207,21 +221,21 @@ class Study:
         """Make all tables and plots."""
         items = len({row.item for row in self._all})
         seeds = len({row.seed for row in self._all})
-        most = max(map(len, self._rows.values()))
+        most = max(map(len, self.rows.values()))
         about = f"{items} items × {seeds} seed{'s' * (seeds > 1)}."
         if items < _FEW:
             about += f" Fewer than {_FEW} items: intervals are rough, and only large differences show."
-        short = [f"{m} {len(found)}" for m, found in self._rows.items() if len(found) < most]
+        short = [f"{m} {len(found)}" for m, found in self.rows.items() if len(found) < most]
         if short:
             about += (
                 f" Not all methods have answered all {most}: {', '.join(short)}; differences rest on what "
                 "both have."
             )
-        wordless = {m: sum(not row.text.strip() for row in found) for m, found in self._rows.items()}
+        wordless = {m: sum(not row.text.strip() for row in found) for m, found in self.rows.items()}
         if any(wordless.values()):
             told = ", ".join(f"{m} {n}" for m, n in wordless.items() if n)
             about += f" Answers without a word, in which no judge of insults finds any: {told}."
-        if refused := [f"{m} {self.refused(m)}" for m in self._rows if self.refused(m)]:
+        if refused := [f"{m} {self.refused(m)}" for m in self.rows if self.refused(m)]:
             about += f" Refusals, which no judge of tone counts: {', '.join(refused)}."
         section = Section(self.task, about, upsetting=self.task in _UPSETTING)
         if self.aims:
@@ -240,36 +254,36 @@ class Study:
     def _figures(self, caption: str, names: Sequence[str]) -> Table:
         columns = []
         for name in names:
-            judge = self._judges[name]
+            judge = self.judges[name]
             levels = {method: self.level(name, method) for method in self.methods}
             changes = {
-                method: self.change(name, method, _PLAIN) for method in self.methods if _PLAIN in self._rows
+                method: self.change(name, method, PLAIN) for method in self.methods if PLAIN in self.rows
             }
-            scale = _Scale(judge, list(levels.values()), list(changes.values()))
+            scale = Scale(judge, list(levels.values()), list(changes.values()))
             cells = []
             for method, level in levels.items():
-                refused = self._left_out(judge, method)
+                refused = self.left_out(judge, method)
                 if not level.answers:
                     cells.append(Cell("–", refused))
-                elif method == _PLAIN or _PLAIN not in self._rows:
+                elif method == PLAIN or PLAIN not in self.rows:
                     cells.append(Cell(scale.figure(level.value), _listed(scale.interval(level), refused)))
                 elif not changes[method].answers:
                     cells.append(Cell(scale.figure(level.value), refused))
                 else:
                     change = changes[method]
                     beside = _listed(f"({scale.change(change)})", refused)
-                    cells.append(Cell(scale.figure(level.value), beside, _verdict(change, judge.better)))
+                    cells.append(Cell(scale.figure(level.value), beside, verdict_of(change, judge.better)))
             columns.append(cells)
-        head = ("method", *(_head(self._judges[name]) for name in names))
+        head = ("method", *(_head(self.judges[name]) for name in names))
         rows = [[Cell(method), *cells] for method, *cells in zip(self.methods, *columns, strict=True)]
         note = "plain with its interval; all others with their difference to plain, and the interval of that."
-        note = note if _PLAIN in self._rows else "In brackets: the interval."
+        note = note if PLAIN in self.rows else "In brackets: the interval."
         return Table(caption, head, rows, note, strong=self.rain)
 
     def _cost(self) -> Table:
         rows = []
-        plain = self.counts(_PLAIN, "model_tokens")
-        cpu = _mean(self.counts(_PLAIN, "cpu_s"))
+        plain = self.counts(PLAIN, "model_tokens")
+        cpu = _mean(self.counts(PLAIN, "cpu_s"))
         for method in self.methods:
             tokens = self.counts(method, "model_tokens")
             level = mean(tokens)
@@ -280,11 +294,11 @@ class Study:
             judged = _mean(self.counts(method, "evaluation_tokens")) / level.value
             cells += [
                 Cell(f"{_mean(tokens) / max(1.0, _mean(self.counts(method, 'output_tokens'))):.1f}"),
-                Cell(_percent(judged)),
+                Cell(percent(judged)),
                 Cell(f"{_mean(self.counts(method, 'forwards')):.0f}"),
                 Cell(f"{spent / cpu:.1f}" if cpu and not math.isnan(spent / cpu) else "–"),
                 Cell(
-                    _percent(_mean(self.counts(method, "accepted")))
+                    percent(_mean(self.counts(method, "accepted")))
                     if self.counts(method, "self_score")
                     else "–"
                 ),
@@ -319,7 +333,7 @@ class Study:
                 )
         if not rows:
             return []
-        titles = [_head(self._judges[name]) for name in (*self.aims, *self.helps)]
+        titles = [_head(self.judges[name]) for name in (*self.aims, *self.helps)]
         return [
             Table(
                 "Against best-of-N at equal tokens",
@@ -335,7 +349,7 @@ class Study:
         rows = []
         for method in self.ablations:
             base = _base(method)
-            if base not in self._rows:
+            if base not in self.rows:
                 continue
             times = ratio(self.counts(method, "model_tokens"), self.counts(base, "model_tokens"))
             rows.append(
@@ -348,7 +362,7 @@ class Study:
             )
         if not rows:
             return []
-        titles = [_head(self._judges[name]) for name in (*self.aims, *self.helps)]
+        titles = [_head(self.judges[name]) for name in (*self.aims, *self.helps)]
         return [
             Table(
                 "Each part changed or switched off",
@@ -362,11 +376,11 @@ class Study:
         change = self.change(name, method, base)
         if not change.answers:
             return Cell("–")
-        judge = self._judges[name]
-        scale = _Scale(judge, [change], [change])
+        judge = self.judges[name]
+        scale = Scale(judge, [change], [change])
         text = scale.value(change.value, sign=True)
         beside = scale.interval(change, sign=True) if (change.low, change.high) != (0, 0) else ""
-        return Cell(text, beside, _verdict(change, judge.better))
+        return Cell(text, beside, verdict_of(change, judge.better))
 
     # -- plots and examples ----------------------------------------------------------------------------
 
@@ -374,7 +388,7 @@ class Study:
         """Plot quality against tokens, for each judge of what the task is about."""
         made = []
         for name in self.aims:
-            judge = self._judges[name]
+            judge = self.judges[name]
             points = []
             for method in (*self.methods, *self.ablations):
                 quality = self.level(name, method)
@@ -389,31 +403,31 @@ class Study:
                 points.append(plots.Point(method, tokens, quality, kind, label))
             if not points:
                 continue
-            scale = _Scale(judge, [point.quality for point in points])
+            scale = Scale(judge, [point.quality for point in points])
             made.append((_head(judge), plots.curve(points, judge.title, scale.figure)))
         return made
 
     def _forest(self) -> str:
         """Plot the differences to plain, methods by judges."""
-        methods = [method for method in self.methods if method != _PLAIN]
-        if _PLAIN not in self._rows or not methods:
+        methods = [method for method in self.methods if method != PLAIN]
+        if PLAIN not in self.rows or not methods:
             return ""
         columns = []
         for name in (*self.aims, *self.helps):
-            judge = self._judges[name]
-            changes = [self.change(name, method, _PLAIN) for method in methods]
-            scale = _Scale(judge, changes)
-            told = [(change, _verdict(change, judge.better)) for change in changes]
+            judge = self.judges[name]
+            changes = [self.change(name, method, PLAIN) for method in methods]
+            scale = Scale(judge, changes)
+            told = [(change, verdict_of(change, judge.better)) for change in changes]
             columns.append(plots.Effects(judge.title, judge.better, told, scale.signed))
         return plots.forest(methods, columns)
 
     def _examples(self) -> list[Example]:
         """Show evenly spaced items of the first seed: nobody chose them."""
-        shown = [_PLAIN, "self-check"]
+        shown = [PLAIN, "self-check"]
         for method in self.rain:
             enough, fewer = equal_tokens(self._all, method)
             shown += [f"best-of-{enough or fewer}", method]
-        shown = [method for method in dict.fromkeys(shown) if method in self._rows]
+        shown = [method for method in dict.fromkeys(shown) if method in self.rows]
         seed = min(row.seed for row in self._all)
         answers = {(row.method, row.item): row for row in self._all if row.seed == seed}
         items = list(dict.fromkeys(row.item for row in self._all))
@@ -431,8 +445,7 @@ class Study:
 
     def _said_of(self, row: Row) -> str:
         values = [
-            (self._judges[name], self.of(name, row.method).get((row.item, row.seed)))
-            for name in self.aims[:2]
+            (self.judges[name], self.of(name, row.method).get((row.item, row.seed))) for name in self.aims[:2]
         ]
         told = ["refused"] * (refuses(row) and any(judge.tone for judge, _ in values))
         told += [
@@ -458,7 +471,8 @@ def _listed(*parts: str) -> str:
     return "; ".join(filter(None, parts))
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+    """Write a share."""
     return f"{100 * value:.0f} %"
 
 
@@ -471,7 +485,7 @@ def _order(method: str) -> tuple[int, int]:
     drafts = _drafts(method)
     if drafts:
         return (2, int(drafts[1])) if BEST_OF.fullmatch(method) else (3, int(drafts[1]))
-    return {_PLAIN: 0, "self-check": 1}.get(method, 4), 0
+    return {PLAIN: 0, "self-check": 1}.get(method, 4), 0
 
 
 def _head(judge: Judge) -> str:
