@@ -12,6 +12,7 @@ _HIDDEN = "..."
 _BETWEEN = r"(?:[\s\\\"'+\u00ad\u200b-\u200f\u2028\u2029\u2060\ufeff]|\\[nrt]|%20|%0a)*"
 _WORD = r"[A-Za-z0-9+/=_-]{0,40}"
 _READ = 4_096  # characters in which the key is looked for
+_LONG_VALUE = re.compile(r"(['\"])((?:(?!\1).){60})(?:(?!\1).)+\1")
 _LEAST_ENCODED = 6  # characters of an encoded key: fewer are found in any text
 
 
@@ -27,7 +28,8 @@ class Quoting:
 
     def __call__(self, text: str, most: int = QUOTED) -> str:
         """Return at most ``most`` characters of ``text``, with the key hidden and nothing unprintable."""
-        text = self.hidden(" ".join(text.split())[:_READ])[:most]
+        text = self.hidden(" ".join(text.split())[:_READ])
+        text = _LONG_VALUE.sub(r"\1\2...\1", text)[:most]
         return "".join(sign if sign.isprintable() else _escaped(sign) for sign in text)[:most]
 
     def hidden(self, text: str) -> str:
