@@ -362,17 +362,13 @@ def put(*path: Any) -> Edit:
     return edit
 
 
+NO_IDS: list[Any] = [2**40, -1, SIZE, True, 7.0, "7"]
+NO_LOGPROBS: list[Any] = [math.inf, -math.inf, math.nan, "-1.0", True, None, 7.5, -1e308, 10**400, [], {}]
 CHOICE = ("choices", 0)
 CONTENT = (*CHOICE, "logprobs", "content", 0)
 ONE_CHANGE: list[tuple[str, str, Edit]] = [
-    *(
-        ("vllm", "sample", put(*CHOICE, "token_ids", 0, odd))
-        for odd in (2**40, -1, SIZE, True, 7.0, "7", [7], 10**400)
-    ),
-    *(
-        ("vllm", "sample", put(*CHOICE, "logprobs", "token_logprobs", 0, odd))
-        for odd in (math.inf, -math.inf, math.nan, "-1.0", True, None, 7.5, -1e308, 10**400, [], {})
-    ),
+    *(("vllm", "sample", put(*CHOICE, "token_ids", 0, odd)) for odd in (*NO_IDS, [7], 10**400)),
+    *(("vllm", "sample", put(*CHOICE, "logprobs", "token_logprobs", 0, odd)) for odd in NO_LOGPROBS),
     ("vllm", "sample", put("choices", [])),
     ("vllm", "sample", put("choices", {})),
     ("vllm", "sample", put("choices", None)),
@@ -396,7 +392,7 @@ ONE_CHANGE: list[tuple[str, str, Edit]] = [
         "ranked",
         put(*CHOICE, "logprobs", "top_logprobs", 0, {f"token_id:{2**40 + i}": -1.0 for i in range(9)}),
     ),
-    *(("llama", "sample", put(*CONTENT, "id", odd)) for odd in (2**40, -1, SIZE, True, 7.0, "7")),
+    *(("llama", "sample", put(*CONTENT, "id", odd)) for odd in NO_IDS),
     *(("llama", "sample", put(*CONTENT, "logprob", odd)) for odd in (math.inf, math.nan, "-1", True, 7.5)),
     ("llama", "sample", put(*CONTENT, "bytes", [300])),
     ("llama", "sample", put(*CONTENT, "bytes", "abc")),
@@ -417,7 +413,8 @@ def test_a_value_that_cannot_be_is_a_server_error(
 
     def change(path: str, good: httpx.Response) -> httpx.Response | None:
         try:
-            return with_reply(COMPLETIONS, edit)(path, good)
+            found: httpx.Response | None = with_reply(COMPLETIONS, edit)(path, good)
+            return found
         except (KeyError, IndexError):  # another kind of request of the same call
             return None
 
@@ -749,6 +746,14 @@ def test_a_key_that_a_server_repeats_stands_in_no_error(
                 while seen is not None:
                     assert not leaks(f"{seen} {seen!r}"), f"{seen}"
                     seen = seen.__cause__ or seen.__context__
+
+
+def test_a_key_that_is_none_hides_no_words():
+    """As the OpenAI client wants a key where the server wants none."""
+    quoting = Quoting("test")
+    assert quoting("the test-model says Bearer test to testers") == (
+        "the test-model says Bearer ... to testers"
+    )
 
 
 def test_what_is_no_key_is_quoted():
