@@ -66,6 +66,9 @@ TEMPLATE_S = 0.5
 REPLY_VALUES = 4_000_000
 """The values (numbers, texts, lists, objects) in a server's reply, counted before it is parsed."""
 
+REPLY_FIELDS = 1_500_000
+"""The fields of all objects in a server's reply, counted before it is parsed."""
+
 DESCRIPTION_BYTES = 4 << 20
 """What a server says of itself: its list of models, its properties, the replies to a probe."""
 

@@ -27,8 +27,11 @@ class _Lock(Protocol):
     def release(self) -> None: ...
 
 
-class GivenUp(Exception):
+class GivenUp(ModelError):
     """Nobody waits for the call any more."""
+
+    def __init__(self) -> None:
+        super().__init__("the call was given up: nobody waits for it any more")
 
 
 class Call:

@@ -23,7 +23,6 @@ from typing import Any, cast
 from rain_llm.clock import current
 from rain_llm.errors import (
     ModelNotFoundError,
-    ModelNotSupportedError,
     PromptError,
     PromptTooLongError,
     ServerError,
@@ -292,7 +291,7 @@ class CompletionsModel:
         Servers hold a model to most of a schema, some not to all of it: what does not fit is not whole.
 
         Raises:
-            ModelNotSupportedError: the server says that it is whole, and it is no JSON.
+            ServerNotSupportedError: the server says that it is whole, and it is no JSON.
         """
         places = list(zip(drawn.tokens, drawn.logprobs, strict=True))
         end = next((i for i, token in enumerate(drawn.tokens) if token in self.text.special), None)
@@ -302,9 +301,11 @@ class CompletionsModel:
             json.loads(text)
         except (ValueError, RecursionError) as error:
             if found.ended:
-                raise ModelNotSupportedError(
+                raise ServerNotSupportedError(
+                    self._settings.base_url[0],
                     f"the server of {self.name} ended a document that is no JSON ({error}): "
-                    "it does not hold to the schema; serve the model by one that can"
+                    "it does not hold to the schema",
+                    "use one that can, vLLM or llama-server",
                 ) from error
             return found
         # More digits may follow those of a number.

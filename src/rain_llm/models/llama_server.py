@@ -80,8 +80,8 @@ class LlamaServer:
             choices = choices_of(reply, size, self.model)
             bill.charge_prompt(reply, len(wish.prefix))
             drawn = Node(reply)["usage"]["completion_tokens"]
-            told = drawn.whole(0, CONTEXT) if size == 1 and drawn.there else None
-            return [self._complete(choice, wish, told) for choice in choices]
+            told = drawn.whole(0, CONTEXT) if drawn.there else None
+            return [self._complete(choice, wish, told if size == 1 else None) for choice in choices]
 
         return read
 

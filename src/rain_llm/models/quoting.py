@@ -12,7 +12,8 @@ _HIDDEN = "..."
 _BETWEEN = r"(?:[\s\\\"'+\u00ad\u200b-\u200f\u2028\u2029\u2060\ufeff]|\\[nrt]|%20|%0a)*"
 _WORD = r"[A-Za-z0-9+/=_-]{0,40}"
 _READ = 4_096  # characters in which the key is looked for
-_LEAST_ENCODED = 6  # characters of an encoded key: fewer are found in any text
+_LONG_VALUE = re.compile(r"(['\"])((?:(?!\1).){60})(?:(?!\1).)+\1")
+_LEAST = 8  # characters of a key; what is shorter ("EMPTY") is none, and stands in many words
 
 
 class Quoting:
@@ -27,7 +28,8 @@ class Quoting:
 
     def __call__(self, text: str, most: int = QUOTED) -> str:
         """Return at most ``most`` characters of ``text``, with the key hidden and nothing unprintable."""
-        text = self.hidden(" ".join(text.split())[:_READ])[:most]
+        text = self.hidden(" ".join(text.split())[:_READ])
+        text = _LONG_VALUE.sub(r"\1\2...\1", text)[:most]
         return "".join(sign if sign.isprintable() else _escaped(sign) for sign in text)[:most]
 
     def hidden(self, text: str) -> str:
@@ -47,16 +49,16 @@ class Quoting:
 
 def _spellings(secret: str) -> list[str]:
     """Return patterns of the key: as it is, split, escaped or percent-encoded, as hex digits, in base64."""
+    if len(secret) < _LEAST:
+        return [rf"(?<![\w-]){re.escape(secret)}(?![\w-])"]
     found = [_BETWEEN.join(map(_signs, secret))]
-    if len(secret) * 2 >= _LEAST_ENCODED:
-        found.append(_BETWEEN.join(secret.encode().hex()))
+    found.append(_BETWEEN.join(secret.encode().hex()))
     for ahead in range(3):  # how many bytes stand before it in its group of three
         code = base64.b64encode(b" " * ahead + secret.encode()).decode().rstrip("=")
         # The signs at both ends depend on what stands around the key too.
         sure = code[(0, 2, 3)[ahead] : len(code) - 1 if (ahead + len(secret)) % 3 else len(code)]
-        if len(sure) >= _LEAST_ENCODED:
-            signs = [f"[{sign}{'-' if sign == '+' else '_'}]" if sign in "+/" else sign for sign in sure]
-            found.append(_WORD + _BETWEEN.join(signs) + _WORD)
+        signs = [f"[{sign}{'-' if sign == '+' else '_'}]" if sign in "+/" else sign for sign in sure]
+        found.append(_WORD + _BETWEEN.join(signs) + _WORD)
     return found
 
 

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from rain_llm.bounds import NAME_CHARACTERS, REPLY_VALUES
+from rain_llm.bounds import NAME_CHARACTERS, REPLY_FIELDS, REPLY_VALUES
 
-_SHOWN = 60  # characters of a value that an error repeats
+_SHOWN = 1_000  # characters of a text; ``quoting`` cuts what an error repeats, once the key is hidden
+_LARGE = 64  # bits of a number that is not written out
 
 
 class Unreadable(Exception):
@@ -34,6 +35,8 @@ def parsed(body: bytes) -> Any:
     """
     if sum(body.count(sign) for sign in b",[{") > REPLY_VALUES:
         raise Malformed(f"more than {REPLY_VALUES:,} values")
+    if body.count(b":") > REPLY_FIELDS:
+        raise Malformed(f"more than {REPLY_FIELDS:,} fields")
     try:
         return json.loads(
             body.decode("utf-8-sig"), object_pairs_hook=_object, parse_constant=_refuse_constant
@@ -143,7 +146,7 @@ def is_number(value: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """Write a value as errors show it: briefly."""
+    """Describe a value for an error."""
     if value is None:
         return "nothing"
     if isinstance(value, dict | list):
@@ -151,8 +154,8 @@ def shown(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return repr(value[:_SHOWN]) + ("..." if len(value) > _SHOWN else "")
-    if isinstance(value, int) and value.bit_length() > _SHOWN:
+        return repr(value[:_SHOWN])
+    if isinstance(value, int) and value.bit_length() > _LARGE:
         return f"a number of {value.bit_length()} bits"
     return repr(value)
 

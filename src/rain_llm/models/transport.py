@@ -75,12 +75,16 @@ async def _read(reply: httpx.Response, most: int) -> bytes:
     """Read a body of at most ``most`` bytes."""
     unpacked = _Unpacking(reply.headers.get("content-encoding", ""))
     body = bytearray()
+    too_large = Malformed(f"sent more than {most:,} bytes, the most that is read of this reply")
+    announced = reply.headers.get("content-length", "")[:20]
+    if announced.isdecimal() and int(announced) > most:
+        raise too_large
     received = 0
     async for piece in reply.aiter_raw():
         received += len(piece)
         body += unpacked.more(piece, most + 1 - len(body))
         if max(len(body), received) > most:
-            raise Malformed(f"sent more than {most:,} bytes, the most that is read of this reply")
+            raise too_large
     unpacked.check_end()
     return bytes(body)
 
