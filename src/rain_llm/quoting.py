@@ -147,8 +147,10 @@ def _asides(text: str, words: Sequence[Word]) -> set[int]:
             cut |= {first - 1} | _value(words, first, end)
         if record and (praise or (apart and len(cell) <= _VALUE)):
             cut |= {*key} | _value(words, first, end)
-        if praise and (
-            gaps[first] in ("join", "sign") or (first == 0 and apart and len(praise) == len(cell))
+        good = any(words[i].kind == "good" for i in praise)
+        if good and (
+            gaps[first] == "join"
+            or (apart and (first == 0 or gaps[first] == "sign") and len(praise) == len(cell))
         ):
             cut |= praise
         key, free = cell, gaps[first] != "part"
@@ -156,7 +158,7 @@ def _asides(text: str, words: Sequence[Word]) -> set[int]:
 
 
 def _joint(text: str, words: Sequence[Word], i: int) -> str:
-    """Tell by the signs between two words whether the second is a value, stands apart or in another part."""
+    """Tell by the signs before a word whether it is a value, stands apart, or begins another part."""
     gap = _gap(text, words, i)
     sign = _is_sign(gap)
     if _any(_joins, gap) or (sign and _is_named(words, i - 1)):
@@ -265,7 +267,7 @@ def _gap(text: str, words: Sequence[Word], i: int) -> str:
 
 def _joins(sign: str) -> bool:
     """Whether a sign may join a label to a field: a colon, a bracket, an arrow, a table's cell."""
-    return is_colon(sign) or sign == "#" or unicodedata.category(sign) in ("Sm", "Ps")
+    return is_colon(sign) or sign == "#" or unicodedata.category(sign) in ("Sm", "So", "Ps")
 
 
 def _parts(sign: str) -> bool:
