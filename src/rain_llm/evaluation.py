@@ -297,7 +297,8 @@ class SelfEvaluator:
         if acts or (subject.dialogue and not rest):
             rest = whole
         if (query, whole) != (query_rest, rest) and (query_rest or rest):
-            asked.append(self._questions(criterion, replace(subject, query=query_rest), rest))
+            joint = " " if any(map(str.isspace, subject.query[-1:] + answer[:1])) else ""
+            asked.append(self._questions(criterion, replace(subject, query=query_rest), joint + rest))
         return asked
 
     def _questions(self, criterion: Criterion, subject: Subject, answer: str) -> list[_Question]:
@@ -469,11 +470,10 @@ def _one_line(text: str) -> str:
 
 def _fill(template: str, subject: Subject, answer: str, quote: Callable[[str], str] = _one_line) -> str:
     """Put what is judged into a template; ``quote``: as what it is read."""
-    joint = "\n" if subject.dialogue else ""
-    parts = {
-        "text": subject.query + joint + answer,
-        "query": subject.query,
-        "answer": answer,
-        "context": subject.context,
-    }
-    return template.format(**{name: quote(parts[name]) for name in placeholders(template)})
+    names = placeholders(template)
+    parts = {"query": subject.query, "answer": answer, "context": subject.context}
+    if "text" in names and subject.dialogue:
+        parts["text"] = f"{quote(subject.query)}\n{quote(answer)}"  # a claim may end where a turn does
+    elif "text" in names:
+        parts["text"] = subject.query + answer
+    return template.format(**{name: quote(parts[name]) for name in names})

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
 
@@ -120,38 +120,67 @@ class Quoter:
         for sentence in (_one_line(text[i:j]) for i, j in pairwise(ends)):
             words = self._words(sentence)
             kinds = {word.kind for word in words}
-            if headed and words and len(words) <= _VALUE:  # the value on the line after its key
-                headed = False
-            elif "other" not in kinds and (kinds & _TELLING or (not words and _any(_joins, sentence))):
+            if "other" not in kinds and (kinds & _TELLING or (not words and _any(_joins, sentence))):
                 headed = headed or bool(kinds & {"field", "cue"})
             elif not _is_remark(words, kinds):
-                kept.append(_without(sentence, words, self._asides(sentence, words)))
+                cut = _asides(sentence, words)
+                if headed:  # the value stands on the line after its key
+                    cut |= _value(words, 0, len(words))
+                kept.append(_without(sentence, words, cut))
                 headed = False
         return " ".join(kept)
 
-    def _asides(self, text: str, words: Sequence[Word]) -> Iterator[tuple[int, int]]:
-        """Find ``key: value``, in any signs, and labels between signs."""
-        start, free, joins = (
-            0,
-            True,
-            list[int](),
-        )  # of a part: its first word, if it is apart, words after a sign
-        for i in range(len(words) + 1):
-            gap = _gap(text, words, i)
-            joined = i < len(words) and (_any(_joins, gap) or (_is_named(words, i - 1) and _is_sign(gap)))
-            if joined:
-                joins.append(i)
-            elif i == len(words) or _any(_parts, gap) or _is_sign(gap):
-                apart = i == len(words) or _is_sign(gap)
-                last = {word.kind for word in words[joins[-1] if joins else start : i]}
-                named = [j - 1 for j in joins if _is_named(words, j - 1)]
-                if free and apart and joins and joins[0] - start <= _KEY and i - joins[-1] <= _VALUE:
-                    yield start, i - 1
-                elif named and i - named[0] - 1 <= _VALUE:
-                    yield named[0], i - 1
-                elif apart and (free or joins) and "good" in last and "other" not in last:
-                    yield (joins[-1] if joins else start), i - 1
-                start, free, joins = i, apart, []
+
+def _asides(text: str, words: Sequence[Word]) -> set[int]:
+    """Find the words of ``key: value``, in any signs, and of labels between signs."""
+    cut: set[int] = set()
+    gaps = [_joint(text, words, i) for i in range(len(words))]
+    starts = [i for i, gap in enumerate(gaps) if gap or i == 0] + [len(words)]
+    key, free = range(0), False  # the cell before, and whether it is apart from prose
+    for first, end in pairwise(starts):
+        cell = range(first, end)
+        apart = end == len(words) or gaps[end] in ("join", "sign")
+        praise = _praise(words, first, end)
+        named = gaps[first] == "join" and _is_named(words, first - 1)
+        record = gaps[first] == "join" and free and len(key) <= _KEY
+        if named:
+            cut |= {first - 1} | _value(words, first, end)
+        if record and (praise or (apart and len(cell) <= _VALUE)):
+            cut |= {*key} | _value(words, first, end)
+        good = any(words[i].kind == "good" for i in praise)
+        if good and (
+            gaps[first] == "join"
+            or (apart and (first == 0 or gaps[first] == "sign") and len(praise) == len(cell))
+        ):
+            cut |= praise
+        key, free = cell, gaps[first] != "part"
+    return cut
+
+
+def _joint(text: str, words: Sequence[Word], i: int) -> str:
+    """Tell by the signs before a word whether it is a value, stands apart, or begins another part."""
+    gap = _gap(text, words, i)
+    sign = _is_sign(gap)
+    if _any(_joins, gap) or (sign and _is_named(words, i - 1)):
+        return "join"
+    return "sign" if sign else "part" if _any(_parts, gap) else ""
+
+
+def _value(words: Sequence[Word], first: int, end: int) -> set[int]:
+    """Take what may be a value: few words, or else those that are known, or else one."""
+    if end - first <= _VALUE:
+        return {*range(first, end)}
+    return _praise(words, first, end) or {first}
+
+
+def _praise(words: Sequence[Word], first: int, end: int) -> set[int]:
+    """Find the known words at the beginning, up to the last one that is a verdict."""
+    found = last = first
+    while found < end and words[found].kind != "other":
+        found += 1
+        if words[found - 1].kind in ("good", "value", "letter"):
+            last = found
+    return {*range(first, last)}
 
 
 def _is_remark(words: Sequence[Word], kinds: set[Kind]) -> bool:
@@ -163,11 +192,16 @@ def _is_remark(words: Sequence[Word], kinds: set[Kind]) -> bool:
     )
 
 
-def _without(text: str, words: Sequence[Word], asides: Iterable[tuple[int, int]]) -> str:
+def _without(text: str, words: Sequence[Word], cut: set[int]) -> str:
+    """Leave out some words, and the signs around them."""
     kept, start = [], 0
-    for first, last in asides:
-        kept.append(text[start : words[first - 1].end if first else 0])
-        start = words[last + 1].start if last + 1 < len(words) else len(text)
+    for i, word in enumerate(words):
+        if i in cut:
+            if i == 0 or i - 1 not in cut:
+                kept.append(text[start : words[i - 1].end if i else 0])
+            start = words[i + 1].start if i + 1 < len(words) else len(text)
+        elif i and i - 1 in cut:
+            start = word.start
     return " ".join([*kept, text[start:]])
 
 
@@ -233,7 +267,7 @@ def _gap(text: str, words: Sequence[Word], i: int) -> str:
 
 def _joins(sign: str) -> bool:
     """Whether a sign may join a label to a field: a colon, a bracket, an arrow, a table's cell."""
-    return is_colon(sign) or sign == "#" or unicodedata.category(sign) in ("Sm", "Ps")
+    return is_colon(sign) or sign == "#" or unicodedata.category(sign) in ("Sm", "So", "Ps")
 
 
 def _parts(sign: str) -> bool:
