@@ -131,7 +131,7 @@ PLACES: list[tuple[str, str, str]] = [
     ("refusal: !!str 3\n", "1:10: malformed: tags are not allowed", ""),
     ("refusal: [" + "[" * 1500, "1:59: malformed: too deeply nested", "at most 50"),
     ("refusal: 0x_\n", "1:10: malformed: a number cannot be read", ""),
-    ("refusal: " + "1:" * 300 + "1.5\n", "1:1: malformed: a number cannot be read", ""),
+    ("refusal: " + "1:" * 300 + "1.5\n", "1:10: malformed: a number cannot be read", ""),
     ("search:\n  width: 0x" + "F" * 9999 + "\n", "2:10: malformed: a number cannot be read", ""),
     ("search:\n  width: " + "9" * 9999 + "\n", "2:10: malformed: a number cannot be read", ""),
     ("search:\n  ? [a]\n  : 3\n", "2:5: malformed: a key cannot be a list or a mapping", ""),

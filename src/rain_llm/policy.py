@@ -169,7 +169,8 @@ def _malformed(error: Exception, text: str) -> tuple[int, int, str]:
         return before.count("\n") + 1, len(before) - before.rfind("\n"), error.reason
     if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark or error.context_mark):
         said = ", ".join(part for part in (error.context, error.problem) if part)
-        said = re.sub(r"'(?!<[a-z ]+>'|\\?.')[^']*'", f"'{HIDDEN}'", said)  # an alias may be a key
+        # A sign or a kind of token (<scalar>) may be repeated; an alias may be a key.
+        said = re.sub(r"('(?:<[a-z ]+>|\\?.)')|'[^']*'", lambda part: part[1] or f"'{HIDDEN}'", said)
         return mark.line + 1, mark.column + 1, said
     return 1, 1, TOO_DEEP if isinstance(error, RecursionError) else UNREADABLE
 

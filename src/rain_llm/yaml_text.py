@@ -24,6 +24,7 @@ TWICE = "this key stands twice"
 UNREADABLE = "a number cannot be read"
 TOO_DEEP = f"too deeply nested: at most {POLICY_DEPTH} lists and mappings within each other"
 _LONGEST_LINE = 200  # characters of a line that is shown
+_LONGEST_NUMBER = 500  # characters
 _NUMBER = re.compile(
     r"[-+]?[0-9._]{1,12}(?:e[-+]?[0-9]{1,3})?|true|false|yes|no|on|off|null|~|[-+]?\.inf|\.nan", re.IGNORECASE
 )
@@ -64,15 +65,19 @@ class _Loader(yaml.SafeLoader):
             raise ComposerError(problem=problem, problem_mark=token.start_mark)
         return token
 
-    def number(self, node: yaml.ScalarNode) -> int:
-        """Return a whole number that Python can write: the limit on digits does not hold for reading."""
+    def number(self, node: yaml.ScalarNode) -> float:
+        """Return a number of so many digits and no more: long ones to the base of 60 take very long."""
+        if len(node.value) > _LONGEST_NUMBER:
+            raise ConstructorError(problem=UNREADABLE, problem_mark=node.start_mark)
+        whole = node.tag.endswith(":int")
         try:
-            return int(str(self.construct_yaml_int(node)))
-        except ValueError:
+            return int(self.construct_yaml_int(node)) if whole else float(self.construct_yaml_float(node))
+        except (ValueError, OverflowError):
             raise ConstructorError(problem=UNREADABLE, problem_mark=node.start_mark) from None
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.number)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.number)
 
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, form) for tag, form in forms if not tag.endswith((":timestamp", ":value"))]
