@@ -24,6 +24,7 @@ ORDER = (
     "policy",
     "settings",
     "tree",
+    "record",
     "answer",
     "models",
     "models.base",
