@@ -172,7 +172,7 @@ class RainSearch:
         self.origin = seed_of(self.seed, *self.prompt)
         self.tree = SearchTree(self.settings.search)
         stop = () if self.form.document else self.settings.generation.stop
-        self.answer = Answer(self.writer.decode, self.prompt, stop, self.form.opening)
+        self.answer = Answer(self.writer.decode, self.prompt, stop, self.form.opening, self.writer.encode)
 
     def run(self) -> Search:
         """Write the answer: yields rounds of requests and accepted steps, returns the outcome."""

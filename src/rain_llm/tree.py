@@ -49,7 +49,7 @@ class Node:
     children: list[Node] = field(default_factory=list, repr=False)
 
     def walk(self) -> Iterator[Node]:
-        """Go through this node and all below it, depth first. The tree may be as deep as an answer is long."""
+        """Go through this node and all below it, depth first; there may be thousands of levels."""
         left = [self]
         while left:
             node = left.pop()
