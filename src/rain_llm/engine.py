@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
 import queue
 import re
 import secrets
@@ -20,12 +21,14 @@ from rain_llm.criteria import BUILT_IN
 from rain_llm.errors import (
     BlindJudgeWarning,
     IncompleteError,
+    ModelError,
     PromptError,
     SearchError,
     SettingsError,
     UnsafeAnswerError,
 )
 from rain_llm.evaluation import SelfEvaluator
+from rain_llm.forks import renew_after_fork
 from rain_llm.form import Form
 from rain_llm.models.base import Embedder, Forgetful, LanguageModel
 from rain_llm.models.described import known_of
@@ -103,6 +106,15 @@ _latest: list[_Runtime] = []  # kept, so that a chain of short-lived objects loa
 _loading = threading.RLock()
 
 
+def _after_fork() -> None:
+    global _loading
+    _loading = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 def _load(settings: ModelSettings) -> LanguageModel:
     model = _models.get(settings)
     if model is None and settings.base_url:
@@ -142,6 +154,11 @@ class Rain:
         self._given = (model, judge, embedder)
         self._runtime: _Runtime | None = None
         self._warned: set[str] = set()  # criteria
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Be of use in a forked process; called there by :mod:`rain_llm.forks`."""
         self._lock = threading.Lock()
 
     def __deepcopy__(self, memo: object) -> Rain:
@@ -535,7 +552,12 @@ class _Job:
             while True:
                 try:
                     event = self._events.get(timeout=_POLL_S)
-                except queue.Empty:  # only to let Ctrl-C through: a search that breaks tells so
+                except queue.Empty:  # to let Ctrl-C through; a search that breaks reports it
+                    if self.ticket.forked:
+                        raise ModelError(
+                            "the process was forked while this answer was written: it goes on in the parent "
+                            "process only; ask again in this one"
+                        ) from None
                     continue
                 step = self.receive(event)
                 yield step

@@ -6,7 +6,6 @@ So each ability is tried, and the answer looked at.
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -75,7 +74,7 @@ async def identified(replicas: Replicas, replica: Replica, settings: ModelSettin
     if slots:
         told = (props.get("default_generation_settings") or {}).get("n_ctx")
         if settings.limits.max_concurrency is None and replica.last is None:
-            replica.room = asyncio.Semaphore(slots)
+            replica.allow(slots)
     context = settings.context_length or told
     if not context:
         raise ModelNotSupportedError(

@@ -18,6 +18,7 @@ import asyncio
 import json
 import math
 import os
+import selectors
 import threading
 import time
 import weakref
@@ -30,6 +31,7 @@ import httpx
 from pydantic import SecretStr
 
 from rain_llm.errors import ModelError, ServerError, SettingsError
+from rain_llm.forks import renew_after_fork
 from rain_llm.models.tokenizer import first_line
 from rain_llm.settings import ServerLimits
 
@@ -81,7 +83,7 @@ class Replica:
     """One server, and how it has been doing.
 
     Attributes:
-        url: its address, without a path. room: for requests that are under way at once.
+        url: its address, without a path. places: for requests that are under way at once; room: those left.
         lanes: clients that none of these uses, the one used last on top. Each has one connection: a
             client's own pool looks at all of its connections for every request.
         checked: it has been seen to serve the right model since it was last away.
@@ -92,7 +94,8 @@ class Replica:
     """
 
     url: str
-    room: asyncio.Semaphore
+    places: int
+    room: asyncio.Semaphore = field(init=False)
     lanes: list[httpx.AsyncClient] = field(default_factory=list)
     checked: bool = False
     checking: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -101,6 +104,20 @@ class Replica:
     failed_at: float = 0.0
     rests_until: float = 0.0
     last: Failed | None = None
+
+    def __post_init__(self) -> None:
+        self.allow(self.places)
+
+    def allow(self, places: int) -> None:
+        """Let this many requests be under way at once."""
+        self.places = places
+        self.room = asyncio.Semaphore(places)
+
+    def after_fork(self) -> None:
+        """Begin without connections; what waits on a lock or holds it is the parent's."""
+        self.allow(self.places)
+        self.checking = asyncio.Lock()
+        self.lanes, self.under_way = [], 0
 
     def fail(self, failed: Failed) -> None:
         """Leave it alone for a while: as long as it said, or else twice as long as last time."""
@@ -161,10 +178,19 @@ class Replicas:
         self._check = check
         self._homes: weakref.WeakKeyDictionary[object, Replica] = weakref.WeakKeyDictionary()
         room = limits.max_concurrency or _DEFAULT_CONCURRENCY
-        self.replicas = [Replica(url, asyncio.Semaphore(room)) for url in urls]
+        self.replicas = [Replica(url, room) for url in urls]
         self._tls = httpx.create_ssl_context()  # once: it reads all certificates
         self._clients: list[httpx.AsyncClient] = []
         weakref.finalize(self, _close, self._clients).atexit = False
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Leave the connections to the parent."""
+        _left.extend(self._clients)
+        self._clients.clear()
+        self._homes = weakref.WeakKeyDictionary()
+        for replica in self.replicas:
+            replica.after_fork()
 
     async def post(
         self,
@@ -441,22 +467,35 @@ def _pause(reply: httpx.Response) -> float | None:
 _THREAD = "rain-http"
 _starting = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
+_selector: selectors.BaseSelector | None = None  # of the loop: knows its connections
+_left: list[object] = []  # of the parent, kept: their finalizers would talk to a loop that does not run
 
 
 def event_loop() -> asyncio.AbstractEventLoop:
     """Return the loop that carries all requests of this process; it runs in a thread of its own."""
-    global _loop
+    global _loop, _selector
     with _starting:
         if _loop is None:
-            _loop = asyncio.new_event_loop()
+            _selector = selectors.DefaultSelector()
+            _loop = asyncio.SelectorEventLoop(_selector)
             threading.Thread(target=_loop.run_forever, name=_THREAD, daemon=True).start()
         return _loop
 
 
 def _after_fork() -> None:
-    """The loop's thread stays with the parent: what was made there cannot be used in a child."""
-    global _loop, _starting
-    _loop, _starting = None, threading.Lock()
+    """The loop's thread stays with the parent: what was made there cannot be used in a child.
+
+    Its connections are closed here, or they would stay open where the parent closes them, to stop a server.
+    Their numbers stay taken, as stale objects will close them once more.
+    """
+    global _loop, _selector, _starting
+    if _loop is not None and _selector is not None:
+        _left.extend((_loop, _selector))
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for number in _selector.get_map():
+            os.dup2(nothing, number, inheritable=False)
+        os.close(nothing)
+    _loop, _selector, _starting = None, None, threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):  # not everywhere

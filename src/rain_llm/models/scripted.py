@@ -18,6 +18,7 @@ from typing import TypeAlias
 import numpy as np
 
 from rain_llm.errors import ModelError, PromptError
+from rain_llm.forks import renew_after_fork
 from rain_llm.models.grammar import Matcher, check_sample, spelled_out
 from rain_llm.tools import spoken
 from rain_llm.types import Continuation, Message, Sample, Samples, Score, Scores, TokenIds, Tool
@@ -70,6 +71,11 @@ class ScriptedModel:
 
     def __post_init__(self) -> None:
         self._words: dict[int, str] = {}
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Be of use in a forked process."""
         self._lock = threading.RLock()
 
     def encode(self, text: str) -> TokenIds:
