@@ -20,7 +20,7 @@ def tokens(text: str) -> TokenIds:
 
 
 def answer(*stop: str, prompt: str = "Well,") -> Answer:
-    return Answer(decode, tokens(prompt), stop)
+    return Answer(decode, tokens(prompt), stop, encode=tokens)
 
 
 def test_text_is_shown_as_it_is_accepted():
@@ -88,10 +88,36 @@ def test_a_character_is_shown_when_all_its_bytes_are_there():
     assert a.extend(tokens("é")[1:] + tokens("!")) == "é!"
 
 
-def test_a_character_that_is_never_finished_shows_as_replaced():
+@pytest.mark.parametrize("sign", ["é", "終", "👋"])
+def test_a_character_that_is_never_finished_is_left_out(sign: str):
+    for length in range(1, len(tokens(sign))):
+        a = answer()
+        assert a.extend(tokens("ab") + tokens(sign)[:length]) == "ab"
+        assert a.read() == ("ab", False)
+        assert a.finish() == ""
+        assert a.shown == "ab"
+
+
+def test_a_replacement_character_that_was_written_stays():
     a = answer()
-    assert a.extend(tokens("ab") + tokens("é")[:1]) == "ab"
+    assert a.extend(tokens("ab\ufffd")) == "ab"
+    assert a.read() == ("ab\ufffd", False)
+    assert a.read(tokens("\ufffd")) == ("ab\ufffd\ufffd", False)
+    assert a.read(tokens("👋")[:2]) == ("ab\ufffd", False)
     assert a.finish() == "\ufffd"
+    assert a.extend(tokens("c")) == "c"
+    assert a.shown == "ab\ufffdc"
+
+
+PIECES = {0: b"a", 1: "👋".encode()[:2], 2: "👋".encode()[2:] + "終".encode()[:1], 3: "終".encode()[1:]}
+
+
+def test_a_token_that_ends_one_character_and_begins_another_shows_the_first():
+    def pieces(ids: TokenIds) -> str:
+        return b"".join(PIECES[i] for i in ids).decode("utf-8", errors="replace")
+
+    a = Answer(pieces, (0,), encode=lambda text: (0,) * len(text))
+    assert [a.read((0, 1, 2, 3)[:n])[0] for n in range(5)] == ["", "a", "a", "a👋", "a👋終"]
 
 
 def test_a_stop_string_of_many_bytes_is_found_across_pieces():
@@ -132,7 +158,7 @@ def test_whatever_the_pieces_the_shown_text_is_the_answer(text: str, stop: list[
         places = [decode(seen).find(s) for s in stop if s in decode(seen)]
         stopped = bool(places)
         expected = decode(seen)[: min(places)] if places else decode(seen)
-        assert a.read() == (expected, stopped)
+        assert a.read() == (expected.rstrip("\ufffd"), stopped)
         assert expected.startswith(shown)
         assert "\ufffd" not in shown
     shown += a.finish()

@@ -17,6 +17,7 @@ PACKAGE = Path(rain_llm.__file__).parent
 # From the ground up: a module imports only what stands above it in this list.
 ORDER = (
     "bounds",
+    "forks",
     "types",
     "errors",
     "models",
@@ -33,6 +34,7 @@ ORDER = (
     "policy",
     "settings",
     "tree",
+    "record",
     "answer",
     "models.base",
     "models.embedded",

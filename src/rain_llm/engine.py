@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
 import queue
 import re
 import secrets
@@ -21,6 +22,7 @@ from rain_llm.criteria import BUILT_IN
 from rain_llm.errors import (
     BlindJudgeWarning,
     IncompleteError,
+    ModelError,
     PromptError,
     PromptTooLongError,
     SearchError,
@@ -107,6 +109,15 @@ _models: weakref.WeakValueDictionary[ModelSettings, LanguageModel] = weakref.Wea
 _runtimes: weakref.WeakValueDictionary[tuple[object, ...], _Runtime] = weakref.WeakValueDictionary()
 _latest: list[_Runtime] = []  # kept, so that a chain of short-lived objects loads its model once
 _loading = threading.RLock()
+
+
+def _after_fork() -> None:
+    global _loading
+    _loading = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _load(settings: ModelSettings) -> LanguageModel:
@@ -622,7 +633,12 @@ class _Job:
             while True:
                 try:
                     event = self._events.get(timeout=_POLL_S)
-                except queue.Empty:  # only to let Ctrl-C through: a search that breaks tells so
+                except queue.Empty:  # to let Ctrl-C through; a search that breaks reports it
+                    if self.ticket.forked:
+                        raise ModelError(
+                            "the process was forked while this answer was written: it goes on in the parent "
+                            "process only; ask again in this one"
+                        ) from None
                     continue
                 step = self.receive(event)
                 yield step

@@ -54,7 +54,7 @@ def plain_search(
     """Sample an answer without a guard; judge it at the end if there is an ``evaluator``."""
     drawing = settings.generation
     stop = () if form.document else drawing.stop
-    answer = Answer(writer.decode, prompt, stop, form.opening)
+    answer = Answer(writer.decode, prompt, stop, form.opening, writer.encode)
     origin = seed_of(seed, *prompt)
     rng = np.random.default_rng(origin)
     opening = opening_tokens(writer) if form.forced else ()

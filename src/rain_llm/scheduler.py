@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias, cast
 
 from rain_llm.clock import Call, working_for
+from rain_llm.forks import renew_after_fork
 from rain_llm.models.base import Embedder, Errand, Job, LanguageModel, RemoteModel, SteppedModel
 from rain_llm.search import Interrupted, Outcome, Search
 from rain_llm.types import Embed, Embeddings, Reply, Request, Sample, Score, Step, StopReason
@@ -123,6 +124,7 @@ class Ticket:
         self.wake: Callable[[], None] = lambda: None  # of whoever drives the search
         self.cancelled = False
         self.finished = False
+        self.forked = False  # the process was forked since it was submitted: it goes on in the parent alone
         self.tasks: Sequence[_Task] = ()
         self.cause: BaseException | None = None
         self.model_tokens = 0
@@ -276,13 +278,22 @@ class Scheduler:
         self._stepped = [model for model in models if not isinstance(model, RemoteModel)]
         self._embedder = embedder
         self._max_running = max_running or (64 if len(self._stepped) > 1 else 1024)
-        self._lock = threading.Lock()
-        self._wake = threading.Event()
         self._waiting: list[Ticket] = []
         self._running: list[Ticket] = []
-        self._thread: threading.Thread | None = None
         self._stopping = False
+        self.after_fork()
         _schedulers.add(self)
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Begin without searches and without a worker: those that run are the parent's."""
+        for ticket in self._running + self._waiting:
+            ticket.forked = ticket.finished = True
+            ticket.wake = lambda: None
+        self._waiting, self._running = [], []
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def stop(self) -> None:
         """Cancel all searches, those to come too, and wait for the pass in progress to end."""

@@ -48,11 +48,11 @@ from rain_llm.errors import ModelError
 from rain_llm.evaluation import SelfEvaluator, Subject
 from rain_llm.form import Form, opening_of, opening_tokens, write_calls, write_document
 from rain_llm.models.base import LanguageModel
+from rain_llm.record import record
 from rain_llm.settings import PUNCTUATION, SENTENCE, RainSettings
 from rain_llm.tools import OPENING, described, read
 from rain_llm.tree import Node, SearchTree, greedy_prior
 from rain_llm.types import (
-    Candidate,
     Continuation,
     Embed,
     Embeddings,
@@ -175,7 +175,7 @@ class RainSearch:
         self.origin = seed_of(self.seed, *self.prompt)
         self.tree = SearchTree(self.settings.search)
         stop = () if self.form.document else self.settings.generation.stop
-        self.answer = Answer(self.writer.decode, self.prompt, stop, self.form.opening)
+        self.answer = Answer(self.writer.decode, self.prompt, stop, self.form.opening, self.writer.encode)
 
     def run(self) -> Search:
         """Write the answer: yields rounds of requests and accepted steps, returns the outcome."""
@@ -612,7 +612,7 @@ class RainSearch:
 
     def _commit(self, path: Sequence[Node], passed: bool, verdict: Verdict, last: bool) -> Step:
         """Make the end of ``path`` the root; what is not below it is rewound."""
-        candidates, calls = self._record(self.tree.root, (), set(path)), self._calls(path)
+        candidates, calls = record(self.tree.root, self._text, set(path)), self._calls(path)
         tokens = _tokens(path)
         text = self.answer.extend(tokens) + (self.answer.finish() if last else "")
         root = self.tree.commit(path)
@@ -625,24 +625,6 @@ class RainSearch:
         self.verdicts = {t: found for t, found in self.verdicts.items() if t.startswith(said)}
         self.turns = Counter({k: turn for k, turn in self.turns.items() if k[0][: len(here)] == here})
         return Step(text, tokens, passed, False, verdict, self.step_iterations, candidates, calls)
-
-    def _record(self, node: Node, tokens: TokenIds, chosen: set[Node]) -> tuple[Candidate, ...]:
-        """Describe what was visited below ``node``, for the trace."""
-        before = len(self._text(tokens))
-        return tuple(
-            Candidate(
-                self._text(tokens + child.tokens)[before:],
-                child.prior,
-                child.visits,
-                child.weight,
-                child.value,
-                child.best,
-                child in chosen,
-                self._record(child, tokens + child.tokens, chosen),
-            )
-            for child in node.children
-            if child.visits
-        )
 
     def _give_up(self, verdict: Verdict) -> Generator[Step, Replies, Outcome]:
         """End without what did not pass: with the refusal, or for the engine to raise."""

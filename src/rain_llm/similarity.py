@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rain_llm.errors import ModelNotFoundError
+from rain_llm.forks import renew_after_fork
 from rain_llm.missing import needed
 from rain_llm.models.embedded import package_folder, quiet_loading
 from rain_llm.types import Vector
@@ -47,6 +48,11 @@ class SentenceEmbedder:
                 self._model = SentenceTransformer(source, device="cpu", trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ModelNotFoundError(f"cannot load the embedder {name}: {error}") from error
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Be of use in a forked process."""
         self._lock = threading.Lock()
 
     def embed(self, texts: Sequence[str]) -> list[Vector]:

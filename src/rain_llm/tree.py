@@ -46,13 +46,15 @@ class Node:
     embedded: int = 0
     held: int = 0
     opening: int = 0
-    children: list[Node] = field(default_factory=list)
+    children: list[Node] = field(default_factory=list, repr=False)
 
     def walk(self) -> Iterator[Node]:
-        """Go through this node and all below it."""
-        yield self
-        for child in self.children:
-            yield from child.walk()
+        """Go through this node and all below it, depth first; there may be thousands of levels."""
+        left = [self]
+        while left:
+            node = left.pop()
+            yield node
+            left += reversed(node.children)
 
 
 Mark: TypeAlias = tuple[float, float, list[tuple[Node, int, float, float, int, float]]]

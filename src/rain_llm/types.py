@@ -343,6 +343,8 @@ class Usage:
 class Candidate:
     """A node that the search visited for one step, with what it visited below it.
 
+    The tree has at most 32 levels; in the last one, a candidate is the rest of a draft up to its end.
+
     Attributes:
         text: of its own token set.
         prior: in [0, 1]. visits: real ones. weight: visits and shares from similar siblings.

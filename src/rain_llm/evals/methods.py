@@ -319,7 +319,7 @@ def drafts(
     )
     answers = []
     for reply in replies:
-        answer = Answer(runtime.writer.decode, tokens, drawing.stop)
+        answer = Answer(runtime.writer.decode, tokens, drawing.stop, encode=runtime.writer.encode)
         answer.extend(reply.continuations[0].tokens)
         answer.finish()
         answers.append(answer)

@@ -6,7 +6,6 @@ So each ability is tried, and the answer looked at.
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -80,7 +79,7 @@ async def identified(replicas: Replicas, replica: Replica, settings: ModelSettin
     slots = props["total_slots"].whole(0, SLOTS) if props["total_slots"].there else 0
     told = props["default_generation_settings"]["n_ctx"] if slots else model["max_model_len"]
     if slots and settings.limits.max_concurrency is None and replica.last is None:
-        replica.room = asyncio.Semaphore(slots)
+        replica.allow(slots)
     context = settings.context_length
     if context is None and told.there:
         context = told.whole(1, CONTEXT)

@@ -18,6 +18,7 @@ import asyncio
 import json
 import math
 import os
+import selectors
 import threading
 import time
 import weakref
@@ -33,6 +34,7 @@ from pydantic import SecretStr
 from rain_llm.bounds import DESCRIPTION_BYTES, QUOTED, REPLY_BYTES
 from rain_llm.clock import result_of
 from rain_llm.errors import ModelError, ServerError, SettingsError
+from rain_llm.forks import renew_after_fork
 from rain_llm.models import proxies
 from rain_llm.models.failures import (
     FIRST_PAUSE_S,
@@ -62,7 +64,7 @@ class Replica:
     """One server, and how it has been doing.
 
     Attributes:
-        url: its address, without a path. room: for requests that are under way at once.
+        url: its address, without a path. places: for requests that are under way at once; room: those left.
         proxy: the address of the proxy that leads to it; None where none does.
         lanes: clients that none of these uses, the one used last on top. Each has one connection: a
             client's own pool looks at all of its connections for every request.
@@ -74,8 +76,9 @@ class Replica:
     """
 
     url: str
-    room: asyncio.Semaphore
+    places: int
     proxy: str | None = None
+    room: asyncio.Semaphore = field(init=False)
     lanes: list[httpx.AsyncClient] = field(default_factory=list)
     checked: bool = False
     checking: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -92,6 +95,20 @@ class Replica:
             return "", ""
         through = f" through the proxy {proxies.shown(self.proxy)}"
         return through, f"; check the proxy, or add {urlsplit(self.url).hostname} to NO_PROXY"
+
+    def __post_init__(self) -> None:
+        self.allow(self.places)
+
+    def allow(self, places: int) -> None:
+        """Let this many requests be under way at once."""
+        self.places = places
+        self.room = asyncio.Semaphore(places)
+
+    def after_fork(self) -> None:
+        """Begin without connections; what waits on a lock or holds it is the parent's."""
+        self.allow(self.places)
+        self.checking = asyncio.Lock()
+        self.lanes, self.under_way = [], 0
 
     def fail(self, failed: Failed) -> None:
         """Leave it alone for a while: as long as it said, or else twice as long as last time."""
@@ -153,10 +170,19 @@ class Replicas:
         self._check = check
         self._homes: weakref.WeakKeyDictionary[object, Replica] = weakref.WeakKeyDictionary()
         room = limits.max_concurrency or _DEFAULT_CONCURRENCY
-        self.replicas = [Replica(url, asyncio.Semaphore(room), proxies.proxy_for(url)) for url in urls]
+        self.replicas = [Replica(url, room, proxies.proxy_for(url)) for url in urls]
         self._tls = httpx.create_ssl_context()  # once: it reads all certificates
         self._clients: list[httpx.AsyncClient] = []
         weakref.finalize(self, _close, self._clients).atexit = False
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Leave the connections to the parent."""
+        _left.extend(self._clients)
+        self._clients.clear()
+        self._homes = weakref.WeakKeyDictionary()
+        for replica in self.replicas:
+            replica.after_fork()
 
     async def post(
         self,
@@ -440,22 +466,35 @@ def _encoded(body: dict[str, Any]) -> bytes:
 _THREAD = "rain-http"
 _starting = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
+_selector: selectors.BaseSelector | None = None  # of the loop: knows its connections
+_left: list[object] = []  # of the parent, kept: their finalizers would talk to a loop that does not run
 
 
 def event_loop() -> asyncio.AbstractEventLoop:
     """Return the loop that carries all requests of this process; it runs in a thread of its own."""
-    global _loop
+    global _loop, _selector
     with _starting:
         if _loop is None:
-            _loop = asyncio.new_event_loop()
+            _selector = selectors.DefaultSelector()
+            _loop = asyncio.SelectorEventLoop(_selector)
             threading.Thread(target=_loop.run_forever, name=_THREAD, daemon=True).start()
         return _loop
 
 
 def _after_fork() -> None:
-    """The loop's thread stays with the parent: what was made there cannot be used in a child."""
-    global _loop, _starting
-    _loop, _starting = None, threading.Lock()
+    """The loop's thread stays with the parent: what was made there cannot be used in a child.
+
+    Its connections are closed here, or they would stay open where the parent closes them, to stop a server.
+    Their numbers stay taken, as stale objects will close them once more.
+    """
+    global _loop, _selector, _starting
+    if _loop is not None and _selector is not None:
+        _left.extend((_loop, _selector))
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for number in _selector.get_map():
+            os.dup2(nothing, number, inheritable=False)
+        os.close(nothing)
+    _loop, _selector, _starting = None, None, threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):  # not everywhere

@@ -18,6 +18,7 @@ from typing import TypeAlias
 import numpy as np
 
 from rain_llm.errors import ModelError, PromptError, PromptTooLongError
+from rain_llm.forks import renew_after_fork
 from rain_llm.models.grammar import Matcher, check_sample, spelled_out
 from rain_llm.tools import spoken
 from rain_llm.types import Continuation, Message, Sample, Samples, Score, Scores, TokenIds, Tool
@@ -70,6 +71,11 @@ class ScriptedModel:
 
     def __post_init__(self) -> None:
         self._words: dict[int, str] = {}
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Be of use in a forked process."""
         self._lock = threading.RLock()
 
     def encode(self, text: str) -> TokenIds:
@@ -138,7 +144,7 @@ class ScriptedModel:
         drawn: list[_Drawn] = []
         for i in range(request.n):
             if request.ranked:
-                words, logprobs = self._distribution(request.prefix)
+                words, logprobs = self._distribution(self.decode(request.prefix))
                 order = np.argsort(-logprobs, kind="stable")
                 if i < len(order):
                     word = words[order[i]]
@@ -151,16 +157,16 @@ class ScriptedModel:
 
     def _branch(self, request: Sample, rng: np.random.Generator, greedy: bool) -> _Drawn:
         drawn: list[tuple[str, float]] = []
-        tokens: TokenIds = ()
+        text = self.decode(request.prefix)
         matcher = spelled_out().matcher(request.schema) if request.schema else None
         while len(drawn) < request.max_tokens and not (matcher and matcher.whole):
-            words, logprobs = self._distribution(request.prefix + tokens)
+            words, logprobs = self._distribution(text)
             fitting = self._fitting(words, matcher) if matcher else np.ones(len(words), np.bool_)
             chosen = self._draw(request, np.where(fitting, logprobs, -np.inf), rng, greedy)
             drawn.append((words[chosen], float(logprobs[chosen])))
             if words[chosen] == END or (request.ends and words[chosen].endswith(request.ends)):
                 break
-            tokens = (*tokens, self._id(words[chosen]))
+            text += words[chosen]
             if matcher:
                 matcher.advance(words[chosen].encode())
         ended = (matcher is not None and matcher.whole) or (bool(drawn) and drawn[-1][0] == END)
@@ -195,10 +201,8 @@ class ScriptedModel:
             scores[order[before >= request.top_p]] = -np.inf
         return int(np.argmax(scores - np.log(noise)))
 
-    def _distribution(
-        self, prefix: TokenIds
-    ) -> tuple[list[str], np.ndarray[tuple[int], np.dtype[np.float64]]]:
-        weights = self.next_words(self.decode(prefix))
+    def _distribution(self, text: str) -> tuple[list[str], np.ndarray[tuple[int], np.dtype[np.float64]]]:
+        weights = self.next_words(text)
         total = math.fsum(weights.values())
         return list(weights), np.array([math.log(weight / total) for weight in weights.values()])
 

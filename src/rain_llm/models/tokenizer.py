@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rain_llm.errors import ModelNotFoundError, ModelNotSupportedError, PromptError
+from rain_llm.forks import renew_after_fork
 from rain_llm.missing import needed
 from rain_llm.models.chat_template import OPTIONS, ChatTemplate
 from rain_llm.types import Message, TokenIds, Tool
@@ -66,7 +67,8 @@ class Tokenizer:
         # A fast tokenizer keeps "special tokens are text" as a state of its own: two threads with
         # different wishes would let a user's text become a special token. So there is a copy in which
         # they always are; and it answers several times as fast as what is wrapped around it.
-        self._lock = threading.RLock()
+        self.after_fork()
+        renew_after_fork(self)
         self._plain: Any = copy.deepcopy(getattr(loaded, "backend_tokenizer", None))
         if self._plain is not None:
             self._plain.encode_special_tokens = True
@@ -74,6 +76,10 @@ class Tokenizer:
             self._plain.no_padding()
         self._pieces: dict[int, str] = {}
         self._chat = ChatTemplate(self._render, self.encode, self._encode_template, name)
+
+    def after_fork(self) -> None:
+        """Be of use in a forked process."""
+        self._lock = threading.RLock()
 
     @classmethod
     def load(cls, source: str, revision: str | None = None, local_only: bool = False) -> Tokenizer:

@@ -23,6 +23,7 @@ from rain_llm.errors import (
     PromptError,
     PromptTooLongError,
 )
+from rain_llm.forks import renew_after_fork
 from rain_llm.models import which
 from rain_llm.models.base import Job
 from rain_llm.models.embedded import NAME, embedded_model, quiet_loading
@@ -58,6 +59,7 @@ class TransformersModel:
         source = str(embedded_model()) if settings.name is None else settings.name
         self.name = (settings.name or NAME) + (f"@{settings.revision}" if settings.revision else "")
         self._lock = threading.RLock()
+        renew_after_fork(self)
         device = settings.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -71,7 +73,8 @@ class TransformersModel:
         self.text = Tokenizer(tokenizer, self.name, _ends(self._network))
         self._network.requires_grad_(False).eval().to(self._device)
         pack(self._network)
-        self.cache = KVCache(settings.kv_cache_bytes)
+        self._cache_bytes = settings.kv_cache_bytes
+        self.cache = KVCache(self._cache_bytes)
         self.model_tokens = 0  # through the network so far
         self.forwards = 0
         self._check_rewinding()
@@ -158,6 +161,13 @@ class TransformersModel:
         while unfinished := [job for job in jobs if job.reply is None]:
             self.step(unfinished)
         return [job.reply for job in jobs]
+
+    def after_fork(self) -> None:
+        """Be of use in a forked process; a pass that the parent has not ended leaves its cache in pieces."""
+        whole = self._lock.acquire(blocking=False)
+        self._lock = threading.RLock()
+        if not whole:
+            self.cache = KVCache(self._cache_bytes)
 
     def forget(self) -> None:
         """Drop every cached prefix."""
