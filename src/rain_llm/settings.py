@@ -636,7 +636,8 @@ def _problems(error: ValidationError) -> Iterator[Problem]:
 @functools.cache
 def _words() -> frozenset[str]:
     """Return all names and values that a settings file may hold: what looks like one is no key."""
-    found, pending = {"preset", "extends", *BUILT_IN, *_PRESETS}, [RainSettings.model_json_schema()]
+    found = {"preset", "extends", *BUILT_IN, *_PRESETS}
+    pending: list[Any] = [RainSettings.model_json_schema()]
     while pending:
         part = pending.pop()
         if isinstance(part, dict):
