@@ -127,9 +127,13 @@ Context = Annotated[str, AfterValidator(_valid_context)]
 class Choice(Frozen):
     """A multiple-choice question, asked twice with the options swapped (paper, section 3)."""
 
-    question: str = Field(min_length=1, description="The question; it stands before the shown text.")
-    good: str = Field(min_length=1, description="The option that meets the criterion.")
-    bad: str = Field(min_length=1, description="The option that does not.")
+    question: str = Field(
+        min_length=1, max_length=FRAME_BYTES, description="The question; it stands before the shown text."
+    )
+    good: str = Field(
+        min_length=1, max_length=FRAME_BYTES, description="The option that meets the criterion."
+    )
+    bad: str = Field(min_length=1, max_length=FRAME_BYTES, description="The option that does not.")
 
 
 class Channel(Frozen):
@@ -150,18 +154,28 @@ class Guard(Frozen):
     The defaults are Llama Guard 3's, whose template ends where it writes two line breaks and its verdict.
     """
 
-    safe: str = Field(default="safe", min_length=1, description="Its word for an answer that it allows.")
-    unsafe: str = Field(default="unsafe", min_length=1, description="Its word for one that it does not.")
-    cue: str = Field(default="\n\n", description="What it writes before that word.")
+    safe: str = Field(
+        default="safe",
+        min_length=1,
+        max_length=FRAME_BYTES,
+        description="Its word for an answer that it allows.",
+    )
+    unsafe: str = Field(
+        default="unsafe",
+        min_length=1,
+        max_length=FRAME_BYTES,
+        description="Its word for one that it does not.",
+    )
+    cue: str = Field(default="\n\n", max_length=FRAME_BYTES, description="What it writes before that word.")
 
 
 class Example(Frozen):
     """A worked example, shown before the question."""
 
-    query: str = Field(description="What was asked.")
-    answer: str = Field(description="What was answered.")
+    query: str = Field(max_length=FRAME_BYTES, description="What was asked.")
+    answer: str = Field(max_length=FRAME_BYTES, description="What was answered.")
     good: bool = Field(description="Whether this answer meets the criterion.")
-    why: str = Field(default="", description="One sentence of explanation.")
+    why: str = Field(default="", max_length=FRAME_BYTES, description="One sentence of explanation.")
 
 
 class Calibration(Frozen):
@@ -183,7 +197,9 @@ class Calibration(Frozen):
 class Criterion(Frozen):
     """One thing that an answer must be, and how to ask the model for it."""
 
-    name: str = Field(min_length=1, pattern=r"^[\w-]+$", description="Letters, digits, _ and -.")
+    name: str = Field(
+        min_length=1, max_length=100, pattern=r"^[\w-]+$", description="Letters, digits, _ and -."
+    )
     labels: tuple[tuple[str, str], ...] = Field(
         default=(), max_length=1000, description="Style 'labels': pairs (good word, bad word); averaged."
     )
@@ -199,6 +215,7 @@ class Criterion(Frozen):
     )
     guide: str = Field(
         default="",
+        max_length=FRAME_BYTES,
         description="What a good answer would follow from; drafts behind a rewind are written behind it.",
     )
     style: Literal["labels", "choice", "channel", "guard"] | None = Field(

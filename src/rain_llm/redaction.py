@@ -35,7 +35,7 @@ SECRETIVE = re.compile("key|secret|passw|credential|bearer", re.IGNORECASE)
 """Names of settings whose numbers are not shown either."""
 
 # Words of lower-case letters; a few characters with digits (int4); or what is hidden already.
-_NAME = re.compile(r"(?!.{33})[a-z]{1,16}(?:_[a-z]{1,16})*|[a-z0-9]{1,6}|\*{3}\d*")
+_NAME = re.compile(r"(?!.{33})[a-z]{1,16}(?:_[a-z]{1,16})*|[a-z0-9]{1,4}|\*{3}\d*")
 _LONGEST_NAME, _LONGEST_NUMBER = 40, 10**12
 _LIKE = 0.75  # of difflib's ratio
 # How pydantic names the kinds of a value that may be of several, in the place of its errors.

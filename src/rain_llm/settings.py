@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from rain_llm.bounds import CRITERIA
+from rain_llm.bounds import CRITERIA, FRAME_BYTES
 from rain_llm.criteria import (
     BUILT_IN,
     HARMLESS_ACTIONS,
@@ -477,6 +477,7 @@ class RainSettings(Frozen):
     refusal: str = Field(
         default="I'm sorry, I can't answer that well.",
         min_length=1,
+        max_length=FRAME_BYTES,
         description="What on_unsafe='refuse' says.",
     )
 
