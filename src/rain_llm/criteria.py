@@ -14,18 +14,14 @@ Placeholders: ``{text}`` (the query continued by the answer), ``{query}``, ``{an
 
 from __future__ import annotations
 
-import functools
-import re
 import string
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import (
     AfterValidator,
     ConfigDict,
     Field,
     ValidationError,
-    ValidationInfo,
-    field_validator,
     model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -45,24 +41,6 @@ class Frozen(Redacted):
 
     # No bound is infinite, and a number that is none would let everything pass.
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse true and false where a number stands; pydantic takes them for 1 and 0."""
-        values = value if isinstance(value, list | tuple) else (value,)
-        if any(isinstance(one, bool) for one in values) and info.field_name in _numbers(cls):
-            raise ValueError("this must be a number, not true or false")
-        return value
-
-
-@functools.cache
-def _numbers(model: type[Frozen]) -> frozenset[str]:
-    """Return the fields of a model that hold numbers, and nothing else that true could be."""
-    kinds = {name: str(field.annotation) for name, field in model.model_fields.items()}
-    return frozenset(
-        name for name, kind in kinds.items() if re.search(r"\b(int|float)\b", kind) and "bool" not in kind
-    )
 
 
 def refusal_at(title: str, *problems: Problem) -> ValidationError:
