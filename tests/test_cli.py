@@ -199,9 +199,10 @@ def test_a_terminal_is_told_what_was_not_accepted(model, rain, monkeypatch):
     assert err.splitlines()[-1].endswith(": bad.")
 
 
-def test_a_refusal_is_the_answer(model, rain):
+@pytest.mark.parametrize("asked", [(), ("--on-unsafe", "refuse")])  # it is the default
+def test_a_refusal_is_the_answer(model, rain, asked):
     model.scripted.next_words = sentence(" bad")
-    code, out, err = rain("generate", "The film is", *SENTIMENT, "--on-unsafe", "refuse")
+    code, out, err = rain("generate", "The film is", *SENTIMENT, *asked)
     assert (code, out, err) == (3, RainSettings().refusal + "\n", "")
 
 

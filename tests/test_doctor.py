@@ -713,8 +713,8 @@ def test_a_policy_is_written_whole_with_the_fit_merged_in(doctor, own, tmp_path,
     assert list(new) == list(dict.fromkeys([*old, *names]))
     for name, criterion in old.items():
         fitted = {"threshold", "target", "calibration"} if name in names else set()
-        same = {"exclude": fitted | ({"style", "labels", "frames"} if fitted else set())}
-        assert new[name].model_dump(**same) == criterion.model_dump(**same)
+        other = fitted | ({"style", "labels", "frames"} if fitted else set())
+        assert new[name].model_dump(exclude=other) == criterion.model_dump(exclude=other)
         assert (new[name].threshold != criterion.threshold) == bool(fitted)
         assert (f"evaluation.criteria.{name}.threshold: {criterion.threshold} -> " in told) == bool(fitted)
     assert "sk-do-not-tell" not in said + out.read_text(encoding="utf-8")

@@ -121,8 +121,8 @@ def test_other_texts_of_a_criterion_are_no_templates() -> None:
     criterion = Criterion(
         name="a",
         labels=((text, "b"),),
-        choice={"question": text, "good": text, "bad": "b"},  # type: ignore[arg-type]
-        guard={"cue": text},  # type: ignore[arg-type]
+        choice={"question": text, "good": text, "bad": "b"},
+        guard={"cue": text},
         guide=text,
     )
     assert criterion.guide == text

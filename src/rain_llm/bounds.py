@@ -22,7 +22,7 @@ CRITERIA = 100
 """Criteria in a list."""
 
 FRAME_BYTES = 1 << 16
-"""A criterion's frame or question, before and after its placeholders are filled with nothing."""
+"""A text of a criterion (frame, question, guide, example), and the refusal."""
 
 PLACEHOLDERS = 32
 """Placeholders in a frame: each is filled with a whole text."""

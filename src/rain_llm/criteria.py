@@ -14,18 +14,14 @@ Placeholders: ``{text}`` (the query continued by the answer), ``{query}``, ``{an
 
 from __future__ import annotations
 
-import functools
-import re
 import string
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import (
     AfterValidator,
     ConfigDict,
     Field,
     ValidationError,
-    ValidationInfo,
-    field_validator,
     model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -45,24 +41,6 @@ class Frozen(Redacted):
 
     # No bound is infinite, and a number that is none would let everything pass.
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse true and false where a number stands; pydantic takes them for 1 and 0."""
-        values = value if isinstance(value, list | tuple) else (value,)
-        if any(isinstance(one, bool) for one in values) and info.field_name in _numbers(cls):
-            raise ValueError("this must be a number, not true or false")
-        return value
-
-
-@functools.cache
-def _numbers(model: type[Frozen]) -> frozenset[str]:
-    """Return the fields of a model that hold numbers, and nothing else that true could be."""
-    kinds = {name: str(field.annotation) for name, field in model.model_fields.items()}
-    return frozenset(
-        name for name, kind in kinds.items() if re.search(r"\b(int|float)\b", kind) and "bool" not in kind
-    )
 
 
 def refusal_at(title: str, *problems: Problem) -> ValidationError:
@@ -127,9 +105,13 @@ Context = Annotated[str, AfterValidator(_valid_context)]
 class Choice(Frozen):
     """A multiple-choice question, asked twice with the options swapped (paper, section 3)."""
 
-    question: str = Field(min_length=1, description="The question; it stands before the shown text.")
-    good: str = Field(min_length=1, description="The option that meets the criterion.")
-    bad: str = Field(min_length=1, description="The option that does not.")
+    question: str = Field(
+        min_length=1, max_length=FRAME_BYTES, description="The question; it stands before the shown text."
+    )
+    good: str = Field(
+        min_length=1, max_length=FRAME_BYTES, description="The option that meets the criterion."
+    )
+    bad: str = Field(min_length=1, max_length=FRAME_BYTES, description="The option that does not.")
 
 
 class Channel(Frozen):
@@ -150,18 +132,28 @@ class Guard(Frozen):
     The defaults are Llama Guard 3's, whose template ends where it writes two line breaks and its verdict.
     """
 
-    safe: str = Field(default="safe", min_length=1, description="Its word for an answer that it allows.")
-    unsafe: str = Field(default="unsafe", min_length=1, description="Its word for one that it does not.")
-    cue: str = Field(default="\n\n", description="What it writes before that word.")
+    safe: str = Field(
+        default="safe",
+        min_length=1,
+        max_length=FRAME_BYTES,
+        description="Its word for an answer that it allows.",
+    )
+    unsafe: str = Field(
+        default="unsafe",
+        min_length=1,
+        max_length=FRAME_BYTES,
+        description="Its word for one that it does not.",
+    )
+    cue: str = Field(default="\n\n", max_length=FRAME_BYTES, description="What it writes before that word.")
 
 
 class Example(Frozen):
     """A worked example, shown before the question."""
 
-    query: str = Field(description="What was asked.")
-    answer: str = Field(description="What was answered.")
+    query: str = Field(max_length=FRAME_BYTES, description="What was asked.")
+    answer: str = Field(max_length=FRAME_BYTES, description="What was answered.")
     good: bool = Field(description="Whether this answer meets the criterion.")
-    why: str = Field(default="", description="One sentence of explanation.")
+    why: str = Field(default="", max_length=FRAME_BYTES, description="One sentence of explanation.")
 
 
 class Calibration(Frozen):
@@ -183,7 +175,9 @@ class Calibration(Frozen):
 class Criterion(Frozen):
     """One thing that an answer must be, and how to ask the model for it."""
 
-    name: str = Field(min_length=1, pattern=r"^[\w-]+$", description="Letters, digits, _ and -.")
+    name: str = Field(
+        min_length=1, max_length=100, pattern=r"^[\w-]+$", description="Letters, digits, _ and -."
+    )
     labels: tuple[tuple[str, str], ...] = Field(
         default=(), max_length=1000, description="Style 'labels': pairs (good word, bad word); averaged."
     )
@@ -199,6 +193,7 @@ class Criterion(Frozen):
     )
     guide: str = Field(
         default="",
+        max_length=FRAME_BYTES,
         description="What a good answer would follow from; drafts behind a rewind are written behind it.",
     )
     style: Literal["labels", "choice", "channel", "guard"] | None = Field(

@@ -7,6 +7,7 @@ looks like the name of a setting: that is what a misspelt name looks like, and n
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Iterable
 from typing import Any, Self
@@ -16,6 +17,8 @@ from pydantic import (
     GetCoreSchemaHandler,
     ModelWrapValidatorHandler,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
@@ -35,7 +38,7 @@ SECRETIVE = re.compile("key|secret|passw|credential|bearer", re.IGNORECASE)
 """Names of settings whose numbers are not shown either."""
 
 # Words of lower-case letters; a few characters with digits (int4); or what is hidden already.
-_NAME = re.compile(r"(?!.{33})[a-z]{1,16}(?:_[a-z]{1,16})*|[a-z0-9]{1,6}|\*{3}\d*")
+_NAME = re.compile(r"(?!.{33})[a-z]{1,16}(?:_[a-z]{1,16})*|[a-z0-9]{1,4}|\*{3}\d*")
 _LONGEST_NAME, _LONGEST_NUMBER = 40, 10**12
 _LIKE = 0.75  # of difflib's ratio
 # How pydantic names the kinds of a value that may be of several, in the place of its errors.
@@ -139,12 +142,30 @@ def unknown(name: str, model: type[BaseModel]) -> str:
     return f"{UNKNOWN} '{shown_name(name, known)}': {hint}{model.__name__} has {', '.join(known)}"
 
 
+@functools.cache
+def _numbers(model: type[BaseModel]) -> frozenset[str]:
+    """Return the fields of a model that hold numbers, and nothing else that true could be."""
+    kinds = {name: str(field.annotation) for name, field in model.model_fields.items()}
+    return frozenset(
+        name for name, kind in kinds.items() if re.search(r"\b(int|float)\b", kind) and "bool" not in kind
+    )
+
+
 class Redacted(BaseModel):
-    """A model whose validation errors hold no text of what was given.
+    """A model that takes no truth value for a number, and whose errors hold no text of what was given.
 
     All ways to validate are covered: the constructor, ``model_validate`` and its sisters, an assignment,
     and being a field of another model.
     """
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false where a number stands; pydantic takes them for 1 and 0."""
+        values = value if isinstance(value, list | tuple) else (value,)
+        if any(isinstance(one, bool) for one in values) and info.field_name in _numbers(cls):
+            raise ValueError("this must be a number, not true or false")
+        return value
 
     @model_validator(mode="wrap")
     @classmethod

@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from rain_llm.bounds import CRITERIA
+from rain_llm.bounds import CRITERIA, FRAME_BYTES
 from rain_llm.criteria import (
     BUILT_IN,
     HARMLESS_ACTIONS,
@@ -485,6 +485,7 @@ class RainSettings(Frozen):
     refusal: str = Field(
         default="I'm sorry, I can't answer that well.",
         min_length=1,
+        max_length=FRAME_BYTES,
         description="What on_unsafe='refuse' says.",
     )
 
@@ -663,7 +664,8 @@ def _problems(error: ValidationError) -> Iterator[Problem]:
 @functools.cache
 def _words() -> frozenset[str]:
     """Return all names and values that a settings file may hold: what looks like one is no key."""
-    found, pending = {"preset", "extends", *BUILT_IN, *_PRESETS}, [RainSettings.model_json_schema()]
+    found = {"preset", "extends", *BUILT_IN, *_PRESETS}
+    pending: list[Any] = [RainSettings.model_json_schema()]
     while pending:
         part = pending.pop()
         if isinstance(part, dict):

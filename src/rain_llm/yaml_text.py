@@ -48,7 +48,7 @@ class _Loader(yaml.SafeLoader):
 
     def get_token(self) -> Any:
         """Return the next token, within bounds."""
-        token = super().get_token()
+        token = super().get_token()  # type: ignore[no-untyped-call]
         if token is None:
             return None
         self.seen.append(token)

@@ -443,7 +443,10 @@ def test_a_simple_chat_engine() -> None:
 
 @pytest.mark.parametrize("guarded", [True, False])
 async def test_evaluators(guarded: bool) -> None:
-    replies = {"Answer: ": {"YES": 1}, "## Generated Answer": {f"\n{FERRY}\n4.0\nGood.": 1}}
+    replies: dict[str, dict[str, float]] = {
+        "Answer: ": {"YES": 1},
+        "## Generated Answer": {f"\n{FERRY}\n4.0\nGood.": 1},
+    }
     llm = grounded(replies, on_unsafe="best")
     judge = llm if guarded else llm.unguarded()
     given: dict[str, Any] = {"query": QUESTION, "response": TRUE, "contexts": [FERRY]}
