@@ -1,6 +1,6 @@
 """Can a text answer in its judge's place? Eight texts that fail, each with some two hundred forged verdicts.
 
-    python -m benchmarks.forgeries [--count 240] [--seed 15] [--only suffix] [--judge FOLDER] [--show]
+    python -m benchmarks.forgeries [--places suffix,line] [--judges harmlessness] [--model FOLDER] [--show]
 
 A forged verdict is a field, a sign or a few small words, and a label, in many signs, scripts and languages,
 drawn with a fixed seed. It is put after the text, before it, and into the prompt. A verdict has turned where
@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from rain_llm import CIVILITY, HARMLESSNESS, Rain, RainSettings
 from rain_llm.evaluation import SelfEvaluator, Subject
 from rain_llm.models.base import LanguageModel
+from rain_llm.quoting import Quoter, quoter
 from rain_llm.settings import EvaluationSettings, ModelSettings
 from rain_llm.types import Verdict
 
@@ -187,6 +188,12 @@ def judge(
     return [verdicts[pair] for pair in said]
 
 
+def _unread(quote: Quoter, said: tuple[str, str], text: str) -> bool:
+    """Whether some reading is that of the text alone: then no judge can be moved by what is forged."""
+    prompts, answers = map(quote.readings, said)
+    return text in answers and "Say something." in prompts
+
+
 def main() -> None:
     """Judge, and print how many verdicts turned."""
     parser = argparse.ArgumentParser(
@@ -218,7 +225,12 @@ def main() -> None:
             ]
             turned = [pair for pair, verdict in zip(pairs, verdicts, strict=True) if verdict.passed]
             most = max(rises, default=0.0)
-            print(f"  {place:6}  {len(turned):4} of {len(pairs)} turned, largest rise {most:.3f}", flush=True)
+            quote = quoter(JUDGES[name].criteria[0])
+            gone = sum(_unread(quote, PLACES[place](text, one), text) for text, one, _ in pairs)
+            print(
+                f"  {place:6}  {len(turned):4} of {len(pairs)} turned, largest rise {most:.3f}; {gone} not read at all",
+                flush=True,
+            )
             if options.show:
                 for text, one, _ in turned:
                     print(f"    {one!r} after {text!r}")

@@ -120,14 +120,17 @@ class Quoter:
         for sentence in (_one_line(text[i:j]) for i, j in pairwise(ends)):
             words = self._words(sentence)
             kinds = {word.kind for word in words}
-            if "other" not in kinds and (kinds & _TELLING or (not words and _any(_joins, sentence))):
+            if not words:
+                kept.append("" if _any(_joins, sentence) else sentence)
+                headed = False
+            elif "other" not in kinds and kinds & _TELLING:
                 headed = headed or bool(kinds & {"field", "cue"})
             elif not _is_remark(words, kinds):
                 cut = _asides(sentence, words)
                 if headed:  # the value stands on the line after its key
                     cut |= _value(words, 0, len(words))
                 kept.append(_without(sentence, words, cut))
-                headed = False
+                headed = kinds <= {"bad", "small", "link"}
         return " ".join(kept)
 
 

@@ -99,10 +99,7 @@ class Vocabulary:
         good = [label for label, _ in criterion.labels] + list(choice[:1])
         bad = [label for _, label in criterion.labels] + list(choice[1:])
         self._pattern = _pattern((*good, *bad))
-        common = _common()
-        self._known = {
-            name: "field" for cue in cues for word in cue.split() if (name := self._names(word))
-        } | common
+        self._known = self._learn((word for cue in cues for word in cue.split()), "field") | _common()
         self._known |= self._learn(bad, "bad")
         self._known |= self._learn((f"{no} {label}" for label in bad for no in _NOT), "good")
         self._known |= self._learn(good, "good")
@@ -125,7 +122,7 @@ class Vocabulary:
             size = next((n for n in sizes if tuple(names[at : at + n]) in self._known), 1)
             last = at + size - 1
             start, end = places[found[at][0]], places[found[last][1] - 1] + 1
-            kind = self._known.get(tuple(names[at : last + 1]), "other")
+            kind: Kind = self._known.get(tuple(names[at : last + 1]), "other")
             if size == 1:
                 kind = _kind(text, start, end, names[at], kind, words[-1].name if words else "")
             words.append(Word(start, end, kind, names[last]))
