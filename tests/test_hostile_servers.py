@@ -363,6 +363,7 @@ def put(*path: Any) -> Edit:
     return edit
 
 
+NO_NAMES: list[Any] = ["\ud800", 7, None, "x" * 10**5, []]
 NO_LENGTHS: list[Any] = [-5, 0, "4096", True, 10**12, math.inf]
 NO_IDS: list[Any] = [2**40, -1, SIZE, True, 7.0, "7"]
 NO_LOGPROBS: list[Any] = [math.inf, -math.inf, math.nan, "-1.0", True, None, 7.5, -1e308, 10**400, [], {}]
@@ -453,7 +454,7 @@ MODEL = ("data", 0)
 N_CTX = ("default_generation_settings", "n_ctx")
 AT_START: list[tuple[str, str, Edit]] = [
     *(("vllm", "/v1/models", put(*MODEL, "max_model_len", odd)) for odd in NO_LENGTHS),
-    *(("vllm", "/v1/models", put(*MODEL, "id", odd)) for odd in ("\ud800", 7, None, "x" * 10**5, [])),
+    *(("vllm", "/v1/models", put(*MODEL, "id", odd)) for odd in NO_NAMES),
     ("vllm", "/v1/models", put(*MODEL, "root", "\ud800")),
     ("vllm", "/v1/models", put("data", [{"id": f"model {i}"} for i in range(100_000)])),
     ("vllm", "/v1/models", put("data", [{"id": i} for i in range(bounds.MODELS + 1)])),
