@@ -33,6 +33,7 @@ from rain_llm.errors import (
     ModelNotSupportedError,
     PromptError,
     ServerError,
+    SettingsError,
 )
 from rain_llm.models.completions import CompletionsModel
 from rain_llm.models.quoting import Quoting
@@ -362,6 +363,8 @@ def put(*path: Any) -> Edit:
     return edit
 
 
+NO_NAMES: list[Any] = ["\ud800", 7, None, "x" * 10**5, []]
+NO_LENGTHS: list[Any] = [-5, 0, "4096", True, 10**12, math.inf]
 NO_IDS: list[Any] = [2**40, -1, SIZE, True, 7.0, "7"]
 NO_LOGPROBS: list[Any] = [math.inf, -math.inf, math.nan, "-1.0", True, None, 7.5, -1e308, 10**400, [], {}]
 CHOICE = ("choices", 0)
@@ -433,14 +436,25 @@ def test_tokens_of_a_text_that_are_none(
         refused(model, "chat")
 
 
+def test_a_text_has_no_more_tokens_than_its_length_allows(both: dict[str, tuple[CompletionsModel, Inside]]):
+    """Texts are remembered, by the thousand."""
+    model, server = both["llama"]
+    with changing(server, with_reply("/tokenize", put("tokens", [7] * 10_000))):
+        assert "at most" in refused(model, "encode").cause
+
+
+@pytest.mark.parametrize("host", ["ex☃ample", "xn--a.com", "a\x00b", "256.1.1.1", "\ud800.com"])
+def test_an_address_that_is_none_is_an_error_of_the_settings(connect: Connect, host: str):
+    with pytest.raises(SettingsError, match="write it as http://host:port") as raised:
+        connect("vllm", base_url=f"http://{host}")
+    assert str(raised.value).isprintable() and host not in str(raised.value)
+
+
 MODEL = ("data", 0)
 N_CTX = ("default_generation_settings", "n_ctx")
 AT_START: list[tuple[str, str, Edit]] = [
-    *(
-        ("vllm", "/v1/models", put(*MODEL, "max_model_len", odd))
-        for odd in (-5, 0, "4096", True, 10**12, 1e999)
-    ),
-    *(("vllm", "/v1/models", put(*MODEL, "id", odd)) for odd in ("\ud800", 7, None, "x" * 10**5, [])),
+    *(("vllm", "/v1/models", put(*MODEL, "max_model_len", odd)) for odd in NO_LENGTHS),
+    *(("vllm", "/v1/models", put(*MODEL, "id", odd)) for odd in NO_NAMES),
     ("vllm", "/v1/models", put(*MODEL, "root", "\ud800")),
     ("vllm", "/v1/models", put("data", [{"id": f"model {i}"} for i in range(100_000)])),
     ("vllm", "/v1/models", put("data", [{"id": i} for i in range(bounds.MODELS + 1)])),
@@ -649,12 +663,11 @@ for kind, piece in (("", b"x" * (1 << 20)), ("gzip", packed), ("", values)):
         headers = {"Content-Encoding": kind} if kind else {}
         return httpx.Response(200, headers=headers, stream=Endless(piece, 1200))
     server.change = change
-    for work in (lambda: model.encode("new" + kind), lambda: CompletionsModel(settings)):
-        try:
-            work()
-            sys.exit("was read")
-        except ServerError as error:
-            print(error)
+    try:
+        model.encode(kind + str(len(piece)))
+        sys.exit("was read")
+    except ServerError as error:
+        print(error)
 grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10) - before
 print(grown, "MB")
 sys.exit(grown > 300)

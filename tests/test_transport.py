@@ -64,7 +64,7 @@ def babbling(first: bytes, more: bytes, pause_s: float) -> Iterator[str]:
 
 @pytest.mark.parametrize("sent", SENT)
 def test_whatever_comes_over_a_socket_is_over_in_time(sent: str):
-    limits = ServerLimits(attempts=1, read_s=0.5, total_s=0.6)
+    limits = ServerLimits(attempts=1, read_s=0.25, total_s=0.3)
     with babbling(*SENT[sent]) as url:
         began = time.monotonic()
         with pytest.raises(ServerError) as raised:

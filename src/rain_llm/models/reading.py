@@ -117,10 +117,10 @@ class Node:
             raise self.wrong(f"a text of at most {most:,} characters")
         return self.value
 
-    def tokens(self, size: int) -> tuple[int, ...]:
-        """Return token ids of a vocabulary of ``size``."""
-        if not isinstance(self.value, list):
-            raise self.wrong("a list of token ids")
+    def tokens(self, size: int, most: int = REPLY_VALUES) -> tuple[int, ...]:
+        """Return at most ``most`` token ids of a vocabulary of ``size``."""
+        if not isinstance(self.value, list) or len(self.value) > most:
+            raise self.wrong(f"a list of at most {most:,} token ids")
         return token_ids(self.value, size, self.place)
 
     def wrong(self, wanted: str) -> Malformed:

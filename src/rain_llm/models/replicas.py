@@ -165,6 +165,8 @@ class Replicas:
         secret = (key.get_secret_value() if key else os.environ.get("RAIN_LLM_API_KEY", "")).strip()
         if not (secret.isascii() and secret.isprintable()):  # httpx would quote it
             raise SettingsError("the API key holds a character that no key has: give it as one line of ASCII")
+        if not all(map(_is_address, urls)):  # not repeated: it may hold anything
+            raise SettingsError("a base_url is no address that can be reached: write it as http://host:port")
         self._secret = secret
         self.clean = Quoting(secret)
         self._check = check
@@ -455,6 +457,13 @@ class Replicas:
             self.counts.moves += home is not None and home is not chosen
             self._homes[search] = chosen
         return chosen
+
+
+def _is_address(url: str) -> bool:
+    try:
+        return bool(httpx.URL(url).host)
+    except (httpx.InvalidURL, UnicodeError):  # of a host's name
+        return False
 
 
 def _encoded(body: dict[str, Any]) -> bytes:

@@ -21,6 +21,7 @@ Post = Callable[[str, dict[str, Any], Callable[[Any], Any]], Any]
 """Posts a body to a path, and returns what a function makes of the reply."""
 
 _REMEMBERED = 4096  # texts
+_MOST_PER_BYTE, _MOST_MORE = 16, 64  # tokens of a text: some tokenizers spell signs out
 
 
 class ServerTokenizer:
@@ -86,8 +87,10 @@ class ServerTokenizer:
         return self._tokens({"content": text, "parse_special": True})
 
     def _tokens(self, body: dict[str, Any]) -> TokenIds:
+        most = _MOST_PER_BYTE * len(body["content"].encode(errors="surrogatepass")) + _MOST_MORE
+
         def read(found: Any) -> TokenIds:
-            return Node(found)["tokens"].tokens(self.size)
+            return Node(found)["tokens"].tokens(self.size, most)
 
         tokens: TokenIds = self._post("/tokenize", {"add_special": False} | body, read)
         return tokens
