@@ -114,7 +114,7 @@ def _of_type(given: Any) -> Mapping[str, Any]:
 
 def _check_keywords(parts: Sequence[dict[str, Any]]) -> None:
     """Refuse schemas that speak of nothing known, or in a word that is almost a keyword."""
-    unknown = {}
+    unknown: dict[str, None] = {}
     for part in parts:
         others = [key for key in part if key not in _KNOWN and not key.startswith(_EXTENSIONS)]
         unknown |= dict.fromkeys(others)
