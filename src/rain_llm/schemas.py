@@ -39,10 +39,11 @@ _IMPLIED = {
 _COMBINING = {"allOf", "anyOf", "oneOf", "not", "if", "then", "else", "dependentSchemas", "dependencies"}
 _SAID = {"type", "enum", "const", "$ref", "$dynamicRef", "$recursiveRef"}
 _KEYWORDS = {*_SAID, *_COMBINING, "$defs", "definitions"}.union(*_IMPLIED.values())
+_OPENAPI = ("example", "nullable", "discriminator", "xml", "externalDocs")  # what it adds to JSON Schema
 _ANNOTATIONS = {
     *("$schema", "$id", "id", "$anchor", "$dynamicAnchor", "$recursiveAnchor", "$vocabulary", "$comment"),
     *("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "contentSchema"),
-    *("example", "nullable", "discriminator", "xml", "externalDocs"),  # of OpenAPI
+    *_OPENAPI,
 }
 _KNOWN = _KEYWORDS | _ANNOTATIONS
 _LONGEST_KEYWORD = 40  # that could be a misspelling of one
@@ -83,6 +84,14 @@ def schema_of(given: object) -> dict[str, Any]:
         return _typed(plain)
     typed: dict[str, Any] = changed(plain, _typed)
     return typed
+
+
+def without_notes(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a schema without what others than JSON Schema add to it, and what says nothing of documents.
+
+    Beside a reference of a recursive type (pydantic has a ``discriminator`` there) no grammar takes it.
+    """
+    return {key: part for key, part in schema.items() if key not in _OPENAPI and not key.startswith("x-")}
 
 
 def unwrapped(given: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from rain_llm.errors import ModelError, ModelNotSupportedError, PromptError
 from rain_llm.models.validation import DocumentCheck, changed, parts_of
+from rain_llm.schemas import without_notes
 from rain_llm.types import Sample
 
 if TYPE_CHECKING:
@@ -243,6 +244,7 @@ def _held(schema: str) -> _Held:
     if not isinstance(read, dict):
         raise ValueError(f"it is not a JSON object but {schema[:40]}")
     check = DocumentCheck(schema)
+    read = changed(read, without_notes)
     close = (lambda part: part) if _combines(read) else _closed
     closed = changed(read, close)
     exact = closed | {"x-guidance": {"whitespace_flexible": False, "lenient": False}}
