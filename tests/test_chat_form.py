@@ -29,9 +29,14 @@ class Seeing(ScriptedModel):
         return super().render_chat(messages, tools)
 
 
+def opinion(question: str, label: str) -> float:
+    """Find everything good."""
+    return -0.1 if label == " good" else -4.0
+
+
 def answered(prompt: Any) -> tuple[str, Seeing]:
     """Return an answer and the model that wrote it."""
-    model = Seeing(lambda text: {END: 1.0} if text.endswith("Yes") else {" Yes": 1.0})
+    model = Seeing(lambda text: {END: 1.0} if text.endswith("Yes") else {" Yes": 1.0}, opinion)
     return Rain(SETTINGS, model=model).generate(prompt).text, model
 
 

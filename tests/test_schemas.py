@@ -181,6 +181,11 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "an object": (Node(v=1), "is no schema"),
     "a member": (Colour.RED, "is no schema"),
     "a list": ([SHEET], "is no schema"),
+    "too large": ({"enum": ["x" * 300_000]}, "more than 262144"),
+    "too many unknown words": (
+        {"type": "object"} | {f"w{i}": 1 for i in range(300)},
+        "more than 256 keywords",
+    ),
     "no JSON": ({"default": {1, 2}}, "cannot be written as JSON"),
 }
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from pydantic import TypeAdapter
 
+from rain_llm.bounds import SCHEMA_BYTES
 from rain_llm.errors import PromptError
 from rain_llm.models.validation import changed, parts_of
 
@@ -37,13 +39,18 @@ _IMPLIED = {
 _COMBINING = {"allOf", "anyOf", "oneOf", "not", "if", "then", "else", "dependentSchemas", "dependencies"}
 _SAID = {"type", "enum", "const", "$ref", "$dynamicRef", "$recursiveRef"}
 _KEYWORDS = {*_SAID, *_COMBINING, "$defs", "definitions"}.union(*_IMPLIED.values())
+_OPENAPI = ("example", "nullable", "discriminator", "xml", "externalDocs")  # what it adds to JSON Schema
 _ANNOTATIONS = {
     *("$schema", "$id", "id", "$anchor", "$dynamicAnchor", "$recursiveAnchor", "$vocabulary", "$comment"),
     *("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "contentSchema"),
-    *("example", "nullable", "discriminator", "xml", "externalDocs"),  # of OpenAPI
+    *_OPENAPI,
 }
+_KNOWN = _KEYWORDS | _ANNOTATIONS
+_LONGEST_KEYWORD = 40  # that could be a misspelling of one
+_MOST_UNKNOWN = 256  # of which each is compared with all keywords
 _EXTENSIONS = ("x-", "$")  # what tools may add to a schema
 _NEGATING = {"not", "if", "oneOf", "dependentSchemas", "dependencies"}
+_NOT_HELD = "this schema cannot be held to"
 _SHOWN = 60  # characters of what an error repeats
 
 
@@ -62,17 +69,29 @@ def schema_of(given: object) -> dict[str, Any]:
     schema = unwrapped(given) if isinstance(given, Mapping) else _of_type(given)
     try:
         text = json.dumps(dict(schema), ensure_ascii=False, allow_nan=False)
-        text.encode()
-        plain: dict[str, Any] = json.loads(text)
-        parts = parts_of(plain)
+        size = len(text.encode())
     except (TypeError, ValueError, RecursionError) as error:
-        raise PromptError(f"the schema cannot be written as JSON: {error}") from error
-    for part in parts:
-        _check_keywords(part)
+        raise PromptError(f"{_NOT_HELD}: it cannot be written as JSON ({error}): give plain data") from error
+    if size > SCHEMA_BYTES:
+        raise PromptError(f"{_NOT_HELD}: it has {size} bytes, more than {SCHEMA_BYTES}: ask for less")
+    plain: dict[str, Any] = json.loads(text)
+    try:
+        parts = parts_of(plain)
+    except RecursionError as error:
+        raise PromptError(f"{_NOT_HELD}: it is nested too deep: ask for less") from error
+    _check_keywords(parts)
     if any(_NEGATING & part.keys() for part in parts):  # to narrow what is negated would allow more
         return _typed(plain)
     typed: dict[str, Any] = changed(plain, _typed)
     return typed
+
+
+def without_notes(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a schema without what others than JSON Schema add to it, and what says nothing of documents.
+
+    Beside a reference of a recursive type (pydantic has a ``discriminator`` there) no grammar takes it.
+    """
+    return {key: part for key, part in schema.items() if key not in _OPENAPI and not key.startswith("x-")}
 
 
 def unwrapped(given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -102,9 +121,20 @@ def _of_type(given: Any) -> Mapping[str, Any]:
         ) from error
 
 
-def _check_keywords(part: dict[str, Any]) -> None:
-    """Refuse a schema that speaks of nothing known, or in a word that is almost a keyword."""
-    others = [key for key in part if key not in _KEYWORDS | _ANNOTATIONS and not key.startswith(_EXTENSIONS)]
+def _check_keywords(parts: Sequence[dict[str, Any]]) -> None:
+    """Refuse schemas that speak of nothing known, or in a word that is almost a keyword."""
+    unknown: dict[str, None] = {}
+    for part in parts:
+        others = [key for key in part if key not in _KNOWN and not key.startswith(_EXTENSIONS)]
+        unknown |= dict.fromkeys(others)
+        if len(unknown) > _MOST_UNKNOWN:
+            raise PromptError(
+                f"a schema has more than {_MOST_UNKNOWN} keywords that are none: leave them out"
+            )
+        _check_part(part, others)
+
+
+def _check_part(part: dict[str, Any], others: Sequence[str]) -> None:
     if others and len(others) == len(part):
         raise PromptError(
             f"{_shown(part)} stands where a JSON schema should, and {others[0]!r:.40} is no keyword of one: "
@@ -123,7 +153,10 @@ def _check_keywords(part: dict[str, Any]) -> None:
             )
 
 
+@lru_cache(4 * _MOST_UNKNOWN)
 def _near(key: str) -> str | None:
+    if len(key) > _LONGEST_KEYWORD:
+        return None
     plain = {keyword.lower(): keyword for keyword in _KEYWORDS}
     if same := plain.get(key.replace("_", "").replace("-", "").lower()):
         return same

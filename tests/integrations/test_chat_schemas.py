@@ -85,6 +85,23 @@ class Right(BaseModel):
     left: Left
 
 
+class Cat(BaseModel):
+    kind: Literal["cat"]
+    kitten: Animal | None = None
+
+
+class Dog(BaseModel):
+    kind: Literal["dog"]
+    pups: list[Animal] = []
+
+
+Animal = Annotated[Cat | Dog, Field(discriminator="kind")]
+
+
+class Zoo(BaseModel):
+    animals: dict[str, Animal]
+
+
 Item = TypeVar("Item")
 
 
@@ -218,6 +235,12 @@ def test_recursive_answers_are_held_to_their_whole_schema(way: Any, method: Any)
         (Tree, {"v": 1, "named": {"a": {"v": 1, "many": [3]}}}, {"v": 1, "named": {"a": {"v": 1}, "b": 2}}),
         (Left, {"v": 1, "right": {"left": {"v": 2, "right": 3}}}, {"v": 1, "right": {"left": {"v": 2}}}),
         (Right, {"left": {"v": 1, "right": {}}}, {"left": {"v": 1, "right": None}}),
+        (Cat, {"kind": "cat", "kitten": {"kind": "cow"}}, {"kind": "cat", "kitten": {"kind": "dog"}}),
+        (
+            Zoo,
+            {"animals": {"a": {"kind": "dog", "pups": [{"kind": "cat", "kitten": 1}]}}},
+            {"animals": {"a": {"kind": "dog", "pups": [{"kind": "cat", "kitten": None}]}}},
+        ),
     ],
 )
 def test_recursion_through_other_types(kind: Any, bad: Any, good: Any):

@@ -27,6 +27,7 @@ from rain_llm.errors import ModelError, ModelNotSupportedError, PromptError
 from rain_llm.models.distinct import ended
 from rain_llm.models.schema_size import check_size
 from rain_llm.models.validation import DocumentCheck, changed, parts_of
+from rain_llm.schemas import without_notes
 from rain_llm.types import Sample
 
 if TYPE_CHECKING:
@@ -247,6 +248,7 @@ def _held(schema: str) -> _Held:
     if not isinstance(read, dict):
         raise ValueError(f"it is not a JSON object but {schema[:40]}")
     check = DocumentCheck(schema)
+    read = changed(read, without_notes)
     listed = changed(read, lambda part: ended(read, part))
     closed = listed if _combines(read) else changed(listed, _closed)
     exact = closed | {"x-guidance": {"whitespace_flexible": False, "lenient": False}}
