@@ -269,6 +269,11 @@ def test_an_answer_that_passes_has_no_sentences() -> None:
     assert result.accepted and result.sentences == ()
 
 
+def test_an_answer_that_says_nothing_has_no_sentences() -> None:
+    result = rain(ScriptedModel(lambda text: {END: 1}, opinion)).generate(QUESTION, context=FERRY)
+    assert (result.stop_reason, result.sentences) == (StopReason.REFUSED, ())
+
+
 def test_an_answer_without_passages_has_no_sentences() -> None:
     hostile = ScriptedModel(lambda text: {" wine": 1} if text.endswith("leave?") else {END: 1})
     hopeless = HARMLESSNESS.model_copy(update={"threshold": 0.99})

@@ -74,6 +74,8 @@ def explained(search: RainSearch, passages: Sequence[str]) -> Search:
     ):
         return outcome
     spans = list(enumerate(split(text)))[-SENTENCES:]
+    if not spans:
+        return outcome
     try:
         found = yield from _judged(
             search.evaluator, search.subject, passages, text, [span for _, span in spans]

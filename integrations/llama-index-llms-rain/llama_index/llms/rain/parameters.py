@@ -49,6 +49,9 @@ class Parameters(BaseModel):
     timeout: float | None = Field(
         default=None, gt=0, description="Seconds for an answer: settings.search.deadline_s"
     )
+    is_chat_model: bool | None = Field(
+        default=None, description="Fill templates for a user's turn: settings.generation.chat_template"
+    )
     api_base: str | tuple[str, ...] | None = Field(
         default=None, description="Address of a server, or of several: settings.model.base_url"
     )
