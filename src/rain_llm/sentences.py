@@ -63,7 +63,8 @@ def explained(search: RainSearch, passages: Sequence[str]) -> Search:
     limit or a failure that comes meanwhile leaves the answer as it is, without sentences.
     """
     outcome = yield from search.run()
-    evaluation, text = search.settings.evaluation, search.rejected or outcome.text
+    evaluation = search.settings.evaluation
+    text = outcome.text if search.rejected is None else search.rejected
     wanted = evaluation.sentences != "none" and any(c.needs_context for c in evaluation.criteria)
     if (
         outcome.accepted
