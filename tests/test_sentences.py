@@ -291,9 +291,18 @@ class Breaks(ScriptedModel):
         return super().score(batch)
 
 
+def unsure(question: str, label: str) -> float:
+    """Give no number for what stands alone."""
+    return float("nan") if "Answer: The cafe serves wine." in question else opinion(question, label)
+
+
 def test_a_refusal_stays_one_where_its_sentences_cannot_be_judged() -> None:
     spent = answered(rain(evaluation={"sentences": "none"})).usage.model_tokens
-    for engine in (rain(Breaks(next_words, opinion)), rain(search={"max_model_tokens": spent})):
+    for engine in (
+        rain(Breaks(next_words, opinion)),
+        rain(ScriptedModel(next_words, unsure)),
+        rain(search={"max_model_tokens": spent}),
+    ):
         result = answered(engine)
         assert (result.stop_reason, result.sentences) == (StopReason.REFUSED, ())
         assert result.text.endswith("The passages do not say.")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rain_llm.bounds import SENTENCES
-from rain_llm.errors import PromptError
+from rain_llm.errors import ModelError, PromptError
 from rain_llm.evaluation import Asking, SelfEvaluator, Subject
 from rain_llm.evidence import nearest
 from rain_llm.search import Interrupted, Outcome, RainSearch, Search
@@ -81,7 +81,7 @@ def explained(search: RainSearch, passages: Sequence[str]) -> Search:
         found = yield from _judged(
             search.evaluator, search.subject, passages, text, [span for _, span in spans]
         )
-    except Interrupted:
+    except (Interrupted, ModelError):
         return outcome
     left = len(text) if evaluation.sentences == "texts" else len(search.answer.shown)
     sentences = tuple(
