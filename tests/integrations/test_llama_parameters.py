@@ -151,6 +151,11 @@ def test_parameters_reach_the_model() -> None:
     with pytest.raises(SettingsError, match="temperature"):
         llm.temperature = -1
     assert asked(llm, settings=SETTINGS).temperature == 1.0  # all of them are replaced
+    twin = llm.model_copy(update={"temperature": 0.3, "guarded": False})
+    assert (twin.settings.generation.temperature, twin.guarded) == (0.3, False)
+    assert asked(llm).temperature == 0.8
+    with pytest.raises(SettingsError, match="api_base cannot be changed"):
+        llm.model_copy(update={"api_base": SERVER})
 
 
 # --- called as the neighbours are -------------------------------------------------------------------------
