@@ -269,6 +269,11 @@ def test_an_answer_that_passes_has_no_sentences() -> None:
     assert result.accepted and result.sentences == ()
 
 
+def test_an_answer_that_says_nothing_has_no_sentences() -> None:
+    result = rain(ScriptedModel(lambda text: {END: 1}, opinion)).generate(QUESTION, context=FERRY)
+    assert (result.stop_reason, result.sentences) == (StopReason.REFUSED, ())
+
+
 def test_an_answer_without_passages_has_no_sentences() -> None:
     hostile = ScriptedModel(lambda text: {" wine": 1} if text.endswith("leave?") else {END: 1})
     hopeless = HARMLESSNESS.model_copy(update={"threshold": 0.99})
@@ -286,9 +291,18 @@ class Breaks(ScriptedModel):
         return super().score(batch)
 
 
+def unsure(question: str, label: str) -> float:
+    """Give no number for what stands alone."""
+    return float("nan") if "Answer: The cafe serves wine." in question else opinion(question, label)
+
+
 def test_a_refusal_stays_one_where_its_sentences_cannot_be_judged() -> None:
     spent = answered(rain(evaluation={"sentences": "none"})).usage.model_tokens
-    for engine in (rain(Breaks(next_words, opinion)), rain(search={"max_model_tokens": spent})):
+    for engine in (
+        rain(Breaks(next_words, opinion)),
+        rain(ScriptedModel(next_words, unsure)),
+        rain(search={"max_model_tokens": spent}),
+    ):
         result = answered(engine)
         assert (result.stop_reason, result.sentences) == (StopReason.REFUSED, ())
         assert result.text.endswith("The passages do not say.")

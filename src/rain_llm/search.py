@@ -168,7 +168,7 @@ class RainSearch:
     iterations: int = 0
     evaluations: int = 0
     accepted: bool = True
-    rejected: str = ""  # the whole text that was given up
+    rejected: str | None = None  # the whole text that was given up
     cached: int | None = None  # of the prompt's tokens, at the first draft
 
     def __post_init__(self) -> None:

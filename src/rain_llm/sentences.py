@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rain_llm.bounds import SENTENCES
-from rain_llm.errors import PromptError
+from rain_llm.errors import ModelError, PromptError
 from rain_llm.evaluation import Asking, SelfEvaluator, Subject
 from rain_llm.evidence import nearest
 from rain_llm.search import Interrupted, Outcome, RainSearch, Search
@@ -63,7 +63,8 @@ def explained(search: RainSearch, passages: Sequence[str]) -> Search:
     limit or a failure that comes meanwhile leaves the answer as it is, without sentences.
     """
     outcome = yield from search.run()
-    evaluation, text = search.settings.evaluation, search.rejected or outcome.text
+    evaluation = search.settings.evaluation
+    text = outcome.text if search.rejected is None else search.rejected
     wanted = evaluation.sentences != "none" and any(c.needs_context for c in evaluation.criteria)
     if (
         outcome.accepted
@@ -74,11 +75,13 @@ def explained(search: RainSearch, passages: Sequence[str]) -> Search:
     ):
         return outcome
     spans = list(enumerate(split(text)))[-SENTENCES:]
+    if not spans:
+        return outcome
     try:
         found = yield from _judged(
             search.evaluator, search.subject, passages, text, [span for _, span in spans]
         )
-    except Interrupted:
+    except (Interrupted, ModelError):
         return outcome
     left = len(text) if evaluation.sentences == "texts" else len(search.answer.shown)
     sentences = tuple(

@@ -91,6 +91,7 @@ def test_the_neighbours_names() -> None:
         ({"max_new_tokens": 9, "model_name": "some/model"}, {"max_tokens": 9, "model": "some/model"}),
         ({"base_url": SERVER, "request_timeout": 9.0}, {"api_base": SERVER, "timeout": 9.0}),  # Ollama
         ({"reuse_client": False, "strict": True, "logprobs": None, "n": 1, "user": "me"}, {}),
+        ({"is_function_calling_model": True}, {}),  # OpenAILike
         ({"temperature": None, "max_tokens": None, "api_key": None, "additional_kwargs": {}}, {}),
     ],
 )
@@ -122,6 +123,7 @@ def test_other_names_and_what_changes_nothing(given: dict[str, Any], ours: dict[
         ({"additional_kwargs": {"temprature": 1}}, "did you mean 'temperature'"),
         ({"additional_kwargs": {"temperature": -1}}, "temperature"),
         ({"keep_alive": 5}, "RainSettings"),
+        ({"is_function_calling_model": False}, "ReActAgent"),
     ],
 )
 def test_what_cannot_be_is_refused_by_the_name_that_was_given(given: dict[str, Any], reason: str) -> None:
@@ -142,12 +144,18 @@ def test_parameters_reach_the_model() -> None:
     assert (sample := asked(llm)).temperature == 0.5
     assert (sample.top_k, sample.top_p) == (3, 0.5)
     assert llm.metadata.num_output == 4
+    assert scripted(is_chat_model=True).metadata.is_chat_model
     assert asked(llm, temperature=0.6, top_p=0.7).top_p == 0.7  # a call's own come first
     llm.temperature = 0.8
     assert asked(llm).temperature == llm.settings.generation.temperature == 0.8
     with pytest.raises(SettingsError, match="temperature"):
         llm.temperature = -1
     assert asked(llm, settings=SETTINGS).temperature == 1.0  # all of them are replaced
+    twin = llm.model_copy(update={"temperature": 0.3, "guarded": False})
+    assert (twin.settings.generation.temperature, twin.guarded) == (0.3, False)
+    assert asked(llm).temperature == 0.8
+    with pytest.raises(SettingsError, match="api_base cannot be changed"):
+        llm.model_copy(update={"api_base": SERVER})
 
 
 # --- called as the neighbours are -------------------------------------------------------------------------

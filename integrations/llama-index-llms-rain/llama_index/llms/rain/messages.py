@@ -121,7 +121,7 @@ def _older_call(call: Any) -> ToolCall:
             return _call(name, arguments, told.get("id"))
         case {"tool_name": str(name), "tool_kwargs": arguments}:  # LlamaIndex's ToolSelection
             return _call(name, arguments, told.get("tool_id"))
-    raise PromptError(f"a message holds a call of a tool that cannot be read: {call!r}")
+    raise PromptError(f"a message holds a call of a tool that cannot be read: {call!r:.80}")
 
 
 def _call(name: str, arguments: dict[str, Any] | str, id: str | None) -> ToolCall:
@@ -129,6 +129,6 @@ def _call(name: str, arguments: dict[str, Any] | str, id: str | None) -> ToolCal
         read = json.loads(arguments) if isinstance(arguments, str) else arguments
     except ValueError as error:
         raise PromptError(
-            f"a message holds a call of {name!r} whose arguments are no JSON: {error}"
+            f"a message holds a call of {name!r:.140} whose arguments are no JSON: {error}"
         ) from error
     return ToolCall(name, read, id or "")

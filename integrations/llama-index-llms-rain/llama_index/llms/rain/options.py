@@ -22,6 +22,7 @@ GENERATION: Mapping[str, Place] = {
     "seed": ("generation", "seed"),
     "stop": ("generation", "stop"),
     "timeout": ("search", "deadline_s"),
+    "is_chat_model": ("generation", "chat_template"),
 }
 """What a model or a single call may be given, and where the settings hold it."""
 
@@ -53,6 +54,7 @@ _HARMLESS: Mapping[str, Any] = {
     "repetition_penalty": (1,),
     **dict.fromkeys(("logit_bias", "extra_body"), ({},)),
     "modalities": (["text"],),
+    "is_function_calling_model": (True,),
 }
 _PENALTIES = "how words repeat is not weighed; temperature, top_k and top_p choose among words"
 _REMEDIES: Mapping[str, str] = {
@@ -66,6 +68,7 @@ _REMEDIES: Mapping[str, str] = {
     "function_call": "give tool_choice=, as chat_with_tools does",
     "json_mode": "give schema= (a JSON schema), or use structured_predict",
     "modalities": "only text can be judged",
+    "is_function_calling_model": "it calls the functions that it is given; give none, or use a ReActAgent",
     **dict.fromkeys(
         ("http_client", "async_http_client", "default_headers", "organization", "api_version"),
         "servers are asked by rain itself: give api_base and api_key",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 from llama_index.core.bridge.pydantic import (
@@ -48,6 +49,9 @@ class Parameters(Redacted):
     stop: str | tuple[str, ...] | None = Field(default=None, description="settings.generation.stop")
     timeout: float | None = Field(
         default=None, gt=0, description="Seconds for an answer: settings.search.deadline_s"
+    )
+    is_chat_model: bool | None = Field(
+        default=None, description="Fill templates for a user's turn: settings.generation.chat_template"
     )
     api_base: str | tuple[str, ...] | None = Field(
         default=None, description="Address of a server, or of several: settings.model.base_url"
@@ -114,6 +118,15 @@ class Parameters(Redacted):
         if name in GENERATION and value is not None:
             super().__setattr__("settings", updated(self.settings, {name: value}))
         super().__setattr__(name, value)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Copy with changes, on the same engine; parameters are assigned, so that the settings hold them."""
+        own = {name: value for name, value in (update or {}).items() if name in (*GENERATION, *ENGINE)}
+        others = {name: value for name, value in (update or {}).items() if name not in own}
+        twin = super().model_copy(update=others, deep=deep)
+        for name, value in own.items():
+            setattr(twin, name, value)
+        return twin
 
     @field_serializer("settings")
     def _without_a_seed_that_nobody_gave(self, settings: RainSettings) -> dict[str, Any]:
