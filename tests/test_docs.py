@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from rain_llm import Rain
+
 ROOT = Path(__file__).parent.parent
 PAGES = [
     path
@@ -59,3 +61,25 @@ _LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)")
 def test_links_into_the_repository_lead_somewhere(page):
     for target in _LINK.findall(page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_search_works_from_disk_and_nothing_is_fetched():
+    config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert "\n  - search\n  - offline" in config
+    assert "polyfills: [iframe-worker.js]" in config  # else the plugin takes one from elsewhere
+    assert (ROOT / "docs" / "iframe-worker.js").is_file()
+    assert "tables.css" in config
+    assert (ROOT / "docs" / "tables.css").is_file()
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_what_is_shown_is_what_comes_out(page, capsys):
+    """The first example of the first screen, and the text block below it."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    example = re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.DOTALL)
+    assert example
+    Rain().runtime.forget()  # what an earlier page left in the cache would cost nothing
+    capsys.readouterr()
+    exec(example[1], {})
+    assert capsys.readouterr().out == example[2]

@@ -16,6 +16,7 @@ from rich.text import Text
 from rain_llm import ModelError, Rain, RainSettings, cli, engine
 from rain_llm.demo import Opening, _side_by_side
 from rain_llm.doctor import report as doctor_report
+from rain_llm.doctor.findings import Trust
 from rain_llm.doctor.measures import Interval
 from rain_llm.missing import needed
 from rain_llm.screen import Fitted, printable
@@ -70,7 +71,7 @@ def test_the_doctor_on_a_narrow_screen():
     made = doctor_report._table("verdict", 20, "complete answers", "cut off", "asked as")
     made.add_row(
         "harmlessness",
-        *[doctor_report._interval(Interval(0.5, 0.4, 0.6), doctor_report.Trust.NO)] * 2,
+        *[doctor_report._interval(Interval(0.5, 0.4, 0.6), Trust.NO)] * 2,
         "labels",
     )
     assert "…" not in shown(Fitted(made), 40)

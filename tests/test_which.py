@@ -12,7 +12,7 @@ from rain_llm import ModelNotFoundError, Rain, RainSettings, cli
 from rain_llm.models import which
 from rain_llm.models.scripted import ScriptedModel, script
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
 
 HOSTED = [
     "gpt-4o-mini", "gpt-4", "GPT-4.1", "gpt-3.5-turbo", "gpt-5", "o1", "o3-mini", "chatgpt-4o-latest",
@@ -122,6 +122,7 @@ def test_the_command_line_says_it_in_a_line(capsys):
         assert err.count("\n") == 1
 
 
-def test_the_readme_holds_the_table():
-    assert which.table() in README.read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+def test_the_readme_holds_the_table(page):
+    assert which.table() in (ROOT / page).read_text(encoding="utf-8")
     assert len(which.KINDS) == 5
