@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rain_llm import BlindJudgeWarning, Rain, RainSettings
 from rain_llm.answer import Answer
+from rain_llm.models.transformers import TransformersModel
 from rain_llm.types import TokenIds
+from tests.test_search import GOOD
 
 
 def decode(tokens: TokenIds) -> str:
@@ -178,3 +183,29 @@ def test_a_stop_string_that_repeats_itself_is_found_token_by_token(stop: str):
                 break
         shown += a.finish()
         assert shown == (text[: text.index(stop)] if stop in text else text)
+
+
+@pytest.mark.parametrize("way", ["plain", "generate", "stream", "budget"])
+def test_no_answer_ends_within_a_character(way: str, tiny: TransformersModel):
+    """A model of random bytes, cut off at every length: what is judged, streamed and returned is whole."""
+    settings = RainSettings(
+        evaluation={"criteria": [GOOD], "style": "labels", "examples": False},
+        search={"iterations": 1, "max_model_tokens": 200 if way == "budget" else None},
+        on_unsafe="best",
+    )
+    halves = 0
+    for seed in range(12):
+        drawing = {"max_new_tokens": 1 + seed % 6, "seed": seed, "temperature": 2.0}
+        rain = Rain(settings.updated(generation=drawing), model=tiny)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", BlindJudgeWarning)
+            steps = list(rain.plain_stream("é") if way == "plain" else rain.stream("é"))
+        result = steps[-1].result
+        assert result is not None
+        assert "".join(step.text for step in steps) == result.text
+        tokens = tuple(token for step in steps for token in step.tokens)
+        text = tiny.decode(tiny.encode("é") + tokens)[1:]
+        halves += text != result.text
+        assert text.startswith(result.text)
+        assert not result.text.endswith("\ufffd") or tiny.encode("\ufffd") == tokens[-3:]
+    assert halves

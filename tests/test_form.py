@@ -340,6 +340,39 @@ def test_a_document_that_does_not_fit_raises():
         asked.plain(document())
 
 
+LIST = {"type": "array", "items": {"enum": ["a", "b"]}, "uniqueItems": True}
+
+
+@pytest.mark.parametrize(
+    "said, asked, drafts",
+    [
+        ('{"to":"shop"}', {"schema": SCHEMA}, 1),
+        ("I do", {"schema": {"type": "string", "minLength": 1_000_000}}, 1),
+        ("[" * 50, {"schema": {"items": {"$ref": "#"}, "type": "array"}}, 1),
+        (TO_SHOP.lstrip(), {"tools": [PAY], "tool_choice": "any"}, 1),
+        (TO_SHOP.lstrip(), {"tools": [PAY], "tool_choice": "pay"}, 1),
+        (f"I do.{TO_SHOP}", {"tools": [PAY]}, 2),  # the next draft may be without a call
+        ('["a","a"]', {"schema": LIST}, 10),  # fits the room, not the schema: the next one may
+    ],
+    ids=str,
+)
+def test_a_draft_that_the_limit_cuts_off_is_not_written_again_and_again(said, asked, drafts):
+    wordy = said if said != "I do" else '"' + "I do" * 99
+    room = 20 if "tools" in asked else 12 if "uniqueItems" in str(asked) else 4
+    model = ScriptedModel(says((wordy, 1)), opinion)
+    drafting = settings(generation={"max_new_tokens": room}, search={"iterations": 10, "patience": None})
+    with pytest.raises(IncompleteError, match="max_new_tokens"):
+        Rain(drafting, model=model).generate(Task(PROMPT, **asked))
+    assert sum(isinstance(request, Sample) and bool(request.schema) for request in model.requests) == drafts
+
+
+def test_a_list_of_different_items_ends_where_there_are_no_more():
+    words = {"[": 1.0, '"': 1.0, "a": 1.0, "b": 1.0, ",": 9.0, "]": 1.0}  # it likes to go on
+    model = ScriptedModel(lambda text: words, opinion)
+    result = Rain(settings(generation={"seed": 1}), model=model).generate(Task(PROMPT, schema=LIST))
+    assert len(json.loads(result.text)) <= 2
+
+
 def test_stop_strings_do_not_cut_a_document():
     assert json.loads(rain(('{"to":"shop"}', 1), generation={"stop": ["shop"]}).generate(document()).text)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from rain_llm.models.base import LanguageModel
 from rain_llm.tools import CLOSING, OPENING
@@ -48,14 +48,26 @@ class Draw(Protocol):
         ...
 
 
-Drafting: TypeAlias = Generator[Sample, Continuation, tuple[TokenIds, bool]]
-"""Yields requests, receives continuations; returns tokens, and whether nothing is missing in them."""
+class Draft(NamedTuple):
+    """A document, or calls, as far as they came.
+
+    Attributes:
+        tokens: of what is whole. finished: nothing is missing. cut: there was no room for the rest.
+    """
+
+    tokens: TokenIds
+    finished: bool
+    cut: bool = False
+
+
+Drafting: TypeAlias = Generator[Sample, Continuation, Draft]
+"""Yields requests, receives continuations."""
 
 
 def write_document(form: Form, draw: Draw, room: int) -> Drafting:
     """Write a document of at most ``room`` tokens."""
     found = yield draw((), room, form.document)
-    return found.tokens, found.ended
+    return Draft(found.tokens, found.ended, not found.ended and len(found.tokens) >= room)
 
 
 def write_calls(form: Form, writer: LanguageModel, draw: Draw, room: int, opening: TokenIds) -> Drafting:
@@ -66,9 +78,11 @@ def write_calls(form: Form, writer: LanguageModel, draw: Draw, room: int, openin
     closing, another = writer.encode(f"\n{CLOSING}"), writer.encode(f"\n{OPENING}\n")
     whole: TokenIds = ()
     tokens = opening
+    cut = True
     while (left := room - len(tokens) - len(closing)) > 0:
         call = yield draw(tokens, left, form.call)
         if not call.ended:
+            cut = len(call.tokens) >= left
             break
         whole = tokens = tokens + call.tokens + closing
         left = min(len(another), room - len(tokens))
@@ -78,7 +92,7 @@ def write_calls(form: Form, writer: LanguageModel, draw: Draw, room: int, openin
         if not writer.decode(more.tokens).lstrip().startswith(OPENING):
             break
         tokens += another
-    return (whole, True) if whole else (tokens, False)
+    return Draft(whole, True) if whole else Draft(tokens, False, cut)
 
 
 def opening_tokens(writer: LanguageModel) -> TokenIds:

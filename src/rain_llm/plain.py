@@ -96,7 +96,7 @@ def plain_search(
                     while True:
                         request = drafting.send((yield from ask(request)))
                 except StopIteration as done:
-                    tokens, finished = done.value
+                    tokens, finished, _ = done.value
                 if not finished:
                     reason = StopReason.INCOMPLETE
                     break

@@ -121,6 +121,7 @@ class _Look:
     simulation: TokenIds = ()
     whole: int = 0  # last tokens of the simulation that are one: calls or a document
     broken: bool = False  # which are not finished
+    cut: bool = False  # as there was no room
     terminal: bool = False  # the answer ends behind path or simulation
     text: str = ""
     verdict: Verdict | None = None
@@ -161,6 +162,7 @@ class RainSearch:
     turns: Counter[tuple[TokenIds, int]] = field(default_factory=Counter)  # draws from a place
     best: _Look | None = None  # the best judged text of this step
     best_at: int = 0  # iterations of this step when it was found
+    cuts: int = 0  # drafts of this step that the limit has cut off
     heard_last: Verdict | None = None
     last: Verdict | None = None  # the verdict that came with the last commitment
     inherited: int = 0  # the root's visits at the beginning of this step
@@ -182,7 +184,7 @@ class RainSearch:
         try:
             while True:  # the outer loop
                 self.inherited, self.step_iterations = self.tree.root.visits, 0
-                self.best, self.best_at = None, 0
+                self.best, self.best_at, self.cuts = None, 0, 0
                 while not self._settled():  # the inner loop
                     looks = yield from self._select()
                     yield from self._simulate(looks)
@@ -218,6 +220,8 @@ class RainSearch:
             verdict = self.best.verdict if self.best else None
             if verdict is not None and verdict.on_target:
                 return True
+            if self._cannot_end():
+                return True
             idle = self.step_iterations - self.best_at
             return self._left() <= 0 or (budget.patience is not None and idle >= budget.patience)
         if tree.root.children:
@@ -228,6 +232,14 @@ class RainSearch:
         if budget.stop_when_decided and tree.lead() > left:
             return True  # an iteration moves no child's weight by more than 1
         return left <= 0 and any(child.visits for child in tree.root.children)
+
+    def _cannot_end(self) -> bool:
+        """Whether no draft came to its end, and the limit has cut one off: the next would cost as much.
+
+        Where an answer without a call would do as well, one more draft is written.
+        """
+        owed = self.form.document or self.form.forced
+        return self.cuts > (0 if owed else 1) and self._unfinished()
 
     def _left(self) -> int:
         """Return the iterations that the budget leaves to this step."""
@@ -317,7 +329,9 @@ class RainSearch:
 
         opening: TokenIds = ()
         if form.document:
-            look.simulation, finished = yield from write_document(form, draw, self._room(look.tokens))
+            look.simulation, finished, look.cut = yield from write_document(
+                form, draw, self._room(look.tokens)
+            )
             look.whole, look.terminal, look.broken = len(look.simulation), True, not finished
         elif form.forced:
             opening = opening_tokens(self.writer)
@@ -333,7 +347,7 @@ class RainSearch:
                 )
         if opening:
             room = self._room(look.seen)
-            calls, finished = yield from write_calls(form, self.writer, draw, room, opening)
+            calls, finished, look.cut = yield from write_calls(form, self.writer, draw, room, opening)
             look.simulation += calls
             look.whole, look.terminal, look.broken = len(calls), True, not finished
 
@@ -555,6 +569,7 @@ class RainSearch:
         if self.settings.search.similarity is not None:
             embeddings = yield from self._embed(looks)
         best_before = self.best
+        self.cuts += sum(look.cut for look in looks)
         for look, vectors in zip(looks, embeddings, strict=True):
             verdict = look.verdict
             assert verdict is not None  # _evaluate has judged every look

@@ -500,8 +500,8 @@ def _after_fork() -> None:
     if _loop is not None and _selector is not None:
         _left.extend((_loop, _selector))
         nothing = os.open(os.devnull, os.O_RDWR)
-        for number in _selector.get_map():
-            os.dup2(nothing, number, inheritable=False)
+        for key in _selector.get_map().values():
+            os.dup2(nothing, key.fd, inheritable=False)
         os.close(nothing)
     _loop, _selector, _starting = None, None, threading.Lock()
 
