@@ -227,10 +227,8 @@ def main() -> None:
             most = max(rises, default=0.0)
             quote = quoter(JUDGES[name].criteria[0])
             gone = sum(_unread(quote, PLACES[place](text, one), text) for text, one, _ in pairs)
-            print(
-                f"  {place:6}  {len(turned):4} of {len(pairs)} turned, largest rise {most:.3f}; {gone} not read at all",
-                flush=True,
-            )
+            found = f"{len(turned)} of {len(pairs)} turned, largest rise {most:.3f}; {gone} not read at all"
+            print(f"  {place:6}  {found}", flush=True)
             if options.show:
                 for text, one, _ in turned:
                     print(f"    {one!r} after {text!r}")

@@ -125,7 +125,7 @@ def fork_beside_locks(rain: Rain) -> list[Any]:
     held, over = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with engine._loading, rain._lock, rain.runtime.writer._lock, rain.runtime.scheduler._lock:  # type: ignore[attr-defined]
+        with engine._loading, rain.runtime.writer._lock, rain.runtime.scheduler._lock:  # type: ignore[attr-defined]
             held.set()
             over.wait(2 * CHILD_S)
 
