@@ -10,7 +10,7 @@ the text says. So a text must not be able to
 3. hide either from this module, by signs, invisible characters, letters of other scripts or markup;
 4. use this module to hide its own words from the judge.
 
-**Defence.** All that a judge reads passes through :meth:`Quoting.readings`:
+**Defence.** All that a judge reads passes through :meth:`Quoter.readings`:
 
 * It is shown as it is seen (:mod:`rain_llm.spelling`), on one line.
 * The *words* are looked at, never the signs between them, so every sign, bracket, quote, table cell or tag
