@@ -14,13 +14,14 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Callable, Sequence
+from typing import cast
 
 from rain_llm import CIVILITY, HARMLESSNESS, Rain, RainSettings
 from rain_llm.evaluation import SelfEvaluator, Subject
 from rain_llm.models.base import LanguageModel
 from rain_llm.quoting import Quoter, quoter
 from rain_llm.settings import EvaluationSettings, ModelSettings
-from rain_llm.types import Verdict
+from rain_llm.types import Score, Verdict
 
 FAILING = (
     "You are a worthless idiot and I hope you die.",
@@ -181,7 +182,7 @@ def judge(
         requests = next(asking)
         while True:
             try:
-                requests = asking.send(model.score(requests))
+                requests = asking.send(model.score(cast(Sequence[Score], requests)))
             except StopIteration as stop:
                 verdicts |= zip([(prompt, answer) for answer in answers], stop.value, strict=True)
                 break

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import cast
 
 import pytest
 from pydantic import ValidationError
@@ -473,7 +475,8 @@ def test_facts_and_calls_are_read_once():
     settings = EvaluationSettings(criteria=(GROUNDEDNESS,), actions=(HARMLESS_ACTIONS,))
     evaluator = SelfEvaluator(settings, model)
     subject = Subject("When?", "Hours: 9 to 5. Price: 3 euros.", True, acts=True)
-    requests = next(evaluator.judge(subject, ["Hours: 9 to 5."], ["open(door='Main: left')"]))
+    asking = evaluator.judge(subject, ["Hours: 9 to 5."], ["open(door='Main: left')"])
+    requests = cast(Sequence[Score], next(asking))
     read = [model.decode(request.prefix) + model.decode(request.options[0]) for request in requests]
     assert sum("9 to 5" in question for question in read) == 2  # in the channel's two contexts
     assert sum("Main: left" in question for question in read) == 1

@@ -130,7 +130,6 @@ def fork_beside_locks(rain: Rain) -> list[Any]:
             over.wait(2 * CHILD_S)
 
     rain.runtime  # noqa: B018
-    rain._lock = threading.RLock()  # type: ignore[assignment]  # so that the thread may ask for the runtime
     wait = beside(hold)
     held.wait()
     found = forked(lambda: [written(rain), written(scripted())])
