@@ -47,6 +47,7 @@ ORDER = (
     "models.packed",
     "models.scripted",
     "models.chat_template",
+    "models.template_budget",
     "models.template_sandbox",
     "models.tokenizer",
     "models.tree_attention",

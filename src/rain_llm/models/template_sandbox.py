@@ -15,11 +15,8 @@ from __future__ import annotations
 import functools
 import json
 import re
-import sys
-import time
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from contextvars import ContextVar
+from collections.abc import Callable, Iterator, Mapping, Sized
 from datetime import datetime
 from typing import Any
 
@@ -35,9 +32,18 @@ from jinja2.utils import Cycler, Joiner, Namespace
 from jinja2.visitor import NodeTransformer
 from markupsafe import EscapeFormatter, Markup
 
-from rain_llm.bounds import TEMPLATE_BYTES, TEMPLATE_MEMORY, TEMPLATE_S, TEMPLATE_STEPS, TEMPLATE_VALUE
+from rain_llm.bounds import TEMPLATE_BYTES, TEMPLATE_VALUE
+from rain_llm.models.template_budget import (
+    GROWTH,
+    WIDTH,
+    BoundError,
+    Budget,
+    budget_now,
+    formatted,
+    joined,
+    narrow,
+)
 
-_WIDTH = 1000  # of a field, an indentation, a batch
 _RANGE = 100_000
 _BITS = 1 << 12  # of a whole number
 _TICK, _KEEP, _JOIN = " tick", " keep", " join"  # filters that no template can spell
@@ -56,82 +62,6 @@ _METHODS: dict[type, frozenset[str]] = {
     list: frozenset(("copy", "count", "index")),
     tuple: frozenset(("count", "index")),
 }
-_PARTED: tuple[Any, ...] = (
-    list,
-    tuple,
-    dict,
-    set,
-    frozenset,
-    type({}.keys()),
-    type({}.values()),
-    type({}.items()),
-)
-_WIDE = re.compile(r"\d{4}[.hlLdiouxXeEfFgGcrsa%]|\.\d{4}")  # in a text that ``%`` formats
-
-
-class BoundError(TemplateError):
-    """A template needs more than it is given."""
-
-
-class _Budget:
-    """What is left to one rendering."""
-
-    def __init__(self) -> None:
-        self._steps = TEMPLATE_STEPS
-        self._memory = TEMPLATE_MEMORY
-        self._end = time.thread_time() + TEMPLATE_S
-        self._weights: dict[int, tuple[int, object]] = {}  # the object too, so that its id stays its own
-
-    def tick(self, size: int = 0) -> None:
-        """Count a step that makes ``size`` bytes."""
-        self._steps -= 1
-        self._memory -= size
-        if self._steps < 0:
-            raise BoundError(f"it takes more than {TEMPLATE_STEPS} steps")
-        if self._memory < 0:
-            raise BoundError(f"it makes more than {TEMPLATE_MEMORY >> 20} MiB of data")
-        if time.thread_time() > self._end:
-            raise BoundError(f"it takes more than {TEMPLATE_S:g} s")
-
-    def expect(self, size: int) -> None:
-        """Refuse a value of ``size`` characters or parts before it is made."""
-        if size > TEMPLATE_VALUE:
-            raise BoundError(f"it makes a value of more than {TEMPLATE_VALUE} characters or parts")
-
-    def keep(self, value: Any, each: int = 16) -> Any:
-        """Return a value that was made, having counted it; ``each``: bytes of each of its items."""
-        if isinstance(value, types.GeneratorType):
-            return self.counted(value)
-        self.expect(self.weight(value))
-        self.tick(200 + each * len(value) if isinstance(value, _PARTED) else sys.getsizeof(value))
-        return value
-
-    def weight(self, value: Any) -> int:
-        """Return the characters and parts of a value as it is written out: shared parts count each time."""
-        if isinstance(value, str | bytes | range):
-            return len(value) + 2
-        if isinstance(value, int):
-            return value.bit_length() // 3 + 2
-        if isinstance(value, Macro):
-            return 100 + len(value.name)
-        if not isinstance(value, _PARTED):
-            return 24
-        known = self._weights.get(id(value))
-        if known is None:
-            parts: Iterable[Any] = value
-            if isinstance(value, dict):
-                parts = (part for item in value.items() for part in item)
-            known = self._weights[id(value)] = (1 + sum(map(self.weight, parts)), value)
-        return known[0]
-
-    def counted(self, items: Iterable[Any]) -> Iterator[Any]:
-        """Count a step for each of some items."""
-        for item in items:
-            self.tick()
-            yield item
-
-
-_budget: ContextVar[_Budget] = ContextVar("_budget")
 
 
 def render(source: str, values: Mapping[str, Any]) -> str:
@@ -146,17 +76,17 @@ def render(source: str, values: Mapping[str, Any]) -> str:
     """
     if len(source.encode()) > TEMPLATE_BYTES:
         raise BoundError(f"it has {len(source.encode())} bytes, more than {TEMPLATE_BYTES}")
-    token = _budget.set(_Budget())
+    token = budget_now.set(Budget())
     try:
         written: list[str] = []
         left = TEMPLATE_VALUE
         for piece in _compiled(source).generate(**values):
             left -= len(piece)
-            _budget.get().expect(TEMPLATE_VALUE - left)
+            budget_now.get().expect(TEMPLATE_VALUE - left)
             written.append(piece)
         return "".join(written)
     finally:
-        _budget.reset(token)
+        budget_now.reset(token)
 
 
 @functools.lru_cache(16)
@@ -267,9 +197,9 @@ class _Environment(ImmutableSandboxedEnvironment):
     def call(self, context: Context, called: Any, /, *args: Any, **given: Any) -> Any:
         if getattr(called, "__name__", "") == "join":
             args = tuple(list(arg) if isinstance(arg, Iterator) else arg for arg in args)
-        _budget.get().tick()
+        budget_now.get().tick()
         self._check_call(called, args, given)
-        return _budget.get().keep(super().call(context, called, *args, **given), each=64)
+        return budget_now.get().keep(super().call(context, called, *args, **given), each=64)
 
     def _check_call(self, called: Any, args: tuple[Any, ...], given: dict[str, Any]) -> None:
         """See that a function is one of those that are known to be bounded.
@@ -285,16 +215,16 @@ class _Environment(ImmutableSandboxedEnvironment):
         if isinstance(owner, LoopContext | Cycler | _Generation):
             return
         if any(isinstance(owner, kind) and name in names for kind, names in _METHODS.items()):
-            growth = _joined if name == "join" else _GROWTH.get(name)
+            growth = joined if name == "join" else GROWTH.get(name)
             if growth:
-                _budget.get().expect(growth(owner, *args, **given))
+                budget_now.get().expect(growth(owner, *args, **given))
             return
         raise SecurityError(f"it calls {type(owner).__name__}.{name}, which no chat template needs")
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        budget = _budget.get()
+        budget = budget_now.get()
         if operator == "%" and isinstance(left, str):
-            budget.expect(_formatted(left, right))
+            budget.expect(formatted(left, right))
         elif isinstance(left, int) and isinstance(right, int):
             bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
             if bits > _BITS:
@@ -326,8 +256,8 @@ class _Environment(ImmutableSandboxedEnvironment):
 class _Formatter(SandboxedFormatter):
     def format_field(self, value: Any, format_spec: str) -> Any:
         if re.search(r"\d{4}", format_spec):
-            raise BoundError(f"it writes a field wider than {_WIDTH}")
-        return _budget.get().keep(super().format_field(value, format_spec))
+            raise BoundError(f"it writes a field wider than {WIDTH}")
+        return budget_now.get().keep(super().format_field(value, format_spec))
 
 
 class _EscapeFormatter(_Formatter, EscapeFormatter):
@@ -349,34 +279,34 @@ class _Namespace(Namespace):
 @pass_context
 def _written(context: Context, value: Any) -> str:
     """Turn what an expression came to into text."""
-    text: str = _budget.get().keep(value if isinstance(value, str) else str(value))
+    text: str = budget_now.get().keep(value if isinstance(value, str) else str(value))
     return text
 
 
 def _tick(size: int) -> bool:
-    _budget.get().tick(size)
+    budget_now.get().tick(size)
     return True
 
 
 def _keep(value: Any) -> Any:
-    return _budget.get().keep(value)
+    return budget_now.get().keep(value)
 
 
 def _concatenated(values: tuple[Any, ...]) -> str:
-    _budget.get().expect(sum(map(_budget.get().weight, values)))
+    budget_now.get().expect(sum(map(budget_now.get().weight, values)))
     return "".join(map(str, map(_keep, values)))
 
 
 def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a filter that is checked before it runs, and whose result is counted."""
     passed = hasattr(function, "jinja_pass_arg")  # the environment, or the like, comes first
-    growth = _GROWTH.get(name)
+    growth = GROWTH.get(name)
 
     @functools.wraps(function)
     def guarded(*args: Any, **given: Any) -> Any:
         if growth:
-            _budget.get().expect(growth(*args[passed:], **given))
-        return _budget.get().keep(function(*args, **given), each=64)
+            budget_now.get().expect(growth(*args[passed:], **given))
+        return budget_now.get().keep(function(*args, **given), each=64)
 
     return guarded
 
@@ -386,7 +316,7 @@ def _join(context: Any, value: Any, d: str = "", attribute: Any = None) -> Any:
     if attribute is not None:
         value = map(make_attrgetter(context.environment, attribute), value)
     items = list(value)
-    _budget.get().expect(_joined(d, items))
+    budget_now.get().expect(joined(d, items))
     return FILTERS["join"](context, items, d)
 
 
@@ -398,7 +328,7 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     for space in (indent, *(separators or ())):
-        _narrow(len(space) if isinstance(space, str) else space or 0)
+        narrow(len(space) if isinstance(space, str) else space or 0)
     written = json.JSONEncoder(
         ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
@@ -406,9 +336,9 @@ def _tojson(
         return written.encode(value)
     pieces: list[str] = []
     size = 0
-    for piece in _budget.get().counted(written.iterencode(value)):
+    for piece in budget_now.get().counted(written.iterencode(value)):
         size += len(piece)
-        _budget.get().expect(size)
+        budget_now.get().expect(size)
         pieces.append(piece)
     return "".join(pieces)
 
@@ -425,70 +355,6 @@ def _raise_exception(message: str) -> None:
 
 
 def _strftime_now(format: str) -> str:
-    if len(format) > _WIDTH or re.search(r"%[^%]*?\d", format):
+    if len(format) > WIDTH or re.search(r"%[^%]*?\d", format):
         raise BoundError("its date has a width")
     return datetime.now().strftime(format)
-
-
-# --- what makes much of little: the size of its result, or more -----------------------------------
-
-
-def _narrow(number: Any) -> int:
-    if isinstance(number, int) and abs(number) > _WIDTH:
-        raise BoundError(f"it asks for a width, depth or number of {number:.3g}, more than {_WIDTH}")
-    return number if isinstance(number, int) else 0
-
-
-def _padded(value: Any, width: Any = 80, *fill: Any) -> int:
-    return len(str(value)) + _narrow(width)
-
-
-def _parted(value: Any, number: Any, fill_with: Any = None) -> int:
-    return _narrow(number)
-
-
-def _rounded(value: Any, precision: Any = 0, method: str = "") -> int:
-    return _narrow(precision)
-
-
-def _indented(value: Any, width: Any = 4, first: bool = False, blank: bool = False) -> int:
-    text = str(value)
-    return len(text) + (text.count("\n") + 1) * (len(width) if isinstance(width, str) else _narrow(width))
-
-
-def _replaced(value: Any, old: Any, new: Any, count: Any = -1) -> int:
-    text = str(value)
-    return len(text) + text.count(str(old)) * len(str(new))
-
-
-def _joined(glue: Any, parts: Any) -> int:
-    return _budget.get().weight(parts) + len(parts) * len(str(glue))
-
-
-def _summed(value: Any, attribute: Any = None, start: Any = 0) -> int:
-    if not isinstance(start, int | float):
-        raise BoundError("its sum does not begin with a number")
-    return 0
-
-
-def _formatted(value: Any, *shown: Any, **named: Any) -> int:
-    """Of ``%``: a width stands in the text, or, for a ``*``, among what is shown."""
-    text, budget = str(value), _budget.get()
-    parts = [*shown, *named.values()]
-    numbers = [
-        n for part in parts for n in (part if isinstance(part, tuple) else (part,)) if isinstance(n, int)
-    ]
-    if _WIDE.search(text) or ("*" in text and any(abs(number) > _WIDTH for number in numbers)):
-        raise BoundError(f"it writes a field wider than {_WIDTH}")
-    return len(text) + text.count("%") * (_WIDTH + sum(map(budget.weight, parts)))
-
-
-_GROWTH: dict[str, Callable[..., int]] = {
-    **dict.fromkeys(("center", "ljust", "rjust", "zfill"), _padded),
-    **dict.fromkeys(("batch", "slice"), _parted),
-    "format": _formatted,
-    "indent": _indented,
-    "replace": _replaced,
-    "round": _rounded,
-    "sum": _summed,
-}

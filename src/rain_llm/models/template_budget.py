@@ -1,0 +1,160 @@
+"""What a chat template may use up, and what its values weigh; see ``template_sandbox``."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+import types
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+from jinja2.runtime import Macro
+
+from rain_llm.bounds import TEMPLATE_MEMORY, TEMPLATE_S, TEMPLATE_STEPS, TEMPLATE_VALUE
+
+WIDTH = 1000  # of a field, an indentation, a batch
+_PARTED: tuple[Any, ...] = (
+    list,
+    tuple,
+    dict,
+    set,
+    frozenset,
+    type({}.keys()),
+    type({}.values()),
+    type({}.items()),
+)
+_WIDE = re.compile(r"\d{4}[.hlLdiouxXeEfFgGcrsa%]|\.\d{4}")  # in a text that ``%`` formats
+
+
+class BoundError(TemplateError):
+    """A template needs more than it is given."""
+
+
+class Budget:
+    """What is left to one rendering."""
+
+    def __init__(self) -> None:
+        self._steps = TEMPLATE_STEPS
+        self._memory = TEMPLATE_MEMORY
+        self._end = time.thread_time() + TEMPLATE_S
+        self._weights: dict[int, tuple[int, object]] = {}  # the object too, so that its id stays its own
+
+    def tick(self, size: int = 0) -> None:
+        """Count a step that makes ``size`` bytes."""
+        self._steps -= 1
+        self._memory -= size
+        if self._steps < 0:
+            raise BoundError(f"it takes more than {TEMPLATE_STEPS} steps")
+        if self._memory < 0:
+            raise BoundError(f"it makes more than {TEMPLATE_MEMORY >> 20} MiB of data")
+        if time.thread_time() > self._end:
+            raise BoundError(f"it takes more than {TEMPLATE_S:g} s")
+
+    def expect(self, size: int) -> None:
+        """Refuse a value of ``size`` characters or parts before it is made."""
+        if size > TEMPLATE_VALUE:
+            raise BoundError(f"it makes a value of more than {TEMPLATE_VALUE} characters or parts")
+
+    def keep(self, value: Any, each: int = 16) -> Any:
+        """Return a value that was made, having counted it; ``each``: bytes of each of its items."""
+        if isinstance(value, types.GeneratorType):
+            return self.counted(value)
+        self.expect(self.weight(value))
+        self.tick(200 + each * len(value) if isinstance(value, _PARTED) else sys.getsizeof(value))
+        return value
+
+    def weight(self, value: Any) -> int:
+        """Return the characters and parts of a value as it is written out: shared parts count each time."""
+        if isinstance(value, str | bytes | range):
+            return len(value) + 2
+        if isinstance(value, int):
+            return value.bit_length() // 3 + 2
+        if isinstance(value, Macro):
+            return 100 + len(value.name)
+        if not isinstance(value, _PARTED):
+            return 24
+        known = self._weights.get(id(value))
+        if known is None:
+            parts: Iterable[Any] = value
+            if isinstance(value, dict):
+                parts = (part for item in value.items() for part in item)
+            known = self._weights[id(value)] = (1 + sum(map(self.weight, parts)), value)
+        return known[0]
+
+    def counted(self, items: Iterable[Any]) -> Iterator[Any]:
+        """Count a step for each of some items."""
+        for item in items:
+            self.tick()
+            yield item
+
+
+budget_now: ContextVar[Budget] = ContextVar("budget_now")
+
+
+# --- what makes much of little: the size of its result, or more -----------------------------------
+
+
+def narrow(number: Any) -> int:
+    """Return a width, depth or the like that is not too large; 0: it is no number."""
+    if isinstance(number, int) and abs(number) > WIDTH:
+        raise BoundError(f"it asks for a width, depth or number of {number:.3g}, more than {WIDTH}")
+    return number if isinstance(number, int) else 0
+
+
+def _padded(value: Any, width: Any = 80, *fill: Any) -> int:
+    return len(str(value)) + narrow(width)
+
+
+def _parted(value: Any, number: Any, fill_with: Any = None) -> int:
+    return narrow(number)
+
+
+def _rounded(value: Any, precision: Any = 0, method: str = "") -> int:
+    return narrow(precision)
+
+
+def _indented(value: Any, width: Any = 4, first: bool = False, blank: bool = False) -> int:
+    text = str(value)
+    return len(text) + (text.count("\n") + 1) * (len(width) if isinstance(width, str) else narrow(width))
+
+
+def _replaced(value: Any, old: Any, new: Any, count: Any = -1) -> int:
+    text = str(value)
+    return len(text) + text.count(str(old)) * len(str(new))
+
+
+def joined(glue: Any, parts: Any) -> int:
+    """Return the size of parts with ``glue`` between them."""
+    return budget_now.get().weight(parts) + len(parts) * len(str(glue))
+
+
+def _summed(value: Any, attribute: Any = None, start: Any = 0) -> int:
+    if not isinstance(start, int | float):
+        raise BoundError("its sum does not begin with a number")
+    return 0
+
+
+def formatted(value: Any, *shown: Any, **named: Any) -> int:
+    """Of ``%``: a width stands in the text, or, for a ``*``, among what is shown."""
+    text, budget = str(value), budget_now.get()
+    parts = [*shown, *named.values()]
+    numbers = [
+        n for part in parts for n in (part if isinstance(part, tuple) else (part,)) if isinstance(n, int)
+    ]
+    if _WIDE.search(text) or ("*" in text and any(abs(number) > WIDTH for number in numbers)):
+        raise BoundError(f"it writes a field wider than {WIDTH}")
+    return len(text) + text.count("%") * (WIDTH + sum(map(budget.weight, parts)))
+
+
+GROWTH: dict[str, Callable[..., int]] = {
+    **dict.fromkeys(("center", "ljust", "rjust", "zfill"), _padded),
+    **dict.fromkeys(("batch", "slice"), _parted),
+    "format": formatted,
+    "indent": _indented,
+    "replace": _replaced,
+    "round": _rounded,
+    "sum": _summed,
+}
