@@ -15,6 +15,7 @@ from tests.servers.process import Server
 
 if TYPE_CHECKING:
     from rain_llm.models.transformers import TransformersModel
+    from tests.servers.hostile import Connect
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # One thread: on a machine with other work, torch's threads wait for each other more than they gain.
@@ -179,3 +180,20 @@ def vllm() -> Iterator[Server]:
         pytest.skip(f"{PYTHON_VARIABLE} names no interpreter that has vLLM: run make test-vllm")
     with vllm_server(python, embedded_model()) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def connect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connect]:
+    """Connect to a scripted server in this process, whose replies a test may change from the start."""
+    from rain_llm.models.tokenizer import Tokenizer
+    from tests.servers import babble
+    from tests.servers.hostile import connecting
+
+    folder = babble.write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+    yield from connecting(Tokenizer.load(str(folder)))
+
+
+@pytest.fixture(scope="module")
+def both(connect: Connect) -> dict[str, Any]:
+    """A model on such a server of each dialect, and the server."""
+    return {dialect: connect(dialect) for dialect in ("vllm", "llama")}
