@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
@@ -66,6 +67,7 @@ def check_tools(tools: Sequence[Tool], choice: str) -> None:
                 f"a tool is a {type(tool).__name__} without a name: give rain_llm.Tool(name, ...)"
             )
     names = [tool.name for tool in tools]
+    times = Counter(names)
     for tool in tools:
         if not _NAME.fullmatch(tool.name):
             raise PromptError(
@@ -77,10 +79,8 @@ def check_tools(tools: Sequence[Tool], choice: str) -> None:
                 f"a tool is named {tool.name!r}, which is a tool_choice: give it another name than "
                 + ", ".join(CHOICES)
             )
-        if names.count(tool.name) > 1:
-            raise PromptError(
-                f"{names.count(tool.name)} tools are named {tool.name!r}: give each its own name"
-            )
+        if times[tool.name] > 1:
+            raise PromptError(f"{times[tool.name]} tools are named {tool.name!r}: give each its own name")
         _check_parameters(tool)
     if choice not in ("auto", "none") and not tools:
         raise PromptError(f"tool_choice={choice!r} asks for a call, and there are no tools: give tools")
