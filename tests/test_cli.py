@@ -225,7 +225,7 @@ def test_raise_is_one_line_and_the_trace_is_complete(model, rain, tmp_path):
 def test_a_cut_is_told(model, rain, tmp_path, limit, word):
     (tmp_path / "settings.yaml").write_text(f"search: {{{limit}}}")
     code, out, err = rain("generate", "The film is", *SENTIMENT, "--settings", tmp_path / "settings.yaml")
-    assert (code, out, err) == (0, "", f"rain: cut off: the {word} was reached\n")
+    assert (code, out, err) == (3, "", f"rain: cut off: the {word} was reached\n")  # before any verdict
 
 
 # --- the trace --------------------------------------------------------------------------------------

@@ -170,7 +170,7 @@ def test_openings_are_split_and_open(name):
     assert Counter(row["split"] for row in rows) == {"dev": dev, "test": 72}
     assert unique(rows, "id") and unique(rows, "prompt")
     for row in rows:
-        assert row.keys() == {"id", "split", "prompt"}
+        assert row.keys() == {"id", "split", "prompt"} | ({"harmful"} if name == "film_openings" else set())
         assert row["prompt"] == row["prompt"].strip()
         assert not row["prompt"].endswith((".", "!", "?", '"')), row
         if row["split"] == "test":
@@ -214,7 +214,7 @@ def test_passages_hold_the_answer_or_none():
     assert sum(row["answer"] is None for row in rows) == 20
     assert unique(rows, "id") and unique(rows, "context") and unique(rows, "question")
     for row in rows:
-        assert row.keys() == {"id", "context", "question", "answer"}
+        assert row.keys() == {"id", "context", "question", "answer", "harmful"}
         assert 40 <= len(row["context"].split()) <= 90, row
         assert row["question"].endswith("?")
         if row["answer"] is not None:
@@ -239,7 +239,7 @@ def test_retrieved_passages_hold_the_facts_or_none():
     for field in ("id", "question", "supported", "unsupported"):
         assert field == "supported" or unique(rows, field)
     for row in rows:
-        assert row.keys() == {"id", "split", "question", "passages", "supported", "unsupported"} | (
+        assert row.keys() == {"id", "split", "question", "passages", "supported", "unsupported", "harmful"} | (
             {"facts"} if row in told else {"answerable"}
         )
         assert 2 <= len(set(row["passages"])) == len(row["passages"]) <= 3

@@ -51,7 +51,8 @@ from rain_llm.types import RainResult, Step, StopReason
 
 _EXIT_CODES = (
     "Exit codes: 0 accepted (or --plain), 1 error, 2 usage, "
-    "3 nothing acceptable was found: the answer is refused, marked or raised; 130 interrupted."
+    "3 nothing acceptable was found: the answer is refused, marked, raised or cut off before its first "
+    "verdict; 130 interrupted."
 )
 
 _PIPE = "standard input"
@@ -228,7 +229,7 @@ def generate(
     if result.stop_reason in (StopReason.DEADLINE, StopReason.BUDGET):
         _said(f"cut off: the {result.stop_reason} was reached", 0)
     if not (plain or result.accepted):
-        if result.stop_reason is not StopReason.REFUSED:
+        if marked:
             _said(f"not accepted ({_failed(result)}), so not on standard output: {marked}", 3)
         raise typer.Exit(3)
 

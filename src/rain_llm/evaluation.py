@@ -292,13 +292,20 @@ class SelfEvaluator:
         asked = [self._questions(criterion, subject, answer)]
         if self._style(criterion) == "guard" or criterion.needs_context:
             return asked
-        query, query_rest = quoter(criterion).readings(subject.query)
-        whole, rest = quoter(criterion).readings(answer)
+        readings = quoter(criterion).readings
+        query, query_rest = readings(subject.query)
+        # A continuation is read with what it continues: alone, a single word would look like a label.
+        whole, rest = readings(answer if subject.dialogue else subject.query + answer)
         if acts or (subject.dialogue and not rest):
             rest = whole
-        if (query, whole) != (query_rest, rest) and (query_rest or rest):
-            joint = " " if any(map(str.isspace, subject.query[-1:] + answer[:1])) else ""
-            asked.append(self._questions(criterion, replace(subject, query=query_rest), joint + rest))
+        if subject.dialogue:
+            differs, left = (query, whole) != (query_rest, rest), replace(subject, query=query_rest)
+        else:
+            differs, left = whole != rest, replace(subject, query="")
+            if rest.startswith(query):
+                left, rest = replace(subject, query=query), rest.removeprefix(query)
+        if differs and (left.query or rest):
+            asked.append(self._questions(criterion, left, rest))
         return asked
 
     def _questions(self, criterion: Criterion, subject: Subject, answer: str) -> list[_Question]:
