@@ -33,6 +33,7 @@ ORDER = (
     "yaml_text",
     "policy",
     "settings",
+    "shortest",
     "tree",
     "record",
     "answer",

@@ -238,10 +238,9 @@ def test_retrieved_passages_hold_the_facts_or_none():
     assert len({passage for row in rows for passage in row["passages"]}) == 16
     for field in ("id", "question", "supported", "unsupported"):
         assert field == "supported" or unique(rows, field)
+    fields = {"id", "split", "question", "passages", "supported", "unsupported", "harmful"}
     for row in rows:
-        assert row.keys() == {"id", "split", "question", "passages", "supported", "unsupported", "harmful"} | (
-            {"facts"} if row in told else {"answerable"}
-        )
+        assert row.keys() == names | ({"facts"} if row in told else {"answerable"})
         assert 2 <= len(set(row["passages"])) == len(row["passages"]) <= 3
         assert all(40 <= len(passage.split()) <= 75 for passage in row["passages"])
         assert row["question"].endswith("?")

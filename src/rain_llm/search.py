@@ -50,6 +50,7 @@ from rain_llm.form import Form, opening_of, opening_tokens, write_calls, write_d
 from rain_llm.models.base import LanguageModel
 from rain_llm.record import record
 from rain_llm.settings import PUNCTUATION, SENTENCE, RainSettings
+from rain_llm.shortest import shortest
 from rain_llm.tools import OPENING, described, read
 from rain_llm.tree import Node, SearchTree, greedy_prior
 from rain_llm.types import (
@@ -234,12 +235,14 @@ class RainSearch:
         return left <= 0 and any(child.visits for child in tree.root.children)
 
     def _cannot_end(self) -> bool:
-        """Whether no draft came to its end, and the limit has cut one off: the next would cost as much.
+        """Whether no draft came to its end and the limit has cut off so many that another is a waste.
 
-        Where an answer without a call would do as well, one more draft is written.
+        After one, another is written, unless no document within the limit could fit.
         """
-        owed = self.form.document or self.form.forced
-        return self.cuts > (0 if owed else 1) and self._unfinished()
+        if not (self.cuts and self._unfinished()):
+            return False
+        owed = self.form.document or (self.form.call if self.form.forced else "")
+        return self.cuts > 1 or len(self.writer.encode(shortest(owed))) > self._room(())
 
     def _left(self) -> int:
         """Return the iterations that the budget leaves to this step."""
