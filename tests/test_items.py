@@ -240,7 +240,7 @@ def test_retrieved_passages_hold_the_facts_or_none():
         assert field == "supported" or unique(rows, field)
     fields = {"id", "split", "question", "passages", "supported", "unsupported", "harmful"}
     for row in rows:
-        assert row.keys() == names | ({"facts"} if row in told else {"answerable"})
+        assert row.keys() == fields | ({"facts"} if row in told else {"answerable"})
         assert 2 <= len(set(row["passages"])) == len(row["passages"]) <= 3
         assert all(40 <= len(passage.split()) <= 75 for passage in row["passages"])
         assert row["question"].endswith("?")
