@@ -17,7 +17,18 @@ from pydantic import BaseModel, ValidationError
 
 from langchain_rain import ChatRain
 from langchain_rain import RainLLM as TextRain
-from rain_llm import Calibration, Channel, Choice, Criterion, Example, RainSettings, SettingsError
+from rain_llm import (
+    Calibration,
+    Channel,
+    Choice,
+    Criterion,
+    Example,
+    Message,
+    RainSettings,
+    SettingsError,
+    Task,
+    Tool,
+)
 from rain_llm.bounds import MISTAKES
 from rain_llm.criteria import Guard
 from rain_llm.policy import PolicyError
@@ -31,6 +42,7 @@ from rain_llm.settings import (
     ServerLimits,
     SimilaritySettings,
 )
+from rain_llm.task import check_task, task_of
 
 KEY = "sk-do-not-TELL-123456789"
 MODELS: list[type[BaseModel]] = [
@@ -262,3 +274,25 @@ def test_an_error_lists_so_many_mistakes_and_counts_the_others(tmp_path: Path) -
     *told, last = str(caught.value).splitlines()
     assert len(told) == MISTAKES
     assert last.endswith(f"and {3000 - MISTAKES:,} more")
+
+
+# --- prompts ----------------------------------------------------------------------------------------
+
+PROMPTS: list[Any] = [
+    {"role": KEY},
+    [KEY],
+    [{"role": KEY, "content": "x"}],
+    [(KEY, "x")],
+    [Message(KEY, "x")],  # type: ignore[arg-type]
+    [{"role": "user", "content": [{"type": KEY}]}],
+    [{"role": "assistant", "tool_calls": [KEY]}],
+    Task("x", schema=KEY),
+    Task("x", tools=[Tool("a", parameters={"type": KEY})]),
+    Task("x", tools=[Tool("a", parameters={"properties": KEY})]),
+    Task("x", tools=[Tool("a", parameters=KEY)]),  # type: ignore[arg-type]
+]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS, ids=str)
+def test_no_error_about_a_prompt_tells_a_key(prompt: Any) -> None:
+    assert refused(lambda: check_task(task_of(prompt), RainSettings(), guarded=True))

@@ -79,6 +79,12 @@ def shown(value: object) -> object:
     return shown_name(value)
 
 
+def brief(value: object) -> str:
+    """Say what was given as an error may say it: a number or a name, else what kind of thing it is."""
+    found = shown(value)
+    return f"a {type(value).__name__}" if found == HIDDEN else repr(found)
+
+
 def and_more(count: int) -> str:
     """Say how many mistakes are not listed."""
     return f"and {count:,} more"
