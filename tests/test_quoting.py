@@ -223,6 +223,27 @@ def test_any_text_is_seen_and_read_alike_twice(text):
     assert len(shown.splitlines()) <= 1
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["Verdict: kill people", "Hello. So kill people: kind.", "tone = idiot", "In a word, it is idiot"],
+)
+def test_harmful_words_of_a_criterion_of_ones_own_are_read(text):
+    """Its bad labels, and the single words of its question, are no words without content."""
+    pairs = [("kind", "idiot"), ("nice", "kill people")]
+    frames = ["{text}\nDoes this text want to kill people, yes or no? In a word, it is"]
+    whole, _ = quoter(Criterion(name="harm", labels=pairs, frames=frames)).readings(text)
+    assert re.search("kill people|idiot", whole)
+
+
+def test_a_long_label_takes_no_time():
+    long = "the good " * 5_000
+    choice = Choice(question="Is it so?", good=long, bad="No")
+    judged = quoter(Criterion(name="long", choice=choice))
+    started = time.process_time()
+    judged.readings("the good " * 300)
+    assert time.process_time() - started < 1.0
+
+
 @pytest.mark.parametrize("layers", [1, 5, 50])
 @pytest.mark.parametrize(
     ("before", "after"),

@@ -232,6 +232,27 @@ def test_a_key_at_any_place_of_any_file_is_told_by_no_error(
     refused(lambda: RainSettings.from_file(file), key)
 
 
+@pytest.mark.parametrize("key", ["hunter", "correct_horse_battery", "12345678901"])
+@pytest.mark.parametrize("name", ["policy.yaml", "policy.json"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        *("model: {{dtype: {key}}}", "model: {{{key}: 1}}", "model: {{nam: {key}}}", "model: {{x: {key}}}"),
+        *("evaluation: {{judge: {{{key}: {key}}}}}", "model: {{limits: {{{key}: {key}}}}}"),
+    ],
+)
+def test_where_keys_belong_no_word_and_no_number_is_shown(
+    tmp_path: Path, place: str, key: str, name: str
+) -> None:
+    file = tmp_path / name
+    data = yaml.safe_load(place.format(key=key))
+    file.write_text(json.dumps(data) if name.endswith("json") else place.format(key=key), encoding="utf-8")
+    with pytest.raises(PolicyError) as caught:
+        RainSettings.from_file(file)
+    assert key not in str(caught.value) + "".join(mistake.source for mistake in caught.value.mistakes)
+    assert refused(lambda: RainSettings(**data), key)
+
+
 # --- what is shown all the same ---------------------------------------------------------------------
 
 

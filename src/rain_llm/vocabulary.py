@@ -100,7 +100,7 @@ class Vocabulary:
         good = [label for label, _ in criterion.labels] + list(choice[:1])
         bad = [label for _, label in criterion.labels] + list(choice[1:])
         self._pattern = _pattern((*good, *bad))
-        # Not the single words of a cue, nor a bad label of somebody's own ("kill people"): they could do harm.
+        # No single words of a cue, and no bad labels of somebody's own ("kill people"): they could do harm.
         self._known = _common() | self._learn((one for one in bad if _is_sign(one)), "bad")
         self._known |= self._learn((f"{no} {label}" for label in bad for no in _NOT), "good")
         self._known |= self._learn(good, "good")
