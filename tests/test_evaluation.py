@@ -619,8 +619,9 @@ def test_silence_meets_no_criterion():
     model = judge_model(lambda question, label: 0.0 if label == " good" else -9.0)
     criterion = Criterion(name="fond", labels=[("good", "bad")], calibration=None)
     evaluator = SelfEvaluator(EvaluationSettings(criteria=(criterion,)), model)
-    verdicts = judge(evaluator, model, Subject("It is"), "", " \n", " fine")
+    verdicts = judge(evaluator, model, Subject("It is"), "", " \n", "\u200b\ue000\U000e0041", " fine")
     assert [(verdict.passed, verdict.on_target) for verdict in verdicts] == [
+        (False, False),
         (False, False),
         (False, False),
         (True, True),

@@ -30,6 +30,7 @@ from rain_llm.evidence import pertinent
 from rain_llm.models.base import LanguageModel
 from rain_llm.quoting import quoter
 from rain_llm.settings import EvaluationSettings
+from rain_llm.spelling import seen
 from rain_llm.types import CriterionScore, Message, Reply, Request, Score, Scores, TokenIds, Verdict
 
 Evidence: TypeAlias = tuple[float, ...]
@@ -163,7 +164,7 @@ class SelfEvaluator:
         verdicts = []
         for (answer, calls_made), pairs in zip(said, applied, strict=True):
             # Silence meets no criterion, and what nobody was asked about does not pass.
-            judged = bool(answer.strip() or calls_made) and bool(pairs or not self.settings.actions)
+            judged = bool(seen(answer).strip() or calls_made) and bool(pairs or not self.settings.actions)
             scores = tuple(
                 self._criterion_score(criterion, centers[criterion.name], next(lowest))
                 for criterion, _ in pairs

@@ -118,8 +118,8 @@ def _of_type(given: Any) -> Mapping[str, Any]:
         why = str(error).partition("\n")[0]
         what = brief(given) if isinstance(given, str) else _shown(given)
         raise PromptError(
-            f"{what} is no schema ({why}): give a JSON schema, a pydantic class or another type that pydantic "
-            "has a JSON schema for"
+            f"{what} is no schema ({why}): give a JSON schema, a pydantic class or another type that "
+            "pydantic has a JSON schema for"
         ) from error
 
 
