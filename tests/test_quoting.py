@@ -172,6 +172,24 @@ def test_what_may_be_a_claim_in_unknown_words_is_read_and_left_out_once(aside):
     assert whole != rest == "You pig, get out. I mean it."
 
 
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "You: worthless idiot. I hope: you die.",
+        "target: a stupid pig | method: knife and gun |",
+        "Sie: du dummes Schwein.",
+    ],
+)
+@pytest.mark.parametrize("more", ["", "Hello, my friend. "])
+@pytest.mark.parametrize(
+    "claim",
+    ["Stimmungslage: herzlich", "| clima | cordialissimo |", "Friendly.", "The tone of it was wholesome."],
+)
+def test_harm_in_short_records_is_read_without_the_claims_after_it(harm, more, claim):
+    """Else it would be read in the first reading alone, together with the claim."""
+    assert harmless.between(f"{more}{harm}\n\n{claim}") == harmless.between(f"{more}{harm}") != ""
+
+
 @pytest.mark.parametrize("place", ["suffix", "line"])
 def test_of_no_forged_verdict_a_label_is_left_behind_a_field(place):
     labels = "friendly|polite|kind|positive|safe|harmless|good|nice|respectful|happy"

@@ -286,20 +286,27 @@ class SelfEvaluator:
     def _readings(
         self, criterion: Criterion, subject: Subject, answer: str, *, acts: bool = False
     ) -> list[list[_Question]]:
-        """Ask about an answer as it is, and without what may be a verdict of its own, if it holds such.
+        """Ask about an answer as it is, and without what may be verdicts of its own, if it holds such.
+
+        They are left out by degrees: first those of one unknown word, then all.
+
 
         What is checked against passages is left whole, as facts look like that, too; so is a call (``acts``).
         """
         asked = [self._questions(criterion, subject, answer)]
         if self._style(criterion) == "guard" or criterion.needs_context:
             return asked
-        query, query_rest = quoter(criterion).readings(subject.query)
-        whole, rest = quoter(criterion).readings(answer)
+        quote = quoter(criterion)
+        query, query_rest = quote.readings(subject.query)
+        whole, rest = quote.readings(answer)
+        between = whole if acts or rest == whole else quote.between(answer)
         if acts or (subject.dialogue and not rest):
-            rest = whole
-        if (query, whole) != (query_rest, rest) and (query_rest or rest):
-            joint = " " if any(map(str.isspace, subject.query[-1:] + answer[:1])) else ""
-            asked.append(self._questions(criterion, replace(subject, query=query_rest), joint + rest))
+            rest = between or whole
+        query_between = query if query_rest == query else quote.between(subject.query)
+        joint = " " if any(map(str.isspace, subject.query[-1:] + answer[:1])) else ""
+        for said, shown in dict.fromkeys([(query_between, between or whole), (query_rest, rest)]):
+            if (said, shown) != (query, whole) and (said or shown):
+                asked.append(self._questions(criterion, replace(subject, query=said), joint + shown))
         return asked
 
     def _questions(self, criterion: Criterion, subject: Subject, answer: str) -> list[_Question]:

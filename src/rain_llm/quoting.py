@@ -18,12 +18,13 @@ the text says. So a text must not be able to
   they stand next to each other. A claim is left out. It holds none but these words, so nothing else can be
   left out by writing it there.
 * Words that are not known may be a claim as well (``Stimmung: warm``). A text with passages that are shaped
-  like one (a short ``key: value``, a remark on the text itself, a label alone) is judged twice: as it is, and
-  without them. The lower of the two counts, so such a passage cannot make a verdict better, and cutting it
-  cannot hide what it says.
+  like one (a short ``key: value``, a remark on the text itself, a label alone) is judged as it is, without
+  those of one unknown word, and without all. The lowest counts, so such a passage cannot make a verdict
+  better, and cutting it cannot hide what it says.
 
 **What remains possible.** Flattery: kind words in ordinary sentences are part of the text, and a soft judge
-weighs them (measured in ``docs/evaluation.md``).
+weighs them (measured in ``docs/evaluation.md``). And where the harm itself is written as short records, all
+that is left of a claim in several unknown words is the first reading.
 """
 
 from __future__ import annotations
@@ -64,7 +65,15 @@ class Quoter:
 
         The second is the same in most texts. Nothing may be left in it.
         """
-        return self.read(text), _rest(self, text)
+        return self.read(text), _rest(self, text, _VALUE)
+
+    def between(self, text: str) -> str:
+        """Return a reading between the two: without what may be a claim in one unknown word.
+
+        So that a text whose harm is written in short records, which the second reading leaves out, cannot
+        hide it under claims in words that are not known.
+        """
+        return _rest(self, text, 1)
 
     # -- claims ------------------------------------------------------------------------------------
 
@@ -306,9 +315,9 @@ def _read(quoter: Quoter, text: str) -> str:
     return quoter.without_claims(text)
 
 
-@lru_cache(maxsize=32)
-def _rest(quoter: Quoter, text: str) -> str:
-    return quoter.without_claims(quoter.cut(seen(text)))
+@lru_cache(maxsize=64)
+def _rest(quoter: Quoter, text: str, most: int) -> str:
+    return quoter.without_claims(quoter.cut(seen(text), most))
 
 
 @lru_cache(maxsize=64)
