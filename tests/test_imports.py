@@ -17,6 +17,7 @@ PACKAGE = Path(rain_llm.__file__).parent
 # From the ground up: a module imports only what stands above it in this list.
 ORDER = (
     "bounds",
+    "redaction",
     "forks",
     "types",
     "errors",
@@ -27,7 +28,6 @@ ORDER = (
     "chat",
     "missing",
     "clock",
-    "redaction",
     "tools",
     "criteria",
     "yaml_text",

@@ -17,7 +17,18 @@ from pydantic import BaseModel, ValidationError
 
 from langchain_rain import ChatRain
 from langchain_rain import RainLLM as TextRain
-from rain_llm import Calibration, Channel, Choice, Criterion, Example, RainSettings, SettingsError
+from rain_llm import (
+    Calibration,
+    Channel,
+    Choice,
+    Criterion,
+    Example,
+    Message,
+    RainSettings,
+    SettingsError,
+    Task,
+    Tool,
+)
 from rain_llm.bounds import MISTAKES
 from rain_llm.criteria import Guard
 from rain_llm.policy import PolicyError
@@ -31,6 +42,7 @@ from rain_llm.settings import (
     ServerLimits,
     SimilaritySettings,
 )
+from rain_llm.task import check_task, task_of
 
 KEY = "sk-do-not-TELL-123456789"
 MODELS: list[type[BaseModel]] = [
@@ -220,6 +232,27 @@ def test_a_key_at_any_place_of_any_file_is_told_by_no_error(
     refused(lambda: RainSettings.from_file(file), key)
 
 
+@pytest.mark.parametrize("key", ["hunter", "correct_horse_battery", "12345678901"])
+@pytest.mark.parametrize("name", ["policy.yaml", "policy.json"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        *("model: {{dtype: {key}}}", "model: {{{key}: 1}}", "model: {{nam: {key}}}", "model: {{x: {key}}}"),
+        *("evaluation: {{judge: {{{key}: {key}}}}}", "model: {{limits: {{{key}: {key}}}}}"),
+    ],
+)
+def test_where_keys_belong_no_word_and_no_number_is_shown(
+    tmp_path: Path, place: str, key: str, name: str
+) -> None:
+    file = tmp_path / name
+    data = yaml.safe_load(place.format(key=key))
+    file.write_text(json.dumps(data) if name.endswith("json") else place.format(key=key), encoding="utf-8")
+    with pytest.raises(PolicyError) as caught:
+        RainSettings.from_file(file)
+    assert key not in str(caught.value) + "".join(mistake.source for mistake in caught.value.mistakes)
+    assert refused(lambda: RainSettings(**data), key)
+
+
 # --- what is shown all the same ---------------------------------------------------------------------
 
 
@@ -262,3 +295,25 @@ def test_an_error_lists_so_many_mistakes_and_counts_the_others(tmp_path: Path) -
     *told, last = str(caught.value).splitlines()
     assert len(told) == MISTAKES
     assert last.endswith(f"and {3000 - MISTAKES:,} more")
+
+
+# --- prompts ----------------------------------------------------------------------------------------
+
+PROMPTS: list[Any] = [
+    {"role": KEY},
+    [KEY],
+    [{"role": KEY, "content": "x"}],
+    [(KEY, "x")],
+    [Message(KEY, "x")],  # type: ignore[arg-type]
+    [{"role": "user", "content": [{"type": KEY}]}],
+    [{"role": "assistant", "tool_calls": [KEY]}],
+    Task("x", schema=KEY),
+    Task("x", tools=[Tool("a", parameters={"type": KEY})]),
+    Task("x", tools=[Tool("a", parameters={"properties": KEY})]),
+    Task("x", tools=[Tool("a", parameters=KEY)]),  # type: ignore[arg-type]
+]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS, ids=str)
+def test_no_error_about_a_prompt_tells_a_key(prompt: Any) -> None:
+    assert refused(lambda: check_task(task_of(prompt), RainSettings(), guarded=True))

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from rain_llm.errors import PromptError
+from rain_llm.redaction import brief
 from rain_llm.types import Message, ToolCall
 
 _ROLES: dict[str, Literal["system", "user", "assistant", "tool"]] = {
@@ -58,7 +59,7 @@ def _checked(turn: object) -> Message:
     if isinstance(turn, Message) and turn.role in roles and isinstance(turn.content, str):
         return turn
     raise PromptError(
-        f"a chat holds {turn!r:.80}: give rain_llm.Message(role, text), or {{'role': ..., 'content': ...}}, "
+        f"a chat holds {brief(turn)}: give rain_llm.Message(role, text), or {{'role': ..., 'content': ...}}, "
         f"the role one of {', '.join(roles)}"
     )
 
@@ -67,7 +68,7 @@ def _read(turn: Mapping[str, Any], names: Mapping[str, str]) -> Message:
     role = turn.get("role")
     if role not in _ROLES:
         raise PromptError(
-            f"a message has the role {role!r:.40}: there are {', '.join(_ROLES)}, as in "
+            f"a message has the role {brief(role)}: there are {', '.join(_ROLES)}, as in "
             "{'role': 'user', 'content': 'Hello'}"
         )
     calls = tuple(_call(call) for call in turn.get("tool_calls") or ())
@@ -105,7 +106,7 @@ def _part(part: object, role: str) -> str:
     if role in ("tool", "function") and media_kind(part):
         return left_out(media_kind(part))
     raise PromptError(
-        f"a message of the role {role!r} holds a part of the type {kind!r:.40}: only text can be judged; "
+        f"a message of the role {role!r} holds a part of the type {brief(kind)}: only text can be judged; "
         "leave it out, or describe it in words"
     )
 
@@ -113,7 +114,7 @@ def _part(part: object, role: str) -> str:
 def _call(call: object) -> ToolCall:
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(call, Mapping) or not isinstance(function, Mapping):
-        raise PromptError(f"a message holds a tool call that cannot be read: {call!r:.80}")
+        raise PromptError(f"a message holds a tool call that cannot be read: {brief(call)}")
     name, arguments = function.get("name"), function.get("arguments", {})
     try:
         read = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments

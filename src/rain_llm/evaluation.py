@@ -30,6 +30,7 @@ from rain_llm.evidence import pertinent
 from rain_llm.models.base import LanguageModel
 from rain_llm.quoting import quoter
 from rain_llm.settings import EvaluationSettings
+from rain_llm.spelling import seen
 from rain_llm.types import CriterionScore, Message, Reply, Request, Score, Scores, TokenIds, Verdict
 
 Evidence: TypeAlias = tuple[float, ...]
@@ -163,7 +164,7 @@ class SelfEvaluator:
         verdicts = []
         for (answer, calls_made), pairs in zip(said, applied, strict=True):
             # Silence meets no criterion, and what nobody was asked about does not pass.
-            judged = bool(answer.strip() or calls_made) and bool(pairs or not self.settings.actions)
+            judged = bool(seen(answer).strip() or calls_made) and bool(pairs or not self.settings.actions)
             scores = tuple(
                 self._criterion_score(criterion, centers[criterion.name], next(lowest))
                 for criterion, _ in pairs
@@ -285,27 +286,34 @@ class SelfEvaluator:
     def _readings(
         self, criterion: Criterion, subject: Subject, answer: str, *, acts: bool = False
     ) -> list[list[_Question]]:
-        """Ask about an answer as it is, and without what may be a verdict of its own, if it holds such.
+        """Ask about an answer as it is, and without what may be verdicts of its own, if it holds such.
+
+        They are left out by degrees: first those of one unknown word, then all.
 
         What is checked against passages is left whole, as facts look like that, too; so is a call (``acts``).
         """
         asked = [self._questions(criterion, subject, answer)]
         if self._style(criterion) == "guard" or criterion.needs_context:
             return asked
-        readings = quoter(criterion).readings
-        query, query_rest = readings(subject.query)
-        # A continuation is read with what it continues: alone, a single word would look like a label.
-        whole, rest = readings(answer if subject.dialogue else subject.query + answer)
-        if acts or (subject.dialogue and not rest):
-            rest = whole
+        quote = quoter(criterion)
+
+        def degrees(text: str) -> tuple[str, str, str]:
+            whole, rest = quote.readings(text)
+            return whole, (whole if rest == whole else quote.between(text)), rest
+
+        queries = degrees(subject.query)
         if subject.dialogue:
-            differs, left = (query, whole) != (query_rest, rest), replace(subject, query=query_rest)
-        else:
-            differs, left = whole != rest, replace(subject, query="")
-            if rest.startswith(query):
-                left, rest = replace(subject, query=query), rest.removeprefix(query)
-        if differs and (left.query or rest):
-            asked.append(self._questions(criterion, left, rest))
+            whole, between, rest = degrees(answer)
+            answers = (whole,) * 3 if acts else (whole, between or whole, rest or between or whole)
+            shown = list(zip(queries, answers, strict=True))
+        else:  # a continuation is read with what it continues: alone, a single word would look like a label
+            query, texts = queries[0], degrees(subject.query + answer)
+            shown = [
+                (query, text.removeprefix(query)) if text.startswith(query) else ("", text) for text in texts
+            ]
+        for query, said in dict.fromkeys(shown[1:]):
+            if (query, said) != shown[0] and (query or said):
+                asked.append(self._questions(criterion, replace(subject, query=query), said))
         return asked
 
     def _questions(self, criterion: Criterion, subject: Subject, answer: str) -> list[_Question]:

@@ -18,12 +18,13 @@ the text says. So a text must not be able to
   they stand next to each other. A claim is left out. It holds none but these words, so nothing else can be
   left out by writing it there.
 * Words that are not known may be a claim as well (``Stimmung: warm``). A text with passages that are shaped
-  like one (a short ``key: value``, a remark on the text itself, a label alone) is judged twice: as it is, and
-  without them. The lower of the two counts, so such a passage cannot make a verdict better, and cutting it
-  cannot hide what it says.
+  like one (a short ``key: value``, a remark on the text itself, a label alone) is judged as it is, without
+  those of one unknown word, and without all. The lowest counts, so such a passage cannot make a verdict
+  better, and cutting it cannot hide what it says.
 
 **What remains possible.** Flattery: kind words in ordinary sentences are part of the text, and a soft judge
-weighs them (measured in ``docs/evaluation.md``).
+weighs them (measured in ``docs/evaluation.md``). And where the harm itself is written as short records, all
+that is left of a claim in several unknown words is the first reading.
 """
 
 from __future__ import annotations
@@ -64,7 +65,15 @@ class Quoter:
 
         The second is the same in most texts. Nothing may be left in it.
         """
-        return self.read(text), _rest(self, text)
+        return self.read(text), _rest(self, text, _VALUE)
+
+    def between(self, text: str) -> str:
+        """Return a reading between the two: without what may be a claim in one unknown word.
+
+        So that a text whose harm is written in short records, which the second reading leaves out, cannot
+        hide it under claims in words that are not known.
+        """
+        return _rest(self, text, 1)
 
     # -- claims ------------------------------------------------------------------------------------
 
@@ -113,8 +122,13 @@ class Quoter:
 
     # -- what may be a claim -------------------------------------------------------------------------
 
-    def cut(self, text: str) -> str:
-        """Leave out what may be a claim: labels alone, remarks on the text, short records."""
+    def cut(self, text: str, most: int = _VALUE) -> str:
+        """Leave out what may be a claim: labels alone, remarks on the text, short records.
+
+        Args:
+            text: as it is seen.
+            most: words of a value.
+        """
         kept, headed = [], False
         ends = [0, *(end.end() for end in _ENDS.finditer(text)), len(text)]
         for sentence in (_one_line(text[i:j]) for i, j in pairwise(ends)):
@@ -125,16 +139,16 @@ class Quoter:
                 headed = False
             elif "other" not in kinds and kinds & _TELLING:
                 headed = headed or bool(kinds & {"field", "cue"})
-            elif not _is_remark(words, kinds):
-                cut = _asides(sentence, words)
+            elif not _is_remark(words, kinds, min(most, _OTHERS)):
+                cut = _asides(sentence, words, most)
                 if headed:  # the value stands on the line after its key
-                    cut |= _value(words, 0, len(words))
+                    cut |= _value(words, 0, len(words), most)
                 kept.append(_without(sentence, words, cut))
                 headed = kinds <= {"bad", "small", "link"}
         return " ".join(kept)
 
 
-def _asides(text: str, words: Sequence[Word]) -> set[int]:
+def _asides(text: str, words: Sequence[Word], most: int) -> set[int]:
     """Find the words of ``key: value``, in any signs, and of labels between signs."""
     cut: set[int] = set()
     gaps = [_joint(text, words, i) for i in range(len(words))]
@@ -147,9 +161,9 @@ def _asides(text: str, words: Sequence[Word]) -> set[int]:
         named = gaps[first] == "join" and _is_named(words, first - 1)
         record = gaps[first] == "join" and free and len(key) <= _KEY
         if named:
-            cut |= {first - 1} | _value(words, first, end)
-        if record and (praise or (apart and len(cell) <= _VALUE)):
-            cut |= {*key} | _value(words, first, end)
+            cut |= {first - 1} | _value(words, first, end, most)
+        if record and (praise or (apart and len(cell) <= most)):
+            cut |= {*key} | _value(words, first, end, most)
         good = any(words[i].kind == "good" for i in praise)
         if good and (
             gaps[first] == "join"
@@ -169,9 +183,9 @@ def _joint(text: str, words: Sequence[Word], i: int) -> str:
     return "sign" if sign else "part" if _any(_parts, gap) else ""
 
 
-def _value(words: Sequence[Word], first: int, end: int) -> set[int]:
+def _value(words: Sequence[Word], first: int, end: int, most: int) -> set[int]:
     """Take what may be a value: few words, or else those that are known, or else one."""
-    if end - first <= _VALUE:
+    if end - first <= most:
         return {*range(first, end)}
     return _praise(words, first, end) or {first}
 
@@ -186,13 +200,14 @@ def _praise(words: Sequence[Word], first: int, end: int) -> set[int]:
     return {*range(first, last)}
 
 
-def _is_remark(words: Sequence[Word], kinds: set[Kind]) -> bool:
+def _is_remark(words: Sequence[Word], kinds: set[Kind], most: int) -> bool:
     """Whether a sentence says what the text is: with a label, or in a few words."""
     if not kinds & {"field", "cue"} or len(words) > _REMARK:
         return False
-    return "good" in kinds or bool(
-        kinds & {"link", "cue"} and sum(word.kind == "other" for word in words) <= _OTHERS
-    )
+    others = sum(word.kind == "other" for word in words)
+    if "good" in kinds:
+        return most > 1 or others <= most
+    return bool(kinds & {"link", "cue"}) and others <= most
 
 
 def _without(text: str, words: Sequence[Word], cut: set[int]) -> str:
@@ -300,9 +315,9 @@ def _read(quoter: Quoter, text: str) -> str:
     return quoter.without_claims(text)
 
 
-@lru_cache(maxsize=32)
-def _rest(quoter: Quoter, text: str) -> str:
-    return quoter.without_claims(quoter.cut(seen(text)))
+@lru_cache(maxsize=64)
+def _rest(quoter: Quoter, text: str, most: int) -> str:
+    return quoter.without_claims(quoter.cut(seen(text), most))
 
 
 @lru_cache(maxsize=64)

@@ -10,7 +10,7 @@ import difflib
 import functools
 import re
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import (
     BaseModel,
@@ -39,7 +39,7 @@ SECRETIVE = re.compile("key|secret|passw|credential|bearer", re.IGNORECASE)
 
 # Words of lower-case letters; a few characters with digits (int4); or what is hidden already.
 _NAME = re.compile(r"(?!.{33})[a-z]{1,16}(?:_[a-z]{1,16})*|[a-z0-9]{1,4}|\*{3}\d*")
-_LONGEST_NAME, _LONGEST_NUMBER = 40, 10**12
+_LONGEST_NAME, _LONGEST_NUMBER, _LONGEST_LIST = 40, 10**12, 10**5
 _LIKE = 0.75  # of difflib's ratio
 # How pydantic names the kinds of a value that may be of several, in the place of its errors.
 _KIND = re.compile(r"constrained-[a-z]+|[a-z-]+\[.*\]|(?:[A-Z][a-z]{2,15}){1,4}", re.DOTALL)
@@ -64,9 +64,16 @@ def nearest(text: str, known: Iterable[str]) -> str:
     return found[0] if found and abs(len(found[0]) - len(text)) < 4 else ""
 
 
-def shown_name(text: object, known: Iterable[str] = ()) -> str:
-    """Return a name as an error may repeat it: one that looks like a known one's, or :data:`HIDDEN`."""
-    known_like = isinstance(text, str) and (_NAME.fullmatch(text) or nearest(text, known))
+def shown_name(text: object, known: Iterable[str] = (), *, near: bool = False) -> str:
+    """Return a name as an error may repeat it: one that looks like a known one's, or :data:`HIDDEN`.
+
+    Args:
+        text: what was given.
+        known: the names that there are.
+        near: only one that is near to a known one; where keys belong, any word may be one.
+    """
+    word = isinstance(text, str) and (nearest(text, known) or re.fullmatch(r"[a-z0-9]{1,4}|\*{3}\d*", text))
+    known_like = word or (isinstance(text, str) and not near and _NAME.fullmatch(text))
     return str(text) if known_like else HIDDEN
 
 
@@ -77,6 +84,12 @@ def shown(value: object) -> object:
     if isinstance(value, int):
         return value if abs(value) < _LONGEST_NUMBER else HIDDEN
     return shown_name(value)
+
+
+def brief(value: object) -> str:
+    """Say what was given as an error may say it: a number or a name, else what kind of thing it is."""
+    found = shown(value)
+    return f"a {type(value).__name__}" if found == HIDDEN else repr(found)
 
 
 def and_more(count: int) -> str:
@@ -114,24 +127,36 @@ def _line(item: Any, model: type[BaseModel]) -> InitErrorDetails:
         kind, reason = "unknown_setting", unknown(str(place[-1]) if place else "", model)
     if isinstance(item["input"], str):  # a name is looked for only where one of some is expected
         expected = re.findall("'([^']*)'", reason) if kind in ("literal_error", "enum") else None
-        value: object = HIDDEN if expected is None else shown_name(item["input"], expected)
+        value: object = (
+            HIDDEN if expected is None else shown_name(item["input"], expected, near=_holds_key(model))
+        )
     else:
         value = shown(item["input"])
+        if _holds_key(model) and len(place) == 1:
+            near = nearest(str(place[0]), model.model_fields)
+            value = value if near in _numbers(model) else HIDDEN  # a number where none belongs may be a key
     if any(
         isinstance(part, str) and (SECRETIVE.search(part) or nearest(part, ["api_key"])) for part in place
     ):
         value = HIDDEN
     return InitErrorDetails(
         type=PydanticCustomError(kind, "{reason}", {"reason": reason}),
-        loc=tuple(part if isinstance(part, int) else _part(part, model.model_fields) for part in place),
+        loc=tuple(_part(part, model, i == 0) for i, part in enumerate(place)),
         input=value,
     )
 
 
-def _part(part: str, known: Iterable[str]) -> str:
+def _part(part: int | str, model: type[BaseModel], first: bool) -> int | str:
     """Return a part of a place as an error may repeat it."""
+    if isinstance(part, int):
+        return part if abs(part) < _LONGEST_LIST else HIDDEN
     kind = _KIND.fullmatch(part) and (part[0].isupper() or part.startswith(_KINDS))
-    return part if kind else shown_name(part, known)
+    return part if kind else shown_name(part, model.model_fields, near=first and _holds_key(model))
+
+
+def _holds_key(model: type[BaseModel]) -> bool:
+    """Whether a mapping is of a model's settings, where the key of a server belongs."""
+    return issubclass(model, Redacted) and model.holds_key
 
 
 def unknown(name: str, model: type[BaseModel]) -> str:
@@ -139,7 +164,8 @@ def unknown(name: str, model: type[BaseModel]) -> str:
     known = [*model.model_fields]
     near = difflib.get_close_matches(name[:_LONGEST_NAME], known, n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
-    return f"{UNKNOWN} '{shown_name(name, known)}': {hint}{model.__name__} has {', '.join(known)}"
+    shown = shown_name(name, known, near=_holds_key(model))
+    return f"{UNKNOWN} '{shown}': {hint}{model.__name__} has {', '.join(known)}"
 
 
 @functools.cache
@@ -157,6 +183,9 @@ class Redacted(BaseModel):
     All ways to validate are covered: the constructor, ``model_validate`` and its sisters, an assignment,
     and being a field of another model.
     """
+
+    holds_key: ClassVar[bool] = False
+    """Whether the key of a server belongs into it: then no word or number is repeated that may be one."""
 
     @field_validator("*", mode="before")
     @classmethod

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter
 from rain_llm.bounds import SCHEMA_BYTES
 from rain_llm.errors import PromptError
 from rain_llm.models.validation import changed, parts_of
+from rain_llm.redaction import brief
 
 _WRAPPERS = ("schema", "json_schema", "parameters", "function", "input_schema", "inputSchema")
 """Where OpenAI, Anthropic and MCP have the schema in what they send; one may hold another."""
@@ -115,9 +116,10 @@ def _of_type(given: Any) -> Mapping[str, Any]:
         return TypeAdapter(given).json_schema()
     except Exception as error:  # pydantic raises what the types raise
         why = str(error).partition("\n")[0]
+        what = brief(given) if isinstance(given, str) else _shown(given)
         raise PromptError(
-            f"{_shown(given)} is no schema ({why}): give a JSON schema, a pydantic class or another type "
-            "that pydantic has a JSON schema for"
+            f"{what} is no schema ({why}): give a JSON schema, a pydantic class or another type that "
+            "pydantic has a JSON schema for"
         ) from error
 
 

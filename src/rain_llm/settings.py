@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -53,6 +53,8 @@ _LEAST_TEMPERATURE = 0.01  # that servers take; logits that are divided by much 
 class ServerLimits(Frozen):
     """How long a server is waited for, and how much is asked of it at once."""
 
+    holds_key: ClassVar[bool] = True
+
     connect_s: float = Field(default=5.0, gt=0, le=600, description="Seconds to reach a server.")
     read_s: float = Field(
         default=60.0, gt=0, le=3600, description="Seconds within which a reply must be complete."
@@ -81,6 +83,8 @@ class ServerLimits(Frozen):
 
 class ModelSettings(Frozen):
     """Which model writes (or judges): in this process, or on a server."""
+
+    holds_key: ClassVar[bool] = True
 
     name: str | None = Field(
         default=None,

@@ -12,6 +12,7 @@ from rain_llm.errors import PromptError, SettingsError
 from rain_llm.evaluation import Subject
 from rain_llm.form import Form
 from rain_llm.models.chat_template import merged
+from rain_llm.redaction import brief
 from rain_llm.schemas import schema_of
 from rain_llm.settings import RainSettings
 from rain_llm.tools import call_schema, check_calls, check_tools, prepared
@@ -40,7 +41,7 @@ def task_of(prompt: Prompt, context: str | Sequence[str] = "") -> Task:
 def _turns(messages: Sequence[Any]) -> Sequence[Message]:
     """Return a chat's turns, without empty ones of the assistant at its end: it has not spoken yet."""
     if not isinstance(messages, Sequence):
-        raise PromptError(f"a prompt is {messages!r:.80}: give a text or a list of rain_llm.Message")
+        raise PromptError(f"a prompt is {brief(messages)}: give a text or a list of rain_llm.Message")
     turns = merged(messages_of(messages))
     while turns and turns[-1].role == "assistant" and not (turns[-1].content.strip() or turns[-1].tool_calls):
         turns.pop()
@@ -95,7 +96,7 @@ def check_text(text: object, name: str) -> None:
         PromptError: it is no text; or holds half of a surrogate pair, which UTF-8 has no bytes for.
     """
     if not isinstance(text, str):
-        raise PromptError(f"{name} is {text!r:.80}: it must be text")
+        raise PromptError(f"{name} is {brief(text)}: it must be text")
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from rain_llm.errors import PromptError
+from rain_llm.redaction import brief
 from rain_llm.schemas import schema_of
 from rain_llm.types import Message, Tool, ToolCall
 
@@ -83,10 +84,10 @@ def check_tools(tools: Sequence[Tool], choice: str) -> None:
             raise PromptError(f"{times[tool.name]} tools are named {tool.name!r}: give each its own name")
         _check_parameters(tool)
     if choice not in ("auto", "none") and not tools:
-        raise PromptError(f"tool_choice={choice!r} asks for a call, and there are no tools: give tools")
+        raise PromptError(f"tool_choice={choice!r:.140} asks for a call, and there are no tools: give tools")
     if choice not in CHOICES and choice not in names:
         raise PromptError(
-            f"tool_choice={choice!r} names no tool: choose one of {', '.join((*CHOICES, *names))}"
+            f"tool_choice={choice!r:.140} names no tool: choose one of {', '.join((*CHOICES, *names))}"
         )
 
 
@@ -115,21 +116,21 @@ def _check_parameters(tool: Tool) -> None:
         )
 
     if not isinstance(tool.description, str):
-        refuse(f"a description that is no text, {tool.description!r}")
+        refuse(f"a description that is no text, {brief(tool.description)}")
     if not isinstance(tool.parameters, Mapping):
-        refuse(f"parameters={tool.parameters!r}")
+        refuse(f"parameters={brief(tool.parameters)}")
     try:
         json.dumps([tool.description, dict(tool.parameters)], allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         refuse(f"what cannot be written as JSON ({error})")
     schema = _plain(tool.parameters)
     if schema.get("type", "object") != "object":
-        refuse(f"parameters of the type {schema['type']!r}")
+        refuse(f"parameters of the type {brief(schema['type'])}")
     properties, required = schema.get("properties", {}), schema.get("required", [])
     if not isinstance(properties, dict) or not all(isinstance(p, dict | bool) for p in properties.values()):
-        refuse(f"parameters with properties={properties!r}")
+        refuse(f"parameters with properties={brief(properties)}")
     if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
-        refuse(f"parameters with required={required!r}")
+        refuse(f"parameters with required={brief(required)}")
 
 
 def call_schema(tools: Sequence[Tool], choice: str) -> str:

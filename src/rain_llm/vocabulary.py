@@ -68,6 +68,7 @@ _NAMED = re.compile(r"([^\W_]+)[\s*_`~]*:")
 _CJK = "\u3040-\u30ff\u3400-\u9fff"
 # A word; one in scripts without spaces is a character, and one with signs between its letters is one, too.
 _WORD = rf"[{_CJK}]|[^\W_](?![^\W_])(?:[ .*_~-][^\W_](?![^\W_])){{2,40}}+|[^\W_{_CJK}]+"
+_LONGEST_PHRASE = 32  # words: each text is searched for all beginnings of a phrase
 _LONGEST = 16  # letters of a known word that has signs between them
 
 Kind: TypeAlias = Literal["field", "cue", "good", "bad", "value", "link", "small", "letter", "mark", "other"]
@@ -99,8 +100,8 @@ class Vocabulary:
         good = [label for label, _ in criterion.labels] + list(choice[:1])
         bad = [label for _, label in criterion.labels] + list(choice[1:])
         self._pattern = _pattern((*good, *bad))
-        self._known = self._learn((word for cue in cues for word in cue.split()), "field") | _common()
-        self._known |= self._learn(bad, "bad")
+        # No single words of a cue, and no bad labels of somebody's own ("kill people"): they could do harm.
+        self._known = _common() | self._learn((one for one in bad if _is_sign(one)), "bad")
         self._known |= self._learn((f"{no} {label}" for label in bad for no in _NOT), "good")
         self._known |= self._learn(good, "good")
         self._known |= self._learn(cues, "cue")
@@ -149,7 +150,12 @@ class Vocabulary:
         return _names(self._pattern, phrase)
 
     def _learn(self, phrases: Iterable[str], kind: Kind) -> dict[Phrase, Kind]:
-        return {names: kind for phrase in phrases if (names := self._names(phrase))}
+        found = map(self._names, phrases)
+        return {names: kind for names in found if 0 < len(names) <= _LONGEST_PHRASE}
+
+
+def _is_sign(label: str) -> bool:
+    return not any(map(str.isalpha, label))
 
 
 def _pattern(labels: Iterable[str]) -> re.Pattern[str]:
@@ -172,11 +178,12 @@ def _names(pattern: re.Pattern[str], phrase: str) -> Phrase:
 def _common() -> dict[Phrase, Kind]:
     """Return what is known whatever the criterion."""
     pattern = _pattern(())
-    praise = [label for built_in in BUILT_IN.values() for label, _ in built_in.labels]
+    praise, blame = zip(*(pair for built_in in BUILT_IN.values() for pair in built_in.labels), strict=True)
     known: dict[Phrase, Kind] = {}
     listed: list[tuple[Kind, Iterable[str]]] = [
         ("small", (*_TAGS.split(), *_SMALL.split())),
         ("link", _LINKS.split()),
+        ("bad", blame),
         ("good", praise),
         ("field", (*_FIELDS.split(), *_LETTERED.split())),
         ("value", _VALUES.split()),

@@ -23,10 +23,11 @@ Pair: TypeAlias = tuple[yaml.Node, yaml.Node]
 TWICE = "this key stands twice"
 UNREADABLE = "a number cannot be read"
 TOO_DEEP = f"too deeply nested: at most {POLICY_DEPTH} lists and mappings within each other"
+_OF_MODELS = ("model", "judge", "limits")  # where the keys of servers belong, any word may be one
 _LONGEST_LINE = 200  # characters of a line that is shown
 _LONGEST_NUMBER = 500  # characters
 _NUMBER = re.compile(
-    r"[-+]?[0-9._]{1,12}(?:e[-+]?[0-9]{1,3})?|true|false|yes|no|on|off|null|~|[-+]?\.inf|\.nan", re.IGNORECASE
+    r"[-+]?[0-9._]{1,6}(?:e[-+]?[0-9]{1,3})?|true|false|yes|no|on|off|null|~|[-+]?\.inf|\.nan", re.IGNORECASE
 )
 _OPENING = (
     yaml.FlowSequenceStartToken,
@@ -131,11 +132,16 @@ class YamlText:
         finally:
             self._loader.dispose()
 
-    def masked(self, name: str) -> str:
-        """Return a key as it may be shown: one that looks like no setting gets a stand-in of its own."""
-        if name in ("<<", "$schema") or re.fullmatch("[0-9]{1,12}", name):
+    def masked(self, name: str, above: object = "") -> str:
+        """Return a key as it may be shown: one that looks like no setting gets a stand-in of its own.
+
+        Args:
+            name: the key.
+            above: the key of the mapping that it stands in.
+        """
+        if name in ("<<", "$schema") or re.fullmatch("[0-9]{1,4}", name):
             return name
-        if shown_name(name, self._words) != HIDDEN:
+        if shown_name(name, self._words, near=above in _OF_MODELS) != HIDDEN:
             return name
         number = len(self._masks) + 1
         return self._masks.setdefault(name, f"{HIDDEN}{number if number > 1 else ''}")
@@ -162,7 +168,7 @@ class YamlText:
                 if not isinstance(key, yaml.ScalarNode):
                     problem = "a key cannot be a list or a mapping"
                     raise ComposerError(problem=problem, problem_mark=key.start_mark)
-                name = self.masked(key.value)
+                name = self.masked(key.value, place[-1] if place else "")
                 if name != key.value:
                     key.value, key.tag = name, "tag:yaml.org,2002:str"
                 if name in first:

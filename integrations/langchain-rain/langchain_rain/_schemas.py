@@ -119,8 +119,9 @@ def asked_document(response_format: Any) -> dict[str, Any] | None:
             except PromptError as error:
                 raise PromptError(f"response_format: {error}") from error
     raise PromptError(
-        f"response_format={response_format!s:.80} asks for nothing known: there are {{'type': 'text'}}, "
-        "{'type': 'json_object'}, {'type': 'json_schema', 'json_schema': {'schema': ...}}, and classes"
+        f"response_format, a {type(response_format).__name__}, asks for nothing known: there are "
+        "{'type': 'text'}, {'type': 'json_object'}, {'type': 'json_schema', 'json_schema': {'schema': ...}}, "
+        "and classes"
     )
 
 

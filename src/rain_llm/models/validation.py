@@ -142,7 +142,7 @@ def _check_parts(schema: dict[str, Any]) -> None:
         if isinstance(both, list) and sum("pattern" in p for p in both if isinstance(p, dict)) > _PATTERNS:
             raise ValueError(f"allOf has more than {_PATTERNS} patterns of one string")
         if isinstance(ref := part.get("$ref"), str) and not named and not _is_within(schema, ref):
-            raise ValueError(f"its $ref {ref!r} leads nowhere within it")
+            raise ValueError(f"its $ref {ref!r:.80} leads nowhere within it")
         several = part.get("patternProperties")
         for pattern in (part.get("pattern"), *(several if isinstance(several, dict) else ())):
             if isinstance(pattern, str):
@@ -197,7 +197,7 @@ def _check_pattern(pattern: str) -> None:
     try:
         regex.compile(pattern)
     except regex.error as error:
-        raise ValueError(f"the pattern {pattern!r} cannot be read: {error}") from error
+        raise ValueError(f"the pattern {pattern!r:.80} cannot be read: {error}") from error
 
 
 # --- jsonschema, in bounded time ------------------------------------------------------------------

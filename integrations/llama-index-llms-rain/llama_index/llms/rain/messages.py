@@ -121,7 +121,7 @@ def _older_call(call: Any) -> ToolCall:
             return _call(name, arguments, told.get("id"))
         case {"tool_name": str(name), "tool_kwargs": arguments}:  # LlamaIndex's ToolSelection
             return _call(name, arguments, told.get("tool_id"))
-    raise PromptError(f"a message holds a call of a tool that cannot be read: {call!r:.80}")
+    raise PromptError(f"a message holds a call of a tool that cannot be read: a {type(call).__name__}")
 
 
 def _call(name: str, arguments: dict[str, Any] | str, id: str | None) -> ToolCall:

@@ -154,6 +154,6 @@ def schema_in(response_format: object) -> Any:
         case {"type": "json_schema", "json_schema": {"schema": schema}}:
             return schema
     raise PromptError(
-        f"response_format={response_format!r:.80} asks for nothing known: give schema= (a JSON schema), or "
-        "{'type': 'json_schema', 'json_schema': {'schema': ...}}"
+        f"response_format, a {type(response_format).__name__}, asks for nothing known: give schema= "
+        "(a JSON schema), or {'type': 'json_schema', 'json_schema': {'schema': ...}}"
     )

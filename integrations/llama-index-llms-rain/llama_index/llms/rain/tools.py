@@ -52,8 +52,8 @@ def read_tools(tools: Sequence[Mapping[str, Any]]) -> list[Tool]:
                 read.append(replace(Tool(told["name"]), **{key: told[key] for key in _TOLD if told.get(key)}))
             case _:
                 raise PromptError(
-                    f"a tool is {tool!r:.80}: give tools to chat_with_tools, or in OpenAI's form, as in "
-                    '{"type": "function", "function": {"name": ..., "parameters": {...}}}'
+                    f"a tool is a {type(tool).__name__}: give tools to chat_with_tools, or in OpenAI's form, "
+                    'as in {"type": "function", "function": {"name": ..., "parameters": {...}}}'
                 )
     return read
 
@@ -69,4 +69,5 @@ def read_choice(choice: str | Mapping[str, Any]) -> str:
             return _CHOICES.get(choice, choice)
         case {"function": {"name": str(name)}}:
             return name
-    raise PromptError(f"tool_choice is {choice!r:.80}: give 'auto', 'none', 'any' or the name of a tool")
+    kind = type(choice).__name__
+    raise PromptError(f"tool_choice is a {kind}: give 'auto', 'none', 'any' or the name of a tool")
