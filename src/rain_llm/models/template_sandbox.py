@@ -40,6 +40,7 @@ from rain_llm.bounds import TEMPLATE_BYTES, TEMPLATE_MEMORY, TEMPLATE_S, TEMPLAT
 _WIDTH = 1000  # of a field, an indentation, a batch
 _RANGE = 100_000
 _BITS = 1 << 12  # of a whole number
+_SCOPES = {"_loop_vars", "_block_vars"}  # what Jinja adds to the arguments of a call
 _TICK, _KEEP, _JOIN = " tick", " keep", " join"  # filters that no template can spell
 
 _FILTERS = (
@@ -49,6 +50,22 @@ _FILTERS = (
     *("selectattr", "slice", "sort", "string", "sum", "title", "trim", "truncate", "unique", "upper"),
     *("urlencode", "wordcount"),
 )
+_ITERATING = {
+    *(
+        "batch",
+        "groupby",
+        "join",
+        "list",
+        "map",
+        "max",
+        "min",
+        "reject",
+        "rejectattr",
+        "select",
+        "selectattr",
+    ),
+    *("slice", "sort", "sum", "unique"),
+}
 _METHODS: dict[type, frozenset[str]] = {
     str: frozenset(name for name in dir(str) if name[0] != "_")
     - {"encode", "expandtabs", "format", "format_map", "maketrans", "translate"},  # format is wrapped
@@ -98,12 +115,13 @@ class _Budget:
         if size > TEMPLATE_VALUE:
             raise BoundError(f"it makes a value of more than {TEMPLATE_VALUE} characters or parts")
 
-    def keep(self, value: Any, each: int = 16) -> Any:
-        """Return a value that was made, having counted it; ``each``: bytes of each of its items."""
-        if isinstance(value, types.GeneratorType):
-            return self.counted(value)
+    def keep(self, value: Any, fresh: bool = False) -> Any:
+        """Return a value that was made, having counted it; ``fresh``: its parts may have been made too."""
         self.expect(self.weight(value))
-        self.tick(200 + each * len(value) if isinstance(value, _PARTED) else sys.getsizeof(value))
+        size = 200 + 16 * len(value) if isinstance(value, _PARTED) else sys.getsizeof(value)
+        if fresh and isinstance(value, list | tuple):
+            size += sum(map(sys.getsizeof, value))
+        self.tick(size)
         return value
 
     def weight(self, value: Any) -> int:
@@ -237,6 +255,12 @@ def _call(name: str, value: nodes.Expr) -> nodes.Filter:
 
 
 class _CodeGenerator(CodeGenerator):
+    """Compiles with a look at the clock: names in loops within loops take long."""
+
+    def visit(self, node: nodes.Node, *args: Any, **given: Any) -> Any:
+        _budget.get().tick()
+        return super().visit(node, *args, **given)
+
     def visit_Template(self, node: nodes.Template, frame: Any = None) -> None:
         _Weaver().visit(node)
         node.set_environment(self.environment)
@@ -267,9 +291,15 @@ class _Environment(ImmutableSandboxedEnvironment):
     def call(self, context: Context, called: Any, /, *args: Any, **given: Any) -> Any:
         if getattr(called, "__name__", "") == "join":
             args = tuple(list(arg) if isinstance(arg, Iterator) else arg for arg in args)
-        _budget.get().tick()
-        self._check_call(called, args, given)
-        return _budget.get().keep(super().call(context, called, *args, **given), each=64)
+        _budget.get().tick(64 * (len(args) + len(given)))
+        self._check_call(called, args, {name: given[name] for name in given.keys() - _SCOPES})
+        return _budget.get().keep(super().call(context, called, *args, **given), fresh=True)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """Read an item, as filters do for each of theirs: it counts as made, since they compare and copy it."""
+        found = super().getitem(obj, argument)
+        _budget.get().tick(_budget.get().weight(found))
+        return found
 
     def _check_call(self, called: Any, args: tuple[Any, ...], given: dict[str, Any]) -> None:
         """See that a function is one of those that are known to be bounded.
@@ -374,9 +404,12 @@ def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def guarded(*args: Any, **given: Any) -> Any:
+        budget = _budget.get()
         if growth:
-            _budget.get().expect(growth(*args[passed:], **given))
-        return _budget.get().keep(function(*args, **given), each=64)
+            budget.expect(growth(*args[passed:], **given))
+        if name in _ITERATING:
+            args = (*args[:passed], budget.counted(args[passed]), *args[passed + 1 :])
+        return budget.keep(function(*args, **given), fresh=True)
 
     return guarded
 
@@ -399,6 +432,7 @@ def _tojson(
 ) -> str:
     for space in (indent, *(separators or ())):
         _narrow(len(space) if isinstance(space, str) else space or 0)
+    _budget.get().expect(_budget.get().weight(value) * max(map(len, separators or " ")))
     written = json.JSONEncoder(
         ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
@@ -443,8 +477,16 @@ def _padded(value: Any, width: Any = 80, *fill: Any) -> int:
     return len(str(value)) + _narrow(width)
 
 
-def _parted(value: Any, number: Any, fill_with: Any = None) -> int:
-    return _narrow(number)
+def _parted(value: Any, linecount: Any = 0, fill_with: Any = None, slices: Any = 0) -> int:
+    return _narrow(linecount) + _narrow(slices)
+
+
+def _split(value: Any, *args: Any, **given: Any) -> int:
+    return 8 * len(str(value))  # a text of one letter has the size of some fifty
+
+
+def _stripped(value: Any, chars: Any = "") -> int:
+    return _narrow(len(chars or ""))  # each is looked for at each place
 
 
 def _rounded(value: Any, precision: Any = 0, method: str = "") -> int:
@@ -453,7 +495,9 @@ def _rounded(value: Any, precision: Any = 0, method: str = "") -> int:
 
 def _indented(value: Any, width: Any = 4, first: bool = False, blank: bool = False) -> int:
     text = str(value)
-    return len(text) + (text.count("\n") + 1) * (len(width) if isinstance(width, str) else _narrow(width))
+    return len(text) + (len(text.splitlines()) + 1) * (
+        len(width) if isinstance(width, str) else _narrow(width)
+    )
 
 
 def _replaced(value: Any, old: Any, new: Any, count: Any = -1) -> int:
@@ -486,6 +530,8 @@ def _formatted(value: Any, *shown: Any, **named: Any) -> int:
 _GROWTH: dict[str, Callable[..., int]] = {
     **dict.fromkeys(("center", "ljust", "rjust", "zfill"), _padded),
     **dict.fromkeys(("batch", "slice"), _parted),
+    **dict.fromkeys(("lstrip", "rstrip", "strip", "trim"), _stripped),
+    **dict.fromkeys(("title", "urlencode", "wordcount"), _split),
     "format": _formatted,
     "indent": _indented,
     "replace": _replaced,
