@@ -152,13 +152,15 @@ FINE = [
     "{% filter upper %}abc{% endfilter %}{% set x %}in {{ 1 }}{% endset %}{{ x }}"
     "{{ dict(a=1) }}{{ 'a' ~ 1 ~ none }}",
     "{% for m in messages %}{{ m.content.replace('e', 'i') }}{{ ', '.join(['a', 'b']) }}"
-    "{{ 'x'.center(9) }}{{ 'x'.zfill(3) }}{% endfor %}{% block a %}{{ 'aa'.replace('a', 'b', 1) }}{% endblock %}",
+    "{{ 'x'.center(9) }}{{ 'x'.zfill(3) }}{% endfor %}"
+    "{% block a %}{{ 'aa'.replace('a', 'b', 1) }}{% endblock %}",
     "{{ [1, 2, 3] | batch(linecount=2, fill_with=0) | list }}{{ [1, 2, 3] | slice(slices=2) | list }}"
     "{{ 'a' | center(width=9) }}{{ 'a b' | replace(old='a', new='c') | title }}{{ ' a ' | trim(chars=' ') }}",
     "{{ messages | map(attribute='role') | sort | unique | join(d=',') }}{{ 'ba' | list | sort | last }}"
     "{{ messages | groupby('role') | map('first') | list }}{{ 'cab' | sort | join }}{{ [[2], [1]] | max }}",
     "{{ nothing | list }}{{ nothing | map('upper') | list }}{{ {'b': 1, 'a': 2} | list }}{{ range(3) | sum }}"
-    "{{ {'b': 1, 'a': 2} | map('upper') | join }}{{ 'a\rb' | indent }}{{ [3] | tojson(separators=(',', ':')) }}",
+    "{{ {'b': 1, 'a': 2} | map('upper') | join }}{{ 'a\rb' | indent }}"
+    "{{ [3] | tojson(separators=(',', ':')) }}",
 ]
 
 

@@ -45,6 +45,9 @@ PATTERN_SIZE = 20_000
 LEXER_STATES = 50_000
 """States of a schema's grammar while a document is written; about 2 kB each."""
 
+GRAMMAR_ROW = 10_000
+"""Ways to go on at one place of a document: an object whose parts are all optional has some four for each."""
+
 TEMPLATE_BYTES = 1 << 16
 """A chat template's source."""
 

@@ -296,7 +296,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return _budget.get().keep(super().call(context, called, *args, **given), fresh=True)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        """Read an item, as filters do for each of theirs: it counts as made, since they compare and copy it."""
+        """Read an item, as filters do for each of theirs: it counts as made, as they may copy it."""
         found = super().getitem(obj, argument)
         _budget.get().tick(_budget.get().weight(found))
         return found
