@@ -72,6 +72,9 @@ REPLY_VALUES = 4_000_000
 REPLY_FIELDS = 1_500_000
 """The fields of all objects in a server's reply, counted before it is parsed."""
 
+EVENTS = 500_000
+"""The events of a reply that is a stream."""
+
 DESCRIPTION_BYTES = 4 << 20
 """What a server says of itself: its list of models, its properties, the replies to a probe."""
 
