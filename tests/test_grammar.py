@@ -158,7 +158,7 @@ def test_every_document_fits_its_schema(name: str, words: Vocabulary):
         ('{"not": 3}', "3 is not of type"),
         ('{"not": {"$ref": "#/$defs/gone"}}', "/$defs/gone"),
         ('{"type": "string", "not": {"$ref": "other.json"}}', "other.json"),
-        (json.dumps({"allOf": [{"pattern": f".*{i}.*"} for i in range(30)]}), "8 patterns"),
+        (json.dumps({"allOf": [{"pattern": f".*{i}.*"} for i in range(30)]}), "16 patterns"),
         ('{"properties": {"a": {}}, "required": 3}', "3"),
         ('{"properties": {"a": {}}, "required": [["a"]]}', "['a'] is not of type"),
         ('{"properties": {"a": {}}, "dependentRequired": {"a": 3}}', "3 is not of type"),

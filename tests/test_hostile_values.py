@@ -180,6 +180,8 @@ BODIES: dict[str, Any] = {
     "null": with_body(b"null"),
     "a number": with_body(b"7"),
     "no stream": with_body(b"data: {}\n\n", "text/event-stream"),
+    "a stream of many lines": with_body(b"ab\n" * 2_000_000 + b"data: [DONE]\n\n", "text/event-stream"),
+    "a stream of many events": with_body(b"data:1\n" * 600_000 + b"data: [DONE]\n\n", "text/event-stream"),
     "a broken stream": with_body(b"data: {\n\ndata: [DONE]\n\n", "text/event-stream"),
     "a stream of an error": with_body(
         b'data: {"error": {"message": ["\\u001b[31m"]}}\n\ndata: [DONE]\n\n', "text/event-stream"

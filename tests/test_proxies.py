@@ -65,7 +65,7 @@ def llama() -> Iterator[str]:
     ("host", "here"),
     [
         *((host, True) for host in ("localhost", "LOCALHOST", "localhost.", "a.localhost", "127.0.0.1")),
-        *((host, True) for host in ("127.255.0.3", "127.1", "::1", "::ffff:127.0.0.1", "0.0.0.0")),
+        *((host, True) for host in ("127.255.0.3", "127.1", "::1", "::ffff:127.0.0.1", "0.0.0.0", "0")),
         *((host, False) for host in ("10.0.0.1", "example.com", "localhost.example.com", "1.27.0.0", "::2")),
         *((host, False) for host in ("", "mylocalhost", "128.0.0.1", "gpu1")),
     ],

@@ -29,6 +29,19 @@ def ladder(**step: Any) -> dict[str, Any]:
     return {"$ref": "#/$defs/d0", "$defs": steps | {"d40": {"type": "string"}}}
 
 
+MEETING = [f"x{{{i + 1}}}.*y{{{i + 1}}}" for i in range(30)]
+
+
+def ladder_of_patterns(**step: Any) -> dict[str, Any]:
+    """Thirty definitions, each of which refers to the next and has a pattern of its own."""
+    text = json.dumps(step)
+    steps = {
+        f"d{i}": json.loads(text.replace("NEXT", f"#/$defs/d{i + 1}").replace("PATTERN", pattern))
+        for i, pattern in enumerate(MEETING)
+    }
+    return {"$ref": "#/$defs/d0", "$defs": steps | {"d30": {"type": "string"}}}
+
+
 def nested(depth: int) -> str:
     return '{"items": ' * depth + "{}" + "}" * depth
 
@@ -55,6 +68,23 @@ ATTACKS: dict[str, Any] = {
     "most length": {"type": "string", "maxLength": MANY},
     "least properties": {"type": "object", "additionalProperties": {"type": "null"}, "minProperties": MANY},
     "most properties": {"type": "object", "additionalProperties": {"type": "null"}, "maxProperties": MANY},
+    "patterns that meet": ladder_of_patterns(allOf=[{"$ref": "NEXT"}, {"pattern": "PATTERN"}]),
+    "patterns beside references": ladder_of_patterns(**{"$ref": "NEXT", "pattern": "PATTERN"}),
+    "patterns beside alternatives": ladder_of_patterns(anyOf=[{"$ref": "NEXT"}], pattern="PATTERN"),
+    "patterns of one property": {
+        "allOf": [{"properties": {"a": {"type": "string", "pattern": p}}} for p in MEETING],
+        "type": "object",
+    },
+    "patterns out of sight": {
+        "x-of": ladder_of_patterns(allOf=[{"$ref": "NEXT"}, {"pattern": "PATTERN"}]),
+        "$ref": "#/x-of/$defs/d0",
+    },
+    "patterns for names": {
+        "type": "object",
+        "patternProperties": {f"^k{i:03d}[a-z]*$": {"type": "null"} for i in range(400)},
+    },
+    "a long name": {"type": "object", "properties": {"x" * 100_000: {}}, "required": ["x" * 100_000]},
+    "long values": {"enum": ["x" * 50_000, {"a": "x" * 60_000}]},
     "a million values": {"enum": list(range(10**6))},
     "many values": {"enum": list(range(30000))},
     "many objects": {"$schema": DRAFT4, "enum": [{"a": i} for i in range(15000)]},

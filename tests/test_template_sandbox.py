@@ -33,6 +33,7 @@ TOOLS = [
 LOOP = "{% for i in range(90000) %}"
 GROW = "{% set ns = namespace(a='xx', l=['x'], m=['x']) %}{% for i in range(60) %}"
 BIG = "{% set x = 'a' * 3000000 %}{% set l = [x] * 1 %}"
+HIDDEN = "{% set n = namespace(x='a' * 3000000) %}{% set l = [n] * 20000 %}"
 ATTACKS = {
     "loops": LOOP * 3 + "{% endfor %}" * 3,
     "loops that show nothing": LOOP + "{% for j in range(90000) if false %}{% endfor %}{% endfor %}",
@@ -100,6 +101,28 @@ ATTACKS = {
     "bytes": "{{ (1).to_bytes(10**9, 'big') }}",
     "keys": "{{ {}.fromkeys(range(90000)) }}",
     "a date": "{{ strftime_now('%1000000000d') }}",
+    "strip": "{{ ('a' * 2000000).strip('b' * 2000000) }}",
+    "trim": "{{ 'a' * 2000000 | trim('b' * 2000000) }}{{ ('a' * 2000000) | trim('b' * 2000000) }}",
+    "attributes sorted": HIDDEN + "{{ l | sort(attribute='x') | length }}",
+    "attributes compared": HIDDEN + "{{ l | selectattr('x', 'eq', 'a' * 2999999 ~ 'b') | list }}",
+    "attributes in groups": HIDDEN + "{{ l | groupby('x') | length }}",
+    "the greatest attribute": HIDDEN + "{{ l | max(attribute='x') }}",
+    "different attributes": HIDDEN + "{{ l | unique(attribute='x') | list }}",
+    "many attributes": "{{ ([1] * 900000) | groupby('real') | length }}",
+    "letters sorted": "{{ ('a' * 4000000) | sort | length }}",
+    "parts kept": "{% set s = 'a' * 1000000 ~ 'b' ~ 'a' * 1000000 %}{% set ns = namespace(l=0) %}"
+    + LOOP
+    + "{% set ns.l = namespace(y=s.partition('b'), z=ns.l) %}{% endfor %}",
+    "arguments kept": "{% set ns = namespace(l=0) %}"
+    + LOOP
+    + "{% set ns.l = namespace(y=cycler(*range(9999)), z=ns.l) %}{% endfor %}",
+    "carriage returns indented": "{{ ('\\r' * 1000000) | indent('x' * 1000, true, true) }}",
+    "vertical tabs indented": "{{ ('\\v' * 1000000) | indent(1000, blank=true) }}",
+    "separators": "{{ ([0] * 400000) | tojson(separators=(',' * 999, ':')) }}",
+    "words": "{{ ('a ' * 2000000) | title | length }}",
+    "loops within each other": "{% for x in y %}" * 90
+    + "".join(f"{{{{a{i}}}}}" for i in range(6000))
+    + "{% endfor %}" * 90,
     "parentheses": "{{ " + "(" * 20000 + "1" + ")" * 20000 + " }}",
     "a sum": "{{ " + "1+" * 9999 + "1 }}",
     "blocks": "{% if 1 %}" * 3000 + "{% endif %}" * 3000,
@@ -128,6 +151,16 @@ FINE = [
     "{% set c = cycler('a', 'b') %}{{ c.next() }}{{ c.next() }}{% set j = joiner('|') %}{{ j() }}{{ j() }}"
     "{% filter upper %}abc{% endfilter %}{% set x %}in {{ 1 }}{% endset %}{{ x }}"
     "{{ dict(a=1) }}{{ 'a' ~ 1 ~ none }}",
+    "{% for m in messages %}{{ m.content.replace('e', 'i') }}{{ ', '.join(['a', 'b']) }}"
+    "{{ 'x'.center(9) }}{{ 'x'.zfill(3) }}{% endfor %}"
+    "{% block a %}{{ 'aa'.replace('a', 'b', 1) }}{% endblock %}",
+    "{{ [1, 2, 3] | batch(linecount=2, fill_with=0) | list }}{{ [1, 2, 3] | slice(slices=2) | list }}"
+    "{{ 'a' | center(width=9) }}{{ 'a b' | replace(old='a', new='c') | title }}{{ ' a ' | trim(chars=' ') }}",
+    "{{ messages | map(attribute='role') | sort | unique | join(d=',') }}{{ 'ba' | list | sort | last }}"
+    "{{ messages | groupby('role') | map('first') | list }}{{ 'cab' | sort | join }}{{ [[2], [1]] | max }}",
+    "{{ nothing | list }}{{ nothing | map('upper') | list }}{{ {'b': 1, 'a': 2} | list }}{{ range(3) | sum }}"
+    "{{ {'b': 1, 'a': 2} | map('upper') | join }}{{ 'a\rb' | indent }}"
+    "{{ [3] | tojson(separators=(',', ':')) }}",
 ]
 
 

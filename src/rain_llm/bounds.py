@@ -45,6 +45,9 @@ PATTERN_SIZE = 20_000
 LEXER_STATES = 50_000
 """States of a schema's grammar while a document is written; about 2 kB each."""
 
+GRAMMAR_ROW = 10_000
+"""Ways to go on at one place of a document: an object whose parts are all optional has some four for each."""
+
 TEMPLATE_BYTES = 1 << 16
 """A chat template's source."""
 
@@ -68,6 +71,9 @@ REPLY_VALUES = 4_000_000
 
 REPLY_FIELDS = 1_500_000
 """The fields of all objects in a server's reply, counted before it is parsed."""
+
+EVENTS = 500_000
+"""The events of a reply that is a stream."""
 
 DESCRIPTION_BYTES = 4 << 20
 """What a server says of itself: its list of models, its properties, the replies to a probe."""

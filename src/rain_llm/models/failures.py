@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 
+from rain_llm.bounds import EVENTS
 from rain_llm.errors import PromptTooLongError, ServerError
 from rain_llm.models.reading import Malformed, parsed
 from rain_llm.models.tokenizer import first_line
@@ -17,6 +18,7 @@ from rain_llm.settings import ServerLimits
 FIRST_PAUSE_S = 0.2
 _LONGEST_ASKED_S = 60.0  # that a server may ask for
 STRANGE = "see whether this server is one of those supported"
+_DATA = re.compile(rb"data:([^\r\n]*)")  # of one event of a stream, where it begins a line
 _TOO_LONG = re.compile(r"context[ _](length|size|window)", re.IGNORECASE)  # vLLM, llama-server, OpenAI
 _REMEDIES = {
     401: "give the right key as api_key",
@@ -129,8 +131,10 @@ def content_of(reply: Reply) -> Any:
 
 def _events(body: bytes) -> list[Any]:
     """Return the events of a whole stream (server-sent events); its end must be among them."""
-    lines = re.split(rb"\r\n|\n|\r", body)
-    data = [line.removeprefix(b"data:").strip() for line in lines if line.startswith(b"data:")]
+    if body.count(b"data:") > EVENTS:
+        raise Malformed(f"a stream of more than {EVENTS:,} events")
+    lines = (line for line in _DATA.finditer(body) if line.start() == 0 or body[line.start() - 1] in b"\r\n")
+    data = [line[1].strip() for line in lines]
     if b"[DONE]" not in data:
         raise Malformed("a stream without an end")
     found: list[Any] = parsed(b"[" + b",".join(line for line in data if line != b"[DONE]") + b"]")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rain_llm.bounds import LEXER_STATES
+from rain_llm.bounds import GRAMMAR_ROW, LEXER_STATES
 from rain_llm.errors import ModelError, ModelNotSupportedError, PromptError
 from rain_llm.models.distinct import ended
 from rain_llm.models.schema_size import check_size
@@ -95,7 +95,9 @@ class Vocabulary:
         try:
             held = _held(schema)
             grammar = LLMatcher.grammar_from_json_schema(held.grammar)
-            limits = LLParserLimits(verbose_errors=False, max_lexer_states=LEXER_STATES)
+            limits = LLParserLimits(
+                verbose_errors=False, max_lexer_states=LEXER_STATES, max_items_in_row=GRAMMAR_ROW
+            )
             compiled = LLMatcher(self.tokens, grammar, log_level=0, limits=limits)
             if compiled.is_error():
                 raise ValueError(compiled.get_error())

@@ -45,8 +45,8 @@ def is_loopback(host: str) -> bool:
         mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
         address = mapped or address
         return address.is_loopback or address.is_unspecified
-    with suppress(OSError, UnicodeError):  # as in 127.1, which is 127.0.0.1
-        return socket.inet_aton(name)[0] == 127
+    with suppress(OSError, UnicodeError):  # as in 127.1, which is 127.0.0.1, or 0, which is 0.0.0.0
+        return socket.inet_aton(name)[0] in (0, 127)
     return False
 
 

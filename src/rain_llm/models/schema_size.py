@@ -12,6 +12,9 @@ from typing import Any
 
 from rain_llm.bounds import PATTERN_SIZE, SCHEMA_BYTES, SCHEMA_DEPTH, SCHEMA_PARTS
 
+_MEETING = 16  # different patterns that may hold for one string: each more takes a grammar twice the time
+_NAMING = 64  # patterns for the names in one object: each is compared with each other one
+_LONG = 1000  # characters of a literal that costs as little as others: an enum may have many short ones
 _PATTERN_PART = re.compile(
     r"""\\.                               # what stands for itself, or for a class
     | \[\^?\]?(?:\\.|[^]\\])*\]           # a class
@@ -35,7 +38,8 @@ def check_size(schema: str) -> None:
     size = len(schema.encode("utf-8", "surrogatepass"))
     if size > SCHEMA_BYTES:
         raise ValueError(f"it has {size} bytes, more than {SCHEMA_BYTES}")
-    parts = patterns = 0
+    parts = patterns = literals = 0
+    combines, different = False, set[str]()
     level = [json.loads(schema)]
     for _ in range(SCHEMA_DEPTH + 1):
         parts += sum(isinstance(value, dict) for value in level)
@@ -45,6 +49,18 @@ def check_size(schema: str) -> None:
             patterns += pattern_size(pattern)
             if patterns > PATTERN_SIZE:
                 raise ValueError(f"its patterns repeat and list more than {PATTERN_SIZE} characters")
+        combines |= any(map(_combines, level))
+        different.update(_patterns_of(level), _texts(level, "format"))
+        if combines and len(different) > _MEETING:
+            raise ValueError(
+                "it combines schemas (allOf, or $ref, anyOf or oneOf beside other keywords), and has more "
+                f"than {_MEETING} patterns and formats"
+            )
+        if any(len(names) > _NAMING for value in level if (names := _named_by_patterns(value))):
+            raise ValueError(f"patternProperties has more than {_NAMING} patterns")
+        literals += sum(size for size in _literals_of(level) if size > _LONG)
+        if literals > PATTERN_SIZE:
+            raise ValueError(f"its long names and values have more than {PATTERN_SIZE} characters")
         level = [part for value in level for part in _within(value)]
         if not level:
             return
@@ -58,12 +74,37 @@ def _within(value: Any) -> list[Any]:
 
 def _patterns_of(values: list[Any]) -> list[str]:
     """Return what may be a pattern in some objects, whether or not they are schemas."""
-    found: list[str] = []
+    return [*_texts(values, "pattern"), *(name for value in values for name in _named_by_patterns(value))]
+
+
+def _texts(values: list[Any], key: str) -> list[str]:
+    return [value[key] for value in values if isinstance(value, dict) and isinstance(value.get(key), str)]
+
+
+def _named_by_patterns(value: Any) -> dict[str, Any]:
+    several = value.get("patternProperties") if isinstance(value, dict) else None
+    return several if isinstance(several, dict) else {}
+
+
+def _combines(value: Any) -> bool:
+    """Whether two schemas may hold for one value: then what they say of its strings holds together."""
+    if not isinstance(value, dict):
+        return False
+    both = value.get("allOf")
+    others = sum(key in value for key in ("$ref", "anyOf", "oneOf"))
+    own = any(key in value for key in ("pattern", "format", "properties", "patternProperties", "items"))
+    return (len(both) if isinstance(both, list) else 0) + others + own > 1
+
+
+def _literals_of(values: list[Any]) -> list[int]:
+    """Return the characters of what documents must repeat letter by letter, by some objects."""
+    found: list[int] = []
     for value in values:
         if isinstance(value, dict):
-            several = value.get("patternProperties")
-            found += several if isinstance(several, dict) else ()
-            found += [value["pattern"]] if isinstance(value.get("pattern"), str) else ()
+            found += map(len, value)
+            several = value.get("enum")
+            literals = [value.get("const"), *(several if isinstance(several, list) else ())]
+            found += (len(json.dumps(literal, ensure_ascii=False)) for literal in literals)
     return found
 
 

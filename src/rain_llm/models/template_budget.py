@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 import time
-import types
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -58,12 +57,13 @@ class Budget:
         if size > TEMPLATE_VALUE:
             raise BoundError(f"it makes a value of more than {TEMPLATE_VALUE} characters or parts")
 
-    def keep(self, value: Any, each: int = 16) -> Any:
-        """Return a value that was made, having counted it; ``each``: bytes of each of its items."""
-        if isinstance(value, types.GeneratorType):
-            return self.counted(value)
+    def keep(self, value: Any, fresh: bool = False) -> Any:
+        """Return a value that was made, having counted it; ``fresh``: its parts may have been made too."""
         self.expect(self.weight(value))
-        self.tick(200 + each * len(value) if isinstance(value, _PARTED) else sys.getsizeof(value))
+        size = 200 + 16 * len(value) if isinstance(value, _PARTED) else sys.getsizeof(value)
+        if fresh and isinstance(value, list | tuple):
+            size += sum(map(sys.getsizeof, value))
+        self.tick(size)
         return value
 
     def weight(self, value: Any) -> int:
@@ -108,8 +108,16 @@ def _padded(value: Any, width: Any = 80, *fill: Any) -> int:
     return len(str(value)) + narrow(width)
 
 
-def _parted(value: Any, number: Any, fill_with: Any = None) -> int:
-    return narrow(number)
+def _parted(value: Any, linecount: Any = 0, fill_with: Any = None, slices: Any = 0) -> int:
+    return narrow(linecount) + narrow(slices)
+
+
+def _split(value: Any, *args: Any, **given: Any) -> int:
+    return 8 * len(str(value))  # a text of one letter has the size of some fifty
+
+
+def _stripped(value: Any, chars: Any = "") -> int:
+    return narrow(len(chars or ""))  # each is looked for at each place
 
 
 def _rounded(value: Any, precision: Any = 0, method: str = "") -> int:
@@ -118,7 +126,9 @@ def _rounded(value: Any, precision: Any = 0, method: str = "") -> int:
 
 def _indented(value: Any, width: Any = 4, first: bool = False, blank: bool = False) -> int:
     text = str(value)
-    return len(text) + (text.count("\n") + 1) * (len(width) if isinstance(width, str) else narrow(width))
+    return len(text) + (len(text.splitlines()) + 1) * (
+        len(width) if isinstance(width, str) else narrow(width)
+    )
 
 
 def _replaced(value: Any, old: Any, new: Any, count: Any = -1) -> int:
@@ -152,6 +162,8 @@ def formatted(value: Any, *shown: Any, **named: Any) -> int:
 GROWTH: dict[str, Callable[..., int]] = {
     **dict.fromkeys(("center", "ljust", "rjust", "zfill"), _padded),
     **dict.fromkeys(("batch", "slice"), _parted),
+    **dict.fromkeys(("lstrip", "rstrip", "strip", "trim"), _stripped),
+    **dict.fromkeys(("title", "urlencode", "wordcount"), _split),
     "format": formatted,
     "indent": _indented,
     "replace": _replaced,

@@ -46,6 +46,7 @@ from rain_llm.models.template_budget import (
 
 _RANGE = 100_000
 _BITS = 1 << 12  # of a whole number
+_SCOPES = {"_loop_vars", "_block_vars"}  # what Jinja adds to the arguments of a call
 _TICK, _KEEP, _JOIN = " tick", " keep", " join"  # filters that no template can spell
 
 _FILTERS = (
@@ -55,6 +56,22 @@ _FILTERS = (
     *("selectattr", "slice", "sort", "string", "sum", "title", "trim", "truncate", "unique", "upper"),
     *("urlencode", "wordcount"),
 )
+_ITERATING = {
+    *(
+        "batch",
+        "groupby",
+        "join",
+        "list",
+        "map",
+        "max",
+        "min",
+        "reject",
+        "rejectattr",
+        "select",
+        "selectattr",
+    ),
+    *("slice", "sort", "sum", "unique"),
+}
 _METHODS: dict[type, frozenset[str]] = {
     str: frozenset(name for name in dir(str) if name[0] != "_")
     - {"encode", "expandtabs", "format", "format_map", "maketrans", "translate"},  # format is wrapped
@@ -167,6 +184,12 @@ def _call(name: str, value: nodes.Expr) -> nodes.Filter:
 
 
 class _CodeGenerator(CodeGenerator):
+    """Compiles with a look at the clock: names in loops within loops take long."""
+
+    def visit(self, node: nodes.Node, *args: Any, **given: Any) -> Any:
+        budget_now.get().tick()
+        return super().visit(node, *args, **given)
+
     def visit_Template(self, node: nodes.Template, frame: Any = None) -> None:
         _Weaver().visit(node)
         node.set_environment(self.environment)
@@ -197,9 +220,15 @@ class _Environment(ImmutableSandboxedEnvironment):
     def call(self, context: Context, called: Any, /, *args: Any, **given: Any) -> Any:
         if getattr(called, "__name__", "") == "join":
             args = tuple(list(arg) if isinstance(arg, Iterator) else arg for arg in args)
-        budget_now.get().tick()
-        self._check_call(called, args, given)
-        return budget_now.get().keep(super().call(context, called, *args, **given), each=64)
+        budget_now.get().tick(64 * (len(args) + len(given)))
+        self._check_call(called, args, {name: given[name] for name in given.keys() - _SCOPES})
+        return budget_now.get().keep(super().call(context, called, *args, **given), fresh=True)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """Read an item, as filters do for each of theirs: it counts as made, as they may copy it."""
+        found = super().getitem(obj, argument)
+        budget_now.get().tick(budget_now.get().weight(found))
+        return found
 
     def _check_call(self, called: Any, args: tuple[Any, ...], given: dict[str, Any]) -> None:
         """See that a function is one of those that are known to be bounded.
@@ -304,9 +333,12 @@ def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def guarded(*args: Any, **given: Any) -> Any:
+        budget = budget_now.get()
         if growth:
-            budget_now.get().expect(growth(*args[passed:], **given))
-        return budget_now.get().keep(function(*args, **given), each=64)
+            budget.expect(growth(*args[passed:], **given))
+        if name in _ITERATING:
+            args = (*args[:passed], budget.counted(args[passed]), *args[passed + 1 :])
+        return budget.keep(function(*args, **given), fresh=True)
 
     return guarded
 
@@ -329,6 +361,7 @@ def _tojson(
 ) -> str:
     for space in (indent, *(separators or ())):
         narrow(len(space) if isinstance(space, str) else space or 0)
+    budget_now.get().expect(budget_now.get().weight(value) * max(map(len, separators or " ")))
     written = json.JSONEncoder(
         ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )

@@ -24,9 +24,6 @@ Keyword = Callable[["Validator", Any, Any, dict[str, Any]], Iterator["Validation
 _CHECKING_S = 0.5  # the most for one document
 _READING_S = 1.5  # the most for one schema
 _MATCHING_S = 0.1  # the most for one pattern
-_PATTERNS = 8  # of one string: of more, no grammar can tell whether any string has them all
-
-# Where schemas hang in a schema: by name, in a row, alone.
 _NAMED = {"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"}
 _LISTED = {"anyOf", "oneOf", "allOf", "prefixItems"}
 _ALONE = {"items", "additionalProperties", "contains", "propertyNames", "not", "if", "then", "else"}
@@ -138,9 +135,6 @@ def _check_parts(schema: dict[str, Any]) -> None:
     if {"unevaluatedProperties", "patternProperties"} <= keys:
         raise ValueError("it has unevaluatedProperties and patternProperties")
     for part in parts:
-        both = part.get("allOf")
-        if isinstance(both, list) and sum("pattern" in p for p in both if isinstance(p, dict)) > _PATTERNS:
-            raise ValueError(f"allOf has more than {_PATTERNS} patterns of one string")
         if isinstance(ref := part.get("$ref"), str) and not named and not _is_within(schema, ref):
             raise ValueError(f"its $ref {ref!r:.80} leads nowhere within it")
         several = part.get("patternProperties")
