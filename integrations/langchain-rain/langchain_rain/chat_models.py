@@ -20,6 +20,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, mess
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.prompt_values import ChatPromptValue, PromptValue
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.runnables.config import get_config_list
 from pydantic import BaseModel
@@ -27,7 +28,7 @@ from pydantic import BaseModel
 from langchain_rain._engine import GuardedModel, told, with_stop
 from langchain_rain._errors import PromptTooLongError as PromptTooLongError
 from langchain_rain._errors import standard_errors
-from langchain_rain._messages import chat_of
+from langchain_rain._messages import chat_of, traceable
 from langchain_rain._schemas import (
     AnyTool,
     asked_document,
@@ -284,6 +285,10 @@ class ChatRain(GuardedModel, BaseChatModel):
         return chat._rain, task, chat.settings
 
     # -- from LangChain to the engine and back -------------------------------------------------
+
+    def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
+        given = super()._convert_input(model_input)
+        return ChatPromptValue(messages=traceable(given.to_messages()))
 
     def batch(
         self,
