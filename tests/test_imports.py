@@ -28,6 +28,7 @@ ORDER = (
     "missing",
     "clock",
     "redaction",
+    "habits",
     "tools",
     "criteria",
     "yaml_text",

@@ -120,8 +120,8 @@ def _text(message: BaseMessage) -> str:
             said.append(_data(block))
         else:
             raise PromptError(
-                f"a {message.type} message holds a block of the type {kind!r:.40}: this model reads text only, "
-                "and nothing else can be judged; leave it out, or describe it in words"
+                f"a {message.type} message holds a block of the type {kind!r:.40}: this model reads text "
+                "only, and nothing else can be judged; leave it out, or describe it in words"
             )
     return "".join(said)
 
