@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rain_llm import Criterion, Message, PromptError, Rain, RainSettings, Task, ToolCall
-from rain_llm.chat import messages_of
+from rain_llm.chat import messages_of, tool_choice_of
 from rain_llm.models.scripted import END, ScriptedModel
 
 SETTINGS = RainSettings(
@@ -136,3 +136,33 @@ def test_it_is_answered_and_judged_by_what_the_user_asked(chat: list[Message], q
     assert text == " Yes"
     assert judged(model).startswith(f"{query}: Yes")
     assert model.shown == [turn for turn in chat if turn.content or turn.tool_calls]
+
+
+@pytest.mark.parametrize(
+    ("choice", "ours"),
+    [
+        (None, "auto"),
+        (False, "auto"),
+        (True, "any"),
+        ("auto", "auto"),
+        ("none", "none"),
+        ("any", "any"),
+        ("required", "any"),
+        ("clock", "clock"),
+        ({"type": "function", "function": {"name": "clock"}}, "clock"),
+        ({"type": "function", "name": "clock"}, "clock"),
+        ({"type": "tool", "name": "clock"}, "clock"),
+        ({"name": "clock"}, "clock"),
+        ({"type": "any"}, "any"),
+        ({"type": "required"}, "any"),
+        ({"type": "none"}, "none"),
+    ],
+)
+def test_a_tool_choice_of_every_api(choice: object, ours: str) -> None:
+    assert tool_choice_of(choice) == ours
+
+
+@pytest.mark.parametrize("choice", [{}, {"any": {}}, {"tool": {"name": "a"}}, {"type": "x"}, ["a"], 1, b"a"])
+def test_another_tool_choice_is_refused(choice: object) -> None:
+    with pytest.raises(PromptError, match="tool_choice is"):
+        tool_choice_of(choice)

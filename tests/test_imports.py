@@ -28,6 +28,7 @@ ORDER = (
     "chat",
     "missing",
     "clock",
+    "habits",
     "tools",
     "criteria",
     "yaml_text",

@@ -150,6 +150,35 @@ def test_no_type_is_written_where_that_would_change_what_is_meant(schema: dict[s
     assert schema_of(schema) == schema
 
 
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"oneOf": [{"type": "integer"}, {"type": "string"}]},
+        {"not": {"type": "integer"}},
+        {"oneOf": [{"$ref": "#/$defs/A"}, {"type": "integer"}]},
+    ],
+)
+def test_a_type_is_implied_beside_what_is_negated(beside: dict[str, Any]):
+    list_of = {"items": {"type": "integer"}}
+    schema = {
+        "type": "object",
+        "properties": {"p": list_of, "q": beside},
+        "required": ["p", "q"],
+        "$defs": {"A": {"minLength": 2}},
+    }
+    assert answer('{"p":"x","q":"ab"}', '{"p":[2],"q":"ab"}', schema=schema) == {"p": [2], "q": "ab"}
+    kept = {"minLength": 2} if "$ref" in str(beside) else {"type": "string", "minLength": 2}
+    assert schema_of(schema)["$defs"] == {"A": kept}
+
+
+def test_nothing_is_narrowed_that_a_negated_part_refers_to():
+    schema = {
+        "type": "object",
+        "properties": {"p": {"minLength": 2}, "q": {"not": {"$ref": "#/properties/p"}}},
+    }
+    assert schema_of(schema) == schema
+
+
 def test_names_of_properties_are_no_keywords():
     names = ("propertis", "schema", "foo", "parameters", "minimun")
     schema = {"type": "object", "properties": {name: {"type": "integer"} for name in names}}

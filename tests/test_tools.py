@@ -44,7 +44,7 @@ def test_a_bad_name_is_refused(name: str):
         check_tools([Tool(name)], "auto")
 
 
-@pytest.mark.parametrize("name", ["auto", "none", "any"])
+@pytest.mark.parametrize("name", ["auto", "none", "any", "required"])
 def test_a_tool_is_not_named_like_a_choice(name: str):
     with pytest.raises(PromptError, match="tool_choice"):
         check_tools([Tool(name)], name)

@@ -39,6 +39,24 @@ def left_out(kind: str) -> str:
     return f"[{kind} left out]"
 
 
+def tool_choice_of(choice: object) -> str:
+    """Return a tool choice of OpenAI's or Anthropic's API as ours: "auto", "none", "any" or a tool's name.
+
+    Raises:
+        PromptError: it is none.
+    """
+    match choice:
+        case None | False:
+            return "auto"
+        case True | "required" | {"type": "required"}:
+            return "any"
+        case str(word) | {"type": "auto" | "none" | "any" as word}:
+            return str(word)
+        case {"function": {"name": str(name)}} | {"name": str(name)}:
+            return name
+    raise PromptError(f"tool_choice is {choice!r:.80}: give 'auto', 'none', 'any' or the name of a tool")
+
+
 def messages_of(turns: Sequence[Any]) -> list[Message]:
     """Return the messages of a chat; those that are dicts are read as OpenAI's API has them.
 

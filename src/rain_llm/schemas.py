@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -51,6 +52,8 @@ _LONGEST_KEYWORD = 40  # that could be a misspelling of one
 _MOST_UNKNOWN = 256  # of which each is compared with all keywords
 _EXTENSIONS = ("x-", "$")  # what tools may add to a schema
 _NEGATING = {"not", "if", "oneOf", "dependentSchemas", "dependencies"}
+_DEFINITIONS = ("$defs", "definitions")
+_REFERENCE = re.compile(r'"\$(?:ref|dynamicRef|recursiveRef)": "([^"]*)"')
 _NOT_HELD = "this schema cannot be held to"
 _SHOWN = 60  # characters of what an error repeats
 
@@ -81,10 +84,23 @@ def schema_of(given: object) -> dict[str, Any]:
     except RecursionError as error:
         raise PromptError(f"{_NOT_HELD}: it is nested too deep: ask for less") from error
     _check_keywords(parts)
-    if any(_NEGATING & part.keys() for part in parts):  # to narrow what is negated would allow more
-        return _typed(plain)
-    typed: dict[str, Any] = changed(plain, _typed)
+    typed: dict[str, Any] = changed(plain, _typed, _negated(plain, parts))
     return typed
+
+
+def _negated(schema: dict[str, Any], parts: Sequence[dict[str, Any]]) -> set[str]:
+    """Return under which keywords nothing may be narrowed, for that would allow more documents.
+
+    So it is in what is negated, and in what that refers to.
+    """
+    negated = [part[key] for part in parts for key in _NEGATING & part.keys()]
+    if "$" not in json.dumps(negated):
+        return _NEGATING
+    definitions = [schema.get(key) for key in _DEFINITIONS]
+    refs = _REFERENCE.findall(json.dumps([negated, definitions]))
+    if all(ref.startswith(tuple(f"#/{key}/" for key in _DEFINITIONS)) for ref in refs):
+        return {*_NEGATING, *_DEFINITIONS}
+    return set(_KNOWN)
 
 
 def without_notes(schema: dict[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,8 @@ CLOSING = "</tool_call>"
 CHOICES = ("auto", "none", "any")
 """What ``tool_choice`` may be beside the name of a tool."""
 
+_TAKEN = (*CHOICES, "required")  # what else OpenAI's API has for "any"
+
 _NAME = re.compile(r"[A-Za-z0-9_./-]{1,128}")  # as MCP has them
 _TAG = re.compile(r"<(?=\s*/?\s*tool_(?:call|response))", re.IGNORECASE)
 _ESCAPE = re.compile(r'\\(["\\])|\\(?:u[0-9a-f]{4}|.)')
@@ -75,10 +77,10 @@ def check_tools(tools: Sequence[Tool], choice: str) -> None:
                 f"a tool is named {tool.name!r:.140}: a name has 1 to 128 of the letters a to z and A to Z, "
                 "the digits, '_', '-', '.' and '/'"
             )
-        if tool.name in CHOICES:
+        if tool.name in _TAKEN:
             raise PromptError(
                 f"a tool is named {tool.name!r}, which is a tool_choice: give it another name than "
-                + ", ".join(CHOICES)
+                + ", ".join(_TAKEN)
             )
         if times[tool.name] > 1:
             raise PromptError(f"{times[tool.name]} tools are named {tool.name!r}: give each its own name")

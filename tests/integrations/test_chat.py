@@ -357,8 +357,11 @@ def test_runs_of_equal_roles_are_merged_and_tools_are_carried_over(chat, model):
         {"type": "image", "url": "https://example.org/cat.png"},
         {"type": "audio", "base64": "AAAA", "mime_type": "audio/wav"},
         {"type": "file", "base64": "AAAA", "mime_type": "application/pdf"},
+        {"image": {"format": "png", "source": {"bytes": b"AAAA"}}},
+        {"inline_data": {"mime_type": "image/png", "data": "AAAA"}},
+        {"type": "refusal"},
     ],
-    ids=lambda block: block["type"],
+    ids=str,
 )
 def test_what_is_no_text_is_refused_before_any_model_runs(chat, model, block):
     with pytest.raises(PromptError, match="this model reads text only"):
@@ -388,8 +391,14 @@ def test_what_is_no_text_is_refused_before_any_model_runs(chat, model, block):
             ],
             '{"type": "tool_result", "content": [{"type": "text", "text": "a"}, "[image left out]"]}',
         ),
+        ([{"type": "image", "base64": "AAAA"}, "A cat."], "[image left out]A cat."),
+        ([{"type": "image", "source_type": "base64", "data": "AAAA"}], "[image left out]"),
+        ([{"image": {"source": {"bytes": b"A"}}}], '{"image": {"source": {"bytes": "[data left out]"}}}'),
+        ([{"inline_data": {"data": "A" * 99}}], '{"inline_data": {"data": "[data left out]"}}'),
+        ([{"type": "shot", "at": "data:image/png;base64,AA"}], '{"type": "shot", "at": "[data left out]"}'),
+        ([{"cat": "black"}], '{"cat": "black"}'),
+        ([{"type": "refusal"}, {"cachePoint": {}}], '{"type": "refusal"}'),
     ],
-    ids=["beside text", "alone", "several", "a resource", "within"],
 )
 def test_of_a_tools_reply_what_is_no_text_is_left_out(chat, model, content, shown):
     chat.invoke([HumanMessage("What of my cat?"), ToolMessage(content, tool_call_id="1")])

@@ -6,6 +6,7 @@ stands in the passages.
 
 import asyncio
 import json
+import pickle
 import re
 from typing import Any
 
@@ -228,3 +229,9 @@ def test_passages_are_read_once_for_writing_and_once_for_judging(roomy, iteratio
     assert usage["evaluations"] >= iterations
     assert len(set(marks)) == 3 and once == 2 * 60
     assert min(read.count(mark) for mark in marks) == once  # the next question finds them in the cache
+
+
+def test_the_chain_can_be_pickled():
+    made = grounded_chain(ChatRain(settings=SETTINGS, base_url="http://localhost:1", api_key="sk-secret"))
+    copied = pickle.loads(pickle.dumps(made))
+    assert type(copied) is type(made) and "sk-secret" not in repr(copied)

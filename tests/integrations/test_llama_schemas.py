@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from enum import Enum
 from typing import Any, Generic, Literal, TypeVar
 
@@ -158,10 +159,15 @@ async def test_an_instance_of_such_a_class(cls: type[BaseModel], good: Any, bad:
 
 @pytest.mark.parametrize(("cls", "good", "bad"), RECURSIVE, ids=lambda each: getattr(each, "__name__", ""))
 def test_an_instance_of_such_a_class_by_a_call(cls: type[BaseModel], good: Any, bad: Any) -> None:
-    llm = says(*(call("Answer", {"root": each}) for each in (bad, good)))
+    if issubclass(cls, RootModel):
+        calls = [call("Answer", {"root": each}) for each in (bad, good)]
+    else:
+        calls = [call(re.sub(r"\W", "_", cls.__name__), each) for each in (bad, good)]
+    llm = says(*calls)
     llm.pydantic_program_mode = PydanticProgramMode.FUNCTION
-    if "properties" not in cls.model_json_schema() or issubclass(cls, RootModel):  # else by its own name
-        assert llm.structured_predict(cls, PROMPT) == cls.model_validate(good)
+    assert llm.structured_predict(cls, PROMPT) == cls.model_validate(good)
+    if not issubclass(cls, RootModel):
+        assert FunctionCallingProgram.from_defaults(cls, QUESTION, llm=llm)() == cls.model_validate(good)
 
 
 def test_a_program_of_llama_index_s_own_holds_to_a_class_in_a_class() -> None:
@@ -351,3 +357,38 @@ def test_what_is_no_schema_is_refused_before_any_model_runs(schema: Any) -> None
     with pytest.raises(PromptError, match="schema"):
         llm.stream_complete(QUESTION, schema=schema)  # at the call
     assert model_of(llm).requests == []
+
+
+# --- tools that LlamaIndex itself could not call ---------------------------------------------------------
+
+
+def test_a_function_with_a_class_that_refers_to_itself_is_called() -> None:
+    def look(v: int, next: Any = None) -> str:
+        """Look."""
+        return f"{v} is warm"
+
+    llm = says(call("look", {"v": 1, "next": "x"}), call("look", {"v": 1, "next": None}))
+    tool = FunctionTool.from_defaults(look, fn_schema=Node)
+    assert llm.predict_and_call([tool], QUESTION).response == "1 is warm"
+
+
+class Box(BaseModel, Generic[T]):
+    """A box."""
+
+    v: T
+
+
+@pytest.mark.parametrize("name", ["größe", "two words", "a[b]", ""])
+def test_a_name_that_is_no_tool_s_is_refused_before_any_model_runs(name: str) -> None:
+    llm = scripted({QUESTION: {"{}": 1}})
+    tool = FunctionTool.from_defaults(look, tool_metadata=ToolMetadata("Look.", name))
+    with pytest.raises(PromptError, match="a name has 1 to 128"):
+        llm.chat_with_tools([tool], QUESTION)
+    assert model_of(llm).requests == []
+
+
+async def test_a_generic_class_is_filled_by_a_call() -> None:
+    llm = says(call("Box_int_", {"v": "x"}), call("Box_int_", {"v": 1}))
+    llm.pydantic_program_mode = PydanticProgramMode.FUNCTION
+    assert llm.structured_predict(Box[int], PROMPT) == Box[int](v=1)
+    assert await llm.astructured_predict(Box[int], PROMPT) == Box[int](v=1)

@@ -12,14 +12,14 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Any, cast, get_origin
+from typing import Any, cast, get_origin, get_type_hints
 
 from langchain_core.tools import BaseTool, create_schema_from_function
 from langchain_core.tools import Tool as TextTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from langchain_core.utils.pydantic import is_pydantic_v1_subclass
 from pydantic import BaseModel, TypeAdapter
-from typing_extensions import is_typeddict
+from typing_extensions import TypedDict, is_typeddict
 
 from langchain_rain._typeddict import readable
 from rain_llm import PromptError, Tool
@@ -29,7 +29,8 @@ AnyTool = Mapping[str, Any] | type | Callable[..., Any] | BaseTool
 
 _WITHIN = ("function", "json_schema", "toolSpec")  # as OpenAI, and Amazon Bedrock, wrap what they name
 _PARAMETERS = ("parameters", "input_schema", "inputSchema", "schema")
-_ABOUT = {"name", "description", "strict", "type", "cache_control"}
+_ABOUT = {"name", "description", "strict", "type", "cache_control", *_PARAMETERS}
+_TYPING = ("typing", "typing_extensions")  # whose aliases and new types have no origin
 _NO_OBJECTS = (Enum, str, int, float, bytes, list, tuple, set)
 _NO_NAME = re.compile(r"[^A-Za-z0-9_./-]")
 _LONGEST_NAME = 128
@@ -59,6 +60,12 @@ def is_pydantic_1(kind: Any) -> bool:
     return isinstance(kind, type) and is_pydantic_v1_subclass(kind)
 
 
+def is_function(kind: Any) -> bool:
+    """Whether it is called for what it does: unlike types, some of which can be called, too."""
+    is_type = isinstance(kind, type) or get_origin(kind) is not None or type(kind).__module__ in _TYPING
+    return callable(kind) and not is_type
+
+
 def named(schema: Any) -> Any:
     """Return a schema with a name for the call that is to hold it, if it is a dict without one."""
     if not isinstance(schema, Mapping) or {"name", "title", "$ref", *_WITHIN} & schema.keys():
@@ -68,7 +75,7 @@ def named(schema: Any) -> Any:
 
 def traced_schema(schema: Any, document: dict[str, Any]) -> Any:
     """Return what LangChain's tracers get to know of a schema: with references, in a form that keeps them."""
-    is_class = isinstance(schema, type) and (issubclass(schema, BaseModel) or is_typeddict(schema))
+    is_class = isinstance(schema, type) and issubclass(schema, BaseModel)
     if (is_class or isinstance(schema, Mapping)) and "$ref" not in json.dumps(document):
         return schema
     about = schema if isinstance(schema, Mapping) else {"title": getattr(schema, "__name__", None)}
@@ -84,8 +91,7 @@ def document_schema(schema: Any) -> dict[str, Any]:
     if isinstance(schema, Mapping):
         within = schema.get("toolSpec")
         return schema_of(within["inputSchema"]["json"] if isinstance(within, Mapping) else schema)
-    is_function = callable(schema) and not isinstance(schema, type) and get_origin(schema) is None
-    if is_function or isinstance(schema, BaseTool) or is_typeddict(schema):
+    if is_function(schema) or isinstance(schema, BaseTool) or is_typeddict(schema):
         function = _made(schema)
         about = {"title": function["name"], "description": function["description"]}
         return schema_of(about | function.get("parameters", {"type": "object", "properties": {}}))
@@ -133,7 +139,7 @@ def _named(tool: Mapping[str, Any]) -> dict[str, Any]:
     within = next((tool[key] for key in _WITHIN if isinstance(tool.get(key), Mapping)), None)
     given = tool if within is None else within
     kind = tool.get("type")
-    parameters = next((given[key] for key in _PARAMETERS if given.get(key) is not None), None)
+    parameters = next((given[key] for key in _PARAMETERS if given.get(key) not in (None, {})), None)
     if "toolSpec" in tool and isinstance(parameters, Mapping):
         parameters = parameters.get("json")
     others = {key: value for key, value in given.items() if key not in _ABOUT}
@@ -168,24 +174,25 @@ def _made(tool: Any) -> dict[str, Any]:
         return _function(tool.name, tool.description, _untitled(_root(_of_class(tool.tool_call_schema))))
     if is_typeddict(tool) or dataclasses.is_dataclass(tool):
         return _typed(tool)
-    if get_origin(tool) is not None or (isinstance(tool, type) and issubclass(tool, _NO_OBJECTS)):
-        raise ValueError(f"{tool!r:.80} is no object, and so no tool's arguments: use method='json_schema'")
-    if is_pydantic_1(tool):
-        return _converted(tool)
-    if isinstance(tool, type) and issubclass(tool, BaseModel):
-        schema = _untitled(_root(tool.model_json_schema()), keep=True)
+    if isinstance(tool, type) and (issubclass(tool, BaseModel) or is_pydantic_1(tool)):
+        schema = _untitled(_root(_of_class(tool)), keep=True)
         return _function(_name(schema.pop("title")), schema.pop("description", None), schema)
     if not callable(tool):
         return _converted(tool)
+    if issubclass(tool, _NO_OBJECTS) if isinstance(tool, type) else not is_function(tool):
+        raise ValueError(f"{tool!r:.80} is no object, and so no tool's arguments: use method='json_schema'")
     name = tool.__name__ if hasattr(tool, "__name__") else type(tool).__name__
-    model = create_schema_from_function(
-        name,
-        tool,
-        filter_args=(),
-        parse_docstring=True,
-        error_on_invalid_docstring=False,
-        include_injected=False,
-    )
+    try:
+        model = create_schema_from_function(
+            name,
+            tool,
+            filter_args=(),
+            parse_docstring=True,
+            error_on_invalid_docstring=False,
+            include_injected=False,
+        )
+    except (TypeError, NameError) as error:  # say, a partial, or a name that cannot be found
+        raise ValueError(f"no tool can be made of {tool!r:.80}: {error}: give a function") from error
     schema = _untitled(_root(_of_class(model)))
     schema.pop("description", None)
     return _function(name, model.__doc__, schema)
@@ -205,19 +212,25 @@ def _typed(kind: Any) -> dict[str, Any]:
     except Exception as error:  # pydantic raises what the types raise
         why = str(error).partition("\n")[0]
         raise PromptError(f"no JSON schema can be made of {kind!r:.80}: {why}") from error
-    if is_typeddict(kind) and "$ref" not in json.dumps(schema):
-        _describe(schema, _converted(kind))
     schema = _untitled(_root(schema), keep=True)
+    if is_typeddict(kind):
+        _describe(schema, kind)
     return _function(
         _name(schema.pop("title", None) or kind.__name__), schema.pop("description", None), schema
     )
 
 
-def _describe(schema: dict[str, Any], function: Mapping[str, Any]) -> None:
-    """Take over what LangChain reads of the docstring of a ``TypedDict``."""
+def _describe(schema: dict[str, Any], kind: Any) -> None:
+    """Take over what LangChain reads of the docstring of a ``TypedDict``.
+
+    It reads that of a class with the same names: of ``NotRequired`` and the like it could make nothing.
+    """
+    names = TypedDict(kind.__name__, dict.fromkeys(get_type_hints(kind), Any))  # type: ignore[operator]
+    names.__doc__ = kind.__dict__.get("__doc__") or ""  # and not that of ``dict``
+    function = _converted(names)
     schema["description"] = function.get("description", "")
-    for name, told in function.get("parameters", {}).get("properties", {}).items():
-        if isinstance(told, Mapping) and "description" in told and name in schema.get("properties", {}):
+    for name, told in function["parameters"]["properties"].items():
+        if "description" in told:
             schema["properties"][name].setdefault("description", told["description"])
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, get_origin
+from typing import Any
 
 import langchain_core.exceptions
 from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.tools import BaseTool
 from pydantic import TypeAdapter
 from typing_extensions import is_typeddict
 
-from langchain_rain._schemas import is_pydantic_1
+from langchain_rain._schemas import is_function, is_pydantic_1
 from langchain_rain._typeddict import readable
 from rain_llm import IncompleteError, RainResult, StopReason
 
@@ -63,8 +64,8 @@ class Reader:
             raise OutputParserException(said, llm_output=text) from error
 
     def _read(self, text: str) -> Any:
-        is_type = isinstance(self.kind, type) or get_origin(self.kind) is not None
-        if not is_type or is_typeddict(self.kind):  # a function must not be called
+        plain = is_function(self.kind) or isinstance(self.kind, Mapping | BaseTool)
+        if plain or is_typeddict(self.kind):
             return json.loads(text)
         if is_pydantic_1(self.kind):
             return self.kind.parse_raw(text)

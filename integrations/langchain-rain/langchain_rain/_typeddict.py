@@ -59,6 +59,9 @@ def _made(kind: Any, made: dict[Any, Any]) -> Any:
 
 def _field(hint: Any) -> tuple[Any, bool]:
     """Return a field's type with its description, and whether it has a default."""
+    if get_origin(hint) in _FORMS:
+        field, has_default = _field(get_args(hint)[0])
+        return get_origin(hint)[field], has_default
     if get_origin(hint) is not Annotated:
         return hint, False
     kind, *notes = get_args(hint)

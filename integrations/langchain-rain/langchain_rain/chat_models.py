@@ -20,6 +20,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, mess
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.prompt_values import ChatPromptValue, PromptValue
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.runnables.config import get_config_list
 from pydantic import BaseModel
@@ -27,7 +28,7 @@ from pydantic import BaseModel
 from langchain_rain._engine import GuardedModel, told, with_stop
 from langchain_rain._errors import PromptTooLongError as PromptTooLongError
 from langchain_rain._errors import standard_errors
-from langchain_rain._messages import chat_of
+from langchain_rain._messages import chat_of, traceable
 from langchain_rain._schemas import (
     AnyTool,
     asked_document,
@@ -48,6 +49,7 @@ from rain_llm import (
     Task,
     Usage,
 )
+from rain_llm.chat import tool_choice_of
 
 _ASKED = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
 """What a call may ask for beside settings: OpenAI's names, as other chat models have them."""
@@ -186,7 +188,7 @@ class ChatRain(GuardedModel, BaseChatModel):
             ValueError: a tool is no function, or the choice names no tool.
         """
         bound = [openai_tool(tool) for tool in tools]
-        choice = _choice(tool_choice)
+        choice = tool_choice_of(tool_choice)
         names = [tool["function"]["name"] for tool in bound]
         if choice not in ("auto", "none", "any", *names):
             raise ValueError(f"tool_choice '{choice}' names no tool: there are {', '.join(names) or 'none'}")
@@ -268,7 +270,7 @@ class ChatRain(GuardedModel, BaseChatModel):
     ) -> tuple[Rain, Task, RainSettings]:
         """Return what the engine is told of one call, and the engine."""
         chat, asked = self._asked(stop, kwargs)
-        choice = _choice(asked.get("tool_choice"))
+        choice = tool_choice_of(asked.get("tool_choice"))
         if asked.get("tools") and choice not in ("auto", "none"):
             _check_last(messages)
         task = Task(
@@ -283,6 +285,10 @@ class ChatRain(GuardedModel, BaseChatModel):
         return chat._rain, task, chat.settings
 
     # -- from LangChain to the engine and back -------------------------------------------------
+
+    def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
+        given = super()._convert_input(model_input)
+        return ChatPromptValue(messages=traceable(given.to_messages()))
 
     def batch(
         self,
@@ -353,13 +359,6 @@ def _check_last(messages: Sequence[BaseMessage]) -> None:
     last = messages[-1] if messages else None
     if isinstance(last, AIMessage) and last.response_metadata.get("model_provider") == "rain":
         unless_refused(last)
-
-
-def _choice(choice: str | bool | dict[str, Any] | None) -> str:
-    """Return a tool choice of whatever dialect in the engine's words."""
-    if isinstance(choice, dict):  # OpenAI's {"type": "function", "function": {"name": ...}}, Anthropic's
-        choice = choice.get("function", choice).get("name") or choice.get("type")
-    return {None: "auto", False: "auto", True: "any", "required": "any"}.get(choice) or str(choice)
 
 
 # --- and back ---------------------------------------------------------------------------------------

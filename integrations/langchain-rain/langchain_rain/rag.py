@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.documents import Document
@@ -63,7 +64,18 @@ def grounded_chain(
             "add GROUNDEDNESS to settings.evaluation.criteria"
         )
 
-    def answer(asked: Any) -> Runnable[Any, AIMessage]:
+    return RunnableLambda(_Answerer(chat, prompt).answer, name="grounded_chain")
+
+
+@dataclass(frozen=True)
+class _Answerer:
+    """What the chain does; it can be pickled."""
+
+    chat: ChatRain
+    prompt: ChatPromptTemplate
+
+    def answer(self, asked: Any) -> Runnable[Any, AIMessage]:
+        """Return what answers a question."""
         if not isinstance(asked, Mapping) or not {"context", "question"} <= asked.keys():
             given = (
                 f"a dict of {sorted(map(str, asked))}" if isinstance(asked, Mapping) else type(asked).__name__
@@ -75,11 +87,9 @@ def grounded_chain(
         documents = _documents(asked["context"])
         told = [document.page_content for document in documents]
         passages = told if any(text.strip() for text in told) else [_NOTHING]
-        messages = prompt.invoke({**asked, "passages": _quoted(passages)})
-        bound = chat.bind(context=passages, question=asked["question"])
+        messages = self.prompt.invoke({**asked, "passages": _quoted(passages)})
+        bound = self.chat.bind(context=passages, question=asked["question"])
         return RunnableLambda(lambda _: messages) | bound | _citing(documents)
-
-    return RunnableLambda(answer, name="grounded_chain")
 
 
 def _documents(context: str | Document | Sequence[str | Document] | None) -> list[Document]:

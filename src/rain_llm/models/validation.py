@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextvars import ContextVar
 from decimal import Decimal
 from functools import cache
@@ -96,18 +96,28 @@ def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
 # --- schemas --------------------------------------------------------------------------------------
 
 
-def changed(schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
-    """Return a schema with ``change`` made to each one that hangs in it, and then to itself."""
+def changed(
+    schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]], but: Collection[str] = ()
+) -> Any:
+    """Return a schema with ``change`` made to each one within it, and then to itself.
+
+    Args:
+        schema: or a part of one.
+        change: makes one of another.
+        but: what stands under these keywords stays as it is.
+    """
     if not isinstance(schema, dict):
         return schema
     made = dict(schema)
     for key, value in schema.items():
+        if key in but:
+            continue
         if key in _NAMED and isinstance(value, dict):
-            made[key] = {name: changed(part, change) for name, part in value.items()}
+            made[key] = {name: changed(part, change, but) for name, part in value.items()}
         elif key in _LISTED and isinstance(value, list):
-            made[key] = [changed(part, change) for part in value]
+            made[key] = [changed(part, change, but) for part in value]
         elif key in _ALONE:
-            made[key] = changed(value, change)
+            made[key] = changed(value, change, but)
     return change(made)
 
 

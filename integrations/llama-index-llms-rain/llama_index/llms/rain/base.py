@@ -42,7 +42,7 @@ from llama_index.llms.rain.options import GENERATION, known_only, schema_in, upd
 from llama_index.llms.rain.parameters import REST, Parameters
 from llama_index.llms.rain.rag import sources
 from llama_index.llms.rain.structured import RainStructuredLLM, boxed, unboxed
-from llama_index.llms.rain.tools import openai_tools, read_choice, read_tools
+from llama_index.llms.rain.tools import callable_tools, openai_tools, read_tools
 
 from rain_llm import (
     IncompleteError,
@@ -56,6 +56,7 @@ from rain_llm import (
     StopReason,
     UnsafeAnswerError,
 )
+from rain_llm.chat import tool_choice_of
 from rain_llm.settings import EvaluationSettings
 from rain_llm.types import Task
 
@@ -324,15 +325,17 @@ class RainLLM(Parameters, CustomLLM, FunctionCallingLLM):
 
         return instances()
 
-    def predict_and_call(self, *args: Any, **kwargs: Any) -> AgentChatResponse:
+    def predict_and_call(self, tools: Sequence[BaseTool], *args: Any, **kwargs: Any) -> AgentChatResponse:
         """Call a tool of the model's choice; input is refused as by :meth:`predict`."""
         with unswallowed():
-            return super().predict_and_call(*args, **kwargs)
+            return super().predict_and_call(callable_tools(tools), *args, **kwargs)
 
-    async def apredict_and_call(self, *args: Any, **kwargs: Any) -> AgentChatResponse:
+    async def apredict_and_call(
+        self, tools: Sequence[BaseTool], *args: Any, **kwargs: Any
+    ) -> AgentChatResponse:
         """As :meth:`predict_and_call`, without blocking the event loop."""
         with unswallowed():
-            return await super().apredict_and_call(*args, **kwargs)
+            return await super().apredict_and_call(callable_tools(tools), *args, **kwargs)
 
     def as_structured_llm(self, output_cls: type[BaseModel], **kwargs: Any) -> RainStructuredLLM:
         """Return a model whose every answer is an instance of ``output_cls``."""
@@ -361,9 +364,8 @@ class RainLLM(Parameters, CustomLLM, FunctionCallingLLM):
         context, question = sources(prompt, arguments)
         replies, said = told(prompt.format_messages(llm=self, **arguments))
         asked: dict[str, Any] = {"context": context or replies, "question": question or said}
-        by_document = self.pydantic_program_mode is PydanticProgramMode.LLM
-        box = boxed(output_cls, by_call=not by_document)
-        if by_document:
+        box = boxed(output_cls)
+        if self.pydantic_program_mode is PydanticProgramMode.LLM:
             asked["schema"] = box.model_json_schema()
         return box, prompt.partial_format(), asked | (llm_kwargs or {})
 
@@ -407,7 +409,7 @@ class RainLLM(Parameters, CustomLLM, FunctionCallingLLM):
             question=given.pop("question", question),
             schema=given.pop("schema", None),
             tools=read_tools(given.pop("tools", ())),
-            tool_choice=read_choice(given.pop("tool_choice", "auto")),
+            tool_choice=tool_choice_of(given.pop("tool_choice", "auto")),
             parallel_calls=given.pop("parallel_tool_calls", True),
         )
         if task.tools and isinstance(prompt, str):

@@ -18,6 +18,7 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.llms import ChatMessage, MessageRole
 
 from rain_llm import Message, PromptError
+from rain_llm.chat import left_out
 from rain_llm.types import ToolCall
 
 ROLES: dict[MessageRole, Literal["system", "user", "assistant", "tool"]] = {
@@ -110,7 +111,7 @@ def _texts(block: BaseContentBlock, replied: bool) -> list[str]:
         case CachePoint() | ThinkingBlock() | ToolCallBlock():
             return []
     if replied:
-        return [f"[{type(block).__name__.removesuffix('Block').lower()} left out]"]
+        return [left_out(type(block).__name__.removesuffix("Block").lower())]
     raise PromptError(f"a message holds a {type(block).__name__}: only text is understood")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from rain_llm import PromptError, RainSettings, SettingsError
+from rain_llm import PromptError, RainSettings, SettingsError, habits
 from rain_llm.redaction import nearest, shown_name
 
 Place = tuple[str, ...]
@@ -34,49 +34,20 @@ ENGINE: Mapping[str, Place] = {
 }
 """What only a model may be given: it decides which engine there is."""
 
-ALIASES: Mapping[str, str] = {
-    "max_completion_tokens": "max_tokens",
-    "max_new_tokens": "max_tokens",
-    "request_timeout": "timeout",
-    "stop_sequences": "stop",
-    "base_url": "api_base",
-    "model_name": "model",
-}
+ALIASES: Mapping[str, str] = {**habits.ALIASES, "base_url": "api_base"}
 
-_ANY = object()
-_HARMLESS: Mapping[str, Any] = {
-    **dict.fromkeys(("user", "metadata", "stream_options", "service_tier", "extra_headers"), _ANY),
-    **dict.fromkeys(("safety_identifier", "prompt_cache_key", "reuse_client"), _ANY),
-    **dict.fromkeys(("strict", "stream", "streaming"), _ANY),
-    **dict.fromkeys(("n", "best_of"), (1,)),
-    **dict.fromkeys(("logprobs", "top_logprobs", "echo", "store", "json_mode"), (0,)),
-    **dict.fromkeys(("frequency_penalty", "presence_penalty"), (0,)),
-    "repetition_penalty": (1,),
-    **dict.fromkeys(("logit_bias", "extra_body"), ({},)),
-    "modalities": (["text"],),
-    "is_function_calling_model": (True,),
-}
-_PENALTIES = "how words repeat is not weighed; temperature, top_k and top_p choose among words"
+_HARMLESS: Mapping[str, Any] = {"json_mode": False, "is_function_calling_model": True}
 _REMEDIES: Mapping[str, str] = {
     **dict.fromkeys(("n", "best_of"), "a call gives one answer: call again, with another seed"),
     **dict.fromkeys(
         ("logprobs", "top_logprobs"), "no log-probabilities are given out: raw['verdict'] has the judge's"
     ),
-    **dict.fromkeys(("frequency_penalty", "presence_penalty", "repetition_penalty"), _PENALTIES),
-    "logit_bias": "words are not forbidden one by one; a criterion judges what they say",
     "functions": "give tools=, as chat_with_tools does",
     "function_call": "give tool_choice=, as chat_with_tools does",
     "json_mode": "give schema= (a JSON schema), or use structured_predict",
-    "modalities": "only text can be judged",
     "is_function_calling_model": "it calls the functions that it is given; give none, or use a ReActAgent",
-    **dict.fromkeys(
-        ("http_client", "async_http_client", "default_headers", "organization", "api_version"),
-        "servers are asked by rain itself: give api_base and api_key",
-    ),
-    **dict.fromkeys(("device", "device_map"), "give settings=RainSettings(model={'device': ...})"),
-    **dict.fromkeys(("tokenizer", "tokenizer_name"), "give settings=RainSettings(model={'tokenizer': ...})"),
-    **dict.fromkeys(("model_kwargs", "generate_kwargs"), "give its parameters one by one"),
 }
+"""What to do about what is LlamaIndex's own, or has its own words there."""
 
 
 def known_only(options: Mapping[str, Any], known: Collection[str], rest: str) -> dict[str, Any]:
@@ -99,14 +70,14 @@ def known_only(options: Mapping[str, Any], known: Collection[str], rest: str) ->
             if ours in taken:
                 raise SettingsError(f"{name} and {ours} mean the same: give one of them")
             taken[ours] = value
-        elif name not in _HARMLESS or not (_HARMLESS[name] is _ANY or value in _HARMLESS[name]):
-            raise SettingsError(_unknown(name, known, rest))
+        elif habits.remedy(name, value) != "" and _HARMLESS.get(name) is not value:
+            raise SettingsError(_unknown(name, value, known, rest))
     return taken
 
 
-def _unknown(name: str, known: Iterable[str], rest: str) -> str:
-    if name in _REMEDIES:
-        return f"'{name}' cannot be given: {_REMEDIES[name]}"
+def _unknown(name: str, value: object, known: Iterable[str], rest: str) -> str:
+    if remedy := _REMEDIES.get(name) or habits.remedy(name, value):
+        return f"'{name}' cannot be given: {remedy}"
     near = nearest(name, known)
     hint = f"did you mean '{near}'? " if near else ""
     return f"unknown argument '{shown_name(name, known)}': {hint}{rest}"

@@ -83,11 +83,8 @@ def _asked(
     return ChatPromptTemplate(messages), {"context": context, "question": question, **options}
 
 
-def boxed(output_cls: Any, by_call: bool = False) -> type[BaseModel]:
+def boxed(output_cls: Any) -> type[BaseModel]:
     """Return a class that a JSON object fills, for LlamaIndex reads nothing else: a root model in a field.
-
-    ``by_call``: also a class that refers to itself, for LlamaIndex calls tools by their properties, and the
-    schema of such a class is a reference.
 
     Raises:
         PromptError: it is no pydantic class.
@@ -97,10 +94,8 @@ def boxed(output_cls: Any, by_call: bool = False) -> type[BaseModel]:
             f"output_cls is {output_cls!r:.80}: give a pydantic class, or RootModel[...] for another type; a "
             "JSON schema is given to chat or complete as schema="
         )
-    boxes = issubclass(output_cls, RootModel) or (
-        by_call and "properties" not in output_cls.model_json_schema()
-    )
-    return create_model("Answer", root=(output_cls, ...)) if boxes else output_cls
+    is_root = issubclass(output_cls, RootModel)
+    return create_model("Answer", root=(output_cls, ...)) if is_root else output_cls
 
 
 def unboxed(instance: Any, output_cls: type[Model]) -> Model:
