@@ -21,7 +21,7 @@ HOSTED = [
     "openai:gpt-4o", "anthropic:claude-3-opus", "azure_openai:mine", "groq:llama-3.1-8b-instant",
     "openai/gpt-4o", "anthropic/claude-3.5-sonnet", "gemini/gemini-pro", "google/gemini-2.0-flash",
     "openrouter/meta-llama/llama-3-8b", "bedrock/anthropic.claude-v2",
-    "us.anthropic.claude-3-5-sonnet-20241022-v2:0", "amazon.nova-pro-v1:0", "mistral.mistral-7b-instruct-v0:2",
+    "us.anthropic.claude-3-5-sonnet-20241022-v2:0", "amazon.nova-pro-v1:0", "mistral.mistral-7b-v0:2",
 ]  # fmt: skip
 OLLAMA = [
     "llama3.2:1b", "llama3.2", "qwen2.5:0.5b", "ollama:llama3", "ollama/llama3.1", "mistral", "gemma3",
