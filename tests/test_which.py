@@ -152,3 +152,16 @@ def test_the_command_line_says_it_in_a_line(capsys):
 def test_the_readme_holds_the_table(page):
     assert which.table() in (ROOT / page).read_text(encoding="utf-8")
     assert len(which.KINDS) == 5
+
+
+@pytest.mark.parametrize("make", [ChatRain, RainLLM, LlamaIndexLLM])
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [("tokenizer", "model={'tokenizer': ...}"), ("criteria", "evaluation={'criteria': ...}"),
+     ("iterations", "search={'iterations': ...}"), ("on_unsafe", "on_unsafe=...")],
+)  # fmt: skip
+def test_a_setting_given_as_an_argument_is_shown_its_place(make, name, place):
+    with pytest.raises(ValueError, match="is a setting: give settings=") as caught:
+        make(**{name: "sk-secret"})
+    assert f"'{name}' is a setting: give settings=RainSettings({place})" in str(caught.value)
+    assert "sk-secret" not in str(caught.value)

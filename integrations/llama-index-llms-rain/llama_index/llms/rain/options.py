@@ -73,8 +73,8 @@ _REMEDIES: Mapping[str, str] = {
         ("http_client", "async_http_client", "default_headers", "organization", "api_version"),
         "servers are asked by rain itself: give api_base and api_key",
     ),
-    **dict.fromkeys(("device", "device_map"), "give settings=RainSettings(model={'device': ...})"),
-    **dict.fromkeys(("tokenizer", "tokenizer_name"), "give settings=RainSettings(model={'tokenizer': ...})"),
+    "device_map": "give settings=RainSettings(model={'device': ...})",
+    "tokenizer_name": "give settings=RainSettings(model={'tokenizer': ...})",
     **dict.fromkeys(("model_kwargs", "generate_kwargs"), "give its parameters one by one"),
 }
 
