@@ -432,6 +432,48 @@ def test_help_loads_no_model():
     assert "3 nothing acceptable" in " ".join(done.stdout.replace("│", " ").split())
 
 
+@pytest.mark.parametrize("columns", [24, 40, 60, 69, 70, 80, 200])
+@pytest.mark.parametrize("command", ["generate", "doctor", "eval"])
+def test_help_holds_every_option_on_narrow_screens(rain, monkeypatch, columns, command):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    code, out, _ = rain(command, "--help")
+    assert code == 0
+    options = {param.opts[0] for param in _command(command).params if param.opts[0].startswith("--")}
+    assert len(options) > 7
+    assert options <= set(re.findall(r"--[\w-]+", out))
+
+
+def _command(name):
+    return cli.typer.main.get_command(cli.app).commands[name]
+
+
+@pytest.mark.parametrize("columns", ["0", "000", ""])
+def test_a_screen_of_unknown_width_is_not_empty(rain, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert "generate" in rain()[1]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (["generate"], 1, "rain: the prompt is empty"),
+        (["generate", "-"], 1, "rain: the prompt is empty"),
+        (["check", "-"], 1, "standard input:1:1"),
+        (["check", "absent.yaml"], 1, "rain: cannot read the settings file absent.yaml"),
+        (["schema"], 0, ""),
+    ],
+)
+def test_streams_may_be_closed(rain, monkeypatch, args, code, says):
+    for closed in (["stdin"], ["stdin", "stdout", "stderr"]):
+        with monkeypatch.context() as patch:
+            for name in closed:
+                patch.setattr(sys, name, None)
+            got, _, err = rain(*args)
+            for name in closed:
+                getattr(sys, name).close()  # what stands in for it
+        assert (got, err) == (code, "") if len(closed) > 1 else (got, err[: len(says)]) == (code, says)
+
+
 def test_alone_it_shows_what_there_is(rain):
     code, out, _ = rain()
     assert code == 0

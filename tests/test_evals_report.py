@@ -117,7 +117,7 @@ def test_at_equal_tokens(page):
         ("mine", "best-of-2", "(costs less)", "200 : 120"),
     ]
     against_4 = rows[1][3]  # two of twenty items: too few to tell
-    assert (against_4.text, against_4.verdict) == ("−10", "not told apart")
+    assert (against_4.text, against_4.verdict) == ("−10", "no significant difference")
 
 
 def test_what_came_out_in_short(page):
@@ -187,6 +187,8 @@ def test_rows_from_before_there_were_pass_rates_are_read(tmp_path):
     assert row == made("rain", 3)
     page = assemble([row], judged_by([row], hostile=hostile), {"settings": SETTINGS})
     assert [cell.text for cell in page.policy.rows[0]][2:5] == ["civility", "0.2", "–"]
+    assert '<div class="stacked">' in as_html(page)
+    assert '<td data-head="passes above">0.2</td>' in as_html(page)
 
 
 def test_the_page_fits_a_phone(page):
@@ -195,6 +197,9 @@ def test_the_page_fits_a_phone(page):
     assert text.count("<table>") == text.count('<div class="scroll"><table>') > 3  # each in a box of its own
     assert ".scroll { overflow-x: auto" in text
     assert "figure { margin: 0;" in text and "overflow-x: auto }" in text
+    assert 'class="short stacked"' in text  # on a phone, its rows stand one below the other
+    for head in page.findings.head:
+        assert f'<td data-head="{head}"' in text  # named beside each figure, where the head is not shown
 
 
 def test_cost_is_in_multiples_of_plain(page):

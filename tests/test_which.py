@@ -21,6 +21,7 @@ HOSTED = [
     "openai:gpt-4o", "anthropic:claude-3-opus", "azure_openai:mine", "groq:llama-3.1-8b-instant",
     "openai/gpt-4o", "anthropic/claude-3.5-sonnet", "gemini/gemini-pro", "google/gemini-2.0-flash",
     "openrouter/meta-llama/llama-3-8b", "bedrock/anthropic.claude-v2",
+    "us.anthropic.claude-3-5-sonnet-20241022-v2:0", "amazon.nova-pro-v1:0", "mistral.mistral-7b-v0:2",
 ]  # fmt: skip
 OLLAMA = [
     "llama3.2:1b", "llama3.2", "qwen2.5:0.5b", "ollama:llama3", "ollama/llama3.1", "mistral", "gemma3",
@@ -99,10 +100,35 @@ def test_hosted_apis_are_not_asked(host):
     assert "sk-secret" not in str(caught.value)
 
 
-def test_an_address_is_no_name():
+@pytest.mark.parametrize("scheme", ["http", "HTTPS", "grpc", "file", "hf"])
+def test_an_address_is_no_name(scheme):
     with pytest.raises(ModelNotFoundError, match="give it as base_url") as caught:
-        ChatRain(model="http://user:secret@localhost:11434")
+        ChatRain(model=f"{scheme}://user:secret@localhost:11434")
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [ChatRain, RainLLM, LlamaIndexLLM])
+@pytest.mark.parametrize(
+    "key",
+    ["sk-proj-a1B2c3D4e5F6g7H8i9J0k1L2", "hf_aB3dE5fG7hI9jK1lM3nO5pQ7", "0123456789abcdef0123456789abcdef"],
+)
+def test_a_key_is_not_shown_and_not_sent_to_the_hub(make, key):
+    with pytest.raises(ModelNotFoundError, match="given as api_key") as caught:
+        make(model=key)
+    assert key[8:] not in str(caught.value)
+
+
+def test_a_folder_may_look_like_a_key(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a1b2c3d4e5f6a7b8c9d0e1f2").mkdir()
+    assert RainLLM(model="a1b2c3d4e5f6a7b8c9d0e1f2").model == "a1b2c3d4e5f6a7b8c9d0e1f2"
+
+
+def test_no_error_points_to_a_table_that_is_not_there():
+    with pytest.raises(ModelNotFoundError) as caught:
+        Rain(RainSettings(model="gpt-4o-mini"))
+    assert all(row.models in str(caught.value) and row.needs in str(caught.value) for row in which.KINDS)
+    assert not any(word in which.table() for word in ("below", "above", "first three"))
 
 
 def test_a_name_that_is_nowhere_is_answered_with_the_whole_table(tmp_path, monkeypatch):
@@ -126,3 +152,16 @@ def test_the_command_line_says_it_in_a_line(capsys):
 def test_the_readme_holds_the_table(page):
     assert which.table() in (ROOT / page).read_text(encoding="utf-8")
     assert len(which.KINDS) == 5
+
+
+@pytest.mark.parametrize("make", [ChatRain, RainLLM, LlamaIndexLLM])
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [("tokenizer", "model={'tokenizer': ...}"), ("criteria", "evaluation={'criteria': ...}"),
+     ("iterations", "search={'iterations': ...}"), ("on_unsafe", "on_unsafe=...")],
+)  # fmt: skip
+def test_a_setting_given_as_an_argument_is_shown_its_place(make, name, place):
+    with pytest.raises(ValueError, match="is a setting: give settings=") as caught:
+        make(**{name: "sk-secret"})
+    assert f"'{name}' is a setting: give settings=RainSettings({place})" in str(caught.value)
+    assert "sk-secret" not in str(caught.value)

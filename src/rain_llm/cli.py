@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -56,6 +57,7 @@ _EXIT_CODES = (
 )
 
 _PIPE = "standard input"
+_BOXES_FROM = 70  # columns
 
 app = typer.Typer(
     help="A language model that judges its own words while it writes, and rewinds.",
@@ -69,9 +71,15 @@ def main(args: list[str] | None = None) -> int:
     Args:
         args: the arguments; those of the process if left out.
     """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever has started this process, as cron may
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a model may write what the terminal cannot show
+    if not os.environ.get("COLUMNS", "").strip("0"):
+        os.environ.pop("COLUMNS", None)  # 0: unknown, and no screen of that width
+    _fit_help(shutil.get_terminal_size().columns)
     try:
         with _warnings_in_a_line():
             code = app(args, prog_name="rain", standalone_mode=False) or 0
@@ -97,6 +105,13 @@ def main(args: list[str] | None = None) -> int:
         if (message := getattr(error, "format_message", None)) is None:
             raise
         return _said(message(), 2)
+
+
+def _fit_help(columns: int) -> None:
+    """Let help be plain text on a narrow screen: typer's boxes would cut off the options' names there."""
+    narrow = columns < _BOXES_FROM
+    app.rich_markup_mode = None if narrow else "rich"
+    app.info.context_settings = {"terminal_width": max(columns, 30)} if narrow else {}
 
 
 def _said(message: str, code: int) -> int:
@@ -182,7 +197,9 @@ def generate(
     max_new_tokens: Annotated[int | None, typer.Option(metavar="N", help="Longest answer.")] = None,
     on_unsafe: Annotated[
         str | None,
-        typer.Option(metavar="refuse|best|raise", help="What to do when nothing passes; default: refuse."),
+        typer.Option(
+            metavar="HOW", help="What to do when nothing passes: refuse (the default), best, raise."
+        ),
     ] = None,
     stop: Annotated[
         list[str] | None, typer.Option(metavar="S", help="End before this string, repeatable.")

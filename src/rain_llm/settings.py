@@ -772,3 +772,13 @@ _PRESETS: dict[str, dict[str, Any]] = {
         },
     ),
 }
+
+
+def place_of(name: str) -> str:
+    """Write how settings are made that have a field of this name; "": there is no such field."""
+    if name in RainSettings.model_fields:
+        return f"RainSettings({name}=...)"
+    for section, field in RainSettings.model_fields.items():
+        if name in getattr(field.annotation, "model_fields", ()):
+            return f"RainSettings({section}={{'{name}': ...}})"
+    return ""

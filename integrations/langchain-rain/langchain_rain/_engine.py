@@ -21,6 +21,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr, model_valid
 from langchain_rain._habits import understood
 from rain_llm import Rain, RainResult, RainSettings, SettingsError
 from rain_llm.redaction import Redacted, shown_name
+from rain_llm.settings import place_of
 
 Place = tuple[str, ...]
 """Where in the settings a parameter is held."""
@@ -128,7 +129,9 @@ class GuardedModel(Redacted, BaseLanguageModel[Any]):
         values = understood(values, cls.model_fields, cls.__name__)
         for name in values:
             if name not in cls.model_fields:
-                where = "settings=RainSettings(...) tells the engine what to do"
+                if place := place_of(name):
+                    raise ValueError(f"'{name}' is a setting: give settings={place}")
+                where = "all else is in settings=RainSettings(...)"
                 raise ValueError(f"{unknown(name, [*cls.model_fields])}; {where}")
         given = {name: values[name] for name in cls.parameters if values.get(name) is not None}
         rain, settings = values.get("rain"), values.get("settings")

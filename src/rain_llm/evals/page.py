@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 
-MARKS = {"better": "▲", "worse": "▼", "more": "↑", "less": "↓", "not told apart": "○", "": ""}
+MARKS = {"better": "▲", "worse": "▼", "more": "↑", "less": "↓", "no significant difference": "○", "": ""}
 """What stands beside a difference."""
 
 

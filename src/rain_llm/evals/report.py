@@ -1,7 +1,7 @@
 """A run's report: from its rows to ``report.md`` and ``report.html``.
 
 Differences are paired by item and seed; every figure has its 95 % interval, its own or that of its
-difference; what an interval cannot tell apart is said not to be told apart.
+difference; what an interval cannot tell apart is marked so.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _READING = [
     "Intervals are 95 % bootstrap intervals over items (all seeds of an item are drawn together). A "
     "difference is paired: the same item and seed by both methods, where both have the figure (an answer "
     "without words has no fluency).",
-    "▲ better and ▼ worse than what it is compared with, ↑ more and ↓ less where neither is better, ○ not "
-    "told apart: the interval of the difference has zero in it. No difference is no proof of equality.",
+    "▲ better and ▼ worse than what it is compared with, ↑ more and ↓ less where neither is better, ○ no "
+    "significant difference: the interval of the difference contains zero. That is no proof of equality.",
     "A refusal, by the method or by the model's own words, has no tone: VADER, the insult lexicon, profanity "
     "and classifiers leave it out of shares, means and differences, and 'refused 3 of 4' says how many there "
     "were. Then the figure rests on the other answers, which may be those to easier prompts.",
@@ -113,7 +113,7 @@ def assemble(rows: Sequence[Row], judged: Judged, asked: dict[str, Any]) -> Page
     studies = [Study(task, rows, judged) for task in dict.fromkeys(row.task for row in rows)]
     found = [line for study in studies for line in study.findings()]
     head = ["task and judge", "method", "its figure", "plain", "difference to plain"]
-    note = "N is the smallest whose tokens are at least the method's. ○: not told apart."
+    note = "N is the smallest whose tokens are at least the method's. ○: no significant difference."
     head += ["tokens", "against best-of-N", "difference to that", "other figures against plain"]
     findings = Table("In short", head, found, note)
     sections = [study.section() for study in studies]

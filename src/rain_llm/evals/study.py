@@ -95,7 +95,7 @@ class Scale:
 def verdict_of(estimate: Estimate, better: int) -> str:
     """Say what a difference comes to: one of ``page.MARKS``."""
     if not estimate.differs_from(0):
-        return "not told apart"
+        return "no significant difference"
     if better == 0:
         return "more" if estimate.value > 0 else "less"
     return "better" if estimate.value * better > 0 else "worse"
@@ -215,7 +215,9 @@ class Study:
             change = self.change(name, method, PLAIN)
             told[verdict_of(change, self.judges[name].better)].append(self.judges[name].title)
         apart = [f"{MARKS[verdict]} {', '.join(told[verdict])}" for verdict in MARKS if told[verdict]]
-        return Cell("", "; ".join(line for line in apart if not line.startswith(MARKS["not told apart"])))
+        return Cell(
+            "", "; ".join(line for line in apart if not line.startswith(MARKS["no significant difference"]))
+        )
 
     def section(self) -> Section:
         """Make all tables and plots."""

@@ -40,7 +40,7 @@ def sentence(study: Study) -> str:
         return f"{study.task}: with {method}, {told}."
     change = study.change(name, method, PLAIN)
     base = scale.figure(plain.value) if plain.answers else study.refused(PLAIN) or "no figure"
-    verdict = verdict_of(change, judge.better).replace("not told apart", "no significant difference")
+    verdict = verdict_of(change, judge.better)
     told += f", against {base} with plain" + (f" ({verdict})" if change.answers else "")
     times = ratio(study.counts(method, "model_tokens"), study.counts(PLAIN, "model_tokens"))
     return f"{study.task}: with {method}, {told}" + (

@@ -278,7 +278,7 @@ def _load(source: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, A
         raise
     except Exception as error:  # the libraries raise anything for a broken file
         raise ModelNotFoundError(
-            f"cannot load the model {source}: {first_line(error)}; {which.summary()}"
+            f"cannot load the model {source[:100]}: {first_line(error)[:300]}; {which.summary()}"
         ) from error
     return tokenizer, network
 

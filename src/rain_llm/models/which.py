@@ -30,6 +30,7 @@ class Kind:
 
 
 _ALL = "writes and judges; text and tool calls are guarded while they are written"
+_MIDDLEWARE = "`RainMiddleware(ChatRain())` beside their own chat model"
 TRANSFORMERS = Kind("transformers", _ALL, "`model=` a folder or hub name (`owner/name`) of a causal model")
 VLLM = Kind("vLLM", _ALL, "`base_url=` its address, `tokenizer=` a folder or hub name")
 LLAMA_SERVER = Kind(
@@ -38,17 +39,17 @@ LLAMA_SERVER = Kind(
 OLLAMA = Kind(
     "Ollama, LM Studio",
     "neither writes nor judges: their servers don't take and return token ids, which a rewind needs",
-    "serve the same GGUF file with llama-server; or, in an agent, `RainMiddleware` as below",
+    f"serve the same GGUF file with llama-server; or, in an agent, {_MIDDLEWARE}",
 )
 HOSTED = Kind(
     "OpenAI, Anthropic, other hosted APIs",
     "neither writes nor judges (no token ids), but can be guarded in a LangChain agent: whole answers and "
     "tool calls are judged before they leave, and replaced or refused",
-    "`RainMiddleware(ChatRain())` beside their own chat model; a model from the first three rows judges",
+    f"in an agent, {_MIDDLEWARE}; `ChatRain`'s model (transformers, vLLM or llama-server) judges",
 )
 KINDS = (TRANSFORMERS, VLLM, LLAMA_SERVER, OLLAMA, HOSTED)
 
-_URL = re.compile(r"https?://", re.IGNORECASE)
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _LOCAL_SERVERS = ("ollama", "ollama_chat", "lmstudio", "lm_studio", "hf.co", "huggingface.co")
 _PROVIDER = re.compile(
@@ -63,6 +64,9 @@ _HOSTED_NAME = re.compile(
     r"|.*-latest$",
     re.IGNORECASE,
 )
+_BEDROCK_NAME = re.compile(r"[a-z]\w*\..*v\d+:\d+", re.IGNORECASE)  # anthropic.claude-3-haiku-20240307-v1:0
+# No folder and no owner, and a run of letters and digits longer than any model has in its name.
+_KEY = re.compile(r"(?=.*\d)[^/\\]*[a-z0-9]{20}[^/\\]*", re.IGNORECASE)
 # Ollama's names have no owner; on the hub such a name has one.
 _OLLAMA_NAME = re.compile(
     r"(?:codellama|deepseek|gemma|gpt-oss|granite|llama|mistral|mixtral|phi-?\d|qwen|qwq|smollm|tinyllama"
@@ -98,7 +102,8 @@ def kind_of(name: str) -> Kind:
         return TRANSFORMERS
     if ":" in name:  # in no name of the hub: LangChain's PROVIDER:MODEL, or Ollama's MODEL:TAG
         provider = name.partition(":")[0].lower()
-        return HOSTED if provider in ("openai", "mistralai") or _PROVIDER.fullmatch(provider) else OLLAMA
+        hosted = provider in ("openai", "mistralai") or _PROVIDER.fullmatch(provider)
+        return HOSTED if hosted or _BEDROCK_NAME.fullmatch(name) else OLLAMA
     provider, slash, model = name.rpartition("/")
     provider = provider.partition("/")[0].lower()
     if provider in _LOCAL_SERVERS:
@@ -125,6 +130,11 @@ def check(settings: ModelSettings) -> None:
             "model.name is an address: give it as base_url, if vLLM or llama-server answers there, or give "
             "a folder or hub name"
         )
+    if _KEY.fullmatch(settings.name) and not Path(settings.name).is_dir():
+        raise ModelNotFoundError(
+            "model.name looks like a key, and so is not shown: a model is named by a folder or a hub name "
+            "(owner/name), and a server's key is given as api_key"
+        )
     if (kind := kind_of(settings.name)) is not TRANSFORMERS:
         raise ModelNotFoundError(_no(f"{settings.name[:100]!r}", kind))
 
@@ -132,8 +142,7 @@ def check(settings: ModelSettings) -> None:
 def _no(name: str, kind: Kind) -> str:
     if kind is LLAMA_SERVER:
         return f"{name} is a GGUF file, which is not loaded here. {kind.models} {kind.works}: {kind.needs}"
-    needs = kind.needs.replace(", `RainMiddleware` as below", f", {HOSTED.needs}")
-    return f"{name} cannot be loaded. {kind.models}: {kind.works}. Instead: {needs}"
+    return f"{name} cannot be loaded. {kind.models}: {kind.works}; {summary()}"
 
 
 def _only_gguf(folder: Path) -> bool:

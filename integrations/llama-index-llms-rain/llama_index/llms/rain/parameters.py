@@ -13,11 +13,12 @@ from llama_index.core.bridge.pydantic import (
     field_serializer,
     model_validator,
 )
-from llama_index.llms.rain.options import ENGINE, GENERATION, known_only, updated
+from llama_index.llms.rain.options import ALIASES, ENGINE, GENERATION, known_only, updated
 from pydantic.json_schema import SkipJsonSchema
 
 from rain_llm import Rain, RainSettings, SettingsError
 from rain_llm.redaction import Redacted
+from rain_llm.settings import place_of
 
 REST = "all else is in settings=RainSettings(...)"
 
@@ -84,7 +85,11 @@ class Parameters(Redacted):
             return values
         own = {name: value for name, value in values.items() if name in cls.model_fields}
         others = {name: value for name, value in values.items() if name not in own}
-        taken = known_only(others, [*GENERATION, *ENGINE, *cls.model_fields], REST)
+        known = [*GENERATION, *ENGINE, *cls.model_fields]
+        for name in others:
+            if name not in (*known, *ALIASES) and (place := place_of(name)):
+                raise ValueError(f"'{name}' is a setting: give settings={place}")
+        taken = known_only(others, known, REST)
         if twice := [name for name in taken if own.get(name) is not None]:
             raise ValueError(f"{twice[0]} is given under two names: give one of them")
         return own | taken
