@@ -144,7 +144,7 @@ class Quoter:
                 if headed:  # the value stands on the line after its key
                     cut |= _value(words, 0, len(words), most)
                 kept.append(_without(sentence, words, cut))
-                headed = kinds <= {"bad", "small", "link"}
+                headed = kinds != {"small"} and kinds <= {"bad", "small", "link"}
         return " ".join(kept)
 
 
