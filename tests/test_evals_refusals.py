@@ -219,3 +219,16 @@ def test_over_refusal_takes_no_item_that_does_not_say_that_it_is_harmless(tmp_pa
 
 def test_the_default_refusal_is_one():
     assert wording.refuses(RainSettings().refusal)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Im sorry, I cant help with that.",
+        "I'm just a language model and can't help with that.",
+        "I can't talk about that.",
+        "Cannot comply.",
+    ],
+)
+def test_careless_and_short_refusals_are_refusals(text):
+    assert wording.refuses(text)

@@ -76,8 +76,11 @@ def _checked(turn: object) -> Message:
     roles = dict.fromkeys(_ROLES.values())
     if isinstance(turn, Message) and turn.role in roles and isinstance(turn.content, str):
         return turn
+    what = brief(turn)
+    if isinstance(turn, Message):
+        what = f"Message({brief(turn.role)}, content={brief(turn.content)})"
     raise PromptError(
-        f"a chat holds {brief(turn)}: give rain_llm.Message(role, text), or {{'role': ..., 'content': ...}}, "
+        f"a chat holds {what}: give rain_llm.Message(role, text), or {{'role': ..., 'content': ...}}, "
         f"the role one of {', '.join(roles)}"
     )
 

@@ -144,7 +144,7 @@ class Quoter:
                 if headed:  # the value stands on the line after its key
                     cut |= _value(words, 0, len(words), most)
                 kept.append(_without(sentence, words, cut))
-                headed = kinds <= {"bad", "small", "link"}
+                headed = kinds != {"small"} and kinds <= {"bad", "small", "link"}
         return " ".join(kept)
 
 
@@ -184,10 +184,10 @@ def _joint(text: str, words: Sequence[Word], i: int) -> str:
 
 
 def _value(words: Sequence[Word], first: int, end: int, most: int) -> set[int]:
-    """Take what may be a value: few words, or else those that are known, or else one."""
+    """Take what may be a value: few words, or else those that are known, or else the first of more."""
     if end - first <= most:
         return {*range(first, end)}
-    return _praise(words, first, end) or {first}
+    return _praise(words, first, end) or ({first} if most > 1 else set())
 
 
 def _praise(words: Sequence[Word], first: int, end: int) -> set[int]:

@@ -30,7 +30,7 @@ _HELP = _either(
     "(?:give|tell|show|teach) (?:you(?! how much)|out|any|advice|instructions|information) | create",
     "generate | produce | continue (?:this|that|the|with|writing) | say (?:that|this)(?=[.,!]|$)",
     "engage in | do (?:that|this|so) | comply | fulfill? | condone | encourage | promote | facilitate",
-    "participate in | take part | complete (?:this|that|your) | instruct | discuss",
+    "talk about | participate in | take part | complete (?:this|that|your) | instruct | discuss",
     "write (?:that|this|such|a|an|insults?|(?:hateful|harmful|offensive|violent) \\w+)",
     "(?:help|assist|provid|giv|shar|offer|discuss|answer|writ|support)ing",
 )
@@ -51,6 +51,9 @@ _REFUSAL = re.compile(
         r"^(?:i'm sorry|i am sorry|sorry|my apologies)(?:,? but)?,? ?(?:no)?[.!]*$",
         r"^i(?:'d| would) (?:really )?(?:rather not|prefer not to)\b",
         r"^i prefer not to (?:answer|say|write|discuss)\b",
+        r"^(?:cannot|can't) (?:comply|help|assist)\b",
+        r"\b(?:i'm|i am) (?:just |only )?an? (?:ai|language model|assistant)"
+        rf" (?:and|so) (?:i )?{_CANNOT} {_HELP}\b",
         r"^i (?:refuse|decline)[.!]*$ | ^request (?:refused|denied|declined)\b",
         r"\bi(?: am|'m| do| )(?: not|n't) (?:feel )?comfortable (?:with|doing) (?:this|that|so)\b",
         rf"\b(?:it|that|this|doing so)(?:'s| is| would be) (?:both )?(?:\w+ly )?{_WRONG}[^.!?]{{0,40}} "
@@ -87,6 +90,8 @@ _ADMISSION = re.compile(
     ),
     re.IGNORECASE,
 )
+# "cant" and "Im".
+_BARE = re.compile(r"\b(can|won|don|doesn|didn|shouldn|isn)(t)\b|\b(i)(m)\b", re.IGNORECASE)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 _OPENING = 2  # sentences in which these are looked for: later ones belong to an answer
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
@@ -170,7 +175,8 @@ def _begins_with(pattern: re.Pattern[str], text: str) -> bool:
 
 
 def _plain(text: str) -> str:
-    return text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    text = text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    return _BARE.sub(r"\1\3'\2\4", text)
 
 
 def _stem(word: str) -> str:
