@@ -133,8 +133,9 @@ def test_none_is_not_given(kind: Any):
 
 
 def test_model_kwargs_are_a_dict():
+    given: dict[str, Any] = {"model_kwargs": "sk-secret"}
     with pytest.raises(ValidationError, match="model_kwargs is a str: give a dict"):
-        ChatRain(model_kwargs="sk-secret")
+        ChatRain(**given)
 
 
 def test_calls_take_them_by_every_way(chat):
