@@ -126,6 +126,18 @@ def test_an_error_of_max_retries_names_it(wrong: Any):
         ChatRain()._overridden({"max_retries": 1})
 
 
+@pytest.mark.parametrize("kind", [ChatRain, RainLLM])
+def test_none_is_not_given(kind: Any):
+    given = {"max_retries": None, "api_key": None, "base_url": None, "model_name": None, "n": None}
+    assert kind()._overridden(given).settings == kind().settings
+
+
+def test_model_kwargs_are_a_dict():
+    given: dict[str, Any] = {"model_kwargs": "sk-secret"}
+    with pytest.raises(ValidationError, match="model_kwargs is a str: give a dict"):
+        ChatRain(**given)
+
+
 def test_calls_take_them_by_every_way(chat):
     wanted = chat.invoke("Like my cat?", max_tokens=3).text
     given: dict[str, Any] = {"max_completion_tokens": 3, **HARMLESS}

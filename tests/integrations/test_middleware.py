@@ -401,6 +401,8 @@ def test_rain_answers_chats_that_hold_more_than_text():
     asked: list[Any] = [
         {"type": "text", "text": "And this?"},
         {"type": "image_url", "image_url": {"url": "data:x"}},
+        {"image": {"source": {"bytes": b"x"}}},
+        {"type": "resource", "resource": {"uri": "u"}},
     ]
     searched = AIMessage([{"type": "web_search_call", "id": "1"}, {"type": "text", "text": "Tea."}])
     state = agent_of(AIMessage(HARMFUL)).invoke(

@@ -274,12 +274,12 @@ class GuardedModel(Redacted, BaseLanguageModel[Any]):
         if not overrides:
             return self
         known = self._overrides()
-        for name in overrides:
-            if name in self.parameters and name not in known:
+        for name, value in overrides.items():
+            if name in self.parameters and name not in known and value is not None:
                 raise SettingsError(
                     f"{name} is the model's, not a call's: give it to {type(self).__name__}(...)"
                 )
-            if name not in known:
+            if name not in (*known, *self.parameters):
                 raise SettingsError(unknown(name, known))
         changes = {
             n: v for n, v in overrides.items() if v is not None or n not in self.parameters or n == "seed"

@@ -75,6 +75,11 @@ def _is_reply(message: BaseMessage) -> bool:
     return getattr(message, "role", message.type) in ("tool", "function")
 
 
+def is_readable(block: str | Mapping[str, Any]) -> bool:
+    """Whether a block of a user's turn is text, or says nothing at all."""
+    return isinstance(block, str) or isinstance(block.get("text"), str) or block.keys() <= _MARKS
+
+
 def _message(message: BaseMessage, names: Mapping[str, str]) -> Message:
     text = _text(message)
     match message:

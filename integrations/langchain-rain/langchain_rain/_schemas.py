@@ -225,7 +225,7 @@ def _describe(schema: dict[str, Any], kind: Any) -> None:
 
     It reads that of a class with the same names: of ``NotRequired`` and the like it could make nothing.
     """
-    names = TypedDict(kind.__name__, dict.fromkeys(get_type_hints(kind), Any))  # type: ignore[operator]
+    names = TypedDict(kind.__name__, dict.fromkeys(get_type_hints(kind), Any))  # type: ignore[misc]
     names.__doc__ = kind.__dict__.get("__doc__") or ""  # and not that of ``dict``
     function = _converted(names)
     schema["description"] = function.get("description", "")

@@ -20,6 +20,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables.config import ensure_config, set_config_context
 
 from langchain_rain._errors import standard_errors
+from langchain_rain._messages import is_readable
 from langchain_rain.chat_models import ChatRain, check_chat
 from rain_llm import HARMLESSNESS, Message, Task, Tool, ToolCall, Verdict
 from rain_llm.chat import left_out, media_kind
@@ -272,11 +273,16 @@ def _readable(request: ModelRequest[Any]) -> list[BaseMessage]:
 def _in_words(message: BaseMessage) -> BaseMessage:
     if isinstance(message.content, str):
         return message
-    words = [
-        left_out(media_kind(block)) if isinstance(block, dict) and media_kind(block) else block
-        for block in message.content
-    ]
+    words = [_block_in_words(block, asked=message.type == "human") for block in message.content]
     return message.model_copy(update={"content": words})
+
+
+def _block_in_words(block: str | dict[str, Any], asked: bool) -> str | dict[str, Any]:
+    """Return a block that can be read; of other turns than the user's, ChatRain reads what it can itself."""
+    if isinstance(block, str):
+        return block
+    kind = media_kind(block) or ("data" if asked and not is_readable(block) else "")
+    return left_out(kind) if kind else block
 
 
 def _passed(response: ModelResponse[Any], verdict: Verdict | None) -> ModelResponse[Any]:
