@@ -9,10 +9,12 @@ import signal
 import subprocess
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from pydantic import TypeAdapter
 from rich.console import Console
+from typer.main import get_command
 
 from rain_llm import BUILT_IN, Rain, RainSettings, cli, demo
 from rain_llm.models.scripted import END, ScriptedModel
@@ -438,13 +440,10 @@ def test_help_holds_every_option_on_narrow_screens(rain, monkeypatch, columns, c
     monkeypatch.setenv("COLUMNS", str(columns))
     code, out, _ = rain(command, "--help")
     assert code == 0
-    options = {param.opts[0] for param in _command(command).params if param.opts[0].startswith("--")}
+    parameters: Any = get_command(cli.app)
+    options = {param.opts[0] for param in parameters.commands[command].params if "--" in param.opts[0]}
     assert len(options) > 7
     assert options <= set(re.findall(r"--[\w-]+", out))
-
-
-def _command(name):
-    return cli.typer.main.get_command(cli.app).commands[name]
 
 
 @pytest.mark.parametrize("columns", ["0", "000", ""])
