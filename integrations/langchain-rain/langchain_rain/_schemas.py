@@ -160,6 +160,8 @@ def _named(tool: Mapping[str, Any]) -> dict[str, Any]:
 
 def _function(name: str, description: Any, parameters: Any) -> dict[str, Any]:
     function = {"name": name, "description": description or ""}
+    if isinstance(parameters, Mapping) and parameters.get("description") == function["description"]:
+        parameters = {key: part for key, part in parameters.items() if key != "description"}  # once is enough
     return function | ({"parameters": parameters} if parameters else {})
 
 
