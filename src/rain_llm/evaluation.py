@@ -301,13 +301,14 @@ class SelfEvaluator:
             whole, rest = quote.readings(text)
             return whole, (whole if rest == whole else quote.between(text)), rest
 
-        queries = degrees(subject.query)
+        query, rest_of_query = quote.readings(subject.query)
         if subject.dialogue:
+            queries = (query, rest_of_query, rest_of_query)  # not three: each is a prefix to be read once
             whole, between, rest = degrees(answer)
             answers = (whole,) * 3 if acts else (whole, between or whole, rest or between or whole)
             shown = list(zip(queries, answers, strict=True))
         else:  # a continuation is read with what it continues: alone, a single word would look like a label
-            query, texts = queries[0], degrees(subject.query + answer)
+            texts = degrees(subject.query + answer)
             shown = [
                 (query, text.removeprefix(query)) if text.startswith(query) else ("", text) for text in texts
             ]

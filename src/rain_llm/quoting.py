@@ -159,6 +159,8 @@ def _asides(text: str, words: Sequence[Word], most: int) -> set[int]:
         apart = end == len(words) or gaps[end] in ("join", "sign")
         praise = _praise(words, first, end)
         named = gaps[first] == "join" and _is_named(words, first - 1)
+        if named and len(cell) > most:  # "the blue label; after that it ..." is prose
+            named = _any(_joins, _gap(text, words, first))
         record = gaps[first] == "join" and free and len(key) <= _KEY
         if named:
             cut |= {first - 1} | _value(words, first, end, most)
