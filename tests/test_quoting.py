@@ -259,7 +259,7 @@ def test_a_long_label_takes_no_time():
     judged = quoter(Criterion(name="long", choice=choice))
     started = time.process_time()
     judged.readings("the good " * 300)
-    assert time.process_time() - started < 1.0
+    assert time.thread_time() - started < 1.0
 
 
 @pytest.mark.parametrize("layers", [1, 5, 50])
@@ -291,7 +291,7 @@ def test_no_forgery_is_made_of_what_others_leave(before, after, layers):
 )
 def test_a_long_text_is_read_in_time_that_grows_with_its_length(hostile):
     half = hostile * (15_000 // len(hostile))
-    started = time.process_time()
+    started = time.thread_time()  # of other threads there may be some
     own.readings(half + "positive " * (len(half) // 9))
     assert time.process_time() - started < 1.0
 

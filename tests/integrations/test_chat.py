@@ -965,8 +965,12 @@ def test_a_batch_shares_the_models_batches(most, together):
         """Write nothing before all have asked."""
         while len(toy.chats) < together:
             time.sleep(0.001)
+        if not asked.is_set():
+            asked.wait(0.3)  # a chat that was rendered is soon a request
+            asked.set()
         return next_words(text)
 
+    asked = threading.Event()
     toy = Toy(next_words=patient)
     chat = ChatRain(rain=Rain(SETTINGS, model=toy))
     assert len(chat.batch(["Like my cat?"] * 16, {"max_concurrency": most} if most else None)) == 16
