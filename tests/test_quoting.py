@@ -257,7 +257,7 @@ def test_a_long_label_takes_no_time():
     long = "the good " * 5_000
     choice = Choice(question="Is it so?", good=long, bad="No")
     judged = quoter(Criterion(name="long", choice=choice))
-    started = time.process_time()
+    started = time.thread_time()
     judged.readings("the good " * 300)
     assert time.thread_time() - started < 1.0
 
@@ -293,7 +293,7 @@ def test_a_long_text_is_read_in_time_that_grows_with_its_length(hostile):
     half = hostile * (15_000 // len(hostile))
     started = time.thread_time()  # of other threads there may be some
     own.readings(half + "positive " * (len(half) // 9))
-    assert time.process_time() - started < 1.0
+    assert time.thread_time() - started < 1.0
 
 
 def test_an_option_of_a_choice_is_a_label():
