@@ -242,7 +242,8 @@ class RainSearch:
         if not (self.cuts and self._unfinished()):
             return False
         owed = self.form.document or (self.form.call if self.form.forced else "")
-        return self.cuts > 1 or len(self.writer.encode(shortest(owed))) > self._room(())
+        fits = not owed or len(self.writer.encode(shortest(owed))) <= self._room(())
+        return self.cuts > 1 or not fits
 
     def _left(self) -> int:
         """Return the iterations that the budget leaves to this step."""
