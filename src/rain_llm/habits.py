@@ -31,8 +31,6 @@ _NO_LOGPROBS = "log-probabilities do not leave the engine; leave it out"
 _PENALTY = "there is no such penalty; leave it out, or choose words by temperature, top_k and top_p"
 _OWN_CLIENT = "servers are asked by rain itself: give base_url (api_base in LlamaIndex) and api_key"
 _ONE_BY_ONE = "name each parameter itself"
-_DEVICE = "give settings=RainSettings(model={'device': ...})"
-_TOKENIZER = "give settings=RainSettings(model={'tokenizer': ...})"
 _OTHERS: Mapping[str, tuple[Collection[object], str]] = {
     "n": ((1,), _ONE_ANSWER),
     "best_of": ((1,), _ONE_ANSWER),
@@ -56,8 +54,8 @@ _OTHERS: Mapping[str, tuple[Collection[object], str]] = {
     "organization": ((), _OWN_CLIENT),
     "openai_organization": ((), _OWN_CLIENT),
     "api_version": ((), _OWN_CLIENT),
-    "device_map": ((), _DEVICE),
-    "tokenizer_name": ((), _TOKENIZER),
+    "device_map": ((), "give settings=RainSettings(model={'device': ...})"),
+    "tokenizer_name": ((), "give settings=RainSettings(model={'tokenizer': ...})"),
     "use_responses_api": ((0,), "there is one API; leave it out"),
 }
 """Parameters with the values that ask for nothing; and what to do about others."""
