@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +12,7 @@ from benchmarks.forgeries import FAILING, PLACES, forgeries
 from rain_llm import CIVILITY, HARMLESSNESS, Choice, Criterion
 from rain_llm.quoting import quoter
 from rain_llm.spelling import form, is_colon, seen, spelled
+from tests.growth import grows_like_its_input
 
 OWN = Criterion(
     name="own",
@@ -254,12 +254,9 @@ def test_harmful_words_of_a_criterion_of_ones_own_are_read(text):
 
 
 def test_a_long_label_takes_no_time():
-    long = "the good " * 5_000
-    choice = Choice(question="Is it so?", good=long, bad="No")
+    choice = Choice(question="Is it so?", good="the good " * 5_000, bad="No")
     judged = quoter(Criterion(name="long", choice=choice))
-    started = time.thread_time()
-    judged.readings("the good " * 300)
-    assert time.thread_time() - started < 1.0
+    assert grows_like_its_input(lambda size: judged.readings("the good " * size), 300)
 
 
 @pytest.mark.parametrize("layers", [1, 5, 50])
@@ -290,10 +287,11 @@ def test_no_forgery_is_made_of_what_others_leave(before, after, layers):
     ],
 )
 def test_a_long_text_is_read_in_time_that_grows_with_its_length(hostile):
-    half = hostile * (15_000 // len(hostile))
-    started = time.thread_time()  # of other threads there may be some
-    own.readings(half + "positive " * (len(half) // 9))
-    assert time.thread_time() - started < 1.0
+    def read(size: int) -> None:
+        half = hostile * (size // len(hostile))
+        own.readings(half + "positive " * (len(half) // 9))
+
+    assert grows_like_its_input(read, 4_000)
 
 
 def test_an_option_of_a_choice_is_a_label():
