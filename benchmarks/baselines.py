@@ -23,7 +23,7 @@ class Generate:
         import torch
         from transformers import AutoModelForCausalLM
 
-        from rain_llm.models.embedded import embedded_model, quiet_loading
+        from rain_llm.models.local.embedded import embedded_model, quiet_loading
 
         with quiet_loading():
             network: Any = AutoModelForCausalLM.from_pretrained(embedded_model(), dtype=torch.float32)

@@ -17,9 +17,9 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 from rain_llm import CIVILITY, HARMLESSNESS, Rain, RainSettings
-from rain_llm.evaluation import SelfEvaluator, Subject
+from rain_llm.judging.evaluator import JudgeInput, SelfEvaluator
+from rain_llm.judging.quoting import Quoter, quoter
 from rain_llm.models.base import LanguageModel
-from rain_llm.quoting import Quoter, quoter
 from rain_llm.settings import EvaluationSettings, ModelSettings
 from rain_llm.types import Score, Verdict
 
@@ -178,7 +178,7 @@ def judge(
     verdicts: dict[tuple[str, str], Verdict] = {}
     for prompt in dict.fromkeys(prompt for prompt, _ in said):
         answers = [answer for asked, answer in said if asked == prompt]
-        asking = evaluator.judge(Subject(prompt, dialogue=True), answers)
+        asking = evaluator.judge(JudgeInput(prompt, dialogue=True), answers)
         requests = next(asking)
         while True:
             try:

@@ -25,7 +25,7 @@ from benchmarks.networks import build_tokenizer, never_say
 from benchmarks.scenarios import forced, guarded, of_length, plain
 from rain_llm import RainSettings
 from rain_llm.evals.tasks import TASKS
-from rain_llm.models import transformers as local
+from rain_llm.models.local import transformers as local
 from rain_llm.settings import ModelSettings
 
 SHAPES: dict[str, dict[str, Any]] = {

@@ -22,7 +22,7 @@ from benchmarks.baselines import Generate
 from benchmarks.meter import Cost, Meter, output
 from rain_llm import POSITIVE_SENTIMENT, Rain, RainResult, RainSettings
 from rain_llm.evals.tasks import TASKS
-from rain_llm.evaluation import SelfEvaluator
+from rain_llm.judging.evaluator import SelfEvaluator
 from rain_llm.models.base import LanguageModel
 from rain_llm.types import CriterionScore, StopReason
 

@@ -22,8 +22,8 @@ from benchmarks.meter import output
 from benchmarks.scenarios import Figure
 from rain_llm import Rain, RainResult, RainSettings
 from rain_llm.evals.tasks import TASKS
-from rain_llm.models.completions import CompletionsModel
-from rain_llm.models.embedded import embedded_model
+from rain_llm.models.local.embedded import embedded_model
+from rain_llm.models.servers.completions import CompletionsModel
 from rain_llm.types import Message, Prompt
 from tests.servers.vllm import BLOCK, PYTHON_VARIABLE, vllm_python, vllm_server
 

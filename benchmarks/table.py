@@ -12,7 +12,7 @@ from benchmarks.meter import PARTS, Cost, Meter, rss
 from benchmarks.scenarios import DEFAULT, PAPER, PROMPTS, guarded, of_length, plain, warm
 from rain_llm import POSITIVE_SENTIMENT, Rain
 from rain_llm.evals.methods import best, drafts
-from rain_llm.models.transformers import TransformersModel
+from rain_llm.models.local.transformers import TransformersModel
 
 CHOSEN = PROMPTS[:2]
 PLAIN = "plain"

@@ -19,7 +19,7 @@ from langchain_core.vectorstores import VectorStore
 from langchain_rain import ChatRain
 from langchain_rain.rag import grounded_chain
 from rain_llm import GROUNDEDNESS, HARMLESSNESS, RainSettings
-from rain_llm.similarity import SentenceEmbedder
+from rain_llm.models.local.similarity import SentenceEmbedder
 
 PASSAGES = [
     "The ferry to Holm leaves the old harbour at nine in the morning and comes back at six.",

@@ -14,7 +14,7 @@ from llama_index.vector_stores.faiss import FaissVectorStore
 from pydantic import PrivateAttr
 
 from rain_llm import GROUNDEDNESS, HARMLESSNESS, RainSettings
-from rain_llm.similarity import SentenceEmbedder
+from rain_llm.models.local.similarity import SentenceEmbedder
 
 PASSAGES = [
     "The orchard at Tarn grows eleven kinds of apples and two kinds of pears.",

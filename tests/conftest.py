@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from tests.servers.process import Server
 
 if TYPE_CHECKING:
-    from rain_llm.models.transformers import TransformersModel
+    from rain_llm.models.local.transformers import TransformersModel
     from tests.servers.hostile import Connect
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -142,7 +142,7 @@ def tiny_folder(save_model: SaveModel) -> Path:
 @pytest.fixture(scope="session")
 def tiny(tiny_folder: Path) -> TransformersModel:
     """The tiny random Llama, loaded once."""
-    from rain_llm.models.transformers import TransformersModel
+    from rain_llm.models.local.transformers import TransformersModel
     from rain_llm.settings import ModelSettings
 
     return TransformersModel(ModelSettings(name=str(tiny_folder), device="cpu"))
@@ -151,7 +151,7 @@ def tiny(tiny_folder: Path) -> TransformersModel:
 @pytest.fixture(scope="session")
 def real_model() -> TransformersModel:
     """The embedded SmolLM2-135M-Instruct, loaded once; converted first where that was not done yet."""
-    from rain_llm.models.transformers import TransformersModel
+    from rain_llm.models.local.transformers import TransformersModel
     from rain_llm.settings import ModelSettings
 
     return TransformersModel(ModelSettings(device="cpu", dtype="float32"))
@@ -172,7 +172,7 @@ def llama() -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def vllm() -> Iterator[Server]:
     """vLLM with the embedded model, started once (``make test-vllm``)."""
-    from rain_llm.models.embedded import embedded_model
+    from rain_llm.models.local.embedded import embedded_model
     from tests.servers.vllm import PYTHON_VARIABLE, vllm_python, vllm_server
 
     python = vllm_python()

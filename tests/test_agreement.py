@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from rain_llm.criteria import BUILT_IN
-from rain_llm.evaluation import SelfEvaluator, Subject
+from rain_llm.judging.evaluator import JudgeInput, SelfEvaluator
 from rain_llm.models.base import LanguageModel
-from rain_llm.models.completions import CompletionsModel
-from rain_llm.models.transformers import TransformersModel
+from rain_llm.models.local.transformers import TransformersModel
+from rain_llm.models.servers.completions import CompletionsModel
 from rain_llm.settings import EvaluationSettings, ModelSettings
 from rain_llm.types import Score
 from tests.servers.process import Server
@@ -49,7 +49,7 @@ def questions(judge: LanguageModel, criterion: str, text: str) -> list[Score]:
     """Return what a criterion asks of a text: each frame, and all of its label words behind it."""
     by_words = BUILT_IN[criterion].model_copy(update={"style": "labels"})
     settings = EvaluationSettings(criteria=(by_words,), actions=())
-    asked = next(SelfEvaluator(settings, judge).evidence(Subject("Go on.", "It was sunny."), [text]))
+    asked = next(SelfEvaluator(settings, judge).evidence(JudgeInput("Go on.", "It was sunny."), [text]))
     return [request for request in asked if isinstance(request, Score)]
 
 

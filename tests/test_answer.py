@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rain_llm import BlindJudgeWarning, Rain, RainSettings
-from rain_llm.answer import Answer
-from rain_llm.models.transformers import TransformersModel
+from rain_llm.models.local.transformers import TransformersModel
+from rain_llm.search.answer import Answer
 from rain_llm.types import TokenIds
 from tests.test_search import GOOD
 

@@ -12,7 +12,7 @@ from llama_index.llms.rain import RainLLM as LlamaIndexLLM
 
 from langchain_rain import RainLLM as LangChainLLM
 from rain_llm import HARMLESSNESS, POSITIVE_SENTIMENT, BlindJudgeWarning, Calibration, Rain, RainSettings, cli
-from rain_llm.blindness import FLAT, LEAST_TEXTS, Blindness
+from rain_llm.judging.blindness import FLAT, LEAST_TEXTS, Blindness
 from rain_llm.models.scripted import END, Opinion, ScriptedModel
 from rain_llm.types import CriterionScore, Verdict
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from rain_llm import Message, ModelNotSupportedError
-from rain_llm.models.chat_template import OPTIONS
-from rain_llm.models.failures import Refused
-from rain_llm.models.server_tokenizer import ServerTokenizer
+from rain_llm.models.local.transformers import TransformersModel
+from rain_llm.models.servers.failures import Refused
+from rain_llm.models.servers.tokenizer import ServerTokenizer
+from rain_llm.models.templates.chat_template import OPTIONS
 from rain_llm.models.tokenizer import Tokenizer
-from rain_llm.models.transformers import TransformersModel
 from rain_llm.tools import quoted, spoken, written
 from rain_llm.types import Tool, ToolCall
 from tests.conftest import CHAT

@@ -159,7 +159,7 @@ class Reference:
 
 
 def neural_case(model: Any, folder: Path) -> Case:
-    from rain_llm.models.transformers import TransformersModel
+    from rain_llm.models.local.transformers import TransformersModel
 
     def fresh() -> TransformersModel:
         return TransformersModel(ModelSettings(name=str(folder), device="cpu", dtype="float32"))
@@ -169,14 +169,14 @@ def neural_case(model: Any, folder: Path) -> Case:
 
 @pytest.fixture(scope="module")
 def embedded_reference() -> Reference:
-    from rain_llm.models.embedded import embedded_model
+    from rain_llm.models.local.embedded import embedded_model
 
     return Reference(embedded_model())
 
 
 def llama_case(server: Server, reference: Reference) -> Case:
     """llama-server with the embedded model's weights in float32, and its own tokenizer."""
-    from rain_llm.models.completions import CompletionsModel
+    from rain_llm.models.servers.completions import CompletionsModel
 
     def connected() -> CompletionsModel:
         return CompletionsModel(ModelSettings(base_url=(server.url,)))
@@ -190,7 +190,7 @@ def llama_case(server: Server, reference: Reference) -> Case:
 
 def vllm_case(server: Server, reference: Reference) -> Case:
     """vLLM in float32, which is too slow to start to be started anew."""
-    from rain_llm.models.completions import CompletionsModel
+    from rain_llm.models.servers.completions import CompletionsModel
 
     def connected() -> CompletionsModel:
         return CompletionsModel(ModelSettings(base_url=(server.url,)))
@@ -220,7 +220,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     reference: Reference = request.getfixturevalue("embedded_reference")
     if request.param == "llama":
         return llama_case(request.getfixturevalue("llama"), reference)
-    from rain_llm.models.transformers import TransformersModel
+    from rain_llm.models.local.transformers import TransformersModel
 
     def fresh() -> TransformersModel:
         return TransformersModel(ModelSettings(device="cpu", dtype="float32"))

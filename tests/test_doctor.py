@@ -25,7 +25,7 @@ from rain_llm.doctor.items import Item, read, shipped
 from rain_llm.doctor.report import sentence
 from rain_llm.doctor.styles import styles
 from rain_llm.errors import LabelError, ModelNotSupportedError, PromptError, SettingsError
-from rain_llm.evaluation import Answered, Asking, SelfEvaluator, log_odds, votes
+from rain_llm.judging.evaluator import Answered, Asking, SelfEvaluator, log_odds, votes
 from rain_llm.models.scripted import END, ScriptedModel
 from rain_llm.settings import EvaluationSettings
 from rain_llm.types import Score

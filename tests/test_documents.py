@@ -11,12 +11,12 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from rain_llm import ModelNotSupportedError, PromptError, Rain, RainSettings, StopReason, Task, Tool
-from rain_llm.models.completions import CompletionsModel
-from rain_llm.models.dialect import PATH, Bill, Body, Dialect, Drawn, Wish
 from rain_llm.models.grammar import narrowed
-from rain_llm.models.llama_server import LlamaServer
-from rain_llm.models.sglang import Sglang
-from rain_llm.models.vllm import Vllm
+from rain_llm.models.servers.completions import CompletionsModel
+from rain_llm.models.servers.dialect import PATH, Body, Completion, Cost, Dialect, SampleRequest
+from rain_llm.models.servers.llama_server import LlamaServer
+from rain_llm.models.servers.sglang import Sglang
+from rain_llm.models.servers.vllm import Vllm
 from rain_llm.settings import ModelSettings
 from rain_llm.types import Continuation, Sample
 from tests.servers import babble
@@ -38,9 +38,11 @@ def sent(dialect: Dialect, schema: str = "") -> Body:
 
     async def ask(body: Body, read: Callable[[Any], Any], path: str = PATH) -> Any:
         bodies.append(body)
-        return [Drawn((7,), (0.0,))]
+        return [Completion((7,), (0.0,))]
 
-    asyncio.run(dialect.draw(ask, Wish((5, 6), 1, 9, 3, schema=schema, barred=frozenset({8, 4})), Bill()))
+    asyncio.run(
+        dialect.draw(ask, SampleRequest((5, 6), 1, 9, 3, schema=schema, barred=frozenset({8, 4})), Cost())
+    )
     (body,) = bodies
     return body
 
@@ -136,7 +138,7 @@ def test_a_document_that_does_not_fit_its_schema_is_not_whole(model: Completions
     """As xgrammar's do that drop a length beside a pattern."""
     asked = Sample((1,), 1, 99, 1, schema=json.dumps({"type": "string", "maxLength": most}))
     tokens = model.encode('"romance"')
-    assert model._document(asked, Drawn(tokens, (-1.0,) * len(tokens))).ended is fits
+    assert model._document(asked, Completion(tokens, (-1.0,) * len(tokens))).ended is fits
 
 
 def test_prose_without_an_end_is_no_document(server: Server, model: CompletionsModel):
@@ -154,10 +156,10 @@ def test_a_schema_that_cannot_be_held_to_is_not_sent(server: Server, model: Comp
 def test_what_no_json_string_holds_is_barred(
     server: Server, model: CompletionsModel, monkeypatch: pytest.MonkeyPatch
 ):
-    wishes: list[Wish] = []
+    wishes: list[SampleRequest] = []
     draw = model._dialect.draw
 
-    async def noted(ask: Any, wish: Wish, bill: Bill) -> list[Drawn]:
+    async def noted(ask: Any, wish: SampleRequest, bill: Cost) -> list[Completion]:
         wishes.append(wish)
         return await draw(ask, wish, bill)
 

@@ -16,8 +16,8 @@ from rain_llm import bounds
 from rain_llm.errors import (
     ModelError,
 )
-from rain_llm.models.completions import CompletionsModel
-from rain_llm.models.quoting import Quoting
+from rain_llm.models.servers.completions import CompletionsModel
+from rain_llm.models.servers.quoting import Quoting
 from tests.servers.hostile import KEY, Connect, asked, changing, put, with_body, with_reply
 from tests.servers.inside import Inside
 from tests.servers.scripted import COMPLETIONS

@@ -280,7 +280,7 @@ def test_whatever_the_settings_answers_are_the_same_and_every_token_is_counted(
 
     with monkeypatch.context() as scarce:
         scarce.setattr(tiny.cache, "max_bytes", budget)
-        scarce.setattr("rain_llm.models.jobs.CHUNK", chunk)
+        scarce.setattr("rain_llm.models.local.jobs.CHUNK", chunk)
         alone = []
         for prompt in PROMPTS[:3]:
             tokens, forwards = spent()
@@ -622,7 +622,7 @@ def test_settings_of_one_answer_do_not_get_another_embedder_than_they_name(monke
         def __init__(self, name: str) -> None:
             made.append(name)
 
-    monkeypatch.setattr("rain_llm.similarity.SentenceEmbedder", Named)
+    monkeypatch.setattr("rain_llm.models.local.similarity.SentenceEmbedder", Named)
     theirs = chosen(search={"similarity": {"embedder": "theirs"}})
     ours = chosen(search={"similarity": {"embedder": "ours"}})
     with pytest.raises(SettingsError, match="make another Rain"):
@@ -640,7 +640,7 @@ def test_a_missing_embedder_is_told_before_the_model_runs(monkeypatch: pytest.Mo
     def absent(name: str) -> None:
         raise ModelNotFoundError(f"cannot load the embedder {name}")
 
-    monkeypatch.setattr("rain_llm.similarity.SentenceEmbedder", absent)
+    monkeypatch.setattr("rain_llm.models.local.similarity.SentenceEmbedder", absent)
     similar = chosen(search={"similarity": {"embedder": "minilm"}})
     model = babbler()
     with pytest.raises(ModelNotFoundError, match="minilm"):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rain_llm.evals.wording import names
-from rain_llm.evidence import pertinent
+from rain_llm.judging.evidence import pertinent
 
 TOWN = (
     "Velmark lies on the river Hesk. Its market is held on Thursdays in front of the salt house.\n"

@@ -39,8 +39,8 @@ from rain_llm.errors import (
     SettingsError,
 )
 from rain_llm.errors import ModelNotSupportedError as Unsupported
-from rain_llm.models.completions import CompletionsModel
 from rain_llm.models.scripted import ScriptedModel, script
+from rain_llm.models.servers.completions import CompletionsModel
 from rain_llm.types import StopReason
 from tests.servers import babble
 from tests.servers.process import Server, free_port

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from rain_llm import ModelError, Rain, RainSettings, engine
-from rain_llm.models import replicas
 from rain_llm.models.scripted import ScriptedModel
+from rain_llm.models.servers import replicas
 from tests.servers.scripted import scripted_server
 from tests.test_search import GOOD
 

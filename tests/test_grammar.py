@@ -14,9 +14,9 @@ from jsonschema import Draft202012Validator
 
 from rain_llm import ModelError, ModelNotSupportedError, PromptError
 from rain_llm.models.grammar import Matcher, Vocabulary, check, fits, spelled_out, vocabulary_of
-from rain_llm.models.jobs import SampleJob
+from rain_llm.models.local.jobs import SampleJob
+from rain_llm.models.local.transformers import TransformersModel
 from rain_llm.models.scripted import END, ScriptedModel, script
-from rain_llm.models.transformers import TransformersModel
 from rain_llm.types import Continuation, Sample, Samples
 
 SIZE = 330  # of the logits: ten more than the tokenizer has

@@ -20,7 +20,7 @@ from rain_llm.errors import (
     PromptError,
     ServerError,
 )
-from rain_llm.models.completions import CompletionsModel
+from rain_llm.models.servers.completions import CompletionsModel
 from tests.servers.hostile import DIALECTS, REQUESTS, SIZE, Connect, asked, changing, checked
 from tests.servers.inside import Inside
 

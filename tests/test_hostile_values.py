@@ -17,7 +17,7 @@ from rain_llm.errors import (
     ServerError,
     SettingsError,
 )
-from rain_llm.models.completions import CompletionsModel
+from rain_llm.models.servers.completions import CompletionsModel
 from tests.servers.hostile import (
     DIALECTS,
     KEY,

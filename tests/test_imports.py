@@ -34,54 +34,59 @@ ORDER = (
     "yaml_text",
     "policy",
     "settings",
-    "shortest",
-    "tree",
-    "record",
-    "answer",
+    "search",
+    "search.shortest",
+    "search.tree",
+    "search.record",
+    "search.answer",
     "models.base",
-    "models.embedded",
+    "models.local",
+    "models.local.embedded",
     "models.described",
     "models.which",
     "models.transcript",
     "models.distinct",
     "models.grammar",
-    "models.kv_cache",
-    "models.packed",
+    "models.local.kv_cache",
+    "models.local.packed",
     "models.scripted",
-    "models.chat_template",
-    "models.template_budget",
-    "models.template_sandbox",
+    "models.templates",
+    "models.templates.chat_template",
+    "models.templates.budget",
+    "models.templates.sandbox",
     "models.tokenizer",
-    "models.tree_attention",
-    "models.jobs",
-    "models.transformers",
-    "models.reading",
-    "models.quoting",
-    "models.proxies",
-    "models.transport",
-    "models.failures",
-    "models.replicas",
-    "models.dialect",
-    "models.llama_server",
-    "models.vllm",
-    "models.sglang",
-    "models.probe",
-    "models.server_tokenizer",
-    "models.completions",
-    "models.connecting",
-    "blindness",
-    "evidence",
-    "splitting",
-    "spelling",
-    "vocabulary",
-    "quoting",
-    "evaluation",
-    "form",
+    "models.local.tree_attention",
+    "models.local.jobs",
+    "models.local.transformers",
+    "models.local.similarity",
+    "models.servers",
+    "models.servers.reading",
+    "models.servers.quoting",
+    "models.servers.proxies",
+    "models.servers.transport",
+    "models.servers.failures",
+    "models.servers.replicas",
+    "models.servers.dialect",
+    "models.servers.llama_server",
+    "models.servers.vllm",
+    "models.servers.sglang",
+    "models.servers.probe",
+    "models.servers.tokenizer",
+    "models.servers.completions",
+    "models.servers.connecting",
+    "judging",
+    "judging.blindness",
+    "judging.evidence",
+    "judging.splitting",
+    "judging.spelling",
+    "judging.vocabulary",
+    "judging.quoting",
+    "judging.evaluator",
+    "search.output",
     "task",
-    "similarity",
-    "search",
-    "plain",
-    "sentences",
+    "search.algorithm",
+    "search.plain",
+    "search.sentences",
     "scheduler",
     "engine",
     "",  # the public names
@@ -120,17 +125,17 @@ ORDER = (
 
 HEAVY = {"torch", "transformers", "sentence_transformers", "gguf", "accelerate", "llguidance"}
 AT_ONCE = {
-    "models.transformers": {"torch", "transformers"},
-    "models.tree_attention": {"torch", "transformers"},
-    "models.jobs": {"torch"},
-    "models.packed": {"torch", "transformers"},
-    "models.kv_cache": {"torch"},
+    "models.local.transformers": {"torch", "transformers"},
+    "models.local.tree_attention": {"torch", "transformers"},
+    "models.local.jobs": {"torch"},
+    "models.local.packed": {"torch", "transformers"},
+    "models.local.kv_cache": {"torch"},
 }
 LATER = {
     "models.grammar": {"llguidance"},
-    "models.embedded": {"torch", "transformers"},
+    "models.local.embedded": {"torch", "transformers"},
     "models.tokenizer": {"transformers"},
-    "similarity": {"sentence_transformers"},
+    "models.local.similarity": {"sentence_transformers"},
     "evals.own_judges": {"transformers"},
 }
 
@@ -226,7 +231,10 @@ def test_heavy_libraries_are_imported_only_where_they_are_used(module: str):
             assert library in allowed, f"{module} imports {library}"
 
 
-@pytest.mark.parametrize("module", ["tree", "answer", "search", "plain", "scheduler", "evaluation"])
+@pytest.mark.parametrize(
+    "module",
+    ["search.tree", "search.answer", "search.algorithm", "search.plain", "scheduler", "judging.evaluator"],
+)
 def test_the_search_knows_no_model(module: str):
     for name, _ in imports(MODULES[module]):
         assert not name.startswith("rain_llm.models.") or name == "rain_llm.models.base"
@@ -245,7 +253,8 @@ def test_the_public_names_are_these():
 
 LAZY = """
 import sys
-import rain_llm, rain_llm.search, rain_llm.scheduler, rain_llm.evaluation, rain_llm.models.scripted
+import rain_llm, rain_llm.search.algorithm, rain_llm.scheduler, rain_llm.judging.evaluator
+import rain_llm.models.scripted
 rain = rain_llm.Rain()
 rain_llm.Rain(rain_llm.RainSettings(model="/no/such/folder"))
 heavy = {"torch", "transformers", "sentence_transformers", "sklearn", "rich", "typer"} & set(sys.modules)

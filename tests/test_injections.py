@@ -1,7 +1,7 @@
 """Instructions hidden in a retrieved passage: none becomes a special token, none turns a verdict.
 
-``PLANTED`` and ``HELD_OUT`` were written before the defence in :mod:`rain_llm.evidence`, which was chosen
-on the first and is held to the second.
+``PLANTED`` and ``HELD_OUT`` were written before the defence in :mod:`rain_llm.judging.evidence`, which was
+chosen on the first and is held to the second.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 
 from rain_llm import Rain, RainSettings
 from rain_llm.criteria import GROUNDEDNESS, Calibration
-from rain_llm.evaluation import SelfEvaluator, Subject
+from rain_llm.judging.evaluator import JudgeInput, SelfEvaluator
 from rain_llm.settings import EvaluationSettings
 from rain_llm.types import Message, Task
 
@@ -128,7 +128,7 @@ def test_no_injection_reaches_the_judge_as_a_special_token(real_model, style, ch
 
 
 def score(evaluator, text):
-    return next(evaluator.evidence(Subject(text, text, True), [text]))
+    return next(evaluator.evidence(JudgeInput(text, text, True), [text]))
 
 
 def by(model, **changes):

@@ -14,8 +14,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from rain_llm.models.kv_cache import KVCache, Path
-from rain_llm.models.transformers import TransformersModel
+from rain_llm.models.local.kv_cache import KVCache, Path
+from rain_llm.models.local.transformers import TransformersModel
 from rain_llm.settings import ModelSettings
 from rain_llm.types import Sample, Samples, Score, TokenIds
 from tests.test_transformers import WORKS

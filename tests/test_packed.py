@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from rain_llm.models import packed
-from rain_llm.models.packed import PackedLinear, pack
-from rain_llm.models.transformers import TransformersModel
+from rain_llm.models.local import packed
+from rain_llm.models.local.packed import PackedLinear, pack
+from rain_llm.models.local.transformers import TransformersModel
 from rain_llm.settings import ModelSettings
 from rain_llm.types import Score
 
@@ -130,7 +130,7 @@ def test_without_packing_the_network_stays_as_it_is(
     ops: Without, dtype: str, tiny_folder: Path, tiny: TransformersModel, monkeypatch: pytest.MonkeyPatch
 ):
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr("rain_llm.models.packed._ops", ops)
+        elsewhere.setattr("rain_llm.models.local.packed._ops", ops)
         model = TransformersModel(ModelSettings(name=str(tiny_folder), device="cpu", dtype=dtype))
     assert all(type(layer) is torch.nn.Linear for layer in layers(model._network))
     question = Score(model.encode("The film is"), ((5,), (6, 7)))

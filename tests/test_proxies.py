@@ -10,8 +10,8 @@ from importlib.util import find_spec
 import pytest
 
 from rain_llm.errors import ServerError
-from rain_llm.models.completions import CompletionsModel
-from rain_llm.models.proxies import is_loopback, proxy_for, shown
+from rain_llm.models.servers.completions import CompletionsModel
+from rain_llm.models.servers.proxies import is_loopback, proxy_for, shown
 from rain_llm.settings import ModelSettings
 from tests.servers.process import free_port
 from tests.servers.scripted import scripted_server

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from benchmarks.forgeries import FAILING, PLACES, forgeries
 from rain_llm import CIVILITY, HARMLESSNESS, Choice, Criterion
-from rain_llm.quoting import quoter
-from rain_llm.spelling import form, is_colon, seen, spelled
+from rain_llm.judging.quoting import quoter
+from rain_llm.judging.spelling import form, is_colon, seen, spelled
 from tests.growth import grows_like_its_input
 
 OWN = Criterion(

@@ -13,8 +13,8 @@ from pydantic import TypeAdapter
 
 from rain_llm import Rain, RainResult, RainSettings
 from rain_llm.models.scripted import ScriptedModel
-from rain_llm.record import DEPTH, record
-from rain_llm.tree import Node
+from rain_llm.search.record import DEPTH, record
+from rain_llm.search.tree import Node
 from rain_llm.types import Candidate
 from tests.test_search import GOOD
 

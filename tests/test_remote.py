@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 
 from rain_llm import Rain, RainSettings, SearchError, ServerError, StopReason
-from rain_llm.models.base import Errand, RemoteModel
+from rain_llm.models.base import PendingRequest, RemoteModel
 from rain_llm.models.scripted import END, ScriptedModel, script
 from rain_llm.scheduler import Scheduler
 from rain_llm.types import Request, Sample, Samples, Score, Scores, TokenIds
@@ -40,7 +40,7 @@ class Elsewhere(ScriptedModel):
         super().__post_init__()
         self.held = False
         self.rounds: list[list[Sent]] = []
-        self.recalled: list[Errand] = []
+        self.recalled: list[PendingRequest] = []
         self.arrived = threading.Event()
 
     def send(
@@ -57,7 +57,7 @@ class Elsewhere(ScriptedModel):
             threading.Thread(target=self.answer, args=(sent,)).start()
         return sent
 
-    def recall(self, errands: Sequence[Errand]) -> None:
+    def recall(self, errands: Sequence[PendingRequest]) -> None:
         self.recalled += [errand for errand in errands if errand.reply is None]
 
     def answer(self, sent: Sequence[Sent], error: Exception | None = None) -> None:

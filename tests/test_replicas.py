@@ -14,13 +14,13 @@ import pytest
 from pydantic import SecretStr
 
 from rain_llm.errors import ModelNotFoundError, ServerError
-from rain_llm.models.dialect import Bill
-from rain_llm.models.failures import Failed
-from rain_llm.models.llama_server import LlamaServer
-from rain_llm.models.reading import Unreadable
-from rain_llm.models.replicas import Replica, Replicas, event_loop, in_loop
-from rain_llm.models.sglang import Sglang
-from rain_llm.models.vllm import Vllm
+from rain_llm.models.servers.dialect import Cost
+from rain_llm.models.servers.failures import Failed
+from rain_llm.models.servers.llama_server import LlamaServer
+from rain_llm.models.servers.reading import Unreadable
+from rain_llm.models.servers.replicas import Replica, Replicas, event_loop, in_loop
+from rain_llm.models.servers.sglang import Sglang
+from rain_llm.models.servers.vllm import Vllm
 from rain_llm.settings import ServerLimits
 from tests.servers.process import Server, free_port
 from tests.servers.scripted import COMPLETIONS, control, prompts, scripted_server, stats
@@ -290,9 +290,9 @@ def test_a_reply_without_ids_is_told(llama: Server):
         return await replicas.post(path, body, read)
 
     with pytest.raises(ServerError, match="logit bias"):
-        in_loop(speaker.rank(ask, (5, 6), 3, Bill()))
+        in_loop(speaker.rank(ask, (5, 6), 3, Cost()))
     with pytest.raises(ServerError):
-        in_loop(speaker.weigh(ask, {(5, 6): frozenset({7, 8})}, Bill()))
+        in_loop(speaker.weigh(ask, {(5, 6): frozenset({7, 8})}, Cost()))
 
 
 @pytest.mark.parametrize(
@@ -717,7 +717,7 @@ def test_sglang_is_asked_for_labels_by_its_own_path():
         meta = {"prompt_tokens": 2, "cached_tokens": 1, "output_token_ids_logprobs": [told]}
         return read({"meta_info": meta})
 
-    bill = Bill()
+    bill = Cost()
     weighed = asyncio.run(Sglang("scripted").weigh(ask, {(5, 6): frozenset({7, 9})}, bill))
     assert weighed == {(5, 6): {7: -0.5, 9: -1.5}}
     assert (bill.prompt_tokens, bill.cached_tokens, bill.forwards) == (2, 1, 1)
@@ -731,7 +731,7 @@ def test_sglang_that_leaves_labels_out_is_not_believed(told: list[list[Any]]):
         return read({"meta_info": {"output_token_ids_logprobs": [told]}})
 
     with pytest.raises(Unreadable):
-        asyncio.run(Sglang("scripted").weigh(ask, {(5, 6): frozenset({7, 9})}, Bill()))
+        asyncio.run(Sglang("scripted").weigh(ask, {(5, 6): frozenset({7, 9})}, Cost()))
 
 
 def test_a_server_that_hangs_is_left_within_a_short_deadline(llama: Server, server: Server):
@@ -781,7 +781,7 @@ def test_a_ranking_that_vllm_spoils_is_read_from_the_prompt():
         told: dict[str, Any] = {"logprobs": {"top_logprobs": [top]}, "prompt_logprobs": prompt}
         return read({"choices": [told], "usage": {"prompt_tokens": len(body["prompt"])}})
 
-    bill = Bill()
+    bill = Cost()
     assert asyncio.run(Vllm("m").rank(ask, (5, 6), 2, bill)) == [(7, -0.5), (9, -1.5)]
     assert [body["prompt"] for body in asked] == [[5, 6], [5, 6, 6]]
     assert (bill.prompt_tokens, bill.forwards) == (5, 2)

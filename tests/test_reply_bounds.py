@@ -64,8 +64,8 @@ import resource, sys
 from tests.servers.inside import Inside
 import httpx
 from rain_llm.errors import ServerError
-from rain_llm.models import replicas
-from rain_llm.models.completions import CompletionsModel
+from rain_llm.models.servers import replicas
+from rain_llm.models.servers.completions import CompletionsModel
 from rain_llm.settings import ModelSettings
 from tests.servers.hostile import Endless, bomb
 settings = ModelSettings(base_url="http://server.test", limits={"attempts": 1})

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from rain_llm import Rain, RainResult, RainSettings, StopReason
-from rain_llm.models.completions import CompletionsModel
+from rain_llm.models.servers.completions import CompletionsModel
 from tests.servers.babble import write_tokenizer
 from tests.servers.process import Server
 from tests.servers.scripted import control, scripted_server, stats

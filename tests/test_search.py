@@ -13,10 +13,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from rain_llm import Criterion, RainSettings, Step, StopReason
-from rain_llm.evaluation import SelfEvaluator, Subject
+from rain_llm.judging.evaluator import JudgeInput, SelfEvaluator
 from rain_llm.models.base import Embedder
 from rain_llm.models.scripted import END, ScriptedModel, script
-from rain_llm.search import Interrupted, Outcome, RainSearch
+from rain_llm.search.algorithm import Interrupted, Outcome, RainSearch
 from rain_llm.settings import PUNCTUATION
 from rain_llm.types import (
     Candidate,
@@ -112,7 +112,7 @@ class Run:
 def new_search(model: ScriptedModel, settings: RainSettings, prompt: str = "It is") -> RainSearch:
     evaluator = SelfEvaluator(settings.evaluation, model)
     seed = settings.generation.seed or 0
-    return RainSearch(model.encode(prompt), Subject(prompt), model, evaluator, settings, seed)
+    return RainSearch(model.encode(prompt), JudgeInput(prompt), model, evaluator, settings, seed)
 
 
 def drive(

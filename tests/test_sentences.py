@@ -26,7 +26,7 @@ from rain_llm import (
     Task,
     UnsafeAnswerError,
 )
-from rain_llm.evidence import nearest
+from rain_llm.judging.evidence import nearest
 from rain_llm.models.scripted import END, ScriptedModel
 from rain_llm.types import Sample, Score, Scores
 

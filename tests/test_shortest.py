@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rain_llm.models.validation import DocumentCheck
-from rain_llm.shortest import shortest
+from rain_llm.search.shortest import shortest
 
 NODE = {
     "type": "object",

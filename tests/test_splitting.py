@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rain_llm.splitting import split
+from rain_llm.judging.splitting import split
 
 
 def sentences(text: str) -> list[str]:

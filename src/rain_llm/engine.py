@@ -29,16 +29,16 @@ from rain_llm.errors import (
     SettingsError,
     UnsafeAnswerError,
 )
-from rain_llm.evaluation import SelfEvaluator
-from rain_llm.form import Form
+from rain_llm.judging.evaluator import SelfEvaluator
 from rain_llm.missing import needed
 from rain_llm.models import which
 from rain_llm.models.base import Embedder, Forgetful, LanguageModel
 from rain_llm.models.described import known_of
-from rain_llm.plain import Given, only_judge, plain_search
 from rain_llm.scheduler import Event, Finished, Scheduler, Ticket
-from rain_llm.search import RainSearch, Search
-from rain_llm.sentences import explained, only_judge_sentences, spans_of
+from rain_llm.search.algorithm import RainSearch, Search
+from rain_llm.search.output import OutputSpec
+from rain_llm.search.plain import Given, only_judge, plain_search
+from rain_llm.search.sentences import explained, only_judge_sentences, spans_of
 from rain_llm.settings import EvaluationSettings, ModelSettings, RainSettings, SimilaritySettings
 from rain_llm.task import check_task, check_text, form_of, is_chat, passages_of, subject_of, task_of
 from rain_llm.tools import check_calls, described
@@ -79,7 +79,7 @@ class _Runtime:
     def embedder(self) -> Embedder:
         """Return the embedder, loading it at the first call."""
         if self._embedder is None:
-            from rain_llm.similarity import SentenceEmbedder
+            from rain_llm.models.local.similarity import SentenceEmbedder
 
             self._embedder = SentenceEmbedder(self._embedder_name)
         return self._embedder
@@ -122,14 +122,14 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 def _load(settings: ModelSettings) -> LanguageModel:
     if settings.base_url:
-        from rain_llm.models.connecting import connected
+        from rain_llm.models.servers.connecting import connected
 
         return connected(settings)
     with held(_loading):
         model = _models.get(settings)
         if model is None:
             with needed("a model in this process"):
-                from rain_llm.models.transformers import TransformersModel
+                from rain_llm.models.local.transformers import TransformersModel
 
                 model = _models[settings] = TransformersModel(settings)
         return model
@@ -549,7 +549,7 @@ class Rain:
         prompt_tokens: int,
         evaluator: SelfEvaluator | None,
         emit: Callable[[Event], None] | None,
-        form: Form | None = None,
+        form: OutputSpec | None = None,
     ) -> _Job:
         """Give a search its place in the queue; a guarded one's ``evaluator`` may turn out to be blind."""
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()

@@ -23,8 +23,8 @@ from typing import Any, Protocol, TypeAlias, cast
 
 from rain_llm.clock import Call, working_for
 from rain_llm.forks import renew_after_fork
-from rain_llm.models.base import Embedder, Errand, Job, LanguageModel, RemoteModel, SteppedModel
-from rain_llm.search import Interrupted, Outcome, Search
+from rain_llm.models.base import Embedder, Job, LanguageModel, PendingRequest, RemoteModel, SteppedModel
+from rain_llm.search.algorithm import Interrupted, Outcome, Search
 from rain_llm.types import Embed, Embeddings, Reply, Request, Sample, Score, Step, StopReason
 
 _NAP_S = 1.0  # nobody forgets to wake the worker; this is for a clock that was turned
@@ -81,7 +81,7 @@ class _Sent(_Task):
     """One that is under way to a model elsewhere."""
 
     model: RemoteModel
-    job: Errand
+    job: PendingRequest
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,11 @@ from typing import Any
 
 from rain_llm.chat import messages_of
 from rain_llm.errors import PromptError, SettingsError
-from rain_llm.evaluation import Subject
-from rain_llm.form import Form
-from rain_llm.models.chat_template import merged
+from rain_llm.judging.evaluator import JudgeInput
+from rain_llm.models.templates.chat_template import merged
 from rain_llm.redaction import brief
 from rain_llm.schemas import schema_of
+from rain_llm.search.output import OutputSpec
 from rain_llm.settings import RainSettings
 from rain_llm.tools import call_schema, check_calls, check_tools, prepared
 from rain_llm.types import Message, Prompt, Task
@@ -48,15 +48,15 @@ def _turns(messages: Sequence[Any]) -> Sequence[Message]:
     return turns
 
 
-def subject_of(task: Task, settings: RainSettings) -> Subject:
+def subject_of(task: Task, settings: RainSettings) -> JudgeInput:
     """Return what the judge is told of a task."""
     context = "\n\n".join(passages_of(task))
     acts = bool(task.tools) and task.tool_choice != "none"
     if isinstance(task.prompt, str):
-        return Subject(task.question or task.prompt, context, is_chat(task, settings), acts)
+        return JudgeInput(task.question or task.prompt, context, is_chat(task, settings), acts)
     turns = [message.content for message in task.prompt if message.role == "user"]
     query = task.question or (turns[-1] if turns else task.prompt[-1].content)
-    return Subject(query, context, True, acts)
+    return JudgeInput(query, context, True, acts)
 
 
 def passages_of(task: Task) -> tuple[str, ...]:
@@ -79,14 +79,14 @@ def is_chat(task: Task, settings: RainSettings) -> bool:
     return not isinstance(task.prompt, str) or settings.generation.chat_template or bool(task.tools)
 
 
-def form_of(task: Task) -> Form:
+def form_of(task: Task) -> OutputSpec:
     """Return the form of the answer that a task asks for."""
     if task.schema is not None:
-        return Form(document=json.dumps(task.schema, ensure_ascii=False))
+        return OutputSpec(document=json.dumps(task.schema, ensure_ascii=False))
     if not task.tools or task.tool_choice == "none":
-        return Form()
+        return OutputSpec()
     call = call_schema(task.tools, task.tool_choice)
-    return Form(call=call, forced=task.tool_choice != "auto", several=task.parallel_calls)
+    return OutputSpec(call=call, forced=task.tool_choice != "auto", several=task.parallel_calls)
 
 
 def check_text(text: object, name: str) -> None:
@@ -132,7 +132,7 @@ def check_task(task: Task, settings: RainSettings, guarded: bool) -> None:
             "tool_choice='none'"
         )
     form, budget = form_of(task), settings.search
-    if form == Form():
+    if form == OutputSpec():
         return
     if guarded and (budget.expansion != "simulations" or budget.commit != "verdict"):
         raise SettingsError(

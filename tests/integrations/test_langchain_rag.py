@@ -192,7 +192,7 @@ def roomy(save_model, sizes):
     """A tiny random Llama with room for passages, and a count of how often each token was read."""
     from transformers import LlamaConfig
 
-    from rain_llm.models.transformers import TransformersModel
+    from rain_llm.models.local.transformers import TransformersModel
     from rain_llm.settings import ModelSettings
 
     folder = save_model(LlamaConfig(**{**sizes, "max_position_embeddings": 2048}))

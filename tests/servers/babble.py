@@ -167,7 +167,7 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Completion:
     """Attributes: states: before each token. finish: "stop" or "length". stop: the string met, if any."""
 
     tokens: list[int]
@@ -225,17 +225,17 @@ def _sums(tokens: Sequence[int], logits: Sequence[float]) -> list[float]:
     return sums
 
 
-def recite(state: int, text: str, max_tokens: int) -> Drawn:
+def recite(state: int, text: str, max_tokens: int) -> Completion:
     """Say a text and end, or as much of it as there is room for."""
     said = [*encode(text), EOS]
     tokens = said[:max_tokens]
     states = [read(tokens[:i], state) for i in range(len(tokens))]
-    return Drawn(tokens, states, "stop" if tokens == said else "length")
+    return Completion(tokens, states, "stop" if tokens == said else "length")
 
 
 def draw(
     state: int, way: Way, max_tokens: int, seed: int, ends: frozenset[int], stop: Sequence[str] = ()
-) -> Drawn:
+) -> Completion:
     """Draw token by token until one of ``ends`` or a string of ``stop``, which is drawn too."""
     generator = random.Random(seed)
     tokens: list[int] = []
@@ -248,10 +248,10 @@ def draw(
         tokens.append(token)
         states.append(state)
         if token in ends:
-            return Drawn(tokens, states, "stop")
+            return Completion(tokens, states, "stop")
         text += PIECES[token]
         for string in stop:
             if string.encode() in text:
-                return Drawn(tokens, states, "stop", string)
+                return Completion(tokens, states, "stop", string)
         state = read((token,), state)
-    return Drawn(tokens, states, "length")
+    return Completion(tokens, states, "length")

@@ -19,7 +19,7 @@ import pytest
 from rain_llm.errors import (
     ServerError,
 )
-from rain_llm.models.completions import CompletionsModel
+from rain_llm.models.servers.completions import CompletionsModel
 from rain_llm.models.tokenizer import Tokenizer
 from rain_llm.settings import ModelSettings
 from rain_llm.types import Message, Sample, Samples, Score
@@ -50,7 +50,7 @@ def connecting(tokenizer: Tokenizer) -> Iterator[Connect]:
             transport=httpx.MockTransport(lambda sent: servers[sent.url.host].answer(sent))
         )
 
-    patched.setattr("rain_llm.models.replicas.new_client", client)
+    patched.setattr("rain_llm.models.servers.replicas.new_client", client)
 
     def make(dialect: str, change: Any = None, **changes: Any) -> tuple[CompletionsModel, Inside]:
         server = Inside(dialect)

@@ -12,7 +12,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from rain_llm.models.embedded import embedded_model, package_folder
+from rain_llm.models.local.embedded import embedded_model, package_folder
 from tests.servers.process import Server
 
 CONTEXT = 2048  # tokens a slot

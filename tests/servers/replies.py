@@ -117,7 +117,7 @@ class Vllm:
             "usage": _usage(sum(map(len, prompts)), drawn_tokens, cached),
         }
 
-    def _choice(self, index: int, prompt: Sequence[int], drawn: babble.Drawn, body: Json) -> Json:
+    def _choice(self, index: int, prompt: Sequence[int], drawn: babble.Completion, body: Json) -> Json:
         choice: Json = {
             "index": index,
             "text": _text(drawn),
@@ -259,7 +259,7 @@ class Llama:
             "usage": _usage(len(prompt), sum(len(one.tokens) for one in drawn), self._cached(prompt)),
         }
 
-    def _choice(self, index: int, drawn: babble.Drawn, way: babble.Way, body: Json) -> Json:
+    def _choice(self, index: int, drawn: babble.Completion, way: babble.Way, body: Json) -> Json:
         places = list(zip(drawn.states, drawn.tokens, strict=True))
         if drawn.stop is not None and not body.get("stream"):
             places = places[: max(0, len(places) - len(babble.encode(drawn.stop)))]
@@ -340,7 +340,7 @@ def _usage(prompt: int, drawn: int, cached: int) -> Json:
     }
 
 
-def _text(drawn: babble.Drawn) -> str:
+def _text(drawn: babble.Completion) -> str:
     """Return the text without the stop string that ended it."""
     text = babble.decode(drawn.tokens)
     return text if drawn.stop is None else text[: text.find(drawn.stop)]

@@ -28,7 +28,7 @@ from rain_llm.doctor.measures import (
 )
 from rain_llm.doctor.styles import Style, askable, styles
 from rain_llm.errors import ModelNotSupportedError, SettingsError
-from rain_llm.evaluation import Evidence, log_odds, votes
+from rain_llm.judging.evaluator import Evidence, log_odds, votes
 from rain_llm.models.base import LanguageModel
 from rain_llm.models.transcript import shows_chats
 from rain_llm.settings import EvaluationSettings

@@ -11,7 +11,15 @@ from rain_llm.doctor.items import Item
 from rain_llm.doctor.measures import Labels
 from rain_llm.doctor.styles import Style
 from rain_llm.errors import PromptError
-from rain_llm.evaluation import CONTENT_FREE, Answered, Asking, Evidence, SelfEvaluator, Subject, log_odds
+from rain_llm.judging.evaluator import (
+    CONTENT_FREE,
+    Answered,
+    Asking,
+    Evidence,
+    JudgeInput,
+    SelfEvaluator,
+    log_odds,
+)
 from rain_llm.models.base import LanguageModel
 from rain_llm.settings import EvaluationSettings
 from rain_llm.types import Score, Scores, TokenIds
@@ -65,7 +73,7 @@ class Interview:
 
     def on_nothing(self, asked: Sequence[Style], dialogue: bool) -> dict[str, float]:
         """Return, for each style, the mean log-odds of texts that say nothing."""
-        nothing = Subject("", "", dialogue)
+        nothing = JudgeInput("", "", dialogue)
         evaluators = [SelfEvaluator(style.settings, self._judge) for style in asked]
         answers = self._answers([e.evidence(nothing, CONTENT_FREE) for e in evaluators])
         return {

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rain_llm.errors import SettingsError
-from rain_llm.evaluation import Subject
+from rain_llm.judging.evaluator import JudgeInput
 from rain_llm.settings import explain
 
 LEAST = 8
@@ -64,9 +64,9 @@ class Item(BaseModel):
         return self
 
     @property
-    def subject(self) -> Subject:
+    def subject(self) -> JudgeInput:
         """What is answered, as the judge sees it."""
-        return Subject(self.query, self.context, self.dialogue)
+        return JudgeInput(self.query, self.context, self.dialogue)
 
     @property
     def said(self) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rain_llm.criteria import Criterion, placeholders
 from rain_llm.errors import LabelError, ModelNotSupportedError
-from rain_llm.evaluation import SelfEvaluator
+from rain_llm.judging.evaluator import SelfEvaluator
 from rain_llm.models.base import LanguageModel
 from rain_llm.settings import EvaluationSettings
 from rain_llm.types import Message

@@ -20,9 +20,9 @@ from rain_llm.evals import wording
 from rain_llm.evals.rows import Row
 from rain_llm.evals.tasks import TASKS, Item, read
 from rain_llm.models.base import LanguageModel
-from rain_llm.models.embedded import package_folder
+from rain_llm.models.local.embedded import package_folder
+from rain_llm.models.local.similarity import SentenceEmbedder
 from rain_llm.models.transcript import shows_chats
-from rain_llm.similarity import SentenceEmbedder
 from rain_llm.task import task_of
 from rain_llm.types import Message, Score, Vector
 

@@ -15,16 +15,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
-from rain_llm.answer import Answer
 from rain_llm.criteria import Criterion
 from rain_llm.engine import Rain
 from rain_llm.errors import PromptError, SettingsError
 from rain_llm.evals.rows import Row
 from rain_llm.evals.tasks import Item, Task
-from rain_llm.evaluation import Asking, Subject
+from rain_llm.judging.evaluator import Asking, JudgeInput
 from rain_llm.models.base import LanguageModel
 from rain_llm.models.transcript import shows_chats
-from rain_llm.search import seed_of
+from rain_llm.search.algorithm import seed_of
+from rain_llm.search.answer import Answer
 from rain_llm.settings import RainSettings
 from rain_llm.task import subject_of, task_of
 from rain_llm.types import Prompt, RainResult, Sample, Score, Scores, StopReason, Trace, Usage, Verdict
@@ -221,7 +221,7 @@ def check(method: str, rain: Rain, task: Task, items: Sequence[Item]) -> None:
 def calibrate(rain: Rain, dialogue: bool) -> None:
     """Ask what is asked once for all texts, so that no answer is charged with it."""
     evaluator = rain.runtime.evaluator(rain.settings.evaluation)
-    _ask(rain.runtime.judge, [evaluator.judge(Subject("", "", dialogue), [])])
+    _ask(rain.runtime.judge, [evaluator.judge(JudgeInput("", "", dialogue), [])])
 
 
 def write(method: str, rain: Rain, task: Task, items: Sequence[Item], seed: int) -> list[Row]:

@@ -118,7 +118,7 @@ class SteppedModel(LanguageModel, Protocol):
 
 
 @runtime_checkable
-class Errand(Job, Protocol):
+class PendingRequest(Job, Protocol):
     """A request that is under way to a model elsewhere.
 
     Attributes:
@@ -141,7 +141,7 @@ class RemoteModel(LanguageModel, Protocol):
         search: object,
         deadline: float | None,
         done: Callable[[], None],
-    ) -> Sequence[Errand]:
+    ) -> Sequence[PendingRequest]:
         """Send the requests of one round on their way, and return at once. From any thread.
 
         Args:
@@ -156,7 +156,7 @@ class RemoteModel(LanguageModel, Protocol):
         """
         ...
 
-    def recall(self, errands: Sequence[Errand]) -> None:
+    def recall(self, errands: Sequence[PendingRequest]) -> None:
         """Give up what has not been answered; the server is told. From any thread."""
         ...
 

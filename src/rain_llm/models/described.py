@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from rain_llm.bounds import CONFIG_BYTES, CONTEXT
-from rain_llm.models.embedded import CONTEXT_LENGTH, NAME
+from rain_llm.models.local.embedded import CONTEXT_LENGTH, NAME
 from rain_llm.settings import ModelSettings
 
 

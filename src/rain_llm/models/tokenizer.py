@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from rain_llm.errors import ModelNotFoundError, ModelNotSupportedError, PromptError
 from rain_llm.forks import renew_after_fork
 from rain_llm.missing import needed
-from rain_llm.models.chat_template import OPTIONS, ChatTemplate
+from rain_llm.models.templates.chat_template import OPTIONS, ChatTemplate
 from rain_llm.types import Message, TokenIds, Tool
 
 
@@ -172,7 +172,7 @@ class Tokenizer:
         return self._chat.tokens(messages, tools)
 
     def _render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
-        from rain_llm.models.template_sandbox import render
+        from rain_llm.models.templates.sandbox import render
 
         values = self._loaded.special_tokens_map | OPTIONS
         values |= {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": True}

@@ -15,7 +15,7 @@ from ssl import SSLContext
 import httpx
 
 from rain_llm.bounds import ERROR_BYTES
-from rain_llm.models.reading import Malformed, shown
+from rain_llm.models.servers.reading import Malformed, shown
 from rain_llm.settings import ServerLimits
 
 _SIZES = {"gzip": zlib.MAX_WBITS | 16, "x-gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}

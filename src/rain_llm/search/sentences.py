@@ -12,10 +12,10 @@ from dataclasses import replace
 
 from rain_llm.bounds import SENTENCES
 from rain_llm.errors import ModelError, PromptError
-from rain_llm.evaluation import Asking, SelfEvaluator, Subject
-from rain_llm.evidence import nearest
-from rain_llm.search import Interrupted, Outcome, RainSearch, Search
-from rain_llm.splitting import Span, split
+from rain_llm.judging.evaluator import Asking, JudgeInput, SelfEvaluator
+from rain_llm.judging.evidence import nearest
+from rain_llm.judging.splitting import Span, split
+from rain_llm.search.algorithm import Interrupted, Outcome, RainSearch, Search
 from rain_llm.tools import OPENING
 from rain_llm.types import SentenceVerdict, StopReason
 
@@ -43,7 +43,7 @@ def spans_of(text: str) -> list[Span]:
 
 
 def only_judge_sentences(
-    evaluator: SelfEvaluator, subject: Subject, passages: Sequence[str], text: str, spans: Sequence[Span]
+    evaluator: SelfEvaluator, subject: JudgeInput, passages: Sequence[str], text: str, spans: Sequence[Span]
 ) -> Search:
     """Judge each sentence of a text that is there already."""
     try:
@@ -92,7 +92,7 @@ def explained(search: RainSearch, passages: Sequence[str]) -> Search:
 
 
 def _judged(
-    evaluator: SelfEvaluator, subject: Subject, passages: Sequence[str], text: str, spans: Sequence[Span]
+    evaluator: SelfEvaluator, subject: JudgeInput, passages: Sequence[str], text: str, spans: Sequence[Span]
 ) -> Asking[list[SentenceVerdict]]:
     """Judge every sentence in one round of requests."""
     said = [text[start:end] for start, end in spans]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Set
 
-from rain_llm.tree import Node
+from rain_llm.search.tree import Node
 from rain_llm.types import Candidate, TokenIds
 
 DEPTH = 32

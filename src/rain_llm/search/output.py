@@ -17,7 +17,7 @@ from rain_llm.types import Continuation, Sample, TokenIds
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class OutputSpec:
     """The form of an answer; without arguments, free text.
 
     Attributes:
@@ -64,13 +64,15 @@ Drafting: TypeAlias = Generator[Sample, Continuation, Draft]
 """Yields requests, receives continuations."""
 
 
-def write_document(form: Form, draw: Draw, room: int) -> Drafting:
+def write_document(form: OutputSpec, draw: Draw, room: int) -> Drafting:
     """Write a document of at most ``room`` tokens."""
     found = yield draw((), room, form.document)
     return Draft(found.tokens, found.ended, not found.ended and len(found.tokens) >= room)
 
 
-def write_calls(form: Form, writer: LanguageModel, draw: Draw, room: int, opening: TokenIds) -> Drafting:
+def write_calls(
+    form: OutputSpec, writer: LanguageModel, draw: Draw, room: int, opening: TokenIds
+) -> Drafting:
     """Write a call behind its opening, and those that the model lets follow.
 
     Returns the opening too. Where there is no room for another call, those before it stand.

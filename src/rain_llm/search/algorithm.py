@@ -43,16 +43,16 @@ from typing import TypeAlias, cast
 
 import numpy as np
 
-from rain_llm.answer import Answer
 from rain_llm.errors import ModelError
-from rain_llm.evaluation import SelfEvaluator, Subject
-from rain_llm.form import Form, opening_of, opening_tokens, write_calls, write_document
+from rain_llm.judging.evaluator import JudgeInput, SelfEvaluator
 from rain_llm.models.base import LanguageModel
-from rain_llm.record import record
+from rain_llm.search.answer import Answer
+from rain_llm.search.output import OutputSpec, opening_of, opening_tokens, write_calls, write_document
+from rain_llm.search.record import record
+from rain_llm.search.shortest import shortest
+from rain_llm.search.tree import Node, SearchTree, greedy_prior
 from rain_llm.settings import PUNCTUATION, SENTENCE, RainSettings
-from rain_llm.shortest import shortest
 from rain_llm.tools import OPENING, described, read
-from rain_llm.tree import Node, SearchTree, greedy_prior
 from rain_llm.types import (
     Continuation,
     Embed,
@@ -146,13 +146,13 @@ class RainSearch:
     """
 
     prompt: TokenIds
-    subject: Subject
+    subject: JudgeInput
     writer: LanguageModel
     evaluator: SelfEvaluator
     settings: RainSettings
     seed: int
     guided: TokenIds = ()
-    form: Form = field(default_factory=Form)
+    form: OutputSpec = field(default_factory=OutputSpec)
     origin: int = field(init=False)  # seed of this prompt's answer: other prompts draw otherwise
     tree: SearchTree = field(init=False)
     answer: Answer = field(init=False)
@@ -711,7 +711,7 @@ class RainSearch:
         return seed_of(self.origin, kind, turn, *prefix[len(self.prompt) :])
 
 
-def calls_in(answer: Answer, origin: int, form: Form, more: TokenIds = ()) -> tuple[ToolCall, ...]:
+def calls_in(answer: Answer, origin: int, form: OutputSpec, more: TokenIds = ()) -> tuple[ToolCall, ...]:
     """Return the calls in an answer with ``more`` tokens behind it, under names that hang on its words."""
     if not form.call:
         return ()

@@ -28,13 +28,24 @@ from rain_llm.errors import (
     ServerError,
     ServerNotSupportedError,
 )
-from rain_llm.models.base import Errand
-from rain_llm.models.dialect import PATH, Ask, Bill, Body, Contexts, Drawn, Weighed, Wish, distinct, together
-from rain_llm.models.failures import Refused
+from rain_llm.models.base import PendingRequest
 from rain_llm.models.grammar import check, check_sample, fits, narrowed
-from rain_llm.models.probe import SENTENCE, Facts, identified, probed, server_vocabulary
-from rain_llm.models.replicas import Counts, Replica, Replicas, event_loop, in_loop
-from rain_llm.models.server_tokenizer import ServerTokenizer
+from rain_llm.models.servers.dialect import (
+    PATH,
+    Ask,
+    Body,
+    Completion,
+    Contexts,
+    Cost,
+    SampleRequest,
+    Weighed,
+    distinct,
+    together,
+)
+from rain_llm.models.servers.failures import Refused
+from rain_llm.models.servers.probe import SENTENCE, Facts, identified, probed, server_vocabulary
+from rain_llm.models.servers.replicas import Counts, Replica, Replicas, event_loop, in_loop
+from rain_llm.models.servers.tokenizer import ServerTokenizer
 from rain_llm.models.tokenizer import Text, Tokenizer
 from rain_llm.settings import ModelSettings
 from rain_llm.types import Continuation, Message, Sample, Samples, Score, Scores, TokenIds, Tool
@@ -42,7 +53,7 @@ from rain_llm.types import Continuation, Message, Sample, Samples, Score, Scores
 
 @dataclass(eq=False)
 class _Errand:
-    """A request that is under way; see ``base.Errand``."""
+    """A request that is under way; see ``base.PendingRequest``."""
 
     request: Sample | Score
     task: asyncio.Task[None] | None = None
@@ -53,7 +64,7 @@ class _Errand:
 
 
 @dataclass
-class Totals(Bill):
+class Totals(Cost):
     """What all requests together have cost, and how they fared."""
 
     http: Counts = field(default_factory=Counts)
@@ -164,7 +175,7 @@ class CompletionsModel:
         event_loop().call_soon_threadsafe(self._begin, errands, ask, done)
         return errands
 
-    def recall(self, errands: Sequence[Errand]) -> None:
+    def recall(self, errands: Sequence[PendingRequest]) -> None:
         """Give up what has not been answered: its connection is closed, and the server stops."""
         event_loop().call_soon_threadsafe(self._give_up, cast("Sequence[_Errand]", errands))
 
@@ -218,7 +229,7 @@ class CompletionsModel:
 
     async def _sample(self, errand: _Errand, ask: Ask) -> None:
         """Draw the continuations of a request."""
-        request, bill = cast(Sample, errand.request), Bill()
+        request, bill = cast(Sample, errand.request), Cost()
         if request.ranked:
             ranked = await self._dialect.rank(ask, request.prefix, min(request.n, self.text.size), bill)
             found = [self._continuation((place,)) for place in ranked]
@@ -226,7 +237,7 @@ class CompletionsModel:
             sampled = request.n - request.greedy_first
             wishes = [self._wish(request, greedy=True)] if request.greedy_first else []
             wishes += [self._wish(request, n=sampled)] if sampled else []
-            bills = [Bill() for _ in wishes]
+            bills = [Cost() for _ in wishes]
             drawing = zip(wishes, bills, strict=True)
             drawn = await together(self._dialect.draw(ask, *both) for both in drawing)
             for one in bills:
@@ -243,9 +254,9 @@ class CompletionsModel:
 
     def _wish(
         self, request: Sample, n: int = 1, greedy: bool = False, drawn: TokenIds = (), branch: int = 0
-    ) -> Wish:
+    ) -> SampleRequest:
         """Ask for what is left of a request behind what was ``drawn`` for its continuation ``branch``."""
-        return Wish(
+        return SampleRequest(
             request.prefix + drawn,
             n,
             request.max_tokens - len(drawn),
@@ -265,7 +276,9 @@ class CompletionsModel:
         pieces = enumerate(map(self.text.piece, range(self.text.size)))
         return frozenset(i for i, piece in pieces if any(sign < " " for sign in piece))
 
-    async def _whole(self, request: Sample, branch: int, drawn: Drawn, ask: Ask, bill: Bill) -> Continuation:
+    async def _whole(
+        self, request: Sample, branch: int, drawn: Completion, ask: Ask, bill: Cost
+    ) -> Continuation:
         """Cut a continuation where it should end; go on where the server has ended it too early.
 
         A stop string may be met inside of a token that ends otherwise.
@@ -285,7 +298,7 @@ class CompletionsModel:
             (drawn,) = await self._dialect.draw(ask, self._wish(request, 1, greedy, tokens, branch), bill)
             places += zip(drawn.tokens, drawn.logprobs, strict=True)
 
-    def _document(self, request: Sample, drawn: Drawn) -> Continuation:
+    def _document(self, request: Sample, drawn: Completion) -> Continuation:
         """Cut a document at its end; what the server has broken off is not gone on with.
 
         Servers hold a model to most of a schema, some not to all of it: what does not fit is not whole.
@@ -361,9 +374,9 @@ class CompletionsModel:
             if errand.error is None:
                 errand.reply = Scores(_summed(request, weighed), errand.model_tokens, errand.forwards)
 
-    async def _weigh(self, ask: Ask, contexts: Contexts) -> tuple[Weighed, dict[TokenIds, Exception], Bill]:
+    async def _weigh(self, ask: Ask, contexts: Contexts) -> tuple[Weighed, dict[TokenIds, Exception], Cost]:
         """Ask about contexts together; if they are refused, each alone, so that one spoils no other."""
-        bill = Bill()
+        bill = Cost()
         try:
             return await self._dialect.weigh(ask, contexts, bill), {}, bill
         except ServerError as error:
@@ -389,7 +402,7 @@ class CompletionsModel:
                 f"{self.context_length} tokens: shorten the prompt or ask for fewer tokens"
             )
 
-    def _charge(self, errand: _Errand, bill: Bill) -> None:
+    def _charge(self, errand: _Errand, bill: Cost) -> None:
         errand.model_tokens += bill.model_tokens
         errand.forwards = max(errand.forwards, bill.forwards)
         self.totals.add(bill)

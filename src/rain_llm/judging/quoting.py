@@ -12,7 +12,7 @@ the text says. So a text must not be able to
 
 **Defence.** All that a judge reads passes through :meth:`Quoter.readings`:
 
-* It is shown as it is seen (:mod:`rain_llm.spelling`), on one line.
+* It is shown as it is seen (:mod:`rain_llm.judging.spelling`), on one line.
 * The *words* are looked at, never the signs between them, so every sign, bracket, quote, table cell or tag
   is alike. Words of the question (fields), labels and a closed list of small words make up a *claim* where
   they stand next to each other. A claim is left out. It holds none but these words, so nothing else can be
@@ -36,8 +36,8 @@ from functools import lru_cache
 from itertools import pairwise
 
 from rain_llm.criteria import Criterion
-from rain_llm.spelling import closes, is_colon, opens, seen
-from rain_llm.vocabulary import Kind, Vocabulary, Word
+from rain_llm.judging.spelling import closes, is_colon, opens, seen
+from rain_llm.judging.vocabulary import Kind, Vocabulary, Word
 
 _ENDS = re.compile(r"\n|[.!?\u2026\u3002\uff01\uff1f][\"'\u2019\u201d)\]]{0,4}\s")
 _ATTACHED = ".!?,;\u2026)]\"'\u2019\u201d"  # signs that stay with the word before a claim

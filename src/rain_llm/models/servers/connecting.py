@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 
 from rain_llm.clock import current, result_of
 from rain_llm.errors import ServerError
-from rain_llm.models.completions import CompletionsModel
+from rain_llm.models.servers.completions import CompletionsModel
 from rain_llm.settings import ModelSettings
 
 _lock = threading.Lock()

@@ -16,7 +16,7 @@ from hashlib import blake2b
 from typing import Any, Protocol, TypeVar
 
 from rain_llm.bounds import CONTEXT
-from rain_llm.models.reading import Malformed, Node, Unreadable, is_number, shown, token_ids
+from rain_llm.models.servers.reading import Malformed, Node, Unreadable, is_number, shown, token_ids
 from rain_llm.types import TokenIds
 
 Found = TypeVar("Found")
@@ -52,7 +52,7 @@ _DIGITS = 9  # of a token id
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class SampleRequest:
     """What is to be drawn: as :class:`~rain_llm.types.Sample`, but ``temperature`` 0 is the likeliest token.
 
     Attributes:
@@ -76,7 +76,7 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class Completion:
     """One continuation as the server gives it.
 
     Attributes:
@@ -90,7 +90,7 @@ class Drawn:
 
 
 @dataclass
-class Bill:
+class Cost:
     """What a request has cost so far, by what the server reports.
 
     Attributes:
@@ -109,14 +109,14 @@ class Bill:
         """Tokens that went through the model."""
         return self.prompt_tokens - self.cached_tokens + self.drawn_tokens
 
-    def add(self, other: Bill) -> None:
+    def add(self, other: Cost) -> None:
         """Add up what was made one after another."""
         self.prompt_tokens += other.prompt_tokens
         self.cached_tokens += other.cached_tokens
         self.drawn_tokens += other.drawn_tokens
         self.forwards += other.forwards
 
-    def add_beside(self, other: Bill) -> None:
+    def add_beside(self, other: Cost) -> None:
         """Add up what was made at the same time."""
         forwards = max(self.forwards, other.forwards)
         self.add(other)
@@ -136,7 +136,7 @@ class Bill:
         self.prompt_tokens += length
         self.cached_tokens += found
 
-    def charge_drawn(self, drawn: Sequence[Drawn]) -> None:
+    def charge_drawn(self, drawn: Sequence[Completion]) -> None:
         """Count what was drawn side by side."""
         self.drawn_tokens += sum(max(0, len(one.tokens) - 1) for one in drawn)
         self.forwards += max(len(one.tokens) for one in drawn)
@@ -145,7 +145,7 @@ class Bill:
 class Dialect(Protocol):
     """How one kind of server is spoken to."""
 
-    async def draw(self, ask: Ask, wish: Wish, bill: Bill) -> list[Drawn]:
+    async def draw(self, ask: Ask, wish: SampleRequest, bill: Cost) -> list[Completion]:
         """Draw ``wish.n`` continuations."""
         ...
 
@@ -153,11 +153,11 @@ class Dialect(Protocol):
         """Divide the contexts of a round into those that are weighed by one call."""
         ...
 
-    async def rank(self, ask: Ask, prefix: TokenIds, n: int, bill: Bill) -> list[tuple[int, float]]:
+    async def rank(self, ask: Ask, prefix: TokenIds, n: int, bill: Cost) -> list[tuple[int, float]]:
         """Return the ``n`` likeliest tokens behind ``prefix``, in order, with their log-probabilities."""
         ...
 
-    async def weigh(self, ask: Ask, contexts: Contexts, bill: Bill) -> Weighed:
+    async def weigh(self, ask: Ask, contexts: Contexts, bill: Cost) -> Weighed:
         """Return the log-probability of each wanted token behind each prefix."""
         ...
 
@@ -205,7 +205,7 @@ def choices_of(reply: Any, count: int, model: str) -> list[Node]:
     return [choice for _, choice in sorted(zip(places, choices, strict=True), key=lambda pair: pair[0])]
 
 
-def drawn_from(tokens: Any, logprobs: Any, wish: Wish, finish: Any, size: int) -> Drawn:
+def drawn_from(tokens: Any, logprobs: Any, wish: SampleRequest, finish: Any, size: int) -> Completion:
     """Check one continuation, whose tokens are of a vocabulary of ``size``.
 
     Raises:
@@ -226,7 +226,7 @@ def drawn_from(tokens: Any, logprobs: Any, wish: Wish, finish: Any, size: int) -
         )
     if finish not in ("length", "stop"):
         raise Unreadable(f"ended a text for the reason {shown(finish)}")
-    return Drawn(drawn, tuple(map(nats, logprobs)))
+    return Completion(drawn, tuple(map(nats, logprobs)))
 
 
 def nats(found: Any) -> float:

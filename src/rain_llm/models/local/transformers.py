@@ -26,13 +26,13 @@ from rain_llm.errors import (
 from rain_llm.forks import renew_after_fork
 from rain_llm.models import which
 from rain_llm.models.base import Job
-from rain_llm.models.embedded import NAME, embedded_model, quiet_loading
 from rain_llm.models.grammar import Vocabulary, check_sample, vocabulary_of
-from rain_llm.models.jobs import SampleJob, ScoreJob
-from rain_llm.models.kv_cache import KVCache
-from rain_llm.models.packed import pack
+from rain_llm.models.local.embedded import NAME, embedded_model, quiet_loading
+from rain_llm.models.local.jobs import SampleJob, ScoreJob
+from rain_llm.models.local.kv_cache import KVCache
+from rain_llm.models.local.packed import pack
+from rain_llm.models.local.tree_attention import TREE_ATTENTION, Pass
 from rain_llm.models.tokenizer import Tokenizer, first_line, local_folder
-from rain_llm.models.tree_attention import TREE_ATTENTION, Pass
 from rain_llm.settings import ModelSettings
 from rain_llm.types import Message, Sample, Samples, Score, Scores, TokenIds, Tool
 

@@ -13,13 +13,13 @@ from typing import Any
 
 from rain_llm.bounds import CONTEXT, MODELS, REPLY_BYTES, SLOTS, VOCABULARY
 from rain_llm.errors import ModelNotFoundError, ServerError, ServerNotSupportedError
-from rain_llm.models.dialect import PATH, Bill, Body, Dialect, Wish, distinct
-from rain_llm.models.failures import STRANGE, Failed, Refused
-from rain_llm.models.llama_server import LlamaServer, token_bytes
-from rain_llm.models.reading import Node, Unreadable, token_ids
-from rain_llm.models.replicas import Replica, Replicas
-from rain_llm.models.sglang import Sglang
-from rain_llm.models.vllm import Vllm
+from rain_llm.models.servers.dialect import PATH, Body, Cost, Dialect, SampleRequest, distinct
+from rain_llm.models.servers.failures import STRANGE, Failed, Refused
+from rain_llm.models.servers.llama_server import LlamaServer, token_bytes
+from rain_llm.models.servers.reading import Node, Unreadable, token_ids
+from rain_llm.models.servers.replicas import Replica, Replicas
+from rain_llm.models.servers.sglang import Sglang
+from rain_llm.models.servers.vllm import Vllm
 from rain_llm.settings import ModelSettings
 from rain_llm.types import TokenIds
 
@@ -182,8 +182,8 @@ async def probed(
 
 async def _tried(dialect: Dialect, ask: Any, prefix: TokenIds, n: int) -> None:
     """Draw, and ask for the log-probability of what was drawn; both must agree."""
-    bill = Bill()
-    drawn = await dialect.draw(ask, Wish(prefix, n, 2, distinct(1)), bill)
+    bill = Cost()
+    drawn = await dialect.draw(ask, SampleRequest(prefix, n, 2, distinct(1)), bill)
     first, logprob = drawn[0].tokens[0], drawn[0].logprobs[0]
     other = prefix[-1] if prefix[-1] != first else prefix[0]
     weighed = await dialect.weigh(ask, {prefix: frozenset({first, other})}, bill)

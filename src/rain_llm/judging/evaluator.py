@@ -5,8 +5,8 @@ follow it. The difference of the options' log-probabilities is evidence in nats;
 pairs, frames and option orders, calibrated, it becomes a probability for each criterion.
 
 What is judged cannot answer the question in the judge's place: it is encoded as plain text, so no special
-token comes from it, and read without what would be an answer (:mod:`rain_llm.quoting`). Verdicts are read
-from log-probabilities at the question's own last token, never from text.
+token comes from it, and read without what would be an answer (:mod:`rain_llm.judging.quoting`). Verdicts are
+read from log-probabilities at the question's own last token, never from text.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias, TypeVar, cast
 
-from rain_llm.blindness import Blindness
 from rain_llm.criteria import (
     HARMLESS_ACTIONS,
     HARMLESSNESS,
@@ -26,11 +25,12 @@ from rain_llm.criteria import (
     placeholders,
 )
 from rain_llm.errors import LabelError, ModelError, PromptError, PromptTooLongError
-from rain_llm.evidence import pertinent
+from rain_llm.judging.blindness import Blindness
+from rain_llm.judging.evidence import pertinent
+from rain_llm.judging.quoting import quoter
+from rain_llm.judging.spelling import seen
 from rain_llm.models.base import LanguageModel
-from rain_llm.quoting import quoter
 from rain_llm.settings import EvaluationSettings
-from rain_llm.spelling import seen
 from rain_llm.types import CriterionScore, Message, Reply, Request, Score, Scores, TokenIds, Verdict
 
 Evidence: TypeAlias = tuple[float, ...]
@@ -47,7 +47,7 @@ _KEPT_CENTERS = 1024  # by query, there is one for each prompt
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class JudgeInput:
     """What an answer answers, as the judge sees it.
 
     Attributes:
@@ -108,7 +108,7 @@ class SelfEvaluator:
         self._encoded: dict[str, TokenIds] = {}  # worked examples
         self.blindness = Blindness(settings.mode == "hard")
 
-    def check(self, subject: Subject, max_new_tokens: int) -> None:
+    def check(self, subject: JudgeInput, max_new_tokens: int) -> None:
         """Refuse a subject that some criterion cannot be asked about.
 
         Raises:
@@ -132,7 +132,7 @@ class SelfEvaluator:
                 )
 
     def judge(
-        self, subject: Subject, answers: Sequence[str], calls: Sequence[str] = ()
+        self, subject: JudgeInput, answers: Sequence[str], calls: Sequence[str] = ()
     ) -> Asking[list[Verdict]]:
         """Judge each answer to ``subject``; an empty one never passes. Yields one round of Score requests.
 
@@ -183,7 +183,7 @@ class SelfEvaluator:
         self.blindness.hear([(subject, *parts) for parts in said], verdicts)
         return verdicts
 
-    def _applied(self, subject: Subject, answer: str, calls: str) -> list[tuple[Criterion, str]]:
+    def _applied(self, subject: JudgeInput, answer: str, calls: str) -> list[tuple[Criterion, str]]:
         """Return the criteria that apply to an answer, each with what it is asked about."""
         said = [c for c in self.settings.criteria if not self._lacks_context(c, subject)] or self._meanwhile
         pairs = [(c, answer) for c in said] if answer.strip() or not calls else []
@@ -191,12 +191,12 @@ class SelfEvaluator:
         done = done or list(self._doing_meanwhile)
         return pairs + ([(c, calls) for c in done] if calls else [])
 
-    def _lacks_context(self, criterion: Criterion, subject: Subject) -> bool:
+    def _lacks_context(self, criterion: Criterion, subject: JudgeInput) -> bool:
         """Whether a criterion would be asked about a context that is not there."""
         reads = self._style(criterion) not in ("choice", "guard")
         return reads and criterion.needs_context and not subject.context.strip()
 
-    def evidence(self, subject: Subject, answers: Sequence[str]) -> Asking[list[list[Evidence]]]:
+    def evidence(self, subject: JudgeInput, answers: Sequence[str]) -> Asking[list[list[Evidence]]]:
         """Ask what :meth:`judge` asks of each answer; return its evidence on each criterion.
 
         The questions of a choice come as they are and, with ``swap``, with the options swapped; those
@@ -242,7 +242,7 @@ class SelfEvaluator:
             criterion.name, probability, threshold, probability > threshold, probability > target, odds
         )
 
-    def _center(self, criterion: Criterion, subject: Subject) -> float | None:
+    def _center(self, criterion: Criterion, subject: JudgeInput) -> float | None:
         """Return the log-odds that mean 'cannot tell'; None if that is to be asked first."""
         calibration = criterion.calibration
         if calibration is None or self.settings.mode == "hard" or self._style(criterion) == "guard":
@@ -251,15 +251,15 @@ class SelfEvaluator:
             return calibration.center
         return self._centers.get(self._center_key(criterion, subject))
 
-    def _center_questions(self, criterion: Criterion, subject: Subject) -> list[list[_Question]]:
+    def _center_questions(self, criterion: Criterion, subject: JudgeInput) -> list[list[_Question]]:
         """Ask about texts that say nothing, or about the query alone: once, for all answers."""
         if criterion.calibration is not None and criterion.calibration.center == "query":
             return [self._questions(criterion, subject, "")]
-        nothing = Subject("", "", subject.dialogue)
+        nothing = JudgeInput("", "", subject.dialogue)
         return [self._questions(criterion, nothing, text) for text in CONTENT_FREE]
 
     @staticmethod
-    def _center_key(criterion: Criterion, subject: Subject) -> str:
+    def _center_key(criterion: Criterion, subject: JudgeInput) -> str:
         by_query = criterion.calibration is not None and criterion.calibration.center == "query"
         about = f"{criterion.name}\0{subject if by_query else subject.dialogue}"
         return hashlib.sha256(about.encode(errors="surrogatepass")).hexdigest()  # contexts may be long
@@ -284,7 +284,7 @@ class SelfEvaluator:
     # -- from a text to questions ------------------------------------------------------------------
 
     def _readings(
-        self, criterion: Criterion, subject: Subject, answer: str, *, acts: bool = False
+        self, criterion: Criterion, subject: JudgeInput, answer: str, *, acts: bool = False
     ) -> list[list[_Question]]:
         """Ask about an answer as it is, and without what may be verdicts of its own, if it holds such.
 
@@ -317,7 +317,7 @@ class SelfEvaluator:
                 asked.append(self._questions(criterion, replace(subject, query=query), said))
         return asked
 
-    def _questions(self, criterion: Criterion, subject: Subject, answer: str) -> list[_Question]:
+    def _questions(self, criterion: Criterion, subject: JudgeInput, answer: str) -> list[_Question]:
         if criterion.evidence and subject.context:
             shown = pertinent(subject.context, subject.query, answer)
             subject = replace(subject, context=shown)
@@ -333,14 +333,14 @@ class SelfEvaluator:
     def _style(self, criterion: Criterion) -> str:
         return criterion.style or self.settings.style
 
-    def _label_questions(self, criterion: Criterion, subject: Subject, answer: str) -> list[_Question]:
+    def _label_questions(self, criterion: Criterion, subject: JudgeInput, answer: str) -> list[_Question]:
         """Ask for the pairs of label words behind every frame."""
         options = tuple(label for pair in self._labels[criterion.name] for label in pair)
         quote = quoter(criterion).read
         questions = []
         for frame in criterion.frames:
             shown = [
-                _fill(frame, Subject(e.query, "", subject.dialogue), e.answer)
+                _fill(frame, JudgeInput(e.query, "", subject.dialogue), e.answer)
                 + f" {criterion.labels[0][0 if e.good else 1]}"
                 for e in self._examples(criterion)
             ]
@@ -349,7 +349,7 @@ class SelfEvaluator:
             questions += [_Question((score, i), (score, i + 1)) for i in range(0, len(options), 2)]
         return questions
 
-    def _choice_questions(self, criterion: Criterion, subject: Subject, answer: str) -> list[_Question]:
+    def _choice_questions(self, criterion: Criterion, subject: JudgeInput, answer: str) -> list[_Question]:
         """Ask the multiple-choice question, and again with the options swapped (paper, section 3).
 
         The question stands before the text, where all answers share it; the options behind.
@@ -367,7 +367,7 @@ class SelfEvaluator:
         shown = []
         for i, example in enumerate(self._examples(criterion)):
             swapped = i % 4 > 1  # the examples take both orders by turns, so that both questions share them
-            text = _fill(shape, Subject(example.query, "", subject.dialogue), example.answer)
+            text = _fill(shape, JudgeInput(example.query, "", subject.dialogue), example.answer)
             letter = "A" if example.good != swapped else "B"
             shown.append(f"{ask(text, swapped)}{letter}) {example.why}")
         questions = []
@@ -378,7 +378,7 @@ class SelfEvaluator:
             questions.append(_Question((score, good), (score, 1 - good)))
         return questions
 
-    def _channel_questions(self, criterion: Criterion, subject: Subject, answer: str) -> list[_Question]:
+    def _channel_questions(self, criterion: Criterion, subject: JudgeInput, answer: str) -> list[_Question]:
         """Weigh the answer behind a good and behind a bad context, per token."""
         channel = criterion.channel
         assert channel is not None  # settings refuse a style without material
@@ -393,7 +393,7 @@ class SelfEvaluator:
         )
         return [_Question((good, 0), (bad, 0), len(said), channel.measure == "share")]
 
-    def _guard_questions(self, criterion: Criterion, subject: Subject, answer: str) -> list[_Question]:
+    def _guard_questions(self, criterion: Criterion, subject: JudgeInput, answer: str) -> list[_Question]:
         """Show a guard model the conversation as such: each text in its turn, where it is only text."""
         guard = criterion.guard
         assert guard is not None  # settings refuse a style without material
@@ -474,7 +474,7 @@ def votes(evidence: Evidence) -> float:
     return sum(0.5 + 0.5 * ((e > 0) - (e < 0)) for e in evidence) / len(evidence)
 
 
-def _shape(subject: Subject) -> str:
+def _shape(subject: JudgeInput) -> str:
     """Return how a multiple-choice question shows its subject."""
     passage = "Passage: {context}\n\n" if subject.context else ""
     return passage + ("Human: {query}\n\nAssistant: {answer}" if subject.dialogue else "Text: {text}")
@@ -484,7 +484,7 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _fill(template: str, subject: Subject, answer: str, quote: Callable[[str], str] = _one_line) -> str:
+def _fill(template: str, subject: JudgeInput, answer: str, quote: Callable[[str], str] = _one_line) -> str:
     """Put what is judged into a template; ``quote``: as what it is read."""
     names = placeholders(template)
     parts = {"query": subject.query, "answer": answer, "context": subject.context}

@@ -12,21 +12,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rain_llm.bounds import CONTEXT, VOCABULARY
-from rain_llm.models.dialect import (
+from rain_llm.models.servers.dialect import (
     FORCE,
     Ask,
-    Bill,
     Body,
+    Completion,
     Contexts,
-    Drawn,
+    Cost,
+    SampleRequest,
     Weighed,
-    Wish,
     choices_of,
     distinct,
     drawn_from,
     nats,
 )
-from rain_llm.models.reading import Malformed, Node, Unreadable, shown
+from rain_llm.models.servers.reading import Malformed, Node, Unreadable, shown
 from rain_llm.types import TokenIds
 
 _BELOW = 40.0  # nats between the biases of the wanted tokens and that of the drawn one
@@ -49,7 +49,7 @@ class LlamaServer:
     common: int
     size: int = VOCABULARY
 
-    async def draw(self, ask: Ask, wish: Wish, bill: Bill) -> list[Drawn]:
+    async def draw(self, ask: Ask, wish: SampleRequest, bill: Cost) -> list[Completion]:
         """Draw as many continuations by a request as there are slots; with ``ends``, one.
 
         A whole reply leaves out the tokens of a stop string; a stream has them. Both leave out those that
@@ -57,7 +57,7 @@ class LlamaServer:
         in a way that gives all ids, though not all log-probabilities.
         """
         most = 1 if wish.ends else self.slots
-        found: list[Drawn] = []
+        found: list[Completion] = []
         for done in range(0, wish.n, most):  # one after another: the next finds the prefix in the cache
             size = min(most, wish.n - done)
             seed = distinct(wish.seed, done) if done else wish.seed
@@ -73,8 +73,8 @@ class LlamaServer:
         bill.charge_drawn(found)
         return found
 
-    def _reader(self, wish: Wish, size: int, bill: Bill) -> Callable[[Any], list[Drawn | None]]:
-        def read(reply: Any) -> list[Drawn | None]:
+    def _reader(self, wish: SampleRequest, size: int, bill: Cost) -> Callable[[Any], list[Completion | None]]:
+        def read(reply: Any) -> list[Completion | None]:
             if isinstance(reply, list):
                 reply = _joined(reply)
             choices = choices_of(reply, size, self.model)
@@ -85,7 +85,7 @@ class LlamaServer:
 
         return read
 
-    def _complete(self, choice: Node, wish: Wish, told: int | None) -> Drawn | None:
+    def _complete(self, choice: Node, wish: SampleRequest, told: int | None) -> Completion | None:
         """Read a continuation; None if tokens are missing. ``told`` is how many were drawn, if known."""
         places = _content(choice)
         finish = choice["finish_reason"].value
@@ -97,7 +97,7 @@ class LlamaServer:
         tokens, logprobs = ([place[key].value for place in places] for key in ("id", "logprob"))
         return drawn_from(tokens, logprobs, wish, finish, self.size)
 
-    async def _by_ids(self, ask: Ask, wish: Wish, bill: Bill) -> Drawn:
+    async def _by_ids(self, ask: Ask, wish: SampleRequest, bill: Cost) -> Completion:
         """Draw one continuation by llama-server's own way, and ask what each token's log-probability is."""
         body = self._body(wish) | {
             "n_predict": wish.max_tokens,
@@ -118,9 +118,9 @@ class LlamaServer:
         tokens: TokenIds = await ask(body, read, "/completion")
         places = [(wish.prefix + tokens[:i], token) for i, token in enumerate(tokens)]
         weighed = await self.weigh(ask, {prefix: frozenset({token}) for prefix, token in places}, bill)
-        return Drawn(tokens, tuple(weighed[prefix][token] for prefix, token in places))
+        return Completion(tokens, tuple(weighed[prefix][token] for prefix, token in places))
 
-    async def rank(self, ask: Ask, prefix: TokenIds, n: int, bill: Bill) -> list[tuple[int, float]]:
+    async def rank(self, ask: Ask, prefix: TokenIds, n: int, bill: Cost) -> list[tuple[int, float]]:
         """Ask for the likeliest tokens at one place; as many as the vocabulary has."""
         body = self._forced(prefix, {self.common: FORCE}) | {"logprobs": n}
 
@@ -139,7 +139,7 @@ class LlamaServer:
         """All by one call, which asks about one after another."""
         return [list(prefixes)]
 
-    async def weigh(self, ask: Ask, contexts: Contexts, bill: Bill) -> Weighed:
+    async def weigh(self, ask: Ask, contexts: Contexts, bill: Cost) -> Weighed:
         """Ask about one prefix after another: the next finds the common part in the cache.
 
         By logit biases the ``common`` token is drawn for certain. One request tells how likely the wanted
@@ -164,7 +164,7 @@ class LlamaServer:
 
     def _forced(self, prefix: TokenIds, biases: Mapping[int, float]) -> Body:
         """Draw one token, with these logit biases."""
-        return self._body(Wish(prefix, 1, 1, 1, temperature=0)) | {
+        return self._body(SampleRequest(prefix, 1, 1, 1, temperature=0)) | {
             "logit_bias": [[token, bias] for token, bias in biases.items()],
             "logprobs": len(biases),
         }
@@ -172,7 +172,7 @@ class LlamaServer:
     def _id(self, place: Node) -> int:
         return place["id"].whole(0, self.size - 1)
 
-    def _place(self, reply: Any, prefix: TokenIds, bill: Bill) -> Node:
+    def _place(self, reply: Any, prefix: TokenIds, bill: Cost) -> Node:
         """Read what is said of the one token that was drawn, which must be the ``common`` one.
 
         Raises:
@@ -184,7 +184,7 @@ class LlamaServer:
             raise Unreadable(f"ignored a logit bias: token {self.common} was not drawn")
         return places[0]
 
-    def _chances(self, prefix: TokenIds, wanted: set[int], bill: Bill) -> Callable[[Any], dict[int, float]]:
+    def _chances(self, prefix: TokenIds, wanted: set[int], bill: Cost) -> Callable[[Any], dict[int, float]]:
         def read(reply: Any) -> dict[int, float]:
             top = self._place(reply, prefix, bill)["top_probs"].items()
             chances = {self._id(place): place["prob"].number(0, 1 + _ROUNDING) for place in top}
@@ -196,10 +196,10 @@ class LlamaServer:
 
         return read
 
-    def _logprob(self, prefix: TokenIds, bill: Bill) -> Callable[[Any], float]:
+    def _logprob(self, prefix: TokenIds, bill: Cost) -> Callable[[Any], float]:
         return lambda reply: nats(self._place(reply, prefix, bill)["logprob"].value)
 
-    def _body(self, wish: Wish) -> Body:
+    def _body(self, wish: SampleRequest) -> Body:
         return {
             "model": self.model,
             "prompt": list(wish.prefix),

@@ -35,8 +35,8 @@ from rain_llm.bounds import DESCRIPTION_BYTES, QUOTED, REPLY_BYTES
 from rain_llm.clock import result_of
 from rain_llm.errors import ModelError, ServerError, SettingsError
 from rain_llm.forks import renew_after_fork
-from rain_llm.models import proxies
-from rain_llm.models.failures import (
+from rain_llm.models.servers import proxies
+from rain_llm.models.servers.failures import (
     FIRST_PAUSE_S,
     STRANGE,
     Failed,
@@ -47,9 +47,9 @@ from rain_llm.models.failures import (
     refused,
     said,
 )
-from rain_llm.models.quoting import Quoting
-from rain_llm.models.reading import Malformed, Unreadable
-from rain_llm.models.transport import Reply, exchange, new_client
+from rain_llm.models.servers.quoting import Quoting
+from rain_llm.models.servers.reading import Malformed, Unreadable
+from rain_llm.models.servers.transport import Reply, exchange, new_client
 from rain_llm.settings import ServerLimits
 
 _NOT_NOW = {408, 429, 502, 503, 504}

@@ -33,7 +33,7 @@ from jinja2.visitor import NodeTransformer
 from markupsafe import EscapeFormatter, Markup
 
 from rain_llm.bounds import TEMPLATE_BYTES, TEMPLATE_VALUE
-from rain_llm.models.template_budget import (
+from rain_llm.models.templates.budget import (
     GROWTH,
     WIDTH,
     BoundError,

@@ -12,9 +12,9 @@ from typing import Any
 
 from rain_llm.bounds import REPLY_BYTES
 from rain_llm.errors import ModelNotSupportedError, PromptError
-from rain_llm.models.chat_template import OPTIONS, ChatTemplate
-from rain_llm.models.failures import Refused
-from rain_llm.models.reading import Node
+from rain_llm.models.servers.failures import Refused
+from rain_llm.models.servers.reading import Node
+from rain_llm.models.templates.chat_template import OPTIONS, ChatTemplate
 from rain_llm.types import Message, TokenIds, Tool
 
 Post = Callable[[str, dict[str, Any], Callable[[Any], Any]], Any]

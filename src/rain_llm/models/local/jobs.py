@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from rain_llm.models.grammar import Matcher
-from rain_llm.models.kv_cache import Path
-from rain_llm.models.tree_attention import Pass
+from rain_llm.models.local.kv_cache import Path
+from rain_llm.models.local.tree_attention import Pass
 from rain_llm.types import Continuation, Sample, Samples, Score, Scores, TokenIds
 
 CHUNK = 512

@@ -12,24 +12,24 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rain_llm.bounds import VOCABULARY
-from rain_llm.models.dialect import (
+from rain_llm.models.servers.dialect import (
     BAR,
     FORCE,
     NONSENSE,
     Ask,
-    Bill,
     Body,
+    Completion,
     Contexts,
-    Drawn,
+    Cost,
+    SampleRequest,
     Weighed,
-    Wish,
     choices_of,
     drawn_from,
     nats,
     numbered,
     together,
 )
-from rain_llm.models.reading import Node, Unreadable, is_number
+from rain_llm.models.servers.reading import Node, Unreadable, is_number
 from rain_llm.types import TokenIds
 
 _SINGLY, _BATCH = 8, 64  # contexts that are asked one by one; prompts of one request
@@ -51,27 +51,29 @@ class Vllm:
     knows_labels: bool = True
     size: int = VOCABULARY
 
-    async def draw(self, ask: Ask, wish: Wish, bill: Bill) -> list[Drawn]:
+    async def draw(self, ask: Ask, wish: SampleRequest, bill: Cost) -> list[Completion]:
         """Draw all continuations by one request."""
 
-        def read(reply: Any) -> list[Drawn]:
+        def read(reply: Any) -> list[Completion]:
             choices = choices_of(reply, wish.n, self.model)
             bill.charge_prompt(reply, len(wish.prefix))
             return [self._drawn(choice, wish) for choice in choices]
 
-        drawn: list[Drawn] = await ask(self._body(wish), read)
+        drawn: list[Completion] = await ask(self._body(wish), read)
         bill.charge_drawn(drawn)
         return drawn
 
-    async def rank(self, ask: Ask, prefix: TokenIds, n: int, bill: Bill) -> list[tuple[int, float]]:
+    async def rank(self, ask: Ask, prefix: TokenIds, n: int, bill: Cost) -> list[tuple[int, float]]:
         """Ask for the likeliest tokens at one place.
 
         vLLM 0.32 gives nonsense for these while another request asks for labels (its sampler fills a row
         with -9999). Then they are read from the prompt's own log-probabilities, before a token more:
         right, but not cached.
         """
-        likeliest = self._body(Wish(prefix, 1, 1, 1, temperature=0)) | {"logprobs": n}
-        before = self._body(Wish((*prefix, prefix[-1]), 1, 1, 1, temperature=0)) | {"prompt_logprobs": n}
+        likeliest = self._body(SampleRequest(prefix, 1, 1, 1, temperature=0)) | {"logprobs": n}
+        before = self._body(SampleRequest((*prefix, prefix[-1]), 1, 1, 1, temperature=0)) | {
+            "prompt_logprobs": n
+        }
 
         def read(reply: Any) -> dict[int, float]:
             (choice,) = choices_of(reply, 1, self.model)
@@ -105,7 +107,7 @@ class Vllm:
         size = 1 if len(prefixes) <= _SINGLY else _BATCH
         return [list(prefixes[i : i + size]) for i in range(0, len(prefixes), size)]
 
-    async def weigh(self, ask: Ask, contexts: Contexts, bill: Bill) -> Weighed:
+    async def weigh(self, ask: Ask, contexts: Contexts, bill: Cost) -> Weighed:
         """Ask about all prefixes by one request."""
         if not self.knows_labels:
             pairs = [(prefix, token) for prefix, tokens in contexts.items() for token in sorted(tokens)]
@@ -124,9 +126,9 @@ class Vllm:
                 weighed[prefix] |= told
         return weighed
 
-    async def _weigh(self, ask: Ask, contexts: Contexts, bill: Bill) -> Weighed:
+    async def _weigh(self, ask: Ask, contexts: Contexts, bill: Cost) -> Weighed:
         prefixes = list(contexts)
-        body = self._body(Wish(prefixes[0], 1, 1, 1, temperature=0)) | {
+        body = self._body(SampleRequest(prefixes[0], 1, 1, 1, temperature=0)) | {
             "prompt": [list(prefix) for prefix in prefixes],
             "logprob_token_ids": sorted(set().union(*contexts.values())),
         }
@@ -146,9 +148,9 @@ class Vllm:
         bill.forwards += 1
         return weighed
 
-    async def _force(self, ask: Ask, prefix: TokenIds, token: int, bill: Bill) -> float:
+    async def _force(self, ask: Ask, prefix: TokenIds, token: int, bill: Cost) -> float:
         """Make a token certain; its log-probability is told as if it were not."""
-        wish = Wish(prefix, 1, 1, 1, temperature=0)
+        wish = SampleRequest(prefix, 1, 1, 1, temperature=0)
 
         def read(reply: Any) -> float:
             (choice,) = choices_of(reply, 1, self.model)
@@ -161,7 +163,7 @@ class Vllm:
         logprob: float = await ask(self._body(wish) | {"logit_bias": {str(token): FORCE}}, read)
         return logprob
 
-    def _body(self, wish: Wish) -> Body:
+    def _body(self, wish: SampleRequest) -> Body:
         return {
             "model": self.model,
             "prompt": list(wish.prefix),
@@ -182,7 +184,7 @@ class Vllm:
             "stream": False,
         } | (self._held_to(wish) if wish.schema else {})
 
-    def _held_to(self, wish: Wish) -> Body:
+    def _held_to(self, wish: SampleRequest) -> Body:
         """As a structural tag, which alone bounds white space by request: one character between two parts.
 
         xgrammar 0.2 takes control characters in strings of a bounded length, which JSON does not.
@@ -192,7 +194,7 @@ class Vllm:
         biases = {str(token): BAR for token in sorted(wish.barred)}
         return {"structured_outputs": {"structural_tag": json.dumps(tag)}, "logit_bias": biases}
 
-    def _drawn(self, choice: Node, wish: Wish) -> Drawn:
+    def _drawn(self, choice: Node, wish: SampleRequest) -> Completion:
         logprobs = choice["logprobs"]["token_logprobs"].value
         finish = choice["finish_reason"].value
         drawn = drawn_from(choice["token_ids"].value, logprobs, wish, finish, self.size)

@@ -2,7 +2,7 @@
 
 A pass holds the new tokens of all branches of all requests side by side, without padding. Each token
 knows its position and attends to the slots on its own path only (a *tree mask*); its keys and values
-go into the shared :class:`~rain_llm.models.kv_cache.KVCache`. transformers runs the network; only the
+go into the shared :class:`~rain_llm.models.local.kv_cache.KVCache`. transformers runs the network; only the
 attention is ours, plugged in through its attention interface.
 """
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rain_llm.errors import ModelNotSupportedError
-from rain_llm.models.kv_cache import KVCache, Path, Slots
+from rain_llm.models.local.kv_cache import KVCache, Path, Slots
 from rain_llm.types import TokenIds
 
 TREE_ATTENTION = "rain_tree"

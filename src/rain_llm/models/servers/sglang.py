@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rain_llm.models.dialect import Ask, Bill, Body, Contexts, Weighed, Wish, nats, together
-from rain_llm.models.reading import Node, Unreadable, token_ids
-from rain_llm.models.vllm import Vllm
+from rain_llm.models.servers.dialect import Ask, Body, Contexts, Cost, SampleRequest, Weighed, nats, together
+from rain_llm.models.servers.reading import Node, Unreadable, token_ids
+from rain_llm.models.servers.vllm import Vllm
 from rain_llm.types import TokenIds
 
 
@@ -21,18 +21,18 @@ from rain_llm.types import TokenIds
 class Sglang(Vllm):
     """SGLang, by its documentation."""
 
-    async def weigh(self, ask: Ask, contexts: Contexts, bill: Bill) -> Weighed:
+    async def weigh(self, ask: Ask, contexts: Contexts, bill: Cost) -> Weighed:
         """Ask about each prefix by a request of its own."""
         asked = (self._labels(ask, prefix, wanted, bill) for prefix, wanted in contexts.items())
         found = dict(zip(contexts, await together(asked), strict=True))
         bill.forwards += 1
         return found
 
-    def _held_to(self, wish: Wish) -> Body:
+    def _held_to(self, wish: SampleRequest) -> Body:
         return {"json_schema": wish.schema}
 
     async def _labels(
-        self, ask: Ask, prefix: TokenIds, wanted: frozenset[int], bill: Bill
+        self, ask: Ask, prefix: TokenIds, wanted: frozenset[int], bill: Cost
     ) -> dict[int, float]:
         body = {
             "input_ids": list(prefix),

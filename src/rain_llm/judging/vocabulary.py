@@ -1,8 +1,8 @@
 """The words that a verdict could be made of, and how they are found in a text.
 
-A word is known by what it seems to spell (:mod:`rain_llm.spelling`). What is known may be left out of what
-a judge reads (:mod:`rain_llm.quoting`), so no word stands here that could do harm in any language: German
-"die" and "war" do not.
+A word is known by what it seems to spell (:mod:`rain_llm.judging.spelling`). What is known may be left out of
+what a judge reads (:mod:`rain_llm.judging.quoting`), so no word stands here that could do harm in any
+language: German "die" and "war" do not.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Literal, NamedTuple, TypeAlias
 
 from rain_llm.criteria import BUILT_IN, Criterion
-from rain_llm.spelling import closes, form, opens, seen, spelled
+from rain_llm.judging.spelling import closes, form, opens, seen, spelled
 
 _FIELDS = """
     tone sentiment emotion mood style attitude manner polarity intent stance vibe note remark check

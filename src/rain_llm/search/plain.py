@@ -8,13 +8,13 @@ from typing import cast
 
 import numpy as np
 
-from rain_llm.answer import Answer
-from rain_llm.evaluation import SelfEvaluator, Subject
-from rain_llm.form import Form, opening_of, opening_tokens, write_calls, write_document
+from rain_llm.judging.evaluator import JudgeInput, SelfEvaluator
+from rain_llm.judging.splitting import Span
 from rain_llm.models.base import LanguageModel
-from rain_llm.search import Interrupted, Outcome, Replies, Search, calls_in, seed_of
+from rain_llm.search.algorithm import Interrupted, Outcome, Replies, Search, calls_in, seed_of
+from rain_llm.search.answer import Answer
+from rain_llm.search.output import OutputSpec, opening_of, opening_tokens, write_calls, write_document
 from rain_llm.settings import RainSettings
-from rain_llm.splitting import Span
 from rain_llm.tools import described
 from rain_llm.types import Continuation, Request, Sample, Samples, Step, StopReason, TokenIds, Verdict
 
@@ -44,12 +44,12 @@ class Given:
 
 def plain_search(
     prompt: TokenIds,
-    subject: Subject,
+    subject: JudgeInput,
     writer: LanguageModel,
     evaluator: SelfEvaluator | None,
     settings: RainSettings,
     seed: int,
-    form: Form,
+    form: OutputSpec,
 ) -> Search:
     """Sample an answer without a guard; judge it at the end if there is an ``evaluator``."""
     drawing = settings.generation
@@ -138,7 +138,7 @@ def plain_search(
     )
 
 
-def only_judge(evaluator: SelfEvaluator, subject: Subject, text: str, calls: str) -> Search:
+def only_judge(evaluator: SelfEvaluator, subject: JudgeInput, text: str, calls: str) -> Search:
     """Judge a text, and calls in words, that are there already."""
     try:
         (verdict,) = yield from evaluator.judge(subject, [text], [calls])

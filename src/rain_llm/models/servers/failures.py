@@ -10,9 +10,9 @@ import httpx
 
 from rain_llm.bounds import EVENTS
 from rain_llm.errors import PromptTooLongError, ServerError
-from rain_llm.models.reading import Malformed, parsed
+from rain_llm.models.servers.reading import Malformed, parsed
+from rain_llm.models.servers.transport import Reply
 from rain_llm.models.tokenizer import first_line
-from rain_llm.models.transport import Reply
 from rain_llm.settings import ServerLimits
 
 FIRST_PAUSE_S = 0.2

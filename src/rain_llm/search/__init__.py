@@ -1,0 +1,1 @@
+"""The search: the algorithm of the paper and its parts."""
