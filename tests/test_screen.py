@@ -186,7 +186,7 @@ def without(monkeypatch):
         for name in names:
             monkeypatch.setitem(sys.modules, name, None)
         for module in ("transformers", "kv_cache", "packed", "tree_attention", "jobs"):
-            monkeypatch.delitem(sys.modules, f"rain_llm.models.{module}", raising=False)
+            monkeypatch.delitem(sys.modules, f"rain_llm.models.local.{module}", raising=False)
         monkeypatch.setattr(engine, "_models", {})
         monkeypatch.setattr(engine, "_runtimes", {})
 
