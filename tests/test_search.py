@@ -16,7 +16,8 @@ from rain_llm import Criterion, RainSettings, Step, StopReason
 from rain_llm.judging.evaluator import JudgeInput, SelfEvaluator
 from rain_llm.models.base import Embedder
 from rain_llm.models.scripted import END, ScriptedModel, script
-from rain_llm.search.algorithm import Interrupted, Outcome, RainSearch
+from rain_llm.search.algorithm import RainSearch
+from rain_llm.search.outcome import Interrupted, Outcome
 from rain_llm.settings import PUNCTUATION
 from rain_llm.types import (
     Candidate,
@@ -414,7 +415,7 @@ def test_without_foresight_nothing_is_asked_that_is_not_used():
     model = ScriptedModel(script(ENDLESS), opinion(lambda _: 1.0))
     search = {"similarity": None, "foresight": 0}
     run = write(model, paper(generation={"max_new_tokens": 14}, search=search))
-    assert not run.search.ahead
+    assert not run.search.prefetch.replies
 
 
 def test_a_leaf_that_is_visited_once_gets_no_candidates():
@@ -422,7 +423,7 @@ def test_a_leaf_that_is_visited_once_gets_no_candidates():
     search = {"similarity": None, "addition": None, "foresight": 0, "iterations": 6, "extra_iterations": 0}
     run = write(model, paper(generation={"max_new_tokens": 1}, search=search))
     several = [request for request in run.asked(Sample) if request.n > 1]
-    assert [request.prefix for request in several] == [run.search.prompt]
+    assert [request.prefix for request in several] == [run.search.state.prompt]
 
 
 def test_a_rejected_draft_does_not_leave_its_next_token_behind():
@@ -433,8 +434,8 @@ def test_a_rejected_draft_does_not_leave_its_next_token_behind():
         text = "".join(step.text for step in run.steps)
         assert run.outcome.text == text
         assert len(run.outcome.tokens) == 30
-        place = len(run.search.prompt) + len(run.outcome.tokens)
-        assert all(len(request.prefix) >= place for request in run.search.ahead)
+        place = len(run.search.state.prompt) + len(run.outcome.tokens)
+        assert all(len(request.prefix) >= place for request in run.search.prefetch.replies)
 
 
 @pytest.mark.parametrize("leaves", [1, 3])
@@ -460,8 +461,8 @@ def test_a_better_verdict_renews_the_patience():
 def test_verdicts_on_what_was_rewound_are_forgotten():
     model = ScriptedModel(script(ENDLESS), opinion(wording(lu=-3.0, la=1.0)))
     run = write(model, keeping(search={"iterations": 6}))
-    assert run.outcome.evaluations > len(run.search.verdicts)
-    assert all(text.startswith(run.outcome.text) for text in run.search.verdicts)
+    assert run.outcome.evaluations > len(run.search.verdicts.of)
+    assert all(text.startswith(run.outcome.text) for text in run.search.verdicts.of)
 
 
 def test_a_step_ends_when_what_is_left_cannot_change_its_choice():
@@ -756,7 +757,7 @@ def test_several_leaves_are_looked_at_in_one_round():
     sizes = [len(requests) for requests in run.rounds if isinstance(requests[0], Sample)]
     assert sizes[:3] == [1, 4, 4]  # the first draft alone, then four at once
     assert {step.iterations for step in run.steps} == {9}
-    assert all((node.held, node.opening) == (0, 0) for node in run.search.tree.root.walk())
+    assert all((node.held, node.opening) == (0, 0) for node in run.search.state.tree.root.walk())
 
 
 def test_what_other_drafts_found_below_the_committed_one_is_kept():
@@ -981,7 +982,7 @@ def test_any_search_ends_and_adds_up(
     assert len(outcome.tokens) <= drawing["max_new_tokens"]
     assert outcome.tokens == tuple(token for step in run.steps for token in step.tokens)
     assert not any(stop in outcome.text.removesuffix(REFUSAL) for stop in drawing["stop"])
-    decode = run.search.writer.decode
+    decode = run.search.state.writer.decode
     assert decode(outcome.tokens).startswith(outcome.text.removesuffix(REFUSAL).rstrip("\n"))
     reasons = {StopReason.EOS, StopReason.STOP, StopReason.LENGTH}
     unsafe = {"best": set(), "refuse": {StopReason.REFUSED}, "raise": {StopReason.UNSAFE}}[on_unsafe]
@@ -1000,13 +1001,15 @@ def test_any_search_ends_and_adds_up(
     # A text that may hold a verdict of its own is asked about twice: with it and without.
     assert len(questions) <= 2 * outcome.evaluations
     assert outcome.evaluations <= outcome.iterations + len(run.steps)
-    for node in run.search.tree.root.walk():
+    for node in run.search.state.tree.root.walk():
         assert (node.held, node.opening) == (0, 0)
     # Nothing is asked twice, and of what was asked only what may come again is kept.
     drawn = run.asked(Sample)
     assert len(set(drawn)) == len(drawn)
-    here = run.search.prompt + outcome.tokens
-    prefixes = [request.prefix for request in run.search.ahead] + [prefix for prefix, _ in run.search.turns]
+    here = run.search.state.prompt + outcome.tokens
+    prefixes = [request.prefix for request in run.search.prefetch.replies] + [
+        prefix for prefix, _ in run.search.state.turns
+    ]
     assert all(prefix[: len(here)] == here for prefix in prefixes)
 
 
@@ -1133,7 +1136,7 @@ GUIDE = "Be kind. "
 
 def guided_search(model: ScriptedModel, settings: RainSettings) -> RainSearch:
     search = new_search(model, settings)
-    search.guided = model.encode(GUIDE + "It is")
+    search.state.guided = model.encode(GUIDE + "It is")
     return search
 
 
@@ -1142,14 +1145,16 @@ def test_the_first_draft_of_a_step_is_the_prompts_own_and_what_follows_a_rewind_
     search = guided_search(model, keeping())
     run = drive(search, by_model(model))
     drafts = [request.prefix for request in run.asked(Sample) if request.max_tokens > 1]
-    own = [prefix for prefix in drafts if prefix[: len(search.prompt)] == search.prompt]
-    guided = [prefix for prefix in drafts if prefix[: len(search.guided)] == search.guided]
+    own = [prefix for prefix in drafts if prefix[: len(search.state.prompt)] == search.state.prompt]
+    guided = [prefix for prefix in drafts if prefix[: len(search.state.guided)] == search.state.guided]
     sentence = run.steps[0].tokens
-    assert drafts[0] == search.prompt and run.steps[0].accepted  # the first sentence is good at once
-    assert drafts[1][: len(search.prompt + sentence)] == search.prompt + sentence
+    assert drafts[0] == search.state.prompt and run.steps[0].accepted  # the first sentence is good at once
+    assert drafts[1][: len(search.state.prompt + sentence)] == search.state.prompt + sentence
     assert len(own) <= len(run.steps) and len(own) + len(guided) == len(drafts)
     assert len(guided) >= keeping().search.iterations - 1  # the second never is
-    assert all(prefix[: len(search.guided + sentence)] == search.guided + sentence for prefix in guided)
+    assert all(
+        prefix[: len(search.state.guided + sentence)] == search.state.guided + sentence for prefix in guided
+    )
 
 
 def test_a_guide_finds_what_the_prompts_own_drafts_do_not() -> None:

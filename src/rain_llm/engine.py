@@ -35,7 +35,8 @@ from rain_llm.models import which
 from rain_llm.models.base import Embedder, Forgetful, LanguageModel
 from rain_llm.models.described import known_of
 from rain_llm.scheduler import Event, Finished, Scheduler, Ticket
-from rain_llm.search.algorithm import RainSearch, Search
+from rain_llm.search.algorithm import RainSearch
+from rain_llm.search.outcome import Search
 from rain_llm.search.output import OutputSpec
 from rain_llm.search.plain import Given, only_judge, plain_search
 from rain_llm.search.sentences import explained, only_judge_sentences, spans_of

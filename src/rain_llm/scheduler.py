@@ -24,7 +24,7 @@ from typing import Any, Protocol, TypeAlias, cast
 from rain_llm.clock import Call, working_for
 from rain_llm.forks import renew_after_fork
 from rain_llm.models.base import Embedder, Job, LanguageModel, PendingRequest, RemoteModel, SteppedModel
-from rain_llm.search.algorithm import Interrupted, Outcome, Search
+from rain_llm.search.outcome import Interrupted, Outcome, Search
 from rain_llm.types import Embed, Embeddings, Reply, Request, Sample, Score, Step, StopReason
 
 _NAP_S = 1.0  # nobody forgets to wake the worker; this is for a clock that was turned

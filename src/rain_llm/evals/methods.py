@@ -23,8 +23,8 @@ from rain_llm.evals.tasks import Item, Task
 from rain_llm.judging.evaluator import Asking, JudgeInput
 from rain_llm.models.base import LanguageModel
 from rain_llm.models.transcript import shows_chats
-from rain_llm.search.algorithm import seed_of
 from rain_llm.search.answer import Answer
+from rain_llm.search.seeds import seed_of
 from rain_llm.settings import RainSettings
 from rain_llm.task import subject_of, task_of
 from rain_llm.types import Prompt, RainResult, Sample, Score, Scores, StopReason, Trace, Usage, Verdict

@@ -8,12 +8,14 @@ its document begins, and nobody, no server either, has to take up half of one.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, TypeAlias
 
 from rain_llm.models.base import LanguageModel
-from rain_llm.tools import CLOSING, OPENING
-from rain_llm.types import Continuation, Sample, TokenIds
+from rain_llm.search.answer import Answer
+from rain_llm.search.seeds import seed_of
+from rain_llm.tools import CLOSING, OPENING, read
+from rain_llm.types import Continuation, Sample, TokenIds, ToolCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,3 +128,14 @@ def opening_of(
         if not kept or (not cut and len(before) <= place and text.startswith(before)):
             return draft[:kept], writer.encode(f"{text[:place]}{OPENING}\n"[len(before) :])
         kept -= 1
+
+
+def calls_in(answer: Answer, origin: int, form: OutputSpec, more: TokenIds = ()) -> tuple[ToolCall, ...]:
+    """Return the calls in an answer with ``more`` tokens after it; their ids depend on its tokens."""
+    if not form.call:
+        return ()
+    _, calls = read(answer.read(more)[0])
+    written = (*answer.tokens, *more)
+    return tuple(
+        replace(call, id=f"call_{seed_of(origin, place, *written):016x}") for place, call in enumerate(calls)
+    )

@@ -11,9 +11,17 @@ import numpy as np
 from rain_llm.judging.evaluator import JudgeInput, SelfEvaluator
 from rain_llm.judging.splitting import Span
 from rain_llm.models.base import LanguageModel
-from rain_llm.search.algorithm import Interrupted, Outcome, Replies, Search, calls_in, seed_of
 from rain_llm.search.answer import Answer
-from rain_llm.search.output import OutputSpec, opening_of, opening_tokens, write_calls, write_document
+from rain_llm.search.outcome import Interrupted, Outcome, Replies, Search
+from rain_llm.search.output import (
+    OutputSpec,
+    calls_in,
+    opening_of,
+    opening_tokens,
+    write_calls,
+    write_document,
+)
+from rain_llm.search.seeds import seed_of
 from rain_llm.settings import RainSettings
 from rain_llm.tools import described
 from rain_llm.types import Continuation, Request, Sample, Samples, Step, StopReason, TokenIds, Verdict

@@ -15,7 +15,8 @@ from rain_llm.errors import ModelError, PromptError
 from rain_llm.judging.evaluator import Asking, JudgeInput, SelfEvaluator
 from rain_llm.judging.evidence import nearest
 from rain_llm.judging.splitting import Span, split
-from rain_llm.search.algorithm import Interrupted, Outcome, RainSearch, Search
+from rain_llm.search.algorithm import RainSearch
+from rain_llm.search.outcome import Interrupted, Outcome, Search
 from rain_llm.tools import OPENING
 from rain_llm.types import SentenceVerdict, StopReason
 
@@ -63,15 +64,16 @@ def explained(search: RainSearch, passages: Sequence[str]) -> Search:
     limit or a failure that comes meanwhile leaves the answer as it is, without sentences.
     """
     outcome = yield from search.run()
-    evaluation = search.settings.evaluation
-    text = outcome.text if search.rejected is None else search.rejected
+    state = search.state
+    evaluation = state.settings.evaluation
+    text = outcome.text if state.rejected is None else state.rejected
     wanted = evaluation.sentences != "none" and any(c.needs_context for c in evaluation.criteria)
     if (
         outcome.accepted
         or outcome.stop_reason not in _ANSWERED
         or not (wanted and any(passage.strip() for passage in passages))
-        or search.form.document
-        or (search.form.call and OPENING in text)
+        or state.form.document
+        or (state.form.call and OPENING in text)
     ):
         return outcome
     spans = list(enumerate(split(text)))[-SENTENCES:]
@@ -79,11 +81,11 @@ def explained(search: RainSearch, passages: Sequence[str]) -> Search:
         return outcome
     try:
         found = yield from _judged(
-            search.evaluator, search.subject, passages, text, [span for _, span in spans]
+            state.evaluator, state.subject, passages, text, [span for _, span in spans]
         )
     except (Interrupted, ModelError):
         return outcome
-    left = len(text) if evaluation.sentences == "texts" else len(search.answer.shown)
+    left = len(text) if evaluation.sentences == "texts" else len(state.answer.shown)
     sentences = tuple(
         replace(sentence, index=index, text=sentence.text if sentence.end <= left else "")
         for (index, _), sentence in zip(spans, found, strict=True)

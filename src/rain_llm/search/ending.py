@@ -1,0 +1,61 @@
+"""How an answer ends: by itself, at a limit, or with the refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+
+from rain_llm.search.outcome import Outcome
+from rain_llm.search.state import SearchState, tokens_of
+from rain_llm.search.tree import Node
+from rain_llm.types import Step, StopReason, Verdict
+
+
+def end_after(state: SearchState, path: Sequence[Node]) -> StopReason | None:
+    """Tell why the answer ends once ``path`` is committed; None if it goes on."""
+    tokens = tokens_of(path)
+    if state.answer.read(tokens)[1]:
+        return StopReason.STOP
+    if path[-1].terminal:
+        return StopReason.TOOL_CALLS if state.calls(path) else StopReason.EOS
+    return StopReason.LENGTH if state.room(tokens) == 0 else None
+
+
+def outcome(state: SearchState, reason: StopReason, verdict: Verdict | None) -> Outcome:
+    """Return what the search has, ended for this reason."""
+    tail = state.answer.finish()
+    return Outcome(
+        state.answer.shown,
+        tail,
+        state.answer.tokens,
+        verdict,
+        state.accepted,
+        reason,
+        state.iterations,
+        state.evaluations,
+        state.cached or 0,
+        tool_calls=state.calls(),
+    )
+
+
+def give_up(state: SearchState, path: Sequence[Node], verdict: Verdict) -> Generator[Step, object, Outcome]:
+    """End without ``path``, which did not pass: with the refusal, or for the engine to raise."""
+    state.rejected = state.text(tokens_of(path))
+    before, state.accepted = state.accepted, False
+    if state.settings.on_unsafe == "raise":
+        return outcome(state, StopReason.UNSAFE, verdict)
+    said = state.answer.finish()
+    refusal = state.settings.refusal if not state.answer.shown else f"\n{state.settings.refusal}"
+    if said:
+        yield Step(said, accepted=before)
+    yield Step(refusal, refusal=True, verdict=verdict, iterations=state.step_iterations)
+    return Outcome(
+        state.answer.shown + refusal,
+        "",
+        state.answer.tokens,
+        verdict,
+        False,
+        StopReason.REFUSED,
+        state.iterations,
+        state.evaluations,
+        state.cached or 0,
+    )
