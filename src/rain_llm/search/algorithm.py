@@ -15,20 +15,16 @@ The loop, in the paper's words::
             5 back up     update the values on the path, and of similar siblings
         6 commit          the best becomes the root; the rest is rewound
 
-Two settings stand between the paper and the tuned default:
-
-* ``expansion``, where children come from: "candidates" samples token sets in advance (paper);
-  "simulations" keeps what was simulated and judged anyway, so that no token is wasted.
-* ``commit``, when a step is done: "visits" asks for a child with many visits and a high value
-  (paper); "verdict" takes a text as soon as its own verdict is good enough.
+Where children come from, when a step is done and what it commits differs between the paper and the tuned
+default: two strategies, ``Paper`` and ``KeepDrafts`` (``strategies.py``), which the loop does not tell apart.
 
 Rollouts after a rewind are sampled with the criteria's guide prefixes (``guided``): the first rollout of
 every step continues the prompt itself, so where the model writes well its words are left alone. The judge
 never sees a guide.
 
 Elsewhere: the tree and its arithmetic (``tree.py``), rollouts and what they may hold (``rollouts.py``,
-``output.py``), when to stop (``budget.py``), what is requested early (``prefetch.py``), how each text is
-judged once (``verdicts.py``), how an answer ends (``ending.py``).
+``output.py``), what is requested early (``prefetch.py``), how each text is judged once (``verdicts.py``), how
+an answer ends (``ending.py``).
 """
 
 from __future__ import annotations
@@ -36,20 +32,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Generator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 from rain_llm.errors import ModelError
 from rain_llm.judging.evaluator import JudgeInput, SelfEvaluator
 from rain_llm.models.base import LanguageModel
-from rain_llm.search.budget import left, settled
 from rain_llm.search.ending import end_after, give_up, outcome
 from rain_llm.search.outcome import Interrupted, Replies, Rounds, Search
 from rain_llm.search.output import OutputSpec
 from rain_llm.search.prefetch import Prefetch
 from rain_llm.search.record import record
-from rain_llm.search.requests import candidates_request, lacks_children, with_priors
+from rain_llm.search.requests import candidates_request, with_priors
 from rain_llm.search.rollouts import roll_out
 from rain_llm.search.state import Iteration, SearchState, rank, tokens_of
+from rain_llm.search.strategies import strategy_of
 from rain_llm.search.tree import Node
 from rain_llm.search.verdicts import INCOMPLETE, Verdicts
 from rain_llm.settings import RainSettings
@@ -70,7 +67,7 @@ class RainSearch:
         form: what the answer may hold beside free text.
     """
 
-    __slots__ = ("prefetch", "state", "verdicts")
+    __slots__ = ("prefetch", "state", "strategy", "verdicts")
 
     def __init__(
         self,
@@ -86,6 +83,7 @@ class RainSearch:
         output = form or OutputSpec()
         self.state = SearchState(prompt, subject, writer, evaluator, settings, seed, guided, output)
         self.prefetch = Prefetch(self.state)
+        self.strategy = strategy_of(self.state, self.prefetch)
         self.verdicts = Verdicts(self.state, self.prefetch)
 
     def run(self) -> Search:
@@ -94,13 +92,14 @@ class RainSearch:
         try:
             while True:  # the outer loop
                 state.begin_step()
-                while not settled(state):  # the inner loop
+                while not self.strategy.settled():  # the inner loop
                     iterations = yield from self._select()
-                    yield from roll_out(state, self.prefetch, iterations)
-                    self._expand(iterations)
+                    along = partial(self.strategy.with_rollouts, iterations)
+                    yield from roll_out(state, self.prefetch, iterations, along)
+                    self.strategy.expand(iterations)
                     yield from self._evaluate(iterations)
                     yield from self._back_up(iterations)
-                path, passed, verdict = self._choose()
+                path, passed, verdict = self.strategy.choose()
                 if state.unfinished():
                     return outcome(state, StopReason.INCOMPLETE, state.last)
                 reason = end_after(state, path)
@@ -130,10 +129,10 @@ class RainSearch:
         state, tree = self.state, self.state.tree
         wanted = state.settings.search.leaves if state.step_iterations else 1
         iterations = []
-        for _ in range(min(wanted, max(1, left(state)))):
+        for _ in range(min(wanted, max(1, self.strategy.left()))):
             path = [tree.root]
             while True:
-                if lacks_children(state, path):
+                if self.strategy.lacks_children(path):
                     yield from self._add_candidates(path)
                 if tree.is_leaf(path[-1]):
                     break
@@ -150,15 +149,6 @@ class RainSearch:
     # -- 2 simulate: rollouts.py -------------------------------------------------------------------
 
     # -- 3 expand --------------------------------------------------------------------------------
-
-    def _expand(self, iterations: Sequence[Iteration]) -> None:
-        """Keep the rollouts as the leaves' children ("candidates": they come at a leaf's second visit)."""
-        if self.state.settings.search.expansion == "simulations":
-            for each in iterations:
-                if not each.ends:
-                    chain = self.state.tree.graft(each.path[-1], each.rollout, each.terminal, each.atomic)
-                    each.path = each.path + chain
-                    each.tokens, each.rollout = each.judged, ()
 
     def _add_candidates(self, path: Sequence[Node]) -> Rounds:
         """Give the last node of ``path`` (root first) its candidates, or one more (dynamic addition)."""
@@ -177,7 +167,7 @@ class RainSearch:
             each.text = self.state.text(each.judged)
         complete = [each for each in iterations if not each.incomplete]
         texts = [each.text for each in complete]
-        yield from self.verdicts.judge(texts, lambda: self.prefetch.with_verdicts(complete))
+        yield from self.verdicts.judge(texts, partial(self.strategy.with_verdicts, complete))
         for each in iterations:
             each.verdict = INCOMPLETE if each.incomplete else self.verdicts.of[each.text]
 
@@ -224,17 +214,6 @@ class RainSearch:
         return [[next(vectors) for _ in each.path[1:]] for each in iterations]
 
     # -- 6 commit ----------------------------------------------------------------------------------
-
-    def _choose(self) -> tuple[list[Node], bool, Verdict]:
-        """Return the path to commit, whether it passed, and the verdict that speaks for it."""
-        state = self.state
-        if state.settings.search.commit == "verdict":
-            assert state.best is not None and state.best.verdict is not None  # at least one iteration
-            return state.best.path[1:], state.best.verdict.passed, state.best.verdict
-        child = state.tree.favourite()
-        passed = 2 * child.passes > child.visits
-        worst, best = state.range_below[child]
-        return [child], passed, best if passed else worst
 
     def _commit(self, path: Sequence[Node], passed: bool, verdict: Verdict, last: bool) -> Step:
         """Make the end of ``path`` the root; what is not below it is rewound."""

@@ -96,10 +96,3 @@ def with_priors(
         sampled.pop(candidates[0].tokens, None)
         probabilities[0] = greedy_prior(probabilities[0], list(sampled.values()))
     return [(c.tokens, c.ended, p) for c, p in zip(candidates, probabilities, strict=True)]
-
-
-def lacks_children(state: SearchState, path: Sequence[Node]) -> bool:
-    """Whether a leaf that was visited before gets its candidates now."""
-    leaf = path[-1]
-    candidates = state.settings.search.expansion == "candidates"
-    return candidates and leaf.visits > 0 and not leaf.children and not state.ends(path)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
-from functools import partial
 
 from rain_llm.search.outcome import Rounds
 from rain_llm.search.output import opening_of, opening_tokens, write_calls, write_document
@@ -20,20 +19,27 @@ from rain_llm.search.state import Iteration, SearchState
 from rain_llm.types import Continuation, Sample, TokenIds
 
 
-def roll_out(state: SearchState, prefetch: Prefetch, iterations: Sequence[Iteration]) -> Rounds:
-    """Sample a rollout from the leaf of each iteration, all side by side."""
+def roll_out(
+    state: SearchState,
+    prefetch: Prefetch,
+    iterations: Sequence[Iteration],
+    along: Callable[[], Sequence[Sample]] = tuple,
+) -> Rounds:
+    """Sample a rollout from the leaf of each iteration, all side by side.
+
+    The requests that ``along`` returns go with the first round.
+    """
     rollouts = [(each, _rollout(state, prefetch, each)) for each in iterations if not each.ends]
     asked = [(each, rollout, first) for each, rollout in rollouts if (first := next(rollout, None))]
-    also = partial(prefetch.with_rollouts, iterations)
     while asked:
-        replies = yield from prefetch.ask([request for _, _, request in asked], also)
+        replies = yield from prefetch.ask([request for _, _, request in asked], along)
         going = []
         for (each, rollout, _), reply in zip(asked, replies, strict=True):
             try:
                 going.append((each, rollout, rollout.send(reply.continuations[0])))
             except StopIteration:
                 continue
-        asked, also = going, partial(prefetch.with_rollouts, ())
+        asked, along = going, tuple
     for each, _ in rollouts:
         state.check(each.rollout, each.terminal)
 
