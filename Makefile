@@ -15,16 +15,16 @@ VLLM_STAMP := $(VLLM)/.installed
 VLLM_PIP := $(VLLM)/bin/python -m pip $(PIP_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vllm lint type docs bench bench-vllm bench-gpu clean
+.PHONY: help setup demo test test-results test-vllm lint type docs bench bench-vllm bench-gpu clean
 .DELETE_ON_ERROR:
 
 # The embedded model comes out of an installed package: nothing is fetched while the code runs.
-demo test test-vllm bench bench-vllm bench-gpu: export HF_HUB_OFFLINE := 1
+demo test test-results test-vllm bench bench-vllm bench-gpu: export HF_HUB_OFFLINE := 1
 # A notice about the theme's successor, printed at every build.
 docs: export NO_MKDOCS_2_WARNING := 1
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
 setup: $(STAMP) ## Make .venv with the three distributions, the embedded model and the tools
 
@@ -45,8 +45,11 @@ demo: setup ## Watch a real model write, judge itself, rewind and do better
 
 test: lint type ## Everything: style, types, then all tests
 	@# By name, not the files of most tests first: those that take longest would come last, alone.
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not vllm and not alone"
-	$(BIN)/python -m pytest -m "alone and not vllm" $$(grep -rlF --include="*.py" mark.alone tests)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not vllm and not results and not alone"
+	$(BIN)/python -m pytest -m "alone and not vllm and not results" $$(grep -rlF --include="*.py" mark.alone tests)
+
+test-results: setup ## What is gained on a real model, by judges that are not the model (before a release)
+	$(BIN)/python -m pytest -m results $$(grep -rlF --include="*.py" mark.results tests)
 
 test-vllm: setup $(VLLM_STAMP) ## The tests that ask a real vLLM on the CPU (in .venv-vllm, 2.5 GB)
 	RAIN_LLM_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest -m vllm --timeout 400 \

@@ -253,7 +253,7 @@ def told(result: RainResult) -> Any:
             "foresight": st.sampled_from([0, 1, 4, 16]),
         }
     ),
-    kind=st.sampled_from([("simulations", "verdict"), ("simulations", "visits"), ("candidates", "visits")]),
+    kind=st.sampled_from([("simulations", "verdict"), ("candidates", "visits")]),
     budget=st.sampled_from([1, 100_000, 1 << 30]),
     chunk=st.sampled_from([5, 512]),
     apart=st.booleans(),
@@ -300,7 +300,7 @@ def test_whatever_the_settings_answers_are_the_same_and_every_token_is_counted(
 
 
 @given(
-    kind=st.sampled_from([("simulations", "verdict"), ("simulations", "visits"), ("candidates", "visits")]),
+    kind=st.sampled_from([("simulations", "verdict"), ("candidates", "visits")]),
     foresight=st.sampled_from([0, 4]),
     limit=st.integers(1, 700),
 )

@@ -361,7 +361,7 @@ def test_a_draft_that_the_limit_cuts_off_is_not_written_again_and_again(said, as
     wordy = said if said != "I do" else '"' + "I do" * 99
     room = 20 if "tools" in asked else 12 if "uniqueItems" in str(asked) else 4
     model = ScriptedModel(says((wordy, 1)), opinion)
-    drafting = settings(generation={"max_new_tokens": room}, search={"iterations": 10, "patience": None})
+    drafting = settings(generation={"max_new_tokens": room}, search={"iterations": 10})
     with pytest.raises(IncompleteError, match="max_new_tokens"):
         Rain(drafting, model=model).generate(Task(PROMPT, **asked))
     assert sum(isinstance(request, Sample) and bool(request.schema) for request in model.requests) == drafts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import rain_llm
+from rain_llm.search.algorithm import RainSearch
 
 PACKAGE = Path(rain_llm.__file__).parent
 
@@ -273,3 +275,47 @@ assert not heavy, heavy
 
 def test_making_a_rain_loads_nothing():
     subprocess.run([sys.executable, "-W", "error", "-c", LAZY], check=True, timeout=60)
+
+
+def lines(*parts: str) -> dict[str, int]:
+    found = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES.values()}
+    return {str(path.relative_to(PACKAGE)): n for path, n in found.items() if set(parts) <= set(path.parts)}
+
+
+def test_the_algorithm_is_one_screen_and_its_parts_are_small():
+    search = lines("search")
+    assert search["search/algorithm.py"] <= 250
+    assert max(search.values()) <= 400
+    assert len(RainSearch.__slots__) <= 8
+
+
+LARGE = {
+    "engine.py": 765,
+    "settings.py": 783,
+    "criteria.py": 468,
+    "cli.py": 462,
+    "scheduler.py": 422,
+    "types.py": 445,
+    "evals/judges.py": 636,
+    "evals/methods.py": 410,
+    "evals/study.py": 499,
+    "judging/evaluator.py": 495,
+    "models/servers/completions.py": 474,
+    "models/servers/replicas.py": 528,
+}
+"""Files above the 400 lines that a file may have: none of them may grow, and no other may join them."""
+
+
+def test_no_file_grows_beyond_its_budget():
+    assert {path: n for path, n in lines().items() if n > LARGE.get(path, 400)} == {}
+    assert [path for path in LARGE if lines()[path] <= 400] == [], "it is small now: take it off the list"
+
+
+@pytest.mark.parametrize("word", ["visits", "verdict", "candidates", "simulations"])
+def test_only_the_strategies_know_which_strategy_it_is(word: str):
+    """The tree too, for the rule by which a node is widened."""
+    allowed = {"search/strategies.py", "search/tree.py", "settings.py", "engine.py", "task.py"}
+    allowed |= {"evals/methods.py"}
+    asked = re.compile(rf'(commit|expansion) *[!=]= *"{word}"')
+    found = {str(path.relative_to(PACKAGE)) for path in MODULES.values() if asked.search(path.read_text())}
+    assert found <= allowed

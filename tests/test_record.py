@@ -30,7 +30,7 @@ def answer(**search: Any) -> RainResult:
     settings = RainSettings().updated(
         generation={"max_new_tokens": LONG, "seed": 0, "stop": ()},
         evaluation={"criteria": [GOOD], "style": "labels", "examples": False},
-        search={"patience": None, "iterations": 6, "guided": False} | search,
+        search={"iterations": 6, "guided": False} | search,
         on_unsafe="best",
     )
     return Rain(

@@ -53,6 +53,10 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
         {"search": {"expansion": "candidates", "commit": "verdict"}},
         ["search", "commit='verdict'", "choose commit='visits'"],
     ),
+    (
+        {"search": {"commit": "visits"}},
+        ["search", "commit='visits'", "choose expansion='candidates'"],
+    ),
 ]
 
 

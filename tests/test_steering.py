@@ -9,6 +9,7 @@ from rain_llm.evals import judges, rows
 from rain_llm.evals.runner import ROWS, run
 
 
+@pytest.mark.results
 @pytest.mark.real
 @pytest.mark.slow
 @pytest.mark.timeout(600)

@@ -42,7 +42,9 @@ def paper_tree(**changes: Any) -> SearchTree:
 
 
 def simulating_tree(**changes: Any) -> SearchTree:
-    return paper_tree(**({"expansion": "simulations", "similarity": None, "addition": None} | changes))
+    return paper_tree(
+        **({"expansion": "simulations", "commit": "verdict", "similarity": None, "addition": None} | changes)
+    )
 
 
 def two_candidates(**changes: Any) -> tuple[SearchTree, Node, Node]:
@@ -580,6 +582,7 @@ def test_the_trees_books_balance_after_any_search(
 ) -> None:
     tree = paper_tree(
         expansion=expansion,
+        commit="visits" if expansion == "candidates" else "verdict",
         token_set_lengths=(1, 2),
         similarity=SimilaritySettings(threshold=0.5) if similar else None,
         normalise_values=normalise,

@@ -244,7 +244,7 @@ class SearchSettings(Frozen):
     expansion: Literal["simulations", "candidates"] = Field(
         default="simulations",
         description="Where children come from: 'simulations' keeps what was simulated and judged; "
-        "'candidates' samples token sets ahead, as the paper does.",
+        "'candidates' samples token sets ahead, as the paper does, and needs commit='visits'.",
     )
     width: int = Field(default=10, ge=1, le=1000, description="Candidates of a node ('candidates').")
     candidate_top_k: int = Field(
@@ -301,14 +301,8 @@ class SearchSettings(Frozen):
         default="verdict",
         description="'verdict' commits a judged text as soon as it is on every criterion's target, or "
         "the best of the budget; "
-        "'visits' commits the child with the largest weight, as the paper does.",
-    )
-    patience: int | None = Field(
-        default=None,
-        ge=1,
-        le=1_000_000,
-        description="'verdict': end a step after so many iterations without a better verdict; null: the "
-        "whole budget.",
+        "'visits' commits the child with the largest weight, as the paper does, and needs "
+        "expansion='candidates'.",
     )
     min_visits: int = Field(
         default=0,
@@ -379,6 +373,11 @@ class SearchSettings(Frozen):
             raise ValueError(
                 "commit='verdict' keeps judged simulations, which expansion='candidates' throws away: "
                 "choose commit='visits' or expansion='simulations'"
+            )
+        if self.commit == "visits" and self.expansion == "simulations":
+            raise ValueError(
+                "commit='visits' needs the candidates of the paper: choose expansion='candidates' or "
+                "commit='verdict'"
             )
         return self
 
