@@ -15,11 +15,11 @@ VLLM_STAMP := $(VLLM)/.installed
 VLLM_PIP := $(VLLM)/bin/python -m pip $(PIP_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-results test-vllm lint type docs bench bench-vllm bench-gpu clean
+.PHONY: help setup demo check test test-results test-vllm lint type docs bench bench-vllm bench-gpu clean
 .DELETE_ON_ERROR:
 
 # The embedded model comes out of an installed package: nothing is fetched while the code runs.
-demo test test-results test-vllm bench bench-vllm bench-gpu: export HF_HUB_OFFLINE := 1
+demo check test test-results test-vllm bench bench-vllm bench-gpu: export HF_HUB_OFFLINE := 1
 # A notice about the theme's successor, printed at every build.
 docs: export NO_MKDOCS_2_WARNING := 1
 
@@ -47,6 +47,10 @@ test: lint type ## Everything: style, types, then all tests
 	@# By name, not the files of most tests first: those that take longest would come last, alone.
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not vllm and not results and not alone"
 	$(BIN)/python -m pytest -m "alone and not vllm and not results" $$(grep -rlF --include="*.py" mark.alone tests)
+
+check: lint type ## Style, types, and the tests that need no language model: the inner loop
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder \
+		-m "not real and not slow and not vllm and not results and not alone"
 
 test-results: setup ## What is gained on a real model, by judges that are not the model (before a release)
 	$(BIN)/python -m pytest -m results $$(grep -rlF --include="*.py" mark.results tests)
