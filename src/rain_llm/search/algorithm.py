@@ -179,7 +179,6 @@ class RainSearch:
         embeddings: list[Sequence[Vector]] = [()] * len(iterations)
         if state.settings.search.similarity is not None:
             embeddings = yield from self._embed(iterations)
-        best_before = state.best
         for each, vectors in zip(iterations, embeddings, strict=True):
             verdict = each.verdict
             assert verdict is not None  # _evaluate has judged every iteration
@@ -194,8 +193,6 @@ class RainSearch:
             state.cuts += each.cut
         state.step_iterations += len(iterations)
         state.iterations += len(iterations)
-        if state.best is not best_before:
-            state.best_at = state.step_iterations
 
     def _embed(
         self, iterations: Sequence[Iteration]

@@ -60,7 +60,7 @@ class SearchState:
         form: what the answer may hold beside free text.
         origin: seed of this prompt's answer, so that other prompts sample differently.
         turns: requests made so far, by prefix and kind; part of each request's seed.
-        best: the best iteration of this step. best_at: iterations of this step when it was found.
+        best: the best iteration of this step.
         cuts: rollouts of this step that ``max_new_tokens`` has cut off.
         inherited: the root's visits at the beginning of this step.
         range_below: the worst and the best verdict at or below a node.
@@ -82,7 +82,6 @@ class SearchState:
     answer: Answer = field(init=False)
     turns: Counter[tuple[TokenIds, int]] = field(default_factory=Counter)
     best: Iteration | None = None
-    best_at: int = 0
     cuts: int = 0
     inherited: int = 0
     step_iterations: int = 0
@@ -104,7 +103,7 @@ class SearchState:
     def begin_step(self) -> None:
         """Forget the counts of the step before."""
         self.inherited, self.step_iterations = self.tree.root.visits, 0
-        self.best, self.best_at, self.cuts = None, 0, 0
+        self.best, self.cuts = None, 0
 
     def prefix(self, tokens: TokenIds = ()) -> TokenIds:
         """Return prompt and accepted answer, with ``tokens`` after them."""
