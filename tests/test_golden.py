@@ -16,6 +16,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -43,6 +44,7 @@ from rain_llm import (
     ToolCall,
     Verdict,
 )
+from rain_llm.criteria import Guard
 from rain_llm.models.scripted import END, ScriptedModel
 from rain_llm.types import Candidate, Sample, Samples, Score, Scores, TokenIds, Vector
 
@@ -57,6 +59,7 @@ SECTIONS = {
     "evaluation": ("criteria", "actions", "style", "mode", "swap", "examples", "sentences"),
     "": ("on_unsafe", "refusal"),
 }
+RENAMED = {"judge_template": ("evaluation", "chat_template")}
 """Where settings stand; any other is the search's."""
 
 GOOD = Criterion(name="good", labels=(("good", "bad"),), frames=("Text: {answer}\nIt is",), calibration=None)
@@ -84,8 +87,9 @@ def changed(settings: RainSettings, **changes: Any) -> RainSettings:
     parts: dict[str, Any] = {}
     for name, value in changes.items():
         section = next((section for section, names in SECTIONS.items() if name in names), "search")
+        section, own = RENAMED.get(name, (section, name))
         if section:
-            parts.setdefault(section, {})[name] = value
+            parts.setdefault(section, {})[own] = value
         else:
             parts[name] = value
     return settings.updated(**parts)
@@ -155,6 +159,9 @@ def grounded(**changes: Any) -> RainSettings:
     fine = {"criteria": [by_words], "max_new_tokens": 32, "iterations": 4}
     return changed(RainSettings(), **{**fine, "refusal": "The passages do not say.", **changes})
 
+
+GUARDED = Criterion(name="guarded", guard=Guard(), style="guard")
+"""Asks a guard model."""
 
 KIND = Criterion(
     name="kind", labels=(("good", "bad"),), frames=("{text} is",), calibration=None, guide="Be good."
@@ -428,9 +435,13 @@ def plain_verdict(verdict: Verdict | None) -> Any:
     return [verdict.score, verdict.passed, verdict.on_target, criteria]
 
 
-def plain_candidate(c: Candidate) -> Any:
-    """Text, prior, visits, weight, value, best, chosen; and the children, where there are some."""
-    below = [[plain_candidate(child) for child in c.children]] if c.children else []
+def plain_candidate(c: Candidate, depth: int = 1) -> Any:
+    """Text, prior, visits, weight, value, best, chosen; and the children, where there are some.
+
+    What is further down is told as how many there are, and a name that no others have.
+    """
+    children = [plain_candidate(child, depth + 1) for child in c.children]
+    below = [children if depth < 2 else f"{len(children)} {named(compact(children))}"] if children else []
     return [c.text, c.prior, c.visits, c.weight, c.value, c.best, c.chosen, *below]
 
 
@@ -504,6 +515,8 @@ class Bench:
         judge: there is another model as judge.
         fails_at: the pass at which the model fails.
         context_length: of the model.
+        timed: the clock goes by passes.
+        opinion: what it thinks.
     """
 
     def __init__(
@@ -514,13 +527,18 @@ class Bench:
         judge: bool = False,
         fails_at: int | None = None,
         context_length: int = 4096,
+        timed: bool = False,
+        opinion: Callable[[str, str], float] = taste,
     ) -> None:
         self.rows: list[Told] = []
         self.clock = [0.0]
+        self.timed = timed
         made = Stepped if stepped else Recorder
-        scripted = ScriptedModel(words, taste, context_length=context_length)
+        scripted = ScriptedModel(words, opinion, context_length=context_length)
         self.writer = made(scripted, self.rows, self.clock, "writer" if judge else "", fails_at)
-        other = made(ScriptedModel(words, taste, "judge"), self.rows, self.clock, "judge") if judge else None
+        other = (
+            made(ScriptedModel(words, opinion, "judge"), self.rows, self.clock, "judge") if judge else None
+        )
         self.rain = Rain(settings, model=self.writer, judge=other, embedder=RecordingEmbedder(self.rows))
 
     def run(self, *asks: Asks) -> Told:
@@ -529,7 +547,8 @@ class Bench:
         for place, ask in enumerate(asks):
             self.rows.clear()
             self.clock[0] = 0.0
-            with patch("time.monotonic", lambda: self.clock[0]), warnings.catch_warnings(record=True) as met:
+            ticking = patch("time.monotonic", lambda: self.clock[0]) if self.timed else nullcontext()
+            with ticking, warnings.catch_warnings(record=True) as met:
                 warnings.simplefilter("always")
                 answer = ask(self)
             said = {"warnings": [str(warning.message) for warning in met]} if met else {}
@@ -647,6 +666,9 @@ def default_runs() -> dict[str, Told]:
         "later": Bench(usual(seed=4)).run(later(PROMPTS[4])),
         "stop": Bench(usual(seed=5, stop=("li.", " So"))).run(stream(PROMPTS[5])),
         "short": Bench(usual(seed=6, max_new_tokens=5)).run(stream(PROMPTS[6])),
+        "blind": Bench(drafting(iterations=9, max_new_tokens=10), opinion=lambda asked, label: -1.0).run(
+            stream(PROMPTS[0])
+        ),
         "too long": Bench(usual(), context_length=20).run(generate(PROMPTS[0] * 5)),
         "no room for a guide": Bench(usual(seed=1, max_new_tokens=20), context_length=30).run(
             stream(PROMPTS[1])
@@ -667,6 +689,13 @@ def draft_runs() -> dict[str, Told]:
         "guided": {"criteria": [BRIGHT]},
         "not guided": {"criteria": [BRIGHT], "guided": False},
         "two criteria": {"criteria": [GOOD, BRIGHT], "iterations": 9, "leaves": 2},
+        "deep": {
+            "token_set_lengths": (1,),
+            "simulation_ends": "answer",
+            "max_new_tokens": 44,
+            "iterations": 3,
+            "criteria": [GOOD.model_copy(update={"threshold": 0.9})],
+        },
         "high target": {"criteria": [GOOD.model_copy(update={"target": 0.85})], "iterations": 14},
     }
     return {
@@ -714,7 +743,7 @@ def paper_runs() -> dict[str, Told]:
     runs = {
         f"{name}, foresight {foresight}, leaves {leaves}": Bench(
             paper(foresight=foresight, leaves=leaves, **shape)
-        ).run(stream(PROMPTS[leaves]))
+        ).run(stream(PROMPTS[1]))
         for name, shape in shapes.items()
         for foresight in (0, 4)
         for leaves in (1, 4)
@@ -725,6 +754,7 @@ def paper_runs() -> dict[str, Told]:
         "hot": {"candidate_temperature": 2.0, "candidate_top_k": 3},
         "by answers": {"simulation_ends": "answer", "similarity": None},
         "hard": {"mode": "hard", "similarity": None},
+        "shared": {"similarity": {"threshold": 0.5, "share": 0.6}, "on_unsafe": "best"},
         "the best": {"on_unsafe": "best"},
         "stop": {"stop": (" la",), "on_unsafe": "best"},
     }
@@ -806,7 +836,7 @@ def tool_runs() -> dict[str, Told]:
         "no room": Bench(formed(max_new_tokens=12), CALLS).run(generate(tool_task(tool_choice="any"))),
         "leaves": Bench(formed(leaves=3, seed=3), PAYS).run(stream(tool_task())),
         "after a reply": Bench(formed(), PAYS).run(stream(Task(told, tools=[PAY, LOOK]))),
-        "batch": Bench(formed(), PAYS).run(batch([tool_task(), tool_task(tool_choice="any"), "do it"])),
+        "batch": Bench(formed(), PAID).run(batch([tool_task(), tool_task(tool_choice="any"), "do it"])),
         "whole batches": Bench(formed(seed=1), PAYS, stepped=False).run(stream(tool_task())),
     }
 
@@ -819,6 +849,7 @@ def document_runs() -> dict[str, Told]:
     both = says("do it", ('{"to":"shop"}', 1), ('{"to":"thief"}', 3))
     lists = says("do it", ('["a","a"]', 3), ('["a","b"]', 1))
     bad = says("do it", ('{"to":"thief"}', 1))
+    words = says("do it", ('"' + "I do " * 9 + '"', 1))
     of = Task(PLEASE, schema=SCHEMA)
     runs = {f"seed {seed}": Bench(formed(seed=seed), both).run(stream(of)) for seed in range(3)}
     return runs | {
@@ -828,6 +859,9 @@ def document_runs() -> dict[str, Told]:
         "raised": Bench(formed(iterations=3, on_unsafe="raise"), bad).run(stream(of)),
         "no best": Bench(formed(iterations=3, on_unsafe="best"), bad).run(stream(of)),
         "no room": Bench(formed(max_new_tokens=4), both).run(stream(of)),
+        "cut off again and again": Bench(formed(max_new_tokens=4), words).run(
+            stream(Task(PLEASE, schema={"type": "string"}))
+        ),
         "late": Bench(formed(max_model_tokens=6), both).run(generate(of)),
         "never fits": Bench(formed(max_new_tokens=12), says("do it", ('["a","a"]', 1))).run(
             stream(Task(PLEASE, schema=LIST))
@@ -907,6 +941,8 @@ def unsafe_runs() -> dict[str, Told]:
             runs[f"{way}, {name}"] = Bench(asked, words).run(stream(PROMPTS[0]))
         runs[f"{way}, usual"] = Bench(usual(on_unsafe=way, max_new_tokens=14), gloom).run(stream(PROMPTS[1]))
         runs[f"{way}, paper"] = Bench(paper(on_unsafe=way, max_new_tokens=8), gloom).run(stream(PROMPTS[2]))
+        held = drafting(on_unsafe=way, iterations=3, max_new_tokens=8, stop=(". murk never", "..never"))
+        runs[f"{way}, with words held back"] = Bench(held, turning).run(stream(PROMPTS[0]))
         runs[f"{way}, generated"] = Bench(drafting(on_unsafe=way, iterations=3), gloom).run(
             generate(PROMPTS[3])
         )
@@ -933,9 +969,9 @@ def limit_runs() -> dict[str, Told]:
     runs: dict[str, Told] = {}
     for seconds in (2.5, 9.0, 20.0, 33.0):
         late = {"deadline_s": seconds}
-        runs[f"deadline {seconds}"] = Bench(drafting(**late)).run(stream(PROMPTS[0]))
-        runs[f"paper, deadline {seconds}"] = Bench(paper(**late)).run(stream(PROMPTS[1]))
-        runs[f"plain, deadline {seconds}"] = Bench(usual(max_new_tokens=60, **late)).run(
+        runs[f"deadline {seconds}"] = Bench(drafting(**late), timed=True).run(stream(PROMPTS[0]))
+        runs[f"paper, deadline {seconds}"] = Bench(paper(**late), timed=True).run(stream(PROMPTS[1]))
+        runs[f"plain, deadline {seconds}"] = Bench(usual(max_new_tokens=60, **late), timed=True).run(
             plain_stream(PROMPTS[3])
         )
     for tokens in (1, 30, 150, 400):
@@ -948,14 +984,19 @@ def limit_runs() -> dict[str, Told]:
     for fails_at in (1, 5, 12, 25):
         runs[f"fails at {fails_at}"] = Bench(drafting(), fails_at=fails_at).run(stream(PROMPTS[0]))
     return runs | {
-        "deadline, call": Bench(formed(deadline_s=3.0), CALLS).run(stream(tool_task(tool_choice="any"))),
-        "deadline, passages": Bench(
-            grounded(deadline_s=30.0, iterations=2), says("leave?", (TRUE + WINE, 1))
-        ).run(stream(Task(QUESTION, context=[FERRY, CAFE]))),
-        "deadline, batch": Bench(drafting(deadline_s=14.0)).run(batch(PROMPTS[:3])),
-        "tokens, verdict": Bench(drafting(max_model_tokens=1, deadline_s=0.5)).run(
-            judge(PROMPTS[0], " glow.")
+        "deadline, call": Bench(formed(deadline_s=3.0), CALLS, timed=True).run(
+            stream(tool_task(tool_choice="any"))
         ),
+        "deadline, passages": Bench(
+            grounded(deadline_s=17.0, iterations=2), says("leave?", (TRUE + WINE, 1)), timed=True
+        ).run(stream(Task(QUESTION, context=[FERRY, CAFE]))),
+        "fails, passages": Bench(grounded(iterations=2), says("leave?", (TRUE + WINE, 1)), fails_at=18).run(
+            stream(Task(QUESTION, context=[FERRY, CAFE]))
+        ),
+        "fails, verdict": Bench(drafting(), fails_at=1).run(judge(PROMPTS[0], " glow.")),
+        "fails, sentences": Bench(grounded(), fails_at=1).run(judge_sentences(QUESTION, TRUE, context=FERRY)),
+        "deadline, batch": Bench(drafting(deadline_s=14.0), timed=True).run(batch(PROMPTS[:3])),
+        "tokens, verdict": Bench(drafting(max_model_tokens=1)).run(judge(PROMPTS[0], " glow.")),
         "plain, fails": Bench(usual(max_new_tokens=60), fails_at=18).run(plain_stream(PROMPTS[3])),
         "fails, whole batches": Bench(drafting(), stepped=False, fails_at=4).run(stream(PROMPTS[0])),
     }
@@ -987,6 +1028,14 @@ def judge_runs() -> dict[str, Told]:
         "sentences, no passages": Bench(usual()).run(judge_sentences(QUESTION, text)),
         "sentences, whole batches": Bench(grounded(), stepped=False).run(
             judge_sentences(QUESTION, text, context=FERRY)
+        ),
+        "guard": Bench(drafting(criteria=[GUARDED])).run(judge(PROMPTS[0], " glow."), judge(CHAT, "A murk.")),
+        "worked examples": Bench(usual(examples=True, criteria=["harmlessness"])).run(
+            judge(PROMPTS[0], " glow.")
+        ),
+        "in its template": Bench(usual(judge_template=True)).run(judge(PROMPTS[0], " glow.")),
+        "choice, not swapped": Bench(preset("paper", swap=False, mode="soft")).run(
+            judge(PROMPTS[0], " murk.")
         ),
         "every criterion": Bench(
             usual(criteria=["truthfulness", "civility", "positive_sentiment", "harmlessness"])
