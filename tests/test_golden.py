@@ -35,6 +35,7 @@ from rain_llm import (
     Message,
     ModelError,
     Rain,
+    RainError,
     RainResult,
     RainSettings,
     SentenceVerdict,
@@ -49,8 +50,8 @@ from rain_llm.models.scripted import END, ScriptedModel
 from rain_llm.types import Candidate, Sample, Samples, Score, Scores, TokenIds, Vector
 
 FOLDER = Path(__file__).parent / "golden"
-Told: TypeAlias = dict[str, Any]
-Asks: TypeAlias = Callable[["Bench"], Told]
+Record: TypeAlias = dict[str, Any]
+Asks: TypeAlias = Callable[["Bench"], Record]
 
 # --- settings: the only place that knows where a field stands ------------------------------------------
 
@@ -175,12 +176,12 @@ _WORDS = re.compile(r"\s*\w+|\s*[^\w\s]|\s+")
 
 
 def noise(text: str) -> float:
-    """A number in [0, 1) that hangs on every letter."""
+    """A number in [0, 1) that depends on every letter."""
     return (zlib.crc32(text.encode()) % 1000) / 1000
 
 
 def babble(text: str) -> Mapping[str, float]:
-    """Words whose chances hang on all that was said before; the judge likes "glow" and not "murk"."""
+    """Words whose probabilities depend on the whole text before them; the judge likes "glow" and not "murk"."""
     chances = zlib.crc32(text.encode())
     if text.endswith("."):
         return {END: 1.0 + chances % 2, " Oh": 2.0, " So": 1.0}
@@ -259,7 +260,7 @@ class Job:
     """One request that is being answered, pass by pass."""
 
     request: Sample | Score
-    row: Told
+    row: Record
     whole: Samples | Scores | None = None
     reply: Samples | Scores | None = None
     model_tokens: int = 0
@@ -277,7 +278,7 @@ class Recorder:
     """
 
     model: ScriptedModel
-    rows: list[Told]
+    rows: list[Record]
     clock: list[float]
     called: str = ""
     fails_at: int | None = None
@@ -316,7 +317,7 @@ class Recorder:
             rows = [self.row(request) for request in batch]
             replies = [self.answer(request) for request in batch]
             for row, reply in zip(rows, replies, strict=True):
-                row |= {"passes": [now, now], "reply": self.told(reply)}
+                row |= {"passes": [now, now], "reply": self.reply(reply)}
             return replies
 
     def tick(self) -> int:
@@ -332,9 +333,9 @@ class Recorder:
             return self.model.sample([request])[0]
         return self.model.score([request])[0]
 
-    def row(self, request: Sample | Score) -> Told:
+    def row(self, request: Sample | Score) -> Record:
         """Write a request down: what is as usual is left out."""
-        row: Told = {"of": self.called} if self.called else {}
+        row: Record = {"of": self.called} if self.called else {}
         if isinstance(request, Sample):
             row |= {"kind": "sample", "prefix": self.prefix(request.prefix), "width": request.n}
             row |= {"length": request.max_tokens, "seed": request.seed}
@@ -354,7 +355,7 @@ class Recorder:
         self.rows.append(row)
         return row
 
-    def told(self, reply: Samples | Scores) -> Any:
+    def reply(self, reply: Samples | Scores) -> Any:
         """Write a reply down: of each continuation its words, log-probabilities, end and their sum."""
         if isinstance(reply, Scores):
             return crowd(reply.logprobs)
@@ -391,19 +392,19 @@ class Stepped(Recorder):
                 if job.forwards >= whole.forwards:
                     job.model_tokens, job.reply = whole.model_tokens, whole
                     job.row["passes"].append(now)
-                    job.row["reply"] = self.told(whole)
+                    job.row["reply"] = self.reply(whole)
 
 
 @dataclass(eq=False)
 class RecordingEmbedder:
     """Writes down what is to be embedded."""
 
-    rows: list[Told]
+    rows: list[Record]
 
     def embed(self, texts: Sequence[str]) -> list[Vector]:
         vectors = LettersEmbedder().embed(texts)
-        told = named(",".join(vector.tobytes().hex() for vector in vectors))
-        self.rows.append({"kind": "embed", "texts": list(texts), "reply": told})
+        reply = named(",".join(vector.tobytes().hex() for vector in vectors))
+        self.rows.append({"kind": "embed", "texts": list(texts), "reply": reply})
         return vectors
 
 
@@ -438,7 +439,7 @@ def plain_verdict(verdict: Verdict | None) -> Any:
 def plain_candidate(c: Candidate, depth: int = 1) -> Any:
     """Text, prior, visits, weight, value, best, chosen; and the children, where there are some.
 
-    What is further down is told as how many there are, and a name that no others have.
+    What is further down is written as how many there are, and a name that no others have.
     """
     children = [plain_candidate(child, depth + 1) for child in c.children]
     below = [children if depth < 2 else f"{len(children)} {named(compact(children))}"] if children else []
@@ -449,13 +450,13 @@ def plain_calls(calls: Sequence[ToolCall]) -> Any:
     return [{"name": call.name, "arguments": dict(call.arguments), "id": call.id} for call in calls]
 
 
-def plain_sentence(s: SentenceVerdict) -> Told:
-    told = {"index": s.index, "start": s.start, "end": s.end, "verdict": plain_verdict(s.verdict)}
-    return told | {"passage": s.passage, "passage_text": s.passage_text, "text": s.text}
+def plain_sentence(s: SentenceVerdict) -> Record:
+    record = {"index": s.index, "start": s.start, "end": s.end, "verdict": plain_verdict(s.verdict)}
+    return record | {"passage": s.passage, "passage_text": s.passage_text, "text": s.text}
 
 
-def plain_step(step: Step, words: Callable[[TokenIds], str]) -> Told:
-    told = {
+def plain_step(step: Step, words: Callable[[TokenIds], str]) -> Record:
+    record = {
         "text": step.text,
         "tokens": words(step.tokens),
         "accepted": step.accepted,
@@ -464,13 +465,13 @@ def plain_step(step: Step, words: Callable[[TokenIds], str]) -> Told:
         "iterations": step.iterations,
         "candidates": [plain_candidate(candidate) for candidate in step.candidates],
     }
-    return told | ({"tool_calls": plain_calls(step.tool_calls)} if step.tool_calls else {})
+    return record | ({"tool_calls": plain_calls(step.tool_calls)} if step.tool_calls else {})
 
 
-def plain_result(result: RainResult, words: Callable[[TokenIds], str], steps: bool = True) -> Told:
+def plain_result(result: RainResult, words: Callable[[TokenIds], str], steps: bool = True) -> Record:
     """Everything in a result; the steps of its trace may stand elsewhere already."""
     usage = result.usage
-    told = {
+    record = {
         "text": result.text,
         "verdict": plain_verdict(result.verdict),
         "stop_reason": result.stop_reason.value,
@@ -492,14 +493,14 @@ def plain_result(result: RainResult, words: Callable[[TokenIds], str], steps: bo
         "sentences": [plain_sentence(sentence) for sentence in result.sentences],
     }
     assert result.settings_hash == result.trace.settings_hash
-    told_steps = {"steps": [plain_step(step, words) for step in result.trace.steps]} if steps else {}
-    return told | told_steps | {"settings_hash": result.settings_hash}
+    shown_steps = {"steps": [plain_step(step, words) for step in result.trace.steps]} if steps else {}
+    return record | shown_steps | {"settings_hash": result.settings_hash}
 
 
-def plain_error(error: Exception, words: Callable[[TokenIds], str], steps: bool = True) -> Told:
-    told: Told = {"error": type(error).__name__, "says": str(error)}
+def plain_error(error: Exception, words: Callable[[TokenIds], str], steps: bool = True) -> Record:
+    record: Record = {"error": type(error).__name__, "says": str(error)}
     result = getattr(error, "result", None)
-    return told | ({"result": plain_result(result, words, steps)} if result is not None else {})
+    return record | ({"result": plain_result(result, words, steps)} if result is not None else {})
 
 
 # --- a run ---------------------------------------------------------------------------------------------
@@ -530,7 +531,7 @@ class Bench:
         timed: bool = False,
         opinion: Callable[[str, str], float] = taste,
     ) -> None:
-        self.rows: list[Told] = []
+        self.rows: list[Record] = []
         self.clock = [0.0]
         self.timed = timed
         made = Stepped if stepped else Recorder
@@ -541,9 +542,9 @@ class Bench:
         )
         self.rain = Rain(settings, model=self.writer, judge=other, embedder=RecordingEmbedder(self.rows))
 
-    def run(self, *asks: Asks) -> Told:
+    def run(self, *asks: Asks) -> Record:
         """Ask one thing after the other; write everything down."""
-        told: Told = {}
+        record: Record = {}
         for place, ask in enumerate(asks):
             self.rows.clear()
             self.clock[0] = 0.0
@@ -553,25 +554,25 @@ class Bench:
                 answer = ask(self)
             said = {"warnings": [str(warning.message) for warning in met]} if met else {}
             part = {"requests": list(self.rows)} | answer | said
-            told |= {str(place): part} if len(asks) > 1 else part
-        return told
+            record |= {str(place): part} if len(asks) > 1 else part
+        return record
 
     def words(self, tokens: TokenIds) -> str:
         return self.writer.words(tokens)
 
 
-def caught(bench: Bench, ask: Callable[[], Told], steps: bool = True) -> Told:
+def caught(bench: Bench, ask: Callable[[], Record], steps: bool = True) -> Record:
     try:
         return ask()
-    except Exception as error:
+    except RainError as error:  # a run may be meant to end in one; any other error fails the test
         return plain_error(error, bench.words, steps)
 
 
-def follow(bench: Bench, stream: Iterator[Step]) -> Told:
+def follow(bench: Bench, stream: Iterator[Step]) -> Record:
     """Listen to a stream up to its end, or its error."""
-    steps: list[Told] = []
+    steps: list[Record] = []
 
-    def listen() -> Told:
+    def listen() -> Record:
         for step in stream:
             steps.append(plain_step(step, bench.words))
             if step.result is not None:
@@ -652,7 +653,7 @@ CHAT = [
 ]
 
 
-def default_runs() -> dict[str, Told]:
+def default_runs() -> dict[str, Record]:
     runs = {
         f"seed {seed}": Bench(usual(seed=seed)).run(stream(PROMPTS[seed % 8])) for seed in (0, 1, 2, 3, 4, 5)
     }
@@ -676,7 +677,7 @@ def default_runs() -> dict[str, Told]:
     }
 
 
-def draft_runs() -> dict[str, Told]:
+def draft_runs() -> dict[str, Record]:
     asked: dict[str, dict[str, Any]] = {
         "usual": {},
         "three leaves": {"leaves": 3},
@@ -705,7 +706,7 @@ def draft_runs() -> dict[str, Told]:
     }
 
 
-def iteration_runs() -> dict[str, Told]:
+def iteration_runs() -> dict[str, Record]:
     def worth(good: int | None, bright: int | None) -> list[Criterion]:
         steering = GOOD.model_copy(update={"target": 0.9, "threshold": 0.3, "iterations": good})
         return [steering, BRIGHT.model_copy(update={"target": 0.8, "iterations": bright})]
@@ -719,7 +720,7 @@ def iteration_runs() -> dict[str, Told]:
     }
 
 
-def end_runs() -> dict[str, Told]:
+def end_runs() -> dict[str, Record]:
     runs = {
         f"{ends} seed {seed}": Bench(drafting(simulation_ends=ends, seed=seed)).run(stream(PROMPTS[seed]))
         for ends in ("answer", "punctuation", "sentence")
@@ -733,7 +734,7 @@ def end_runs() -> dict[str, Told]:
     return runs
 
 
-def paper_runs() -> dict[str, Told]:
+def paper_runs() -> dict[str, Record]:
     shapes: dict[str, dict[str, Any]] = {
         "bare": {"similarity": None, "addition": None},
         "similar": {"addition": None},
@@ -764,7 +765,7 @@ def paper_runs() -> dict[str, Told]:
     return runs
 
 
-def preset_runs() -> dict[str, Told]:
+def preset_runs() -> dict[str, Record]:
     return {
         f"{name}, {place}": Bench(preset(name, seed=place)).run(stream(PROMPTS[place]))
         for name in ("paper", "paper-adversarial", "paper-truth")
@@ -804,8 +805,8 @@ def tool_task(**asked: Any) -> Task:
     return Task(PLEASE, **{"tools": [PAY, LOOK], **asked})
 
 
-def tool_runs() -> dict[str, Told]:
-    told = [
+def tool_runs() -> dict[str, Record]:
+    turns = [
         *PLEASE,
         Message("assistant", "", (ToolCall("look", {"word": "rain"}, "call_1"),)),
         Message("tool", "It rains.", name="look", tool_call_id="call_1"),
@@ -835,7 +836,7 @@ def tool_runs() -> dict[str, Told]:
         ),
         "no room": Bench(formed(max_new_tokens=12), CALLS).run(generate(tool_task(tool_choice="any"))),
         "leaves": Bench(formed(leaves=3, seed=3), PAYS).run(stream(tool_task())),
-        "after a reply": Bench(formed(), PAYS).run(stream(Task(told, tools=[PAY, LOOK]))),
+        "after a reply": Bench(formed(), PAYS).run(stream(Task(turns, tools=[PAY, LOOK]))),
         "batch": Bench(formed(), PAID).run(batch([tool_task(), tool_task(tool_choice="any"), "do it"])),
         "whole batches": Bench(formed(seed=1), PAYS, stepped=False).run(stream(tool_task())),
     }
@@ -845,7 +846,7 @@ SCHEMA = {"type": "object", "properties": {"to": {"enum": ["shop", "thief"]}}, "
 LIST = {"type": "array", "items": {"enum": ["a", "b"]}, "uniqueItems": True}
 
 
-def document_runs() -> dict[str, Told]:
+def document_runs() -> dict[str, Record]:
     both = says("do it", ('{"to":"shop"}', 1), ('{"to":"thief"}', 3))
     lists = says("do it", ('["a","a"]', 3), ('["a","b"]', 1))
     bad = says("do it", ('{"to":"thief"}', 1))
@@ -879,7 +880,7 @@ TRUE, WHITE, LATE, WINE = (
 )
 
 
-def grounded_runs() -> dict[str, Told]:
+def grounded_runs() -> dict[str, Record]:
     mixed = says("leave?", (TRUE + WHITE, 2), (TRUE + WINE, 3), (LATE + WHITE, 2), (WINE, 2))
     false = says("leave?", (TRUE + WINE + LATE, 1))
     passages = [FERRY, CAFE]
@@ -889,9 +890,9 @@ def grounded_runs() -> dict[str, Told]:
         for seed in range(4)
     }
     for way in ("refuse", "raise", "best"):
-        for told in ("verdicts", "texts", "none"):
-            asked = grounded(on_unsafe=way, sentences=told)
-            runs[f"{way}, {told}"] = Bench(asked, false).run(stream(Task(QUESTION, context=passages)))
+        for shown in ("verdicts", "texts", "none"):
+            asked = grounded(on_unsafe=way, sentences=shown)
+            runs[f"{way}, {shown}"] = Bench(asked, false).run(stream(Task(QUESTION, context=passages)))
     return runs | {
         "own question": Bench(grounded(), mixed).run(
             stream(Task("Well: leave?", context=passages, question=QUESTION))
@@ -904,7 +905,7 @@ def grounded_runs() -> dict[str, Told]:
     }
 
 
-def plain_runs() -> dict[str, Told]:
+def plain_runs() -> dict[str, Record]:
     runs = {f"seed {seed}": Bench(usual(seed=seed)).run(plain_stream(PROMPTS[seed])) for seed in range(4)}
     runs |= {
         f"judged, seed {seed}": Bench(drafting(seed=seed)).run(plain(PROMPTS[seed], judge=True))
@@ -933,8 +934,8 @@ def plain_runs() -> dict[str, Told]:
     }
 
 
-def unsafe_runs() -> dict[str, Told]:
-    runs: dict[str, Told] = {}
+def unsafe_runs() -> dict[str, Record]:
+    runs: dict[str, Record] = {}
     for way in ("refuse", "raise", "best"):
         for name, words in (("nothing good", gloom), ("good at first", turning)):
             asked = drafting(on_unsafe=way, iterations=4, max_new_tokens=14)
@@ -949,7 +950,7 @@ def unsafe_runs() -> dict[str, Told]:
     return runs
 
 
-def batch_runs() -> dict[str, Told]:
+def batch_runs() -> dict[str, Record]:
     mixed = [PROMPTS[0], CHAT, Task(PROMPTS[2], question="And?"), PROMPTS[0]]
     return {
         "usual": Bench(usual(max_new_tokens=16)).run(batch(PROMPTS)),
@@ -965,8 +966,8 @@ def batch_runs() -> dict[str, Told]:
     }
 
 
-def limit_runs() -> dict[str, Told]:
-    runs: dict[str, Told] = {}
+def limit_runs() -> dict[str, Record]:
+    runs: dict[str, Record] = {}
     for seconds in (2.5, 9.0, 20.0, 33.0):
         late = {"deadline_s": seconds}
         runs[f"deadline {seconds}"] = Bench(drafting(**late), timed=True).run(stream(PROMPTS[0]))
@@ -1002,7 +1003,7 @@ def limit_runs() -> dict[str, Told]:
     }
 
 
-def judge_runs() -> dict[str, Told]:
+def judge_runs() -> dict[str, Record]:
     text = " The ferry leaves at nine. The cafe serves wine! It leaves at ten.\n- It is white."
     passages = [FERRY, CAFE]
     acted = [ToolCall("pay", {"to": "thief"}, "call_1"), ToolCall("look", {"word": "rain"}, "call_2")]
@@ -1044,7 +1045,7 @@ def judge_runs() -> dict[str, Told]:
     }
 
 
-GOLDEN: dict[str, Callable[[], dict[str, Told]]] = {
+GOLDEN: dict[str, Callable[[], dict[str, Record]]] = {
     "default": default_runs,
     "drafts": draft_runs,
     "iterations": iteration_runs,
@@ -1130,13 +1131,13 @@ def test_every_file_has_its_runs() -> None:
 def write(hashes: bool) -> None:
     """Write the files anew; ``hashes``: refuse where more than hashes of settings would change."""
     for name, runs in GOLDEN.items():
-        told = runs()
+        made = runs()
         if hashes:
             expected = json.loads(file_of(name).read_text(encoding="utf-8"))
-            found = difference(without_hashes(expected), without_hashes(json.loads(compact(told))))
+            found = difference(without_hashes(expected), without_hashes(json.loads(compact(made))))
             if found:
                 raise SystemExit(f"{name}.json{found}")
-        file_of(name).write_text(written(told) + "\n", encoding="utf-8")
+        file_of(name).write_text(written(made) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
