@@ -278,8 +278,12 @@ def test_making_a_rain_loads_nothing():
 
 
 def lines(*parts: str) -> dict[str, int]:
-    found = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES.values()}
-    return {str(path.relative_to(PACKAGE)): n for path, n in found.items() if set(parts) <= set(path.parts)}
+    """Count the lines of each module; of those in some folder of the package, where one is named."""
+    paths = [path.relative_to(PACKAGE) for path in MODULES.values()]
+    texts = {path: (PACKAGE / path).read_text(encoding="utf-8") for path in paths}
+    return {
+        str(path): len(text.splitlines()) for path, text in texts.items() if set(parts) <= set(path.parts)
+    }
 
 
 def test_the_algorithm_is_one_screen_and_its_parts_are_small():
@@ -317,5 +321,9 @@ def test_only_the_strategies_know_which_strategy_it_is(word: str):
     allowed = {"search/strategies.py", "search/tree.py", "settings.py", "engine.py", "task.py"}
     allowed |= {"evals/methods.py"}
     asked = re.compile(rf'(commit|expansion) *[!=]= *"{word}"')
-    found = {str(path.relative_to(PACKAGE)) for path in MODULES.values() if asked.search(path.read_text())}
+    found = {
+        str(path.relative_to(PACKAGE))
+        for path in MODULES.values()
+        if asked.search(path.read_text(encoding="utf-8"))
+    }
     assert found <= allowed
