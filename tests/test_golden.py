@@ -181,7 +181,7 @@ def noise(text: str) -> float:
 
 
 def babble(text: str) -> Mapping[str, float]:
-    """Words whose probabilities depend on the whole text before them; the judge likes "glow" and not "murk"."""
+    """Words with probabilities that depend on all text before them; the judge likes "glow", not "murk"."""
     chances = zlib.crc32(text.encode())
     if text.endswith("."):
         return {END: 1.0 + chances % 2, " Oh": 2.0, " So": 1.0}
