@@ -146,9 +146,7 @@ class RainSearch:
             tree.release(iteration.path)
         return iterations
 
-    # -- 2 simulate: rollouts.py -------------------------------------------------------------------
-
-    # -- 3 expand --------------------------------------------------------------------------------
+    # -- 2 simulate: rollouts.py; 3 expand: strategies.py, and here ------------------------------------
 
     def _add_candidates(self, path: Sequence[Node]) -> Rounds:
         """Give the last node of ``path`` (root first) its candidates, or one more (dynamic addition)."""

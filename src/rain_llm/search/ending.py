@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 
 from rain_llm.search.outcome import Outcome
 from rain_llm.search.state import SearchState, tokens_of
@@ -48,14 +49,5 @@ def give_up(state: SearchState, path: Sequence[Node], verdict: Verdict) -> Gener
     if said:
         yield Step(said, accepted=before)
     yield Step(refusal, refusal=True, verdict=verdict, iterations=state.step_iterations)
-    return Outcome(
-        state.answer.shown + refusal,
-        "",
-        state.answer.tokens,
-        verdict,
-        False,
-        StopReason.REFUSED,
-        state.iterations,
-        state.evaluations,
-        state.cached or 0,
-    )
+    ended = outcome(state, StopReason.REFUSED, verdict)
+    return replace(ended, text=ended.text + refusal, tool_calls=())

@@ -203,8 +203,7 @@ class Paper:
         if state.ends(path):
             return path, None
         tokens = tokens_of(path[1:])
-        length = rollout_length(state, tokens)
-        return path, rollout_request(state, tokens, length, peek=True, guided=bool(state.guided))
+        return path, rollout_request(state, tokens, rollout_length(state, tokens), peek=True)
 
 
 def strategy_of(state: SearchState, prefetch: Prefetch) -> Strategy:
