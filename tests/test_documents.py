@@ -156,18 +156,18 @@ def test_a_schema_that_cannot_be_held_to_is_not_sent(server: Server, model: Comp
 def test_what_no_json_string_holds_is_barred(
     server: Server, model: CompletionsModel, monkeypatch: pytest.MonkeyPatch
 ):
-    wishes: list[SampleRequest] = []
+    samplings: list[SampleRequest] = []
     draw = model._dialect.draw
 
-    async def noted(ask: Any, wish: SampleRequest, bill: Cost) -> list[Completion]:
-        wishes.append(wish)
-        return await draw(ask, wish, bill)
+    async def noted(ask: Any, sampling: SampleRequest, cost: Cost) -> list[Completion]:
+        samplings.append(sampling)
+        return await draw(ask, sampling, cost)
 
     monkeypatch.setattr(type(model._dialect), "draw", lambda self, *given: noted(*given))
     documents(model)
     model.sample([Sample(model.encode("The film is"), 1, 3, 1)])
     control_characters = frozenset(model.encode(chr(code))[0] for code in range(32))
-    assert [wish.barred for wish in wishes] == [control_characters, frozenset()]
+    assert [sampling.barred for sampling in samplings] == [control_characters, frozenset()]
 
 
 # --- from end to end --------------------------------------------------------------------------------------

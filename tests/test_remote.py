@@ -57,8 +57,8 @@ class Elsewhere(ScriptedModel):
             threading.Thread(target=self.answer, args=(sent,)).start()
         return sent
 
-    def recall(self, errands: Sequence[PendingRequest]) -> None:
-        self.recalled += [errand for errand in errands if errand.reply is None]
+    def recall(self, all_pending: Sequence[PendingRequest]) -> None:
+        self.recalled += [pending for pending in all_pending if pending.reply is None]
 
     def answer(self, sent: Sequence[Sent], error: Exception | None = None) -> None:
         for one in sent:

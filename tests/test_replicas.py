@@ -717,10 +717,10 @@ def test_sglang_is_asked_for_labels_by_its_own_path():
         meta = {"prompt_tokens": 2, "cached_tokens": 1, "output_token_ids_logprobs": [told]}
         return read({"meta_info": meta})
 
-    bill = Cost()
-    weighed = asyncio.run(Sglang("scripted").weigh(ask, {(5, 6): frozenset({7, 9})}, bill))
+    cost = Cost()
+    weighed = asyncio.run(Sglang("scripted").weigh(ask, {(5, 6): frozenset({7, 9})}, cost))
     assert weighed == {(5, 6): {7: -0.5, 9: -1.5}}
-    assert (bill.prompt_tokens, bill.cached_tokens, bill.forwards) == (2, 1, 1)
+    assert (cost.prompt_tokens, cost.cached_tokens, cost.forwards) == (2, 1, 1)
     ((path, body),) = asked
     assert (path, body["input_ids"], body["token_ids_logprob"]) == ("/generate", [5, 6], [7, 9])
 
@@ -781,7 +781,7 @@ def test_a_ranking_that_vllm_spoils_is_read_from_the_prompt():
         told: dict[str, Any] = {"logprobs": {"top_logprobs": [top]}, "prompt_logprobs": prompt}
         return read({"choices": [told], "usage": {"prompt_tokens": len(body["prompt"])}})
 
-    bill = Cost()
-    assert asyncio.run(Vllm("m").rank(ask, (5, 6), 2, bill)) == [(7, -0.5), (9, -1.5)]
+    cost = Cost()
+    assert asyncio.run(Vllm("m").rank(ask, (5, 6), 2, cost)) == [(7, -0.5), (9, -1.5)]
     assert [body["prompt"] for body in asked] == [[5, 6], [5, 6, 6]]
-    assert (bill.prompt_tokens, bill.forwards) == (5, 2)
+    assert (cost.prompt_tokens, cost.forwards) == (5, 2)

@@ -389,9 +389,9 @@ class Scheduler:
                 own = {i: r for i, r in enumerate(requests) if self._model_for[type(r)] is remote}
                 if own:
                     asked = cast("list[Sample | Score]", list(own.values()))
-                    errands = remote.send(asked, ticket, ticket.deadline, self._wake.set)
-                    for (i, request), errand in zip(own.items(), errands, strict=True):
-                        tasks[i] = _Sent(request, remote, errand)
+                    all_pending = remote.send(asked, ticket, ticket.deadline, self._wake.set)
+                    for (i, request), pending in zip(own.items(), all_pending, strict=True):
+                        tasks[i] = _Sent(request, remote, pending)
             ticket.tasks = [tasks[i] for i in range(len(requests))]
         except Exception as error:  # a prompt that is too long, say
             ticket.tasks = list(tasks.values())

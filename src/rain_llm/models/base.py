@@ -156,7 +156,7 @@ class RemoteModel(LanguageModel, Protocol):
         """
         ...
 
-    def recall(self, errands: Sequence[PendingRequest]) -> None:
+    def recall(self, all_pending: Sequence[PendingRequest]) -> None:
         """Give up what has not been answered; the server is told. From any thread."""
         ...
 

@@ -52,7 +52,7 @@ from rain_llm.types import Continuation, Message, Sample, Samples, Score, Scores
 
 
 @dataclass(eq=False)
-class _Errand:
+class _Pending:
     """A request that is under way; see ``base.PendingRequest``."""
 
     request: Sample | Score
@@ -144,16 +144,16 @@ class CompletionsModel:
         if not batch:
             return []
         heard = threading.Semaphore(0)
-        errands = self.send(batch, None, None, heard.release)
+        all_pending = self.send(batch, None, None, heard.release)
         try:
-            for _ in errands:
+            for _ in all_pending:
                 heard.acquire()
         finally:
-            self.recall(errands)  # where waiting was interrupted
-        for errand in errands:
-            if errand.error is not None:
-                raise errand.error
-        return [errand.reply for errand in errands]
+            self.recall(all_pending)  # where waiting was interrupted
+        for pending in all_pending:
+            if pending.error is not None:
+                raise pending.error
+        return [pending.reply for pending in all_pending]
 
     def send(
         self,
@@ -161,7 +161,7 @@ class CompletionsModel:
         search: object,
         deadline: float | None,
         done: Callable[[], None],
-    ) -> list[_Errand]:
+    ) -> list[_Pending]:
         """Send the requests of one round on their way; see ``base.RemoteModel``."""
         for request in requests:
             more = request.max_tokens if isinstance(request, Sample) else max(map(len, request.options))
@@ -170,48 +170,48 @@ class CompletionsModel:
                 check_sample(request)
                 if request.schema:
                     check(request.schema)
-        errands = [_Errand(request) for request in requests]
+        all_pending = [_Pending(request) for request in requests]
         ask = functools.partial(self._ask, search=search, deadline=deadline)
-        event_loop().call_soon_threadsafe(self._begin, errands, ask, done)
-        return errands
+        event_loop().call_soon_threadsafe(self._begin, all_pending, ask, done)
+        return all_pending
 
-    def recall(self, errands: Sequence[PendingRequest]) -> None:
+    def recall(self, all_pending: Sequence[PendingRequest]) -> None:
         """Give up what has not been answered: its connection is closed, and the server stops."""
-        event_loop().call_soon_threadsafe(self._give_up, cast("Sequence[_Errand]", errands))
+        event_loop().call_soon_threadsafe(self._give_up, cast("Sequence[_Pending]", all_pending))
 
     @staticmethod
-    def _give_up(errands: Sequence[_Errand]) -> None:
-        left = (errand.task for errand in errands if errand.reply is None and errand.error is None)
+    def _give_up(all_pending: Sequence[_Pending]) -> None:
+        left = (pending.task for pending in all_pending if pending.reply is None and pending.error is None)
         for task in {task for task in left if task is not None}:  # questions share one
             task.cancel()
 
-    def _begin(self, errands: Sequence[_Errand], ask: Ask, done: Callable[[], None]) -> None:
+    def _begin(self, all_pending: Sequence[_Pending], ask: Ask, done: Callable[[], None]) -> None:
         """Start the tasks of a round, in the loop; one asks all of its questions."""
         loop = asyncio.get_running_loop()
-        questions = [errand for errand in errands if isinstance(errand.request, Score)]
-        for errand in errands:
-            if isinstance(errand.request, Sample):
-                errand.task = loop.create_task(
-                    self._run([errand], functools.partial(self._sample, errand, ask), done)
+        questions = [pending for pending in all_pending if isinstance(pending.request, Score)]
+        for pending in all_pending:
+            if isinstance(pending.request, Sample):
+                pending.task = loop.create_task(
+                    self._run([pending], functools.partial(self._sample, pending, ask), done)
                 )
         if questions:
             task = loop.create_task(
                 self._run(questions, functools.partial(self._score, questions, ask), done)
             )
-            for errand in questions:
-                errand.task = task
+            for pending in questions:
+                pending.task = task
 
     @staticmethod
     async def _run(
-        errands: Sequence[_Errand], work: Callable[[], Awaitable[None]], done: Callable[[], None]
+        all_pending: Sequence[_Pending], work: Callable[[], Awaitable[None]], done: Callable[[], None]
     ) -> None:
         try:
             await work()
         except Exception as error:  # whatever it is, who waits must hear of it
-            for errand in errands:
-                errand.error = error
+            for pending in all_pending:
+                pending.error = error
         finally:
-            for _ in errands:
+            for _ in all_pending:
                 done()
 
     async def _ask(
@@ -227,32 +227,32 @@ class CompletionsModel:
 
     # -- a sample --------------------------------------------------------------------------------------
 
-    async def _sample(self, errand: _Errand, ask: Ask) -> None:
+    async def _sample(self, pending: _Pending, ask: Ask) -> None:
         """Draw the continuations of a request."""
-        request, bill = cast(Sample, errand.request), Cost()
+        request, cost = cast(Sample, pending.request), Cost()
         if request.ranked:
-            ranked = await self._dialect.rank(ask, request.prefix, min(request.n, self.text.size), bill)
+            ranked = await self._dialect.rank(ask, request.prefix, min(request.n, self.text.size), cost)
             found = [self._continuation((place,)) for place in ranked]
         else:
             sampled = request.n - request.greedy_first
-            wishes = [self._wish(request, greedy=True)] if request.greedy_first else []
-            wishes += [self._wish(request, n=sampled)] if sampled else []
-            bills = [Cost() for _ in wishes]
-            drawing = zip(wishes, bills, strict=True)
+            samplings = [self._sampling(request, greedy=True)] if request.greedy_first else []
+            samplings += [self._sampling(request, n=sampled)] if sampled else []
+            bills = [Cost() for _ in samplings]
+            drawing = zip(samplings, bills, strict=True)
             drawn = await together(self._dialect.draw(ask, *both) for both in drawing)
             for one in bills:
-                bill.add_beside(one)
+                cost.add_beside(one)
             branches = [branch for several in drawn for branch in several]
             if request.schema:
                 found = [self._document(request, branch) for branch in branches]
             else:
                 found = await together(
-                    self._whole(request, i, branch, ask, bill) for i, branch in enumerate(branches)
+                    self._whole(request, i, branch, ask, cost) for i, branch in enumerate(branches)
                 )
-        self._charge(errand, bill)
-        errand.reply = Samples(tuple(found), errand.model_tokens, errand.forwards, bill.cached_tokens)
+        self._charge(pending, cost)
+        pending.reply = Samples(tuple(found), pending.model_tokens, pending.forwards, cost.cached_tokens)
 
-    def _wish(
+    def _sampling(
         self, request: Sample, n: int = 1, greedy: bool = False, drawn: TokenIds = (), branch: int = 0
     ) -> SampleRequest:
         """Ask for what is left of a request behind what was ``drawn`` for its continuation ``branch``."""
@@ -277,7 +277,7 @@ class CompletionsModel:
         return frozenset(i for i, piece in pieces if any(sign < " " for sign in piece))
 
     async def _whole(
-        self, request: Sample, branch: int, drawn: Completion, ask: Ask, bill: Cost
+        self, request: Sample, branch: int, drawn: Completion, ask: Ask, cost: Cost
     ) -> Continuation:
         """Cut a continuation where it should end; go on where the server has ended it too early.
 
@@ -295,7 +295,7 @@ class CompletionsModel:
                 return self._continuation(places, drawn.closed)
             greedy = request.greedy_first and branch == 0
             tokens = tuple(token for token, _ in places)
-            (drawn,) = await self._dialect.draw(ask, self._wish(request, 1, greedy, tokens, branch), bill)
+            (drawn,) = await self._dialect.draw(ask, self._sampling(request, 1, greedy, tokens, branch), cost)
             places += zip(drawn.tokens, drawn.logprobs, strict=True)
 
     def _document(self, request: Sample, drawn: Completion) -> Continuation:
@@ -346,50 +346,50 @@ class CompletionsModel:
 
     # -- questions -----------------------------------------------------------------------------------
 
-    async def _score(self, errands: Sequence[_Errand], ask: Ask) -> None:
+    async def _score(self, all_pending: Sequence[_Pending], ask: Ask) -> None:
         """Weigh the options of all questions of a round.
 
         A context is what stands before a token whose log-probability is wanted. Contexts that several
         options share are asked about once; the first question that needs them is charged for them.
         """
         contexts: dict[TokenIds, set[int]] = {}
-        owner: dict[TokenIds, _Errand] = {}
-        for errand in errands:
-            for prefix, tokens in _contexts(cast(Score, errand.request)).items():
+        owner: dict[TokenIds, _Pending] = {}
+        for pending in all_pending:
+            for prefix, tokens in _contexts(cast(Score, pending.request)).items():
                 contexts.setdefault(prefix, set()).update(tokens)
-                owner.setdefault(prefix, errand)
+                owner.setdefault(prefix, pending)
         groups = self._dialect.grouped(list(contexts))
         asked = [{prefix: frozenset(contexts[prefix]) for prefix in group} for group in groups]
         weighed: Weighed = {}
         refused: dict[TokenIds, Exception] = {}
-        for group, (found, failed, bill) in zip(
+        for group, (found, failed, cost) in zip(
             groups, await together(self._weigh(ask, some) for some in asked), strict=True
         ):
             weighed |= found
             refused |= failed
-            self._charge(owner[group[0]], bill)
-        for errand in errands:
-            request = cast(Score, errand.request)
-            errand.error = next((refused[p] for p in _contexts(request) if p in refused), None)
-            if errand.error is None:
-                errand.reply = Scores(_summed(request, weighed), errand.model_tokens, errand.forwards)
+            self._charge(owner[group[0]], cost)
+        for pending in all_pending:
+            request = cast(Score, pending.request)
+            pending.error = next((refused[p] for p in _contexts(request) if p in refused), None)
+            if pending.error is None:
+                pending.reply = Scores(_summed(request, weighed), pending.model_tokens, pending.forwards)
 
     async def _weigh(self, ask: Ask, contexts: Contexts) -> tuple[Weighed, dict[TokenIds, Exception], Cost]:
         """Ask about contexts together; if they are refused, each alone, so that one spoils no other."""
-        bill = Cost()
+        cost = Cost()
         try:
-            return await self._dialect.weigh(ask, contexts, bill), {}, bill
+            return await self._dialect.weigh(ask, contexts, cost), {}, cost
         except ServerError as error:
             if len(contexts) == 1 or not isinstance(error, Refused):
-                return {}, dict.fromkeys(contexts, error), bill
+                return {}, dict.fromkeys(contexts, error), cost
         found: Weighed = {}
         refused: dict[TokenIds, Exception] = {}
         for prefix, tokens in contexts.items():
             some, failed, more = await self._weigh(ask, {prefix: tokens})
             found |= some
             refused |= failed
-            bill.add(more)
-        return found, refused, bill
+            cost.add(more)
+        return found, refused, cost
 
     # -- limits and costs ----------------------------------------------------------------------------
 
@@ -402,10 +402,10 @@ class CompletionsModel:
                 f"{self.context_length} tokens: shorten the prompt or ask for fewer tokens"
             )
 
-    def _charge(self, errand: _Errand, bill: Cost) -> None:
-        errand.model_tokens += bill.model_tokens
-        errand.forwards = max(errand.forwards, bill.forwards)
-        self.totals.add(bill)
+    def _charge(self, pending: _Pending, cost: Cost) -> None:
+        pending.model_tokens += cost.model_tokens
+        pending.forwards = max(pending.forwards, cost.forwards)
+        self.totals.add(cost)
 
     # -- the servers ---------------------------------------------------------------------------------
 

@@ -145,19 +145,19 @@ class Cost:
 class Dialect(Protocol):
     """How one kind of server is spoken to."""
 
-    async def draw(self, ask: Ask, wish: SampleRequest, bill: Cost) -> list[Completion]:
-        """Draw ``wish.n`` continuations."""
+    async def draw(self, ask: Ask, sampling: SampleRequest, cost: Cost) -> list[Completion]:
+        """Draw ``sampling.n`` continuations."""
         ...
 
     def grouped(self, prefixes: Sequence[TokenIds]) -> list[list[TokenIds]]:
         """Divide the contexts of a round into those that are weighed by one call."""
         ...
 
-    async def rank(self, ask: Ask, prefix: TokenIds, n: int, bill: Cost) -> list[tuple[int, float]]:
+    async def rank(self, ask: Ask, prefix: TokenIds, n: int, cost: Cost) -> list[tuple[int, float]]:
         """Return the ``n`` likeliest tokens behind ``prefix``, in order, with their log-probabilities."""
         ...
 
-    async def weigh(self, ask: Ask, contexts: Contexts, bill: Cost) -> Weighed:
+    async def weigh(self, ask: Ask, contexts: Contexts, cost: Cost) -> Weighed:
         """Return the log-probability of each wanted token behind each prefix."""
         ...
 
@@ -178,8 +178,8 @@ def distinct(*numbers: int) -> int:
     Both servers draw the i-th continuation by seed + i: the seeds of two requests must not be neighbours.
     llama-server takes 32 bits, of which the largest number means "draw one".
     """
-    told = b"".join(number.to_bytes(9, "little", signed=True) for number in numbers)
-    return int.from_bytes(blake2b(told, digest_size=4).digest(), "little") >> 1
+    reported = b"".join(number.to_bytes(9, "little", signed=True) for number in numbers)
+    return int.from_bytes(blake2b(reported, digest_size=4).digest(), "little") >> 1
 
 
 def choices_of(reply: Any, count: int, model: str) -> list[Node]:
@@ -205,7 +205,7 @@ def choices_of(reply: Any, count: int, model: str) -> list[Node]:
     return [choice for _, choice in sorted(zip(places, choices, strict=True), key=lambda pair: pair[0])]
 
 
-def drawn_from(tokens: Any, logprobs: Any, wish: SampleRequest, finish: Any, size: int) -> Completion:
+def drawn_from(tokens: Any, logprobs: Any, sampling: SampleRequest, finish: Any, size: int) -> Completion:
     """Check one continuation, whose tokens are of a vocabulary of ``size``.
 
     Raises:
@@ -217,12 +217,12 @@ def drawn_from(tokens: Any, logprobs: Any, wish: SampleRequest, finish: Any, siz
         raise Unreadable(f"gave no log-probability for each of {len(tokens)} tokens")
     if not tokens:
         raise Unreadable("drew no token")
-    if len(tokens) > wish.max_tokens:
-        raise Malformed(f"drew {len(tokens)} tokens where at most {wish.max_tokens} were asked for")
+    if len(tokens) > sampling.max_tokens:
+        raise Malformed(f"drew {len(tokens)} tokens where at most {sampling.max_tokens} were asked for")
     drawn = token_ids(tokens, size, "what it drew")
-    if finish == "length" and len(tokens) < wish.max_tokens:
+    if finish == "length" and len(tokens) < sampling.max_tokens:
         raise Unreadable(
-            f"wrote {len(tokens)} of {wish.max_tokens} tokens: its window is smaller than it says"
+            f"wrote {len(tokens)} of {sampling.max_tokens} tokens: its window is smaller than it says"
         )
     if finish not in ("length", "stop"):
         raise Unreadable(f"ended a text for the reason {shown(finish)}")

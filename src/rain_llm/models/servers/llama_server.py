@@ -30,7 +30,7 @@ from rain_llm.models.servers.reading import Malformed, Node, Unreadable, shown
 from rain_llm.types import TokenIds
 
 _BELOW = 40.0  # nats between the biases of the wanted tokens and that of the drawn one
-_LEAST = 1e-38  # a smaller probability is told as 0 by a server that computes in float32
+_LEAST = 1e-38  # a smaller probability is reported as 0 by a server that computes in float32
 _ROUNDING = 1e-2  # by which probabilities may add up to more than 1
 
 
@@ -49,97 +49,101 @@ class LlamaServer:
     common: int
     size: int = VOCABULARY
 
-    async def draw(self, ask: Ask, wish: SampleRequest, bill: Cost) -> list[Completion]:
+    async def draw(self, ask: Ask, sampling: SampleRequest, cost: Cost) -> list[Completion]:
         """Draw as many continuations by a request as there are slots; with ``ends``, one.
 
         A whole reply leaves out the tokens of a stop string; a stream has them. Both leave out those that
         only begin a character (an emoji has several): where some are missing, the request is made again
         in a way that gives all ids, though not all log-probabilities.
         """
-        most = 1 if wish.ends else self.slots
+        most = 1 if sampling.ends else self.slots
         found: list[Completion] = []
-        for done in range(0, wish.n, most):  # one after another: the next finds the prefix in the cache
-            size = min(most, wish.n - done)
-            seed = distinct(wish.seed, done) if done else wish.seed
-            body = self._body(wish) | {
+        for done in range(0, sampling.n, most):  # one after another: the next finds the prefix in the cache
+            size = min(most, sampling.n - done)
+            seed = distinct(sampling.seed, done) if done else sampling.seed
+            body = self._body(sampling) | {
                 "n": size,
                 "seed": seed,
-                "stop": list(least(wish.ends)),
-                "stream": bool(wish.ends),
+                "stop": list(least(sampling.ends)),
+                "stream": bool(sampling.ends),
                 "stream_options": {"include_usage": True},
             }
-            for child, drawn in enumerate(await ask(body, self._reader(wish, size, bill))):
-                found.append(drawn or await self._by_ids(ask, replace(wish, n=1, seed=seed + child), bill))
-        bill.charge_drawn(found)
+            for child, drawn in enumerate(await ask(body, self._reader(sampling, size, cost))):
+                found.append(
+                    drawn or await self._by_ids(ask, replace(sampling, n=1, seed=seed + child), cost)
+                )
+        cost.charge_drawn(found)
         return found
 
-    def _reader(self, wish: SampleRequest, size: int, bill: Cost) -> Callable[[Any], list[Completion | None]]:
+    def _reader(
+        self, sampling: SampleRequest, size: int, cost: Cost
+    ) -> Callable[[Any], list[Completion | None]]:
         def read(reply: Any) -> list[Completion | None]:
             if isinstance(reply, list):
                 reply = _joined(reply)
             choices = choices_of(reply, size, self.model)
-            bill.charge_prompt(reply, len(wish.prefix))
+            cost.charge_prompt(reply, len(sampling.prefix))
             drawn = Node(reply)["usage"]["completion_tokens"]
-            told = drawn.whole(0, CONTEXT) if drawn.there else None
-            return [self._complete(choice, wish, told if size == 1 else None) for choice in choices]
+            reported = drawn.whole(0, CONTEXT) if drawn.there else None
+            return [self._complete(choice, sampling, reported if size == 1 else None) for choice in choices]
 
         return read
 
-    def _complete(self, choice: Node, wish: SampleRequest, told: int | None) -> Completion | None:
-        """Read a continuation; None if tokens are missing. ``told`` is how many were drawn, if known."""
+    def _complete(self, choice: Node, sampling: SampleRequest, reported: int | None) -> Completion | None:
+        """Read a continuation; None if tokens are missing. ``reported`` is how many were drawn, if known."""
         places = _content(choice)
         finish = choice["finish_reason"].value
-        if told is None:
+        if reported is None:
             begun = any(byte > 127 for place in places for byte in token_bytes(place))
-            told = wish.max_tokens if finish == "length" else len(places) + begun
-        if len(places) < told <= wish.max_tokens:
+            reported = sampling.max_tokens if finish == "length" else len(places) + begun
+        if len(places) < reported <= sampling.max_tokens:
             return None
         tokens, logprobs = ([place[key].value for place in places] for key in ("id", "logprob"))
-        return drawn_from(tokens, logprobs, wish, finish, self.size)
+        return drawn_from(tokens, logprobs, sampling, finish, self.size)
 
-    async def _by_ids(self, ask: Ask, wish: SampleRequest, bill: Cost) -> Completion:
+    async def _by_ids(self, ask: Ask, sampling: SampleRequest, cost: Cost) -> Completion:
         """Draw one continuation by llama-server's own way, and ask what each token's log-probability is."""
-        body = self._body(wish) | {
-            "n_predict": wish.max_tokens,
-            "stop": list(least(wish.ends)),
+        body = self._body(sampling) | {
+            "n_predict": sampling.max_tokens,
+            "stop": list(least(sampling.ends)),
             "return_tokens": True,
         }
 
         def read(reply: Any) -> TokenIds:
-            told = Node(reply)
-            tokens = told["tokens"].value
-            usage = {"cached_tokens": told["timings"]["cache_n"].value}
-            read = {"prompt_tokens": told["tokens_evaluated"].value, "prompt_tokens_details": usage}
-            bill.charge_prompt({"usage": read}, len(wish.prefix))
-            finish = "length" if told["stop_type"].value == "limit" else "stop"
+            reported = Node(reply)
+            tokens = reported["tokens"].value
+            usage = {"cached_tokens": reported["timings"]["cache_n"].value}
+            read = {"prompt_tokens": reported["tokens_evaluated"].value, "prompt_tokens_details": usage}
+            cost.charge_prompt({"usage": read}, len(sampling.prefix))
+            finish = "length" if reported["stop_type"].value == "limit" else "stop"
             logprobs = [0.0] * len(tokens) if isinstance(tokens, list) else None
-            return drawn_from(tokens, logprobs, wish, finish, self.size).tokens
+            return drawn_from(tokens, logprobs, sampling, finish, self.size).tokens
 
         tokens: TokenIds = await ask(body, read, "/completion")
-        places = [(wish.prefix + tokens[:i], token) for i, token in enumerate(tokens)]
-        weighed = await self.weigh(ask, {prefix: frozenset({token}) for prefix, token in places}, bill)
+        places = [(sampling.prefix + tokens[:i], token) for i, token in enumerate(tokens)]
+        weighed = await self.weigh(ask, {prefix: frozenset({token}) for prefix, token in places}, cost)
         return Completion(tokens, tuple(weighed[prefix][token] for prefix, token in places))
 
-    async def rank(self, ask: Ask, prefix: TokenIds, n: int, bill: Cost) -> list[tuple[int, float]]:
+    async def rank(self, ask: Ask, prefix: TokenIds, n: int, cost: Cost) -> list[tuple[int, float]]:
         """Ask for the likeliest tokens at one place; as many as the vocabulary has."""
         body = self._forced(prefix, {self.common: FORCE}) | {"logprobs": n}
 
         def read(reply: Any) -> list[tuple[int, float]]:
-            top = self._place(reply, prefix, bill)["top_logprobs"].items()
+            top = self._place(reply, prefix, cost)["top_logprobs"].items()
             found = [(self._id(place), nats(place["logprob"].value)) for place in top]
             if len(found) < n or len({token for token, _ in found}) < len(found):
                 raise Malformed(f"gave {len(found)} log-probabilities where {n} were asked for")
             return sorted(found, key=lambda pair: -pair[1])[:n]
 
         ranked: list[tuple[int, float]] = await ask(body, read)
-        bill.forwards += 1
+        cost.forwards += 1
         return ranked
 
     def grouped(self, prefixes: Sequence[TokenIds]) -> list[list[TokenIds]]:
         """All by one call, which asks about one after another."""
         return [list(prefixes)]
 
-    async def weigh(self, ask: Ask, contexts: Contexts, bill: Cost) -> Weighed:
+    async def weigh(self, ask: Ask, contexts: Contexts, cost: Cost) -> Weighed:
         """Ask about one prefix after another: the next finds the common part in the cache.
 
         By logit biases the ``common`` token is drawn for certain. One request tells how likely the wanted
@@ -152,10 +156,10 @@ class LlamaServer:
             chances: dict[int, float] = {}
             if others:
                 body = self._forced(prefix, biases) | {"temperature": 1.0, "post_sampling_probs": True}
-                chances = await ask(body, self._chances(prefix, set(biases), bill))
-                bill.forwards += 1
-            common: float = await ask(self._forced(prefix, {self.common: FORCE}), self._logprob(prefix, bill))
-            bill.forwards += 1
+                chances = await ask(body, self._chances(prefix, set(biases), cost))
+                cost.forwards += 1
+            common: float = await ask(self._forced(prefix, {self.common: FORCE}), self._logprob(prefix, cost))
+            cost.forwards += 1
             found[prefix] = {self.common: common} if self.common in wanted else {}
             for token in others:
                 ratio = max(_LEAST, chances[token]) / chances[self.common]
@@ -172,21 +176,21 @@ class LlamaServer:
     def _id(self, place: Node) -> int:
         return place["id"].whole(0, self.size - 1)
 
-    def _place(self, reply: Any, prefix: TokenIds, bill: Cost) -> Node:
+    def _place(self, reply: Any, prefix: TokenIds, cost: Cost) -> Node:
         """Read what is said of the one token that was drawn, which must be the ``common`` one.
 
         Raises:
             Unreadable: it is another.
         """
         places = _content(choices_of(reply, 1, self.model)[0])
-        bill.charge_prompt(reply, len(prefix))
+        cost.charge_prompt(reply, len(prefix))
         if not places or places[0]["id"].value != self.common:
             raise Unreadable(f"ignored a logit bias: token {self.common} was not drawn")
         return places[0]
 
-    def _chances(self, prefix: TokenIds, wanted: set[int], bill: Cost) -> Callable[[Any], dict[int, float]]:
+    def _chances(self, prefix: TokenIds, wanted: set[int], cost: Cost) -> Callable[[Any], dict[int, float]]:
         def read(reply: Any) -> dict[int, float]:
-            top = self._place(reply, prefix, bill)["top_probs"].items()
+            top = self._place(reply, prefix, cost)["top_probs"].items()
             chances = {self._id(place): place["prob"].number(0, 1 + _ROUNDING) for place in top}
             if set(chances) != wanted:
                 raise Unreadable("gave the probabilities of other tokens than were asked for")
@@ -196,25 +200,25 @@ class LlamaServer:
 
         return read
 
-    def _logprob(self, prefix: TokenIds, bill: Cost) -> Callable[[Any], float]:
-        return lambda reply: nats(self._place(reply, prefix, bill)["logprob"].value)
+    def _logprob(self, prefix: TokenIds, cost: Cost) -> Callable[[Any], float]:
+        return lambda reply: nats(self._place(reply, prefix, cost)["logprob"].value)
 
-    def _body(self, wish: SampleRequest) -> Body:
+    def _body(self, sampling: SampleRequest) -> Body:
         return {
             "model": self.model,
-            "prompt": list(wish.prefix),
+            "prompt": list(sampling.prefix),
             "n": 1,
-            "max_tokens": wish.max_tokens,
-            "temperature": wish.temperature,
-            "top_k": wish.top_k,
-            "top_p": wish.top_p,
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
             "min_p": 0.0,
             "samplers": ["temperature", "top_k", "top_p"],  # in this order, and no others
-            "seed": wish.seed,
+            "seed": sampling.seed,
             "logprobs": 1,
             "cache_prompt": True,
             "stream": False,
-        } | ({"json_schema": json.loads(wish.schema)} if wish.schema else {})
+        } | ({"json_schema": json.loads(sampling.schema)} if sampling.schema else {})
 
 
 def least(ends: Iterable[str]) -> tuple[str, ...]:

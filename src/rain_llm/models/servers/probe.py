@@ -77,12 +77,12 @@ async def identified(replicas: Replicas, replica: Replica, settings: ModelSettin
     found = await replicas.once(replica, "/props")
     props = Node(found if isinstance(found, dict) else None)
     slots = props["total_slots"].whole(0, SLOTS) if props["total_slots"].there else 0
-    told = props["default_generation_settings"]["n_ctx"] if slots else model["max_model_len"]
+    reported = props["default_generation_settings"]["n_ctx"] if slots else model["max_model_len"]
     if slots and settings.limits.max_concurrency is None and replica.last is None:
         replica.allow(slots)
     context = settings.context_length
-    if context is None and told.there:
-        context = told.whole(1, CONTEXT)
+    if context is None and reported.there:
+        context = reported.whole(1, CONTEXT)
     if context is None:
         raise ServerNotSupportedError(
             replica.url, "does not say how long a context it takes", "give model.context_length"
@@ -182,16 +182,19 @@ async def probed(
 
 async def _tried(dialect: Dialect, ask: Any, prefix: TokenIds, n: int) -> None:
     """Draw, and ask for the log-probability of what was drawn; both must agree."""
-    bill = Cost()
-    drawn = await dialect.draw(ask, SampleRequest(prefix, n, 2, distinct(1)), bill)
+    cost = Cost()
+    drawn = await dialect.draw(ask, SampleRequest(prefix, n, 2, distinct(1)), cost)
     first, logprob = drawn[0].tokens[0], drawn[0].logprobs[0]
     other = prefix[-1] if prefix[-1] != first else prefix[0]
-    weighed = await dialect.weigh(ask, {prefix: frozenset({first, other})}, bill)
-    told = weighed[prefix]
-    if abs(told[first] - logprob) > _AGREE or math.exp(told[first]) + math.exp(told[other]) > _CERTAIN:
+    weighed = await dialect.weigh(ask, {prefix: frozenset({first, other})}, cost)
+    reported = weighed[prefix]
+    if (
+        abs(reported[first] - logprob) > _AGREE
+        or math.exp(reported[first]) + math.exp(reported[other]) > _CERTAIN
+    ):
         raise Unreadable(
-            f"says {told[first]:.2f} and {logprob:.2f} nats of one token and {told[other]:.2f} of another: "
-            "its log-probabilities are not the model's own"
+            f"says {reported[first]:.2f} and {logprob:.2f} nats of one token and {reported[other]:.2f} of "
+            "another: its log-probabilities are not the model's own"
         )
 
 

@@ -114,7 +114,7 @@ class Replica:
         """Leave it alone for a while: as long as it said, or else twice as long as last time."""
         now = time.monotonic()
         if now < self.rests_until:
-            return  # other requests have told
+            return  # other requests have reported it
         self.last = failed
         self.failed_at = now
         self.failures += 1

@@ -21,18 +21,18 @@ from rain_llm.types import TokenIds
 class Sglang(Vllm):
     """SGLang, by its documentation."""
 
-    async def weigh(self, ask: Ask, contexts: Contexts, bill: Cost) -> Weighed:
+    async def weigh(self, ask: Ask, contexts: Contexts, cost: Cost) -> Weighed:
         """Ask about each prefix by a request of its own."""
-        asked = (self._labels(ask, prefix, wanted, bill) for prefix, wanted in contexts.items())
+        asked = (self._labels(ask, prefix, wanted, cost) for prefix, wanted in contexts.items())
         found = dict(zip(contexts, await together(asked), strict=True))
-        bill.forwards += 1
+        cost.forwards += 1
         return found
 
-    def _held_to(self, wish: SampleRequest) -> Body:
-        return {"json_schema": wish.schema}
+    def _held_to(self, sampling: SampleRequest) -> Body:
+        return {"json_schema": sampling.schema}
 
     async def _labels(
-        self, ask: Ask, prefix: TokenIds, wanted: frozenset[int], bill: Cost
+        self, ask: Ask, prefix: TokenIds, wanted: frozenset[int], cost: Cost
     ) -> dict[int, float]:
         body = {
             "input_ids": list(prefix),
@@ -43,17 +43,17 @@ class Sglang(Vllm):
         }
 
         def read(reply: Any) -> dict[int, float]:
-            told = Node(reply)["meta_info"]
-            places = told["output_token_ids_logprobs"].items()
+            reported = Node(reply)["meta_info"]
+            places = reported["output_token_ids_logprobs"].items()
             found: dict[int, float] = {}
             for place in places[0].items() if places else ():
                 logprob, token = ([item.value for item in place.items()] + [None, None])[:2]
                 found[token_ids([token], self.size, place.place)[0]] = nats(logprob)
             if set(found) != wanted:
                 raise Unreadable("gave no log-probabilities of the tokens that were asked for")
-            details = {"cached_tokens": told["cached_tokens"].value}
-            usage = {"prompt_tokens": told["prompt_tokens"].value, "prompt_tokens_details": details}
-            bill.charge_prompt({"usage": usage}, len(prefix))
+            details = {"cached_tokens": reported["cached_tokens"].value}
+            usage = {"prompt_tokens": reported["prompt_tokens"].value, "prompt_tokens_details": details}
+            cost.charge_prompt({"usage": usage}, len(prefix))
             return found
 
         logprobs: dict[int, float] = await ask(body, read, "/generate")

@@ -51,19 +51,19 @@ class Vllm:
     knows_labels: bool = True
     size: int = VOCABULARY
 
-    async def draw(self, ask: Ask, wish: SampleRequest, bill: Cost) -> list[Completion]:
+    async def draw(self, ask: Ask, sampling: SampleRequest, cost: Cost) -> list[Completion]:
         """Draw all continuations by one request."""
 
         def read(reply: Any) -> list[Completion]:
-            choices = choices_of(reply, wish.n, self.model)
-            bill.charge_prompt(reply, len(wish.prefix))
-            return [self._drawn(choice, wish) for choice in choices]
+            choices = choices_of(reply, sampling.n, self.model)
+            cost.charge_prompt(reply, len(sampling.prefix))
+            return [self._drawn(choice, sampling) for choice in choices]
 
-        drawn: list[Completion] = await ask(self._body(wish), read)
-        bill.charge_drawn(drawn)
+        drawn: list[Completion] = await ask(self._body(sampling), read)
+        cost.charge_drawn(drawn)
         return drawn
 
-    async def rank(self, ask: Ask, prefix: TokenIds, n: int, bill: Cost) -> list[tuple[int, float]]:
+    async def rank(self, ask: Ask, prefix: TokenIds, n: int, cost: Cost) -> list[tuple[int, float]]:
         """Ask for the likeliest tokens at one place.
 
         vLLM 0.32 gives nonsense for these while another request asks for labels (its sampler fills a row
@@ -77,7 +77,7 @@ class Vllm:
 
         def read(reply: Any) -> dict[int, float]:
             (choice,) = choices_of(reply, 1, self.model)
-            bill.charge_prompt(reply, len(prefix))
+            cost.charge_prompt(reply, len(prefix))
             top = self._top(choice)
             spoilt = any(is_number(logprob) and logprob <= NONSENSE for logprob in top.values())
             sound = len(top) >= n and not spoilt
@@ -85,18 +85,20 @@ class Vllm:
 
         def read_before(reply: Any) -> dict[int, float]:
             (choice,) = choices_of(reply, 1, self.model)
-            bill.charge_prompt(reply, len(prefix) + 1)
+            cost.charge_prompt(reply, len(prefix) + 1)
             places = choice["prompt_logprobs"].items()
-            told = dict(places[-1].pairs()) if places else {}
-            if len(told) < n:
-                raise Unreadable(f"gave {len(told)} log-probabilities where {n} were asked for")
-            return {token: nats(place["logprob"].value) for token, place in numbered(told, self.size).items()}
+            reported = dict(places[-1].pairs()) if places else {}
+            if len(reported) < n:
+                raise Unreadable(f"gave {len(reported)} log-probabilities where {n} were asked for")
+            return {
+                token: nats(place["logprob"].value) for token, place in numbered(reported, self.size).items()
+            }
 
         top: dict[int, float] = await ask(likeliest, read)
-        bill.forwards += 1
+        cost.forwards += 1
         if not top:
             top = await ask(before, read_before)
-            bill.forwards += 1
+            cost.forwards += 1
         return sorted(top.items(), key=lambda item: -item[1])[:n]
 
     def grouped(self, prefixes: Sequence[TokenIds]) -> list[list[TokenIds]]:
@@ -107,12 +109,12 @@ class Vllm:
         size = 1 if len(prefixes) <= _SINGLY else _BATCH
         return [list(prefixes[i : i + size]) for i in range(0, len(prefixes), size)]
 
-    async def weigh(self, ask: Ask, contexts: Contexts, bill: Cost) -> Weighed:
+    async def weigh(self, ask: Ask, contexts: Contexts, cost: Cost) -> Weighed:
         """Ask about all prefixes by one request."""
         if not self.knows_labels:
             pairs = [(prefix, token) for prefix, tokens in contexts.items() for token in sorted(tokens)]
-            logprobs = await together(self._force(ask, *pair, bill) for pair in pairs)
-            bill.forwards += 1
+            logprobs = await together(self._force(ask, *pair, cost) for pair in pairs)
+            cost.forwards += 1
             found: Weighed = {prefix: {} for prefix in contexts}
             for (prefix, token), logprob in zip(pairs, logprobs, strict=True):
                 found[prefix][token] = logprob
@@ -121,12 +123,12 @@ class Vllm:
         weighed: Weighed = {prefix: {} for prefix in contexts}
         for i in range(0, len(wanted), _MOST_LABELS):
             some = frozenset(wanted[i : i + _MOST_LABELS])
-            part = await self._weigh(ask, {p: tokens & some for p, tokens in contexts.items()}, bill)
-            for prefix, told in part.items():
-                weighed[prefix] |= told
+            part = await self._weigh(ask, {p: tokens & some for p, tokens in contexts.items()}, cost)
+            for prefix, reported in part.items():
+                weighed[prefix] |= reported
         return weighed
 
-    async def _weigh(self, ask: Ask, contexts: Contexts, bill: Cost) -> Weighed:
+    async def _weigh(self, ask: Ask, contexts: Contexts, cost: Cost) -> Weighed:
         prefixes = list(contexts)
         body = self._body(SampleRequest(prefixes[0], 1, 1, 1, temperature=0)) | {
             "prompt": [list(prefix) for prefix in prefixes],
@@ -135,7 +137,7 @@ class Vllm:
 
         def read(reply: Any) -> Weighed:
             choices = choices_of(reply, len(prefixes), self.model)
-            bill.charge_prompt(reply, sum(map(len, prefixes)))
+            cost.charge_prompt(reply, sum(map(len, prefixes)))
             found: Weighed = {}
             for choice, prefix in zip(choices, prefixes, strict=True):
                 top = self._top(choice)
@@ -145,64 +147,64 @@ class Vllm:
             return found
 
         weighed: Weighed = await ask(body, read)
-        bill.forwards += 1
+        cost.forwards += 1
         return weighed
 
-    async def _force(self, ask: Ask, prefix: TokenIds, token: int, bill: Cost) -> float:
-        """Make a token certain; its log-probability is told as if it were not."""
-        wish = SampleRequest(prefix, 1, 1, 1, temperature=0)
+    async def _force(self, ask: Ask, prefix: TokenIds, token: int, cost: Cost) -> float:
+        """Make a token certain; its log-probability is reported as if it were not."""
+        sampling = SampleRequest(prefix, 1, 1, 1, temperature=0)
 
         def read(reply: Any) -> float:
             (choice,) = choices_of(reply, 1, self.model)
-            bill.charge_prompt(reply, len(prefix))
-            drawn = self._drawn(choice, wish)
+            cost.charge_prompt(reply, len(prefix))
+            drawn = self._drawn(choice, sampling)
             if drawn.tokens != (token,):
                 raise Unreadable(f"ignored a logit bias: token {token} was not drawn")
             return drawn.logprobs[0]
 
-        logprob: float = await ask(self._body(wish) | {"logit_bias": {str(token): FORCE}}, read)
+        logprob: float = await ask(self._body(sampling) | {"logit_bias": {str(token): FORCE}}, read)
         return logprob
 
-    def _body(self, wish: SampleRequest) -> Body:
+    def _body(self, sampling: SampleRequest) -> Body:
         return {
             "model": self.model,
-            "prompt": list(wish.prefix),
-            "n": wish.n,
-            "max_tokens": wish.max_tokens,
-            "temperature": wish.temperature,
-            "top_k": wish.top_k or -1,
-            "top_p": wish.top_p,
+            "prompt": list(sampling.prefix),
+            "n": sampling.n,
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k or -1,
+            "top_p": sampling.top_p,
             "min_p": 0.0,
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,
             "repetition_penalty": 1.0,
-            "seed": wish.seed,
-            "stop_token_ids": list(wish.end_tokens),
+            "seed": sampling.seed,
+            "stop_token_ids": list(sampling.end_tokens),
             "logprobs": 1,
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
             "stream": False,
-        } | (self._held_to(wish) if wish.schema else {})
+        } | (self._held_to(sampling) if sampling.schema else {})
 
-    def _held_to(self, wish: SampleRequest) -> Body:
+    def _held_to(self, sampling: SampleRequest) -> Body:
         """As a structural tag, which alone bounds white space by request: one character between two parts.
 
         xgrammar 0.2 takes control characters in strings of a bounded length, which JSON does not.
         """
-        held = {"type": "json_schema", "json_schema": json.loads(wish.schema), "max_whitespace_cnt": 1}
+        held = {"type": "json_schema", "json_schema": json.loads(sampling.schema), "max_whitespace_cnt": 1}
         tag = {"type": "structural_tag", "format": held}
-        biases = {str(token): BAR for token in sorted(wish.barred)}
+        biases = {str(token): BAR for token in sorted(sampling.barred)}
         return {"structured_outputs": {"structural_tag": json.dumps(tag)}, "logit_bias": biases}
 
-    def _drawn(self, choice: Node, wish: SampleRequest) -> Completion:
+    def _drawn(self, choice: Node, sampling: SampleRequest) -> Completion:
         logprobs = choice["logprobs"]["token_logprobs"].value
         finish = choice["finish_reason"].value
-        drawn = drawn_from(choice["token_ids"].value, logprobs, wish, finish, self.size)
-        return replace(drawn, closed=finish == "stop" and drawn.tokens[-1] not in wish.end_tokens)
+        drawn = drawn_from(choice["token_ids"].value, logprobs, sampling, finish, self.size)
+        return replace(drawn, closed=finish == "stop" and drawn.tokens[-1] not in sampling.end_tokens)
 
     def _top(self, choice: Node) -> dict[int, Any]:
         """Read the log-probabilities at the first place, by token."""
         places = choice["logprobs"]["top_logprobs"].items()
-        told = {name: node.value for name, node in places[0].pairs()} if places else {}
-        by_id = {name: value for name, value in told.items() if name.startswith(_BY_ID)}
+        reported = {name: node.value for name, node in places[0].pairs()} if places else {}
+        by_id = {name: value for name, value in reported.items() if name.startswith(_BY_ID)}
         return numbered(by_id, self.size, _BY_ID)
