@@ -28,7 +28,7 @@ from typing import Any, Literal
 import pytest
 
 from rain_llm import Rain, RainResult, RainSettings, Step
-from rain_llm.criteria import Criterion
+from rain_llm.criteria.criterion import Criterion
 from rain_llm.errors import (
     ModelError,
     ModelNotFoundError,

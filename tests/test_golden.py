@@ -45,7 +45,7 @@ from rain_llm import (
     ToolCall,
     Verdict,
 )
-from rain_llm.criteria import Guard
+from rain_llm.criteria.criterion import Guard
 from rain_llm.models.scripted import END, ScriptedModel
 from rain_llm.types import Candidate, Sample, Samples, Score, Scores, TokenIds, Vector
 

@@ -32,6 +32,8 @@ ORDER = (
     "clock",
     "habits",
     "tools",
+    "criteria.criterion",
+    *(f"criteria.{name}" for name in rain_llm.BUILT_IN),  # a file each, of its name
     "criteria",
     "yaml_text",
     "policy",
@@ -296,7 +298,6 @@ def test_the_algorithm_is_one_screen_and_its_parts_are_small():
 LARGE = {
     "engine.py": 765,
     "settings.py": 783,
-    "criteria.py": 468,
     "cli.py": 462,
     "scheduler.py": 422,
     "types.py": 445,

@@ -16,7 +16,7 @@ from jsonschema import Draft202012Validator
 from pydantic import BaseModel, ValidationError
 
 from rain_llm import BUILT_IN, CIVILITY, HARMLESSNESS, Criterion, RainSettings, SettingsError
-from rain_llm.criteria import Calibration, Choice, Example
+from rain_llm.criteria.criterion import Calibration, Choice, Example
 from rain_llm.policy import PolicyError
 from rain_llm.settings import EvaluationSettings, GenerationSettings, ModelSettings, SearchSettings
 

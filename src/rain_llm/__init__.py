@@ -8,12 +8,8 @@ from rain_llm.criteria import (
     HARMLESSNESS,
     POSITIVE_SENTIMENT,
     TRUTHFULNESS,
-    Calibration,
-    Channel,
-    Choice,
-    Criterion,
-    Example,
 )
+from rain_llm.criteria.criterion import Calibration, Channel, Choice, Criterion, Example
 from rain_llm.engine import Rain
 from rain_llm.errors import (
     BlindJudgeWarning,

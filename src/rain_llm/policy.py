@@ -18,7 +18,8 @@ import yaml
 from yaml.reader import ReaderError
 
 from rain_llm.bounds import MISTAKES, POLICY_BYTES
-from rain_llm.criteria import BUILT_IN, Problem
+from rain_llm.criteria import BUILT_IN
+from rain_llm.criteria.criterion import Problem
 from rain_llm.errors import SettingsError
 from rain_llm.redaction import HIDDEN, UNKNOWN, and_more
 from rain_llm.yaml_text import TOO_DEEP, TWICE, UNREADABLE, YamlText

@@ -24,16 +24,8 @@ from pydantic import (
 )
 
 from rain_llm.bounds import CRITERIA, FRAME_BYTES
-from rain_llm.criteria import (
-    BUILT_IN,
-    HARMLESS_ACTIONS,
-    HARMLESSNESS,
-    Choice,
-    Criterion,
-    Frozen,
-    Problem,
-    refusal_at,
-)
+from rain_llm.criteria import BUILT_IN, HARMLESS_ACTIONS, HARMLESSNESS
+from rain_llm.criteria.criterion import Choice, Criterion, Frozen, Problem, refusal_at
 from rain_llm.errors import SettingsError
 from rain_llm.policy import Policy, converted, file_schema
 from rain_llm.redaction import HIDDEN, MORE, and_more, hidden_mistakes, shown, shown_name

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from rain_llm.criteria import BUILT_IN, Criterion
+from rain_llm.criteria import BUILT_IN
+from rain_llm.criteria.criterion import Criterion
 from rain_llm.demo import loading
 from rain_llm.doctor.examine import examine, expected
 from rain_llm.doctor.findings import Diagnosis, Examination, Trust

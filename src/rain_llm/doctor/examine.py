@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rain_llm.criteria import Criterion
+from rain_llm.criteria.criterion import Criterion
 from rain_llm.doctor.findings import Examination, Held, Measures, Passing, Ranked
 from rain_llm.doctor.interview import Interview
 from rain_llm.doctor.items import Item

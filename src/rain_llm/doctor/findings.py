@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from rain_llm.criteria import Criterion
+from rain_llm.criteria.criterion import Criterion
 from rain_llm.doctor.measures import Bin, Fit, Interval
 from rain_llm.doctor.styles import Style
 from rain_llm.settings import ModelSettings

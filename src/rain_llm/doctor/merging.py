@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from rain_llm.criteria import BUILT_IN, HARMLESS_ACTIONS, Criterion
+from rain_llm.criteria import BUILT_IN, HARMLESS_ACTIONS
+from rain_llm.criteria.criterion import Criterion
 from rain_llm.doctor.findings import SAID, Diagnosis, Held, Trust
 from rain_llm.doctor.settings_file import fitted_numbers
 from rain_llm.settings import EvaluationSettings, RainSettings

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rain_llm.criteria import Criterion, placeholders
+from rain_llm.criteria.criterion import Criterion, placeholders
 from rain_llm.errors import LabelError, ModelNotSupportedError
 from rain_llm.judging.evaluator import SelfEvaluator
 from rain_llm.models.base import LanguageModel

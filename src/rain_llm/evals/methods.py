@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
-from rain_llm.criteria import Criterion
+from rain_llm.criteria.criterion import Criterion
 from rain_llm.engine import Rain
 from rain_llm.errors import PromptError, SettingsError
 from rain_llm.evals.rows import Row

@@ -18,14 +18,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from rain_llm.criteria import (
-    CIVILITY,
-    GROUNDEDNESS,
-    HARMLESSNESS,
-    POSITIVE_SENTIMENT,
-    TRUTHFULNESS,
-    Criterion,
-)
+from rain_llm.criteria import CIVILITY, GROUNDEDNESS, HARMLESSNESS, POSITIVE_SENTIMENT, TRUTHFULNESS
+from rain_llm.criteria.criterion import Criterion
 from rain_llm.errors import SettingsError
 from rain_llm.models.transcript import STOPS, transcript
 from rain_llm.types import Message, Prompt

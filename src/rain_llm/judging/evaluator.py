@@ -17,13 +17,8 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias, TypeVar, cast
 
-from rain_llm.criteria import (
-    HARMLESS_ACTIONS,
-    HARMLESSNESS,
-    Criterion,
-    Example,
-    placeholders,
-)
+from rain_llm.criteria import HARMLESS_ACTIONS, HARMLESSNESS
+from rain_llm.criteria.criterion import Criterion, Example, placeholders
 from rain_llm.errors import LabelError, ModelError, PromptError, PromptTooLongError
 from rain_llm.judging.blindness import Blindness
 from rain_llm.judging.evidence import pertinent

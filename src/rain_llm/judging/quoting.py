@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
 
-from rain_llm.criteria import Criterion
+from rain_llm.criteria.criterion import Criterion
 from rain_llm.judging.spelling import closes, is_colon, opens, seen
 from rain_llm.judging.vocabulary import Kind, Vocabulary, Word
 

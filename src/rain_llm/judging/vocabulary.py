@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Literal, NamedTuple, TypeAlias
 
-from rain_llm.criteria import BUILT_IN, Criterion
+from rain_llm.criteria import BUILT_IN
+from rain_llm.criteria.criterion import Criterion
 from rain_llm.judging.spelling import closes, form, opens, seen, spelled
 
 _FIELDS = """
