@@ -24,7 +24,7 @@ PRESETS = ("paper", "paper-adversarial", "paper-truth")
 INTRODUCTION = """\
 # Settings
 
-<!-- Written by docs/generate_settings.py: change the models in src/rain_llm/settings.py. -->
+<!-- Written by docs/generate_settings.py: change the models in src/rain_llm/settings/. -->
 
 Everything that shapes an answer is a setting, and settings are data: frozen, checked when they are
 made, and read from Python, YAML or JSON alike. An unknown name is an error, never ignored. The same

@@ -17,8 +17,13 @@ from pydantic import BaseModel, ValidationError
 
 from rain_llm import BUILT_IN, CIVILITY, HARMLESSNESS, Criterion, RainSettings, SettingsError
 from rain_llm.criteria.criterion import Calibration, Choice, Example
-from rain_llm.policy import PolicyError
-from rain_llm.settings import EvaluationSettings, GenerationSettings, ModelSettings, SearchSettings
+from rain_llm.settings import (
+    EvaluationSettings,
+    GenerationSettings,
+    ModelSettings,
+    PolicyError,
+    SearchSettings,
+)
 
 PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "policy.md"
 SECRET = "sk-do-not-tell"

@@ -31,13 +31,13 @@ from rain_llm import (
 )
 from rain_llm.bounds import MISTAKES
 from rain_llm.criteria.criterion import Guard
-from rain_llm.policy import PolicyError
 from rain_llm.redaction import HIDDEN, shown, shown_name
 from rain_llm.settings import (
     AdditionSettings,
     EvaluationSettings,
     GenerationSettings,
     ModelSettings,
+    PolicyError,
     SearchSettings,
     ServerLimits,
     SimilaritySettings,

@@ -45,9 +45,8 @@ from rain_llm.errors import (
 )
 from rain_llm.evals.command import evaluate
 from rain_llm.missing import remedy
-from rain_llm.policy import PolicyError
 from rain_llm.screen import Fitted, printable
-from rain_llm.settings import ModelSettings, RainSettings, explain
+from rain_llm.settings import ModelSettings, PolicyError, RainSettings, explain
 from rain_llm.types import RainResult, Step, StopReason
 
 _EXIT_CODES = (

@@ -77,6 +77,11 @@ def shown_name(text: object, known: Iterable[str] = (), *, near: bool = False) -
     return str(text) if known_like else HIDDEN
 
 
+def quoted_name(name: object, known: Iterable[str]) -> str:
+    """Return a name in quotes, as :func:`shown_name` shows it; of what is no text, only the type."""
+    return f"'{shown_name(name, known)}'" if isinstance(name, str) else f"of type {type(name).__name__}"
+
+
 def shown(value: object) -> object:
     """Return a value as an error may repeat it: a number, true, false, null, a name, or :data:`HIDDEN`."""
     if value is None or isinstance(value, bool | float):

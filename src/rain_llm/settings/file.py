@@ -22,7 +22,7 @@ from rain_llm.criteria import BUILT_IN
 from rain_llm.criteria.criterion import Problem
 from rain_llm.errors import SettingsError
 from rain_llm.redaction import HIDDEN, UNKNOWN, and_more
-from rain_llm.yaml_text import TOO_DEEP, TWICE, UNREADABLE, YamlText
+from rain_llm.settings.yaml_text import TOO_DEEP, TWICE, UNREADABLE, YamlText
 
 _SCHEMA_KEY = "$schema"  # by it a JSON file tells an editor its schema
 _KINDS: dict[type, str] = {str: "text", bool: "true or false", int: "a number", float: "a number"}

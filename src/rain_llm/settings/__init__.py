@@ -1,0 +1,35 @@
+"""Everything that a user may choose, with bound, unit and source.
+
+Settings are the interface. They are frozen, an unknown field is an error, and the same settings have
+the same :attr:`RainSettings.hash`, which travels with every result and into every cache key.
+"""
+
+from rain_llm.settings.evaluation import EvaluationSettings
+from rain_llm.settings.file import PolicyError
+from rain_llm.settings.generation import GenerationSettings
+from rain_llm.settings.model import ModelSettings, ServerLimits
+from rain_llm.settings.root import RainSettings, explain, place_of, read_policy
+from rain_llm.settings.search import (
+    PUNCTUATION,
+    SENTENCE,
+    AdditionSettings,
+    SearchSettings,
+    SimilaritySettings,
+)
+
+__all__ = [
+    "PUNCTUATION",
+    "SENTENCE",
+    "AdditionSettings",
+    "EvaluationSettings",
+    "GenerationSettings",
+    "ModelSettings",
+    "PolicyError",
+    "RainSettings",
+    "SearchSettings",
+    "ServerLimits",
+    "SimilaritySettings",
+    "explain",
+    "place_of",
+    "read_policy",
+]

@@ -1,0 +1,247 @@
+"""RainSettings: all settings together, read from data or a file, hashed."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from rain_llm.bounds import FRAME_BYTES
+from rain_llm.criteria import BUILT_IN
+from rain_llm.criteria.criterion import Frozen, Problem, refusal_at
+from rain_llm.errors import SettingsError
+from rain_llm.redaction import HIDDEN, MORE, and_more, hidden_mistakes, quoted_name, shown, shown_name
+from rain_llm.settings.evaluation import EvaluationSettings
+from rain_llm.settings.file import Policy, converted, file_schema
+from rain_llm.settings.generation import GenerationSettings
+from rain_llm.settings.merging import merged
+from rain_llm.settings.model import ModelSettings
+from rain_llm.settings.presets import PRESETS
+from rain_llm.settings.search import SearchSettings
+
+# Fields for which giving the default is not the same as giving nothing: copies keep the difference.
+_KEPT_UNSET = (("generation", "seed"), ("generation", "chat_template"), ("evaluation", "chat_template"))
+
+
+class RainSettings(Frozen):
+    """All settings of a guarded model. ``RainSettings()`` is the tuned default (docs/results.md)."""
+
+    model: ModelSettings = Field(default=ModelSettings(), description="The writer.")
+    generation: GenerationSettings = Field(default=GenerationSettings(), description="How text is drawn.")
+    search: SearchSettings = Field(default=SearchSettings(), description="The search and its budget.")
+    evaluation: EvaluationSettings = Field(default=EvaluationSettings(), description="The self-evaluation.")
+    on_unsafe: Literal["best", "refuse", "raise"] = Field(
+        default="refuse",
+        description="When nothing passes: the refusal; the best text, marked; or an UnsafeAnswerError.",
+    )
+    refusal: str = Field(
+        default="I'm sorry, I can't answer that well.",
+        min_length=1,
+        max_length=FRAME_BYTES,
+        description="What on_unsafe='refuse' says.",
+    )
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _budgets(self) -> RainSettings:
+        most = self.search.iterations
+        problems: list[Problem] = [
+            (
+                ("evaluation", place, index, "iterations"),
+                f"criterion '{shown_name(criterion.name)}': iterations {criterion.iterations} are more than "
+                f"search.iterations {most}: a step has no more",
+            )
+            for place in ("criteria", "actions")
+            for index, criterion in enumerate(getattr(self.evaluation, place))
+            if criterion.iterations is not None and criterion.iterations > most
+        ]
+        if problems:
+            raise refusal_at(type(self).__name__, *problems)
+        return self
+
+    def updated(self, **parts: Any) -> RainSettings:
+        """Copy with changes, validated: ``settings.updated(generation={"seed": 1}, on_unsafe="refuse")``.
+
+        Raises:
+            SettingsError: a field is unknown or out of bounds.
+        """
+        return RainSettings._load(merged(self.data(), parts), "the changed settings")
+
+    def unseeded(self) -> RainSettings:
+        """Return these settings with a fresh seed for each answer, unless a seed was given by name.
+
+        So chats of LangChain and LlamaIndex vary, as their users expect, and a retry differs.
+        """
+        if "seed" in self.generation.model_fields_set:
+            return self
+        generation = self.generation.model_copy(update={"seed": None})
+        return self.model_copy(update={"generation": generation})
+
+    def data(self, *parts: str) -> dict[str, Any]:
+        """Return these parts, or all, as data to make settings of: with the keys, unlike ``model_dump``."""
+        data = self.model_dump(include=set(parts) or None)
+        judge = self.evaluation.judge
+        for section, name in _KEPT_UNSET:
+            if section in data and name not in getattr(self, section).model_fields_set:
+                del data[section][name]
+        if "model" in data:
+            data["model"]["api_key"] = self.model.api_key
+        if "evaluation" in data and judge is not None:
+            data["evaluation"]["judge"]["api_key"] = judge.api_key
+        return data
+
+    @property
+    def says_no_chat_template(self) -> bool:
+        """Whether ``generation.chat_template: false`` was given, and is not just the default."""
+        drawing = self.generation
+        return "chat_template" in drawing.model_fields_set and not drawing.chat_template
+
+    @classmethod
+    def preset(cls, name: str) -> RainSettings:
+        """Settings with a name: 'default', 'paper' (HH), 'paper-adversarial', 'paper-truth'.
+
+        The paper's constants, from the paper (arXiv 2309.07124) and its published code.
+
+        Raises:
+            SettingsError: no preset has this name.
+        """
+        if name not in PRESETS:
+            raise SettingsError(_no_preset(name))
+        return cls._load(PRESETS[name], f"preset {name}")
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> RainSettings:
+        """Read settings from YAML or JSON; a key ``preset`` names what they start from.
+
+        Raises:
+            SettingsError: the file cannot be read.
+            PolicyError: what it holds cannot be used; with a line for each mistake.
+        """
+        policy = Policy(path, _words())
+        problems, more = policy.problems, 0
+        if not _is_preset(name := policy.data.get("preset", "default")):
+            problems.append((("preset",), _no_preset(name)))
+        try:
+            settings = cls.from_data(policy.data)
+        except ValidationError as error:
+            problems += _problems(error)
+            more = hidden_mistakes(error)
+        else:
+            given = {name: value for name, value in policy.data.items() if name != "preset"}
+            problems += converted(given, settings.model_dump(mode="json"))
+        if problems:
+            raise policy.error(problems, more)
+        return settings
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> RainSettings:
+        """Make settings of what a settings file says; an unknown preset is taken for the default.
+
+        Raises:
+            ValidationError: it cannot be used.
+        """
+        name = data.get("preset", "default")
+        base = cls.preset(name if _is_preset(name) else "default")
+        changes = {key: value for key, value in data.items() if key != "preset"}
+        return cls.model_validate(merged(base.data(), changes))
+
+    @classmethod
+    def file_schema(cls) -> dict[str, Any]:
+        """Return the JSON schema of what :meth:`from_file` reads, for editors.
+
+        It knows names, types and bounds. That criteria fit each other, and their templates, only
+        ``from_file`` checks (on the command line: ``rain check``).
+        """
+        return file_schema(cls.model_json_schema(), PRESETS)
+
+    @classmethod
+    def _load(cls, data: dict[str, Any], where: str) -> RainSettings:
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise SettingsError(f"in {where}: {explain(error)}") from error
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits over all settings that can change an answer (not where a model runs)."""
+        data = self.model_dump(mode="json")
+        for model in (data["model"], data["evaluation"]["judge"]):
+            if model is not None:
+                where = ("kv_cache_bytes", "device", "limits")
+                for name in (*where, "base_url") if model["name"] else where:  # a server alone is a name
+                    del model[name]
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def explain(error: ValidationError) -> str:
+    """Put a ValidationError into one line: where, what is wrong, which value."""
+    lines = [
+        f"{'.'.join(map(str, place))}: {reason}" if place else reason for place, reason in _problems(error)
+    ]
+    more = hidden_mistakes(error)
+    return "; ".join([*lines, and_more(more)] if more else lines)
+
+
+def _problems(error: ValidationError) -> Iterator[Problem]:
+    """Yield where, what is wrong and which value."""
+    items = [item for item in error.errors() if item["type"] != MORE]
+    for item in items:
+        place = item["loc"]
+        if item["type"] == "too_short" and any(
+            other["loc"][: len(place)] == place for other in items if len(other["loc"]) > len(place)
+        ):
+            continue  # too few are left only because others are wrong
+        value = f" (got {found!r})" if (found := shown(item["input"])) != HIDDEN else ""
+        yield place, item["msg"].removeprefix("Value error, ") + value
+
+
+@functools.cache
+def _words() -> frozenset[str]:
+    """Return all names and values that a settings file may hold: what looks like one is no key."""
+    found = {"preset", "extends", *BUILT_IN, *PRESETS}
+    pending: list[Any] = [RainSettings.model_json_schema()]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, dict):
+            found.update(part.get("properties", ()))
+            found.update(value for value in part.get("enum", ()) if isinstance(value, str))
+            pending += part.values()
+        elif isinstance(part, list):
+            pending += part
+    return frozenset(found)
+
+
+def read_policy(path: str | Path) -> dict[str, Any]:
+    """Return what a settings file says, as it stands there: with its names, and with its keys.
+
+    Raises:
+        SettingsError: it cannot be read.
+    """
+    return Policy(path, _words()).data
+
+
+def _is_preset(name: object) -> bool:
+    return isinstance(name, str) and name in PRESETS
+
+
+def _no_preset(name: object) -> str:
+    return f"unknown preset {quoted_name(name, PRESETS)}: there are {', '.join(PRESETS)}"
+
+
+def place_of(name: str) -> str:
+    """Write how settings are made that have a field of this name; "": there is no such field."""
+    if name in RainSettings.model_fields:
+        return f"RainSettings({name}=...)"
+    for section, field in RainSettings.model_fields.items():
+        if name in getattr(field.annotation, "model_fields", ()):
+            return f"RainSettings({section}={{'{name}': ...}})"
+    return ""
