@@ -272,7 +272,7 @@ def test_checking_the_trace_file_leaves_nothing_behind(model, rain, tmp_path):
         (["generate", "x", "--nonsense"], 2, "No such option"),
         (["generate", "x", "--seed", "one"], 2, "--seed"),
         (["generate", "x", "--settings", "s.yaml", "--preset", "paper"], 2, "--preset"),
-        (["generate", "x", "--criterion", "nice"], 1, "unknown criterion 'nice': built in are civility"),
+        (["generate", "x", "--criterion", "nice"], 1, "unknown criterion 'nice': built in are harmlessness"),
         (["generate", "x", "--preset", "papper"], 1, "unknown preset 'papper'"),
         (["generate", "x", "--on-unsafe", "shrug"], 1, "'best', 'refuse' or 'raise' (got 'shrug')"),
         (["generate", "x", "--max-new-tokens", "0"], 1, "generation.max_new_tokens"),
