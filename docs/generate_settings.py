@@ -17,7 +17,7 @@ import annotated_types as at
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from rain_llm.settings import RainSettings
+from rain_llm.settings import RainSettings, SearchSettings
 
 PAGE = Path(__file__).with_name("settings.md")
 PRESETS = ("paper", "paper-adversarial", "paper-truth")
@@ -63,7 +63,12 @@ def render() -> str:
     plain = {k: f for k, f in RainSettings.model_fields.items() if not one_model(f.annotation)}
     parts = [INTRODUCTION, section("Top level", plain, found)]
     for model, title in found.items():
-        parts.append(section(f"`{title}`", model.model_fields, found, sentence(model.__doc__ or "")))
+        fields = dict(model.model_fields)
+        if issubclass(model, SearchSettings) and model is not SearchSettings:
+            fields = {
+                name: field for name, field in fields.items() if name not in SearchSettings.model_fields
+            }
+        parts.append(section(f"`{title}`", fields, found, sentence(model.__doc__ or "")))
     parts.append(presets())
     return "\n".join(parts)
 
@@ -79,6 +84,11 @@ def titles() -> dict[type[BaseModel], str]:
             for model in models_in(field.annotation):
                 if model not in found:
                     below = f"{path}.{name}".lstrip(".") if group and path is not None else None
+                    if issubclass(model, SearchSettings):  # one for each strategy
+                        found.setdefault(SearchSettings, name)
+                        pending.append((model, name))
+                        found[model] = f"{name}, strategy {model().strategy}"
+                        continue
                     found[model] = below or model.__name__
                     pending.append((model, below))
     return found
@@ -147,7 +157,7 @@ def type_of(annotation: object, found: Mapping[type[BaseModel], str]) -> str:
         return " or ".join(value(member.value) for member in annotation)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         title = found.get(annotation, annotation.__name__)
-        return f"[`{title}`](#{title.lower().replace('.', '')})"
+        return f"[`{title}`](#{title.lower().translate({46: None, 44: None, 32: '-'})})"
     names = {str: "text", bool: "true or false", int: "integer", float: "number", Path: "path"}
     if annotation in names:
         return names[annotation]
@@ -275,7 +285,7 @@ def presets() -> str:
 
 
 def shown(table: Mapping[str, object], name: str) -> str:
-    """Write one setting of a flat table; "off" where its group is null."""
+    """Write one setting of a flat table; "off" where its group is null, or another strategy has it."""
     return value(table[name]).replace("|", "\\|") if name in table else "off"
 
 

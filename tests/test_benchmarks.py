@@ -29,9 +29,7 @@ EITHER = Criterion(
     name="either", labels=[("good", "bad")], frames=["{text}\n\nIt is"], threshold=0.5, calibration=None
 )
 SETTINGS = RainSettings().updated(evaluation={"criteria": [EITHER]})
-CANDIDATES = SETTINGS.updated(
-    search={"expansion": "candidates", "commit": "visits", "iterations": 4, "width": 3, "leaves": 1}
-)
+CANDIDATES = SETTINGS.updated(search={"strategy": "paper", "iterations": 4, "width": 3, "leaves": 1})
 PROMPTS = ("the film is", "kind people answer")
 
 

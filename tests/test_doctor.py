@@ -676,7 +676,7 @@ POLICY = """
 # What the shop assistant may say.
 preset: paper
 model: {base_url: "http://127.0.0.1:9", api_key: sk-do-not-tell, context_length: 4096}
-search: {iterations: 7, commit: verdict, expansion: simulations, min_visits: 0}
+search: {strategy: keep_drafts, iterations: 7}
 evaluation:
   style: labels
   examples: false

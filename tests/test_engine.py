@@ -54,14 +54,12 @@ def chosen(**parts: Any) -> RainSettings:
             generation={"max_new_tokens": 24, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 3},
             search={
                 "token_set_lengths": (2, 4),
-                "expansion": "simulations",
-                "commit": "verdict",
+                "strategy": "keep_drafts",
                 "simulation_ends": "sentence",
                 "simulation_tokens": 8,
                 "leaves": 3,
                 "iterations": 7,
                 "similarity": None,
-                "addition": None,
             },
             evaluation={"criteria": [GOOD], "style": "labels", "mode": "soft", "examples": False},
             on_unsafe="best",
@@ -231,6 +229,20 @@ def told(result: RainResult) -> Any:
     return result.text, result.stop_reason, result.accepted, steps
 
 
+STRATEGIES = st.one_of(
+    st.fixed_dictionaries({"strategy": st.just("keep_drafts"), "prefetch": st.booleans()}),
+    st.fixed_dictionaries(
+        {
+            "strategy": st.just("paper"),
+            "extra_iterations": st.integers(0, 4),
+            "width": st.integers(1, 4),
+            "addition": st.sampled_from([None, {"variance": 5.0, "value": 1.0}]),
+            "prefetch": st.sampled_from([0, 1, 4, 16]),
+        }
+    ),
+)
+
+
 @given(
     drawing=st.fixed_dictionaries(
         {
@@ -245,15 +257,11 @@ def told(result: RainResult) -> Any:
             "simulation_ends": st.sampled_from(["punctuation", "sentence", "answer"]),
             "simulation_tokens": st.integers(1, 6),
             "iterations": st.integers(1, 6),
-            "extra_iterations": st.integers(0, 4),
-            "width": st.integers(1, 4),
             "leaves": st.integers(1, 4),
             "similarity": st.sampled_from([None, {"threshold": 0.5}]),
-            "addition": st.sampled_from([None, {"variance": 5.0, "value": 1.0}]),
-            "foresight": st.sampled_from([0, 1, 4, 16]),
         }
     ),
-    kind=st.sampled_from([("simulations", "verdict"), ("candidates", "visits")]),
+    strategy=STRATEGIES,
     budget=st.sampled_from([1, 100_000, 1 << 30]),
     chunk=st.sampled_from([5, 512]),
     apart=st.booleans(),
@@ -264,13 +272,13 @@ def test_whatever_the_settings_answers_are_the_same_and_every_token_is_counted(
     monkeypatch: pytest.MonkeyPatch,
     drawing: dict[str, Any],
     search: dict[str, Any],
-    kind: tuple[str, str],
+    strategy: dict[str, Any],
     budget: int,
     chunk: int,
     apart: bool,
 ):
     """Alone, in a batch, or joining one by one; with much memory or next to none."""
-    search = search | {"expansion": kind[0], "commit": kind[1]}
+    search = search | strategy
     judge = babbler() if apart else None
     rain = Rain(chosen(generation=drawing, search=search), model=tiny, judge=judge, embedder=LengthEmbedder())
     models = [tiny, judge] if judge else [tiny]
@@ -300,15 +308,15 @@ def test_whatever_the_settings_answers_are_the_same_and_every_token_is_counted(
 
 
 @given(
-    kind=st.sampled_from([("simulations", "verdict"), ("candidates", "visits")]),
-    foresight=st.sampled_from([0, 4]),
+    strategy=st.sampled_from(["keep_drafts", "paper"]),
+    prefetch=st.sampled_from([0, 1]),
     limit=st.integers(1, 700),
 )
 @hypothesis_settings(max_examples=20)
 def test_wherever_the_budget_strikes_the_answer_is_a_beginning_and_is_paid(
-    tiny: Any, kind: tuple[str, str], foresight: int, limit: int
+    tiny: Any, strategy: str, prefetch: int, limit: int
 ):
-    search = {"expansion": kind[0], "commit": kind[1], "foresight": foresight, "iterations": 5}
+    search = {"strategy": strategy, "prefetch": prefetch, "iterations": 5}
     settings = chosen(generation={"max_new_tokens": 8}, search=search)
     whole = Rain(settings, model=tiny).generate(PROMPTS[0])
     tiny.cache.clear()

@@ -16,8 +16,9 @@ from rain_llm.models.scripted import END, ScriptedModel
 from rain_llm.settings import (
     AdditionSettings,
     GenerationSettings,
+    KeepDraftsSettings,
     ModelSettings,
-    SearchSettings,
+    PaperSettings,
     ServerLimits,
     SimilaritySettings,
 )
@@ -30,7 +31,8 @@ MODELS: list[type[BaseModel]] = [
     GenerationSettings,
     SimilaritySettings,
     AdditionSettings,
-    SearchSettings,
+    KeepDraftsSettings,
+    PaperSettings,
     Calibration,
     Criterion,
 ]
@@ -64,7 +66,7 @@ def test_what_is_no_number_within_the_bounds_is_refused(value: Any) -> None:
         with pytest.raises(ValidationError, match=name):
             model.model_validate({name: value})
     with pytest.raises(ValidationError, match="token_set_lengths"):
-        SearchSettings(token_set_lengths=(1, value))
+        KeepDraftsSettings(token_set_lengths=(1, value))
 
 
 def least(kind: dict[str, Any]) -> float:
@@ -87,11 +89,11 @@ BASES = {
     "paper": RainSettings.preset("paper").updated(search={"similarity": None}),
 }
 GOOD = Criterion(name="good", labels=(("good", "bad"),), frames=("{text} is",))
-SECTIONS = {"GenerationSettings": "generation", "SearchSettings": "search"}
 EXTREMES = [
     (model, name, value)
     for model, name, kind in NUMBERS
-    if model in (GenerationSettings, SearchSettings, AdditionSettings, Criterion, Calibration)
+    if model
+    in (GenerationSettings, KeepDraftsSettings, PaperSettings, AdditionSettings, Criterion, Calibration)
     for value in (least(kind), most(kind))
     if not (model is Criterion and name in ("target", "threshold", "iterations"))
 ]
@@ -104,14 +106,17 @@ def with_changes(base: RainSettings, changes: list[tuple[type[BaseModel], str, A
     }
     criterion: dict[str, Any] = {}
     for model, name, value in changes:
-        if model is AdditionSettings:
-            parts["search"]["addition"] = {name: value}
+        if model in (AdditionSettings, KeepDraftsSettings, PaperSettings):
+            if model is AdditionSettings and isinstance(base.search, PaperSettings):
+                parts["search"]["addition"] = {name: value}
+            elif isinstance(base.search, model):
+                parts["search"][name] = value
         elif model is Calibration:
             criterion["calibration"] = {name: value}
         elif model is Criterion:
             criterion[name] = value
         else:
-            parts[SECTIONS[model.__name__]][name] = value
+            parts["generation"][name] = value
     parts["evaluation"] = {
         "criteria": [{**GOOD.model_dump(), **criterion}],
         "style": "labels",

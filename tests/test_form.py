@@ -404,7 +404,7 @@ def test_bad_tasks_are_refused_before_any_model_runs(asked: Task, message: str):
 
 
 def test_the_papers_search_refuses_forms():
-    with pytest.raises(SettingsError, match=r"search\.commit='verdict'"):
+    with pytest.raises(SettingsError, match=r"set search\.strategy to 'keep_drafts', not 'paper'"):
         Rain(RainSettings.preset("paper"), model=ScriptedModel(says(("No.", 1)))).generate(document())
 
 
@@ -581,7 +581,7 @@ def test_calls_that_are_no_json_are_not_judged(arguments):
 
 
 def test_calls_are_judged_and_written_plainly_under_the_papers_search():
-    paper = settings(search={"expansion": "candidates", "commit": "visits"})
+    paper = settings(search={"strategy": "paper"})
     asked = Rain(paper, model=ScriptedModel(says((TO_SHOP.lstrip(), 1)), opinion))
     assert asked.judge(task(), "All is well.").passed
     assert asked.plain(task()).tool_calls

@@ -107,8 +107,7 @@ def drafting(**changes: Any) -> RainSettings:
         "max_new_tokens": 24,
         "seed": 3,
         "token_set_lengths": (2, 4),
-        "expansion": "simulations",
-        "commit": "verdict",
+        "strategy": "keep_drafts",
         "simulation_ends": "sentence",
         "simulation_tokens": 8,
         "iterations": 7,
@@ -682,7 +681,7 @@ def draft_runs() -> dict[str, Record]:
         "usual": {},
         "three leaves": {"leaves": 3},
         "four leaves, hard": {"leaves": 4, "mode": "hard", "iterations": 9},
-        "no foresight": {"foresight": 0},
+        "no foresight": {"prefetch": False},
         "long sets": {"token_set_lengths": (3, 1, 6), "iterations": 12},
         "single tokens": {"token_set_lengths": (1,), "max_new_tokens": 12},
         "drawn otherwise": {"temperature": 0.7, "top_k": 4, "top_p": 0.9},
@@ -743,7 +742,7 @@ def paper_runs() -> dict[str, Record]:
     }
     runs = {
         f"{name}, foresight {foresight}, leaves {leaves}": Bench(
-            paper(foresight=foresight, leaves=leaves, **shape)
+            paper(prefetch=foresight, leaves=leaves, **shape)
         ).run(stream(PROMPTS[1]))
         for name, shape in shapes.items()
         for foresight in (0, 4)

@@ -39,6 +39,7 @@ ORDER = (
     "settings.generation",
     "settings.model",
     "settings.search",
+    "settings.old_names",
     "settings.evaluation",
     "settings.presets",
     "settings.yaml_text",

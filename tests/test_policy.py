@@ -20,9 +20,9 @@ from rain_llm.criteria.criterion import Calibration, Choice, Example
 from rain_llm.settings import (
     EvaluationSettings,
     GenerationSettings,
+    KeepDraftsSettings,
     ModelSettings,
     PolicyError,
-    SearchSettings,
 )
 
 PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "policy.md"
@@ -61,7 +61,7 @@ PLACES: list[tuple[str, str, str]] = [
     ("search:\n  # a comment\n  iteratons: 3\n", "3:3: search.iteratons: unknown", "'iterations'"),
     ("search:\n  iterations: many\n", "2:15: search.iterations: Input should be a valid integer", ""),
     ("search:\n  iterations: 0\n", "2:15: search.iterations: ", "greater than or equal to 1 (got 0)"),
-    ("search:\n  width:\n    - 3\n", "2:3: search.width: ", "valid integer"),
+    ("search:\n  leaves:\n    - 3\n", "2:3: search.leaves: ", "valid integer"),
     ("search: 3\n", "1:9: search: ", "(got 3)"),
     ("search:\n  iterations: '3'\n", "2:15: search.iterations: this must be a number, not text", "quotes"),
     ("search:\n  iterations: true\n", "2:15: search.iterations: this must be a number, not true or", "false"),
@@ -72,7 +72,7 @@ PLACES: list[tuple[str, str, str]] = [
         "2:26: search.token_set_lengths.1: this must be a number",
         "",
     ),
-    ("search:\n  expansion: candidates\n", "1:1: search: ", "choose commit='visits'"),
+    ("search:\n  width: 3\n", "2:3: search.width: ", "only strategy 'paper'"),
     (
         "evaluation:\n  criteria:\n    - civility\n    - kindness\n",
         "4:7: evaluation.criteria.1: ",
@@ -170,7 +170,7 @@ def test_a_mistake_is_told_with_file_line_column_and_key_path(mistakes, text: st
 
 JSON_PLACES = [
     ('{\n\t"search": {\n\t\t"iterations":0}}', "3:16: search.iterations: "),
-    ('{"search": {"width": 3,\n "widht": 3}}', "2:2: search.widht: unknown setting"),
+    ('{"search": {"leaves": 3,\n "leavse": 3}}', "2:2: search.leavse: unknown setting"),
     ('{"refusal": "a",\n "refusal": "b"}', "2:2: refusal: this key stands twice, first in line 1"),
     ('{"refusal": "a"\n "on_unsafe": "best"}', "2:2: malformed: Expecting ',' delimiter"),
     ('["a"]', "1:1: a settings file must hold a mapping, not list"),
@@ -185,7 +185,7 @@ def test_a_mistake_in_json_has_its_line_too(mistakes, text: str, start: str):
 
 def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(mistakes):
     said = mistakes(
-        "preset: papre\non_unsafe: maybe\nsearch:\n  iteratons: 1\n  width: 0\n  width: 0\n"
+        "preset: papre\non_unsafe: maybe\nsearch:\n  iteratons: 1\n  leaves: 0\n  leaves: 0\n"
         "evaluation:\n  criteria:\n    - kindness\n    - {extends: civility, weight: 0, wieght: 1}\n"
     )
     assert [line.split(": ")[0] for line in said] == [
@@ -193,7 +193,7 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(mistakes):
         "policy.yaml:2:12",
         "policy.yaml:4:3",
         "policy.yaml:6:3",
-        "policy.yaml:6:10",
+        "policy.yaml:6:11",
         "policy.yaml:9:7",
         "policy.yaml:10:35",
         "policy.yaml:10:38",
@@ -453,7 +453,7 @@ AGREED: list[tuple[dict[str, Any], bool]] = [
     ({"generation": {"temperature": 0}}, True),
     ({"generation": {"temperature": -0.1}}, False),
     ({"generation": {"chat_template": 1}}, False),
-    ({"search": {"similarity": {}, "addition": None}}, True),
+    ({"search": {"strategy": "paper", "similarity": {}, "addition": None}}, True),
     ({"search": {"similarity": []}}, False),
     ({"search": {"token_set_lengths": []}}, False),
     ({"search": {"token_set_lengths": [1, 2]}}, True),
@@ -506,7 +506,7 @@ SECTIONS: list[tuple[type[BaseModel], tuple[str | int, ...]]] = [
     (RainSettings, ()),
     (ModelSettings, ("model",)),
     (GenerationSettings, ("generation",)),
-    (SearchSettings, ("search",)),
+    (KeepDraftsSettings, ("search",)),
     (EvaluationSettings, ("evaluation",)),
     (ModelSettings, ("evaluation", "judge")),
     (Criterion, ("evaluation", "criteria", 0)),

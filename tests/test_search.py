@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -74,8 +75,7 @@ def keeping(**parts: Any) -> RainSettings:
         evaluation={"criteria": [GOOD], "style": "labels", "mode": "soft", "examples": False},
         search={
             "token_set_lengths": (2, 4),
-            "expansion": "simulations",
-            "commit": "verdict",
+            "strategy": "keep_drafts",
             "simulation_ends": "sentence",
             "simulation_tokens": 16,
             "exploration": 1.0,
@@ -84,7 +84,6 @@ def keeping(**parts: Any) -> RainSettings:
             "leaves": 1,
             "iterations": 8,
             "similarity": None,
-            "addition": None,
         },
         on_unsafe="best",
     )
@@ -234,7 +233,7 @@ def test_the_papers_search_on_two_words_is_the_one_worked_out_by_hand():
     """
     model = ScriptedModel(script(GOOD_OR_BAD), opinion(wording(good=1.0, bad=-1.0)))
     embedder = WordEmbedder({"good": (1, 0), "bad": (0, 1)})  # unlike: nothing is shared
-    run = write(model, paper(search={"foresight": 0}), embedder=embedder)
+    run = write(model, paper(search={"prefetch": 0}), embedder=embedder)
 
     assert [step.text for step in run.steps] == [" good", "."]
     assert [step.iterations for step in run.steps] == [11, 1]
@@ -309,7 +308,7 @@ def test_an_added_candidate_is_the_next_ranked_token():
     world = {"It is": {" bad": 0.6, " awful": 0.3, " good": 0.1}, "": {".": 1.0}, ".": {END: 1.0}}
     model = ScriptedModel(script(world), opinion(wording(good=1.0, bad=-1.0, awful=-1.0)))
     embedder = WordEmbedder({"good": (1, 0), "bad": (0, 1), "awful": (0, 1)})
-    run = write(model, paper(search={"width": 2, "foresight": 0}), embedder=embedder)
+    run = write(model, paper(search={"width": 2, "prefetch": 0}), embedder=embedder)
     assert run.outcome.text == " good."
     root = [r for r in run.asked(Sample) if r.ranked and r.prefix == model.encode("It is")]
     assert [request.n for request in root] == [2, 3]
@@ -400,7 +399,7 @@ def test_foresight_changes_no_choice_of_the_papers_search(odds: dict[str, float]
     runs = []
     for foresight in (0, 1, 2, 7):
         model = ScriptedModel(script(ENDLESS), opinion(wording(**odds)))
-        search = {"iterations": 12, "similarity": None, "foresight": foresight}
+        search = {"iterations": 12, "similarity": None, "prefetch": foresight}
         runs.append(write(model, paper(generation={"max_new_tokens": 14}, search=search)))
     assert all(run.steps == runs[0].steps for run in runs)
     assert all(run.outcome == runs[0].outcome for run in runs)
@@ -413,14 +412,14 @@ def test_foresight_changes_no_choice_of_the_papers_search(odds: dict[str, float]
 
 def test_without_foresight_nothing_is_asked_that_is_not_used():
     model = ScriptedModel(script(ENDLESS), opinion(lambda _: 1.0))
-    search = {"similarity": None, "foresight": 0}
+    search = {"similarity": None, "prefetch": 0}
     run = write(model, paper(generation={"max_new_tokens": 14}, search=search))
     assert not run.search.prefetch.replies
 
 
 def test_a_leaf_that_is_visited_once_gets_no_candidates():
     model = ScriptedModel(script(ENDLESS), opinion(lambda _: -1.0))
-    search = {"similarity": None, "addition": None, "foresight": 0, "iterations": 6, "extra_iterations": 0}
+    search = {"similarity": None, "addition": None, "prefetch": 0, "iterations": 6, "extra_iterations": 0}
     run = write(model, paper(generation={"max_new_tokens": 1}, search=search))
     several = [request for request in run.asked(Sample) if request.n > 1]
     assert [request.prefix for request in several] == [run.search.state.prompt]
@@ -543,8 +542,13 @@ def test_a_kept_step_takes_at_most_its_iterations():
 MODES = pytest.mark.parametrize("mode", [paper, keeping])
 
 
-def without_embedder(mode: Callable[..., RainSettings], **parts: Any) -> RainSettings:
-    return mode(**parts).updated(search={"similarity": None})
+def without_embedder(
+    mode: Callable[..., RainSettings], search: Mapping[str, Any] = MappingProxyType({}), **parts: Any
+) -> RainSettings:
+    """Make settings; of ``search``, the fields that the mode's strategy has."""
+    own = type(mode().search).model_fields
+    kept = {name: value for name, value in search.items() if name in own}
+    return mode(search={**kept, "similarity": None}, **parts)
 
 
 @MODES
@@ -660,7 +664,7 @@ def test_a_good_draft_is_accepted_at_once():
     ]
     # With the question comes the first token behind the draft: the end. That text was judged already.
     assert len(run.rounds) == 2
-    blind = write(model, keeping(search={"foresight": 0}))
+    blind = write(model, keeping(search={"prefetch": False}))
     assert len(blind.rounds) == 3
     assert blind.outcome.text == run.outcome.text
     verdict = run.steps[0].verdict
@@ -905,30 +909,33 @@ DRAWINGS = st.fixed_dictionaries(
         "stop": st.sampled_from([(), ("la li",), (".",), (" lu", "li l"), ("a.",)]),
     }
 )
-SEARCHES: dict[str, st.SearchStrategy[Any]] = {
+BOTH: dict[str, st.SearchStrategy[Any]] = {
     "token_set_lengths": st.sampled_from([(1,), (2,), (1, 2, 4), (3, 1)]),
     "simulation_ends": st.sampled_from(["punctuation", "sentence", "answer"]),
     "simulation_tokens": st.integers(1, 6),
     "iterations": st.integers(1, 9),
+    "leaves": st.integers(1, 4),
+    "exploration": st.sampled_from([0.0, 0.3, 2.0]),
+    "normalise_values": st.booleans(),
+    "similarity": st.sampled_from([None, {"threshold": 0.5}, {"threshold": 0.5, "share": 1.0}]),
+}
+PAPERS: dict[str, st.SearchStrategy[Any]] = {
+    "strategy": st.just("paper"),
     "extra_iterations": st.integers(0, 4),
     "min_visits": st.integers(0, 4),
     "value_threshold": st.sampled_from([-1.0, 0.0, 0.8]),
     "width": st.integers(1, 4),
-    "leaves": st.integers(1, 4),
-    "exploration": st.sampled_from([0.0, 0.3, 2.0]),
-    "normalise_values": st.booleans(),
-    "widening": st.sampled_from([0.4, 1.0, 3.0]),
-    "similarity": st.sampled_from([None, {"threshold": 0.5}, {"threshold": 0.5, "share": 1.0}]),
     "addition": st.sampled_from([None, {"variance": 5.0, "value": 1.0}, {"max_children": 3, "value": 0.2}]),
-    "foresight": st.sampled_from([0, 1, 4, 16]),
+    "prefetch": st.sampled_from([0, 1, 4, 16]),
     "stop_when_decided": st.booleans(),
 }
-BY_VISITS = st.fixed_dictionaries(
-    SEARCHES | {"commit": st.just("visits"), "expansion": st.just("candidates")}
-)
-BY_VERDICT = st.fixed_dictionaries(
-    SEARCHES | {"commit": st.just("verdict"), "expansion": st.just("simulations")}
-)
+KEEPING: dict[str, st.SearchStrategy[Any]] = {
+    "strategy": st.just("keep_drafts"),
+    "widening": st.sampled_from([0.4, 1.0, 3.0]),
+    "prefetch": st.booleans(),
+}
+BY_VISITS = st.fixed_dictionaries(BOTH | PAPERS)
+BY_VERDICT = st.fixed_dictionaries(BOTH | KEEPING)
 
 
 def run_any(
@@ -978,8 +985,8 @@ def test_any_search_ends_and_adds_up(
         assert step.accepted or step.verdict is None or not step.verdict.passed
         assert sum(candidate.chosen for candidate in step.candidates) <= 1
     questions = {decode(request.prefix) for request in run.asked(Score)}
-    # A text that may hold a verdict of its own is asked about twice: with it and without.
-    assert len(questions) <= 2 * outcome.evaluations
+    # A text that may hold verdicts of its own is asked about with them, without each of up to four, and bare.
+    assert len(questions) <= 6 * outcome.evaluations
     assert outcome.evaluations <= outcome.iterations + len(run.steps)
     for node in run.search.state.tree.root.walk():
         assert (node.held, node.opening) == (0, 0)
@@ -993,7 +1000,7 @@ def test_any_search_ends_and_adds_up(
     assert all(prefix[: len(here)] == here for prefix in prefixes)
 
 
-@pytest.mark.parametrize("changes", [{}, {"commit": "visits", "expansion": "candidates"}])
+@pytest.mark.parametrize("changes", [{}, {"strategy": "paper"}])
 def test_a_model_that_gives_no_token_and_no_end_holds_up_nobody(changes: dict[str, Any]):
     model = ScriptedModel(script({"": {"la": 1.0}}), opinion(wording()))
     answer = by_model(model)
@@ -1020,7 +1027,7 @@ def test_whatever_the_search_by_visits_foresight_changes_no_choice(
     weights: list[float], likes: dict[str, float], drawing: dict[str, Any], search: dict[str, Any]
 ):
     settings = keeping(generation=drawing, search=search)
-    blind = run_any(weights, likes, settings.updated(search={"foresight": 0}))
+    blind = run_any(weights, likes, settings.updated(search={"prefetch": 0}))
     run = run_any(weights, likes, settings)
     assert run.steps == blind.steps
     assert run.outcome == blind.outcome

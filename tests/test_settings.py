@@ -15,8 +15,9 @@ from rain_llm import CIVILITY, Calibration, Choice, Criterion, RainSettings, Set
 from rain_llm.settings import (
     AdditionSettings,
     GenerationSettings,
+    KeepDraftsSettings,
     ModelSettings,
-    SearchSettings,
+    PaperSettings,
     ServerLimits,
     SimilaritySettings,
     explain,
@@ -25,13 +26,16 @@ from rain_llm.settings import (
 # --- bad values -----------------------------------------------------------------------------------
 
 BAD: list[tuple[dict[str, Any], list[str]]] = [
-    ({"search": {"value_threshold": 2}}, ["search.value_threshold", "less than 1", "2"]),
+    ({"search": {"strategy": "paper", "value_threshold": 2}}, ["search.value_threshold", "less than 1", "2"]),
     ({"search": {"deadline_s": 0}}, ["search.deadline_s", "greater than 0", "0"]),
     ({"search": {"deadline_s": -1}}, ["search.deadline_s", "greater than 0", "-1"]),
     ({"search": {"max_model_tokens": -5}}, ["search.max_model_tokens", "greater than or equal to 1", "-5"]),
     ({"search": {"max_model_tokens": 0}}, ["search.max_model_tokens", "greater than or equal to 1", "0"]),
     ({"search": {"iterations": 0}}, ["search.iterations", "greater than or equal to 1", "0"]),
-    ({"search": {"min_visits": -1}}, ["search.min_visits", "greater than or equal to 0", "-1"]),
+    (
+        {"search": {"strategy": "paper", "min_visits": -1}},
+        ["search.min_visits", "or equal to 0", "-1"],
+    ),
     ({"search": {"token_set_lengths": (1, 0)}}, ["search.token_set_lengths", "(1, 0)", "at least 1"]),
     ({"search": {"token_set_lengths": ()}}, ["search.token_set_lengths", "at least 1"]),
     ({"search": {"iteratons": 3}}, ["search", "unknown setting 'iteratons'", "did you mean 'iterations'"]),
@@ -49,14 +53,17 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"model": {"name": ""}}, ["model.name", "at least 1 character"]),
     ({"model": {"dtype": "int4"}}, ["model.dtype", "'float32'", "'int4'"]),
     ({"model": {"kv_cache_bytes": 1000}}, ["model.kv_cache_bytes", "1048576", "1000"]),
+    ({"search": {"strategy": "fast"}}, ["search.strategy", "unknown strategy", "keep_drafts, paper"]),
+    ({"search": {"strategy": 1}}, ["search.strategy", "unknown strategy of type int"]),
+    ({"search": {"width": 3}}, ["search.width", "only strategy 'paper' has it", "leave it out"]),
+    ({"search": {"strategy": "paper", "guided": True}}, ["search.guided", "only strategy 'keep_drafts'"]),
+    ({"search": 5}, ["search", "5"]),
     (
         {"search": {"expansion": "candidates", "commit": "verdict"}},
-        ["search", "commit='verdict'", "choose commit='visits'"],
+        ["search.expansion", "contradicts", "choose 'keep_drafts' or 'paper'"],
     ),
-    (
-        {"search": {"commit": "visits"}},
-        ["search", "commit='visits'", "choose expansion='candidates'"],
-    ),
+    ({"search": {"commit": "value"}}, ["search.commit", "this is search.strategy now"]),
+    ({"search": {"commit": ["visits"]}}, ["search.commit", "this is search.strategy now"]),
 ]
 
 
@@ -140,11 +147,12 @@ def test_an_update_changes_what_it_names_only():
 def test_the_papers_presets_carry_its_constants(preset: str, min_visits: int, temperature: float, ends: str):
     settings = RainSettings.preset(preset)
     search = settings.search
+    assert isinstance(search, PaperSettings)
     assert search.min_visits == min_visits
     assert search.candidate_temperature == temperature
     assert search.simulation_ends == ends
     assert search.token_set_lengths == (1, 2, 4, 10)
-    assert (search.expansion, search.commit, search.leaves) == ("candidates", "visits", 1)
+    assert (search.strategy, search.leaves) == ("paper", 1)
     assert (search.width, search.candidate_top_k, search.exploration) == (10, 15, 2.0)
     assert (search.root_mixing, search.value_threshold) == (0.25, 0.8)
     assert (search.iterations, search.extra_iterations) == (50, 15)
@@ -363,9 +371,10 @@ def test_temperatures_below_the_least_that_servers_take_are_that(temperature: fl
     assert RainSettings(generation={"temperature": temperature}) == RainSettings(
         generation={"temperature": 0.01}
     )
-    changed = RainSettings().updated(
+    changed = RainSettings.preset("paper").updated(
         generation={"temperature": temperature}, search={"candidate_temperature": temperature or 1e-300}
     )
+    assert isinstance(changed.search, PaperSettings)
     assert changed.generation.temperature == changed.search.candidate_temperature == 0.01
     assert changed.updated(generation={"temperature": 0.02}).generation.temperature == 0.02
 
@@ -382,7 +391,8 @@ def test_every_number_is_finite(value: float):
             GenerationSettings,
             SimilaritySettings,
             AdditionSettings,
-            SearchSettings,
+            KeepDraftsSettings,
+            PaperSettings,
         )
         for name, field in model.model_fields.items()
         if "float" in str(field.annotation)
@@ -391,3 +401,58 @@ def test_every_number_is_finite(value: float):
     for model, name in fields:
         with pytest.raises(ValidationError, match=name):
             model.model_validate({name: value})
+
+
+OLD = {
+    "commit": ({"commit": "visits", "width": 3}, {"strategy": "paper", "width": 3}),
+    "expansion": ({"expansion": "simulations", "guided": False}, {"guided": False}),
+    "both": ({"expansion": "candidates", "commit": "visits"}, {"strategy": "paper"}),
+    "foresight": ({"foresight": 0}, {"prefetch": False}),
+    "foresight by default": ({"foresight": 4}, {}),
+    "foresight of the paper": ({"commit": "visits", "foresight": 7}, {"strategy": "paper", "prefetch": 7}),
+    "a whole record": (
+        {"expansion": "simulations", "commit": "verdict", "width": 9, "root_mixing": 0.5, "addition": None},
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize(("old", "new"), OLD.values(), ids=OLD)
+def test_old_names_are_accepted_and_the_warning_names_the_new(old: dict[str, Any], new: dict[str, Any]):
+    expected = RainSettings.model_validate({"search": new})
+    for make in (
+        lambda: RainSettings.model_validate({"search": old}),
+        lambda: RainSettings().updated(search=old),
+        lambda: RainSettings.from_data({"search": old}),
+    ):
+        with pytest.warns(DeprecationWarning) as caught:
+            made = make()
+        assert made == expected and made.hash == expected.hash
+        assert caught[0].filename == __file__, "it does not point at the caller"
+        said = str(caught[0].message)
+        assert all(f"search.{name}" in said for name in old if name in ("commit", "expansion", "foresight"))
+        assert "search.strategy: '" in said or "search.prefetch" in said
+
+
+def test_old_names_change_the_preset_that_they_are_laid_over():
+    with pytest.warns(DeprecationWarning, match=r"search\.foresight is search\.prefetch now"):
+        changed = RainSettings.preset("paper").updated(search={"foresight": 2})
+    assert changed == RainSettings.preset("paper").updated(search={"prefetch": 2})
+
+
+def test_another_strategy_keeps_the_common_fields_only():
+    paper = RainSettings.preset("paper").updated(search={"iterations": 7})
+    changed = paper.updated(search={"strategy": "keep_drafts", "widening": 2.0})
+    assert isinstance(changed.search, KeepDraftsSettings)
+    assert (changed.search.iterations, changed.search.widening) == (7, 2.0)
+    assert changed.search.token_set_lengths == paper.search.token_set_lengths
+    back = changed.updated(search={"strategy": "paper"})
+    assert isinstance(back.search, PaperSettings)
+    assert back.search.min_visits == 0  # the field's default, not the preset's
+
+
+def test_settings_come_back_from_their_own_data():
+    for name in ("default", "paper"):
+        settings = RainSettings.preset(name)
+        assert RainSettings.from_data(settings.data()) == settings
+        assert RainSettings.model_validate_json(settings.model_dump_json()) == settings

@@ -13,6 +13,7 @@ The rules, in short (c = 2 unless a test says otherwise):
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,13 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from rain_llm.search.tree import Node, SearchTree, greedy_prior
-from rain_llm.settings import AdditionSettings, RainSettings, SearchSettings, SimilaritySettings
+from rain_llm.settings import AdditionSettings, RainSettings, SimilaritySettings
+from rain_llm.settings.search import search_settings
 from rain_llm.types import Vector
 
 PAPER: dict[str, Any] = {
     "token_set_lengths": (1, 2, 4, 10),
-    "expansion": "candidates",
-    "commit": "visits",
+    "strategy": "paper",
     "exploration": 2.0,
     "root_mixing": 0.25,
     "normalise_values": False,
@@ -38,13 +39,13 @@ PAPER: dict[str, Any] = {
 
 
 def paper_tree(**changes: Any) -> SearchTree:
-    return SearchTree(SearchSettings(**(PAPER | changes)))
+    return SearchTree(search_settings(PAPER | changes))
 
 
 def simulating_tree(**changes: Any) -> SearchTree:
-    return paper_tree(
-        **({"expansion": "simulations", "commit": "verdict", "similarity": None, "addition": None} | changes)
-    )
+    own = {"strategy": "keep_drafts", "similarity": None}
+    common = {name: PAPER[name] for name in ("token_set_lengths", "exploration", "normalise_values")}
+    return SearchTree(search_settings(common | own | changes))
 
 
 def two_candidates(**changes: Any) -> tuple[SearchTree, Node, Node]:
@@ -487,7 +488,8 @@ def test_a_node_deserves_as_many_children_as_the_root_of_its_visits():
     for visits, leaf in ((3, False), (4, False), (5, True), (9, True), (10, True)):
         root.visits = visits
         assert tree.is_leaf(root) is leaf, visits
-    tree.settings = tree.settings.model_copy(update={"widening": 0.5})
+    tree = simulating_tree(token_set_lengths=(1,), widening=0.5)
+    tree.root = root
     for visits, leaf in ((5, False), (16, False), (17, True)):  # ceil(.5 * sqrt(17)) = 3
         root.visits = visits
         assert tree.is_leaf(root) is leaf, visits
@@ -574,15 +576,16 @@ def check(tree: SearchTree) -> None:
         assert (node.held, node.opening) == (0, 0)
 
 
-@pytest.mark.parametrize("expansion", ["candidates", "simulations"])
+@pytest.mark.parametrize("make", [paper_tree, simulating_tree])
 @given(events=st.lists(EVENT, max_size=40), similar=st.booleans(), normalise=st.booleans())
 @hypothesis_settings(max_examples=150)
 def test_the_trees_books_balance_after_any_search(
-    expansion: str, events: list[tuple[str, int, float, bool]], similar: bool, normalise: bool
+    make: Callable[..., SearchTree],
+    events: list[tuple[str, int, float, bool]],
+    similar: bool,
+    normalise: bool,
 ) -> None:
-    tree = paper_tree(
-        expansion=expansion,
-        commit="visits" if expansion == "candidates" else "verdict",
+    tree = make(
         token_set_lengths=(1, 2),
         similarity=SimilaritySettings(threshold=0.5) if similar else None,
         normalise_values=normalise,
@@ -603,7 +606,7 @@ def test_the_trees_books_balance_after_any_search(
             length = tree.length_below(leaf)
             if leaf.terminal:
                 pass
-            elif expansion == "candidates":
+            elif make is paper_tree:
                 sets = [((shape + i,) * length, flag and i == 1, 0.5**i) for i in range(3)]
                 tree.expand(leaf, sets)
             else:

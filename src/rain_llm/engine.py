@@ -520,7 +520,7 @@ class Rain:
             return self._job(judging, settings, seed, 0, None, emit)
         tokens, form = self.encode(task, settings), form_of(task)
         room = settings.generation.max_new_tokens
-        redrafts = guarded and settings.search.guided and settings.search.expansion == "simulations"
+        redrafts = guarded and settings.search.guided
         guided = self.guided(task, settings) if redrafts else ()
         if len(tokens) + room > writer.context_length:
             raise PromptTooLongError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Self
 
 from pydantic import (
@@ -166,6 +166,8 @@ def _holds_key(model: type[BaseModel]) -> bool:
 
 def unknown(name: str, model: type[BaseModel]) -> str:
     """Say that a model has no such field, which one was meant perhaps, and which there are."""
+    if issubclass(model, Redacted) and name in model.elsewhere:
+        return f"{UNKNOWN} '{name}': {model.elsewhere[name]}"
     known = [*model.model_fields]
     near = difflib.get_close_matches(name[:_LONGEST_NAME], known, n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
@@ -191,6 +193,9 @@ class Redacted(BaseModel):
 
     holds_key: ClassVar[bool] = False
     """Whether the key of a server belongs into it: then no word or number is repeated that may be one."""
+
+    elsewhere: ClassVar[Mapping[str, str]] = {}
+    """Names that another model has, and what to do where they are given to this one."""
 
     @field_validator("*", mode="before")
     @classmethod

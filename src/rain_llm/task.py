@@ -14,7 +14,7 @@ from rain_llm.models.templates.chat_template import merged
 from rain_llm.redaction import brief
 from rain_llm.schemas import schema_of
 from rain_llm.search.output import OutputSpec
-from rain_llm.settings import RainSettings
+from rain_llm.settings import KeepDraftsSettings, RainSettings
 from rain_llm.tools import call_schema, check_calls, check_tools, prepared
 from rain_llm.types import Message, Prompt, Task
 
@@ -134,10 +134,10 @@ def check_task(task: Task, settings: RainSettings, guarded: bool) -> None:
     form, budget = form_of(task), settings.search
     if form == OutputSpec():
         return
-    if guarded and (budget.expansion != "simulations" or budget.commit != "verdict"):
+    if guarded and not isinstance(budget, KeepDraftsSettings):
         raise SettingsError(
-            "tools and schemas need drafts that are judged as a whole: search.expansion='simulations' and "
-            f"search.commit='verdict', not {budget.expansion!r} and {budget.commit!r}"
+            "tools and schemas need rollouts that are judged whole: set search.strategy to "
+            f"'keep_drafts', not '{budget.strategy}'"
         )
     from rain_llm.models.grammar import check
 

@@ -210,7 +210,7 @@ class Criterion(Frozen):
         default=None,
         ge=0,
         lt=1,
-        description="With commit='verdict' the search goes on until the probability is above this or "
+        description="With strategy 'keep_drafts' the search goes on until the probability is above this or "
         "the budget is spent; null: the threshold. Set it higher to steer, not only to guard.",
     )
     iterations: int | None = Field(

@@ -383,7 +383,7 @@ def _guides(method: str, settings: RainSettings) -> bool:
     """Whether a method writes behind the criteria's guides, if they have some."""
     if method in UNGUARDED or _ladder(method):
         return method.startswith(_GUIDED)
-    return settings.search.guided and settings.search.expansion == "simulations"
+    return settings.search.guided
 
 
 def _checked(result: RainResult, settings: RainSettings) -> RainResult:

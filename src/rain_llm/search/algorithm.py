@@ -43,7 +43,6 @@ from rain_llm.search.outcome import Interrupted, Replies, Rounds, Search
 from rain_llm.search.output import OutputSpec
 from rain_llm.search.prefetch import Prefetch
 from rain_llm.search.record import record
-from rain_llm.search.requests import candidates_request, with_priors
 from rain_llm.search.rollouts import roll_out
 from rain_llm.search.state import Iteration, SearchState, rank, tokens_of
 from rain_llm.search.strategies import strategy_of
@@ -132,12 +131,9 @@ class RainSearch:
         for _ in range(min(wanted, max(1, self.strategy.left()))):
             path = [tree.root]
             while True:
-                if self.strategy.lacks_children(path):
-                    yield from self._add_candidates(path)
+                yield from self.strategy.candidates(path)
                 if tree.is_leaf(path[-1]):
                     break
-                if tree.wants_addition(path[-1]):
-                    yield from self._add_candidates(path)
                 path.append(tree.best_child(path[-1]))
             tree.hold(path)
             ends = state.ends(path)
@@ -146,16 +142,7 @@ class RainSearch:
             tree.release(iteration.path)
         return iterations
 
-    # -- 2 simulate: rollouts.py; 3 expand: strategies.py, and here ------------------------------------
-
-    def _add_candidates(self, path: Sequence[Node]) -> Rounds:
-        """Give the last node of ``path`` (root first) its candidates, or one more (dynamic addition)."""
-        request = candidates_request(self.state, path)
-        (reply,) = yield from self.prefetch.ask([request])
-        for candidate in reply.continuations:
-            self.state.check(candidate.tokens, candidate.ended)
-        priors = with_priors(self.state, reply.continuations, request.greedy_first)
-        self.state.tree.expand(path[-1], priors)
+    # -- 2 simulate: rollouts.py; 3 expand: strategies.py ---------------------------------------------
 
     # -- 4 evaluate ------------------------------------------------------------------------------
 

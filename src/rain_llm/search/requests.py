@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rain_llm.search.state import SearchState, tokens_of
 from rain_llm.search.tree import Node, greedy_prior
-from rain_llm.settings import PUNCTUATION, SENTENCE
+from rain_llm.settings import PUNCTUATION, SENTENCE, PaperSettings
 from rain_llm.tools import OPENING
 from rain_llm.types import Continuation, Sample, TokenIds
 
@@ -60,13 +60,15 @@ def took_first_token(state: SearchState, tokens: TokenIds) -> None:
     state.seed_at(state.prefix(tokens), _ROLLOUT)
 
 
-def candidates_request(state: SearchState, path: Sequence[Node], peek: bool = False) -> Sample:
+def candidates_request(
+    state: SearchState, budget: PaperSettings, path: Sequence[Node], peek: bool = False
+) -> Sample:
     """Ask for children of the last node: the likeliest tokens, or one greedy and some sampled sets.
 
     If it has children, ask for one more: the next-ranked token, or a sampled set. (The paper's code
     tries the greedy set again, which is always there already.)
     """
-    budget, node, tokens = state.settings.search, path[-1], tokens_of(path[1:])
+    node, tokens = path[-1], tokens_of(path[1:])
     prefix = state.prefix(tokens)
     length = min(state.tree.length_below(node), state.room(tokens))
     more = bool(node.children)
@@ -86,10 +88,9 @@ def candidates_request(state: SearchState, path: Sequence[Node], peek: bool = Fa
 
 
 def with_priors(
-    state: SearchState, candidates: Sequence[Continuation], greedy: bool
+    candidates: Sequence[Continuation], temperature: float, greedy: bool
 ) -> list[tuple[TokenIds, bool, float]]:
     """Turn log-probabilities into priors; the greedy set's is lifted (paper's code)."""
-    temperature = state.settings.search.candidate_temperature
     probabilities = [math.exp(c.logprob / temperature) for c in candidates]
     if greedy:
         sampled = {c.tokens: p for c, p in zip(candidates[1:], probabilities[1:], strict=True)}

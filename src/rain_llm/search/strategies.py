@@ -11,16 +11,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from rain_llm.search.outcome import Rounds
 from rain_llm.search.prefetch import Prefetch
 from rain_llm.search.requests import (
     candidates_request,
     first_token_request,
     rollout_length,
     rollout_request,
+    with_priors,
 )
 from rain_llm.search.shortest import shortest
 from rain_llm.search.state import Iteration, SearchState, tokens_of
 from rain_llm.search.tree import Node
+from rain_llm.settings import KeepDraftsSettings, PaperSettings
 from rain_llm.types import Sample, Verdict
 
 
@@ -35,8 +38,8 @@ class Strategy(Protocol):
         """Return the iterations that the budget leaves to this step."""
         ...
 
-    def lacks_children(self, path: Sequence[Node]) -> bool:
-        """Whether the last node of ``path`` gets candidates before selection goes on."""
+    def candidates(self, path: Sequence[Node]) -> Rounds:
+        """Give the last node of ``path`` (root first) the candidates that it lacks, if it lacks some."""
         ...
 
     def expand(self, iterations: Sequence[Iteration]) -> None:
@@ -62,6 +65,7 @@ class KeepDrafts:
 
     state: SearchState
     prefetch: Prefetch
+    settings: KeepDraftsSettings
 
     def settled(self) -> bool:
         """Tell whether a text is on every criterion's target, or the budget is spent."""
@@ -72,16 +76,16 @@ class KeepDrafts:
     def left(self) -> int:
         """Return the iterations left: as many as the criteria allow that are not on target yet."""
         state = self.state
-        most = state.settings.search.iterations
+        most = self.settings.iterations
         evaluation = state.settings.evaluation
         own = {c.name: c.iterations for c in (*evaluation.criteria, *evaluation.actions) if c.iterations}
         verdict = state.best.verdict if state.best else None
         missed = [score.name for score in verdict.criteria if not score.on_target] if verdict else []
         return max((own.get(name, most) for name in missed), default=most) - state.step_iterations
 
-    def lacks_children(self, path: Sequence[Node]) -> bool:
-        """No: children are rollouts."""
-        return False
+    def candidates(self, path: Sequence[Node]) -> Rounds:
+        """Do nothing: children are rollouts."""
+        yield from ()
 
     def expand(self, iterations: Sequence[Iteration]) -> None:
         """Keep each rollout below its leaf, as a chain of token sets."""
@@ -103,7 +107,7 @@ class KeepDrafts:
 
     def with_verdicts(self, iterations: Sequence[Iteration]) -> list[Sample]:
         """Return the first token after each rollout: what comes next if it is committed."""
-        if not self.state.settings.search.foresight:
+        if not self.settings.prefetch:
             return []
         going = [each for each in iterations if not self.state.ends(each.path)]
         firsts = dict.fromkeys(first_token_request(self.state, each.tokens) for each in going)
@@ -128,10 +132,11 @@ class Paper:
 
     state: SearchState
     prefetch: Prefetch
+    settings: PaperSettings
 
     def settled(self) -> bool:
         """Tell whether a child has enough visits and value, or the budget is spent or cannot matter."""
-        budget, tree = self.state.settings.search, self.state.tree
+        budget, tree = self.settings, self.state.tree
         if tree.root.children:
             child = tree.favourite()
             if child.visits > budget.min_visits and child.value > budget.value_threshold:
@@ -143,13 +148,19 @@ class Paper:
 
     def left(self) -> int:
         """Return the iterations left; a step that inherits visits has some more."""
-        state, budget = self.state, self.state.settings.search
+        state, budget = self.state, self.settings
         return max(budget.iterations, state.inherited + budget.extra_iterations) - state.tree.root.visits
 
-    def lacks_children(self, path: Sequence[Node]) -> bool:
-        """Whether a leaf is visited for the second time: it gets its candidates now."""
-        leaf = path[-1]
-        return leaf.visits > 0 and not leaf.children and not self.state.ends(path)
+    def candidates(self, path: Sequence[Node]) -> Rounds:
+        """Sample the candidates of a leaf's second visit, or one more where all are alike and bad."""
+        request = self._candidates_request(path)
+        if request is None:
+            return
+        (reply,) = yield from self.prefetch.ask([request])
+        for candidate in reply.continuations:
+            self.state.check(candidate.tokens, candidate.ended)
+        priors = with_priors(reply.continuations, self.settings.candidate_temperature, request.greedy_first)
+        self.state.tree.expand(path[-1], priors)
 
     def expand(self, iterations: Sequence[Iteration]) -> None:
         """Do nothing: rollouts are thrown away, and candidates come at a leaf's second visit."""
@@ -169,7 +180,7 @@ class Paper:
         expected = state.latest.score if state.latest else 1.0
         marks = [state.tree.pretend(each.path, expected) for each in iterations]
         asked: dict[Sample, None] = {}
-        for _ in range(state.settings.search.foresight):
+        for _ in range(self.settings.prefetch):
             path, request = self._next_request()
             if request is not None and request not in self.prefetch.replies:
                 asked[request] = None
@@ -184,6 +195,14 @@ class Paper:
         """Return the same as with the rollouts."""
         return self.with_rollouts(iterations)
 
+    def _candidates_request(self, path: Sequence[Node], peek: bool = False) -> Sample | None:
+        """Return the request for the candidates that the last node lacks; None if it lacks none."""
+        state, node = self.state, path[-1]
+        second_visit = node.visits > 0 and not node.children and not state.ends(path)
+        if not (second_visit or state.tree.wants_addition(node)):
+            return None
+        return candidates_request(state, self.settings, path, peek)
+
     def _next_request(self) -> tuple[list[Node] | None, Sample | None]:
         """Select as the next iteration would.
 
@@ -193,12 +212,11 @@ class Paper:
         state = self.state
         path = [state.tree.root]
         while True:
-            if self.lacks_children(path):
-                return None, candidates_request(state, path, peek=True)
+            request = self._candidates_request(path, peek=True)
+            if request is not None:
+                return None, request
             if state.tree.is_leaf(path[-1]):
                 break
-            if state.tree.wants_addition(path[-1]):
-                return None, candidates_request(state, path, peek=True)
             path.append(state.tree.best_child(path[-1]))
         if state.ends(path):
             return path, None
@@ -208,5 +226,7 @@ class Paper:
 
 def strategy_of(state: SearchState, prefetch: Prefetch) -> Strategy:
     """Return the strategy that the settings name."""
-    kind = KeepDrafts if state.settings.search.commit == "verdict" else Paper
-    return kind(state, prefetch)
+    settings = state.settings.search
+    if isinstance(settings, PaperSettings):
+        return Paper(state, prefetch, settings)
+    return KeepDrafts(state, prefetch, settings)

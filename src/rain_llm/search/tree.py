@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from rain_llm.settings import SearchSettings
+from rain_llm.settings import KeepDraftsSettings, PaperSettings
 from rain_llm.types import TokenIds, Vector
 
 
@@ -64,8 +64,11 @@ Mark: TypeAlias = tuple[float, float, list[tuple[Node, int, float, float, int, f
 class SearchTree:
     """The tree of one answer; :meth:`commit` moves its root."""
 
-    def __init__(self, settings: SearchSettings) -> None:
+    def __init__(self, settings: KeepDraftsSettings | PaperSettings) -> None:
         self.settings = settings
+        self._widening = settings.widening if isinstance(settings, KeepDraftsSettings) else None
+        self._root_mixing = settings.root_mixing if isinstance(settings, PaperSettings) else 0.0
+        self._addition = settings.addition if isinstance(settings, PaperSettings) else None
         self.root = Node()
         self._low, self._high = math.inf, -math.inf  # values met in this step
 
@@ -79,18 +82,18 @@ class SearchTree:
     def is_leaf(self, node: Node) -> bool:
         """Whether selection ends here.
 
-        With candidates, at a node without children. With simulations, also where the node deserves
-        one more child than it has (progressive widening), or where all its children are closed.
+        It ends at a node without children. With progressive widening also where the node deserves one
+        more child than it has, or where all its children are closed.
         """
-        if self.settings.expansion == "candidates" or node.closed:
+        if self._widening is None or node.closed:
             return not node.children
-        deserved = math.ceil(self.settings.widening * math.sqrt(node.visits + node.held))
+        deserved = math.ceil(self._widening * math.sqrt(node.visits + node.held))
         return len(node.children) + node.opening < deserved or all(c.closed for c in node.children)
 
     def best_child(self, node: Node) -> Node:
         """Return the child with the largest ``h + u`` (PUCT); the first of equals."""
         children = node.children
-        if self.settings.expansion == "simulations":
+        if self._widening is not None:
             children = [child for child in children if not child.closed]
         root_weight = math.sqrt(node.weight + node.held)
 
@@ -165,7 +168,7 @@ class SearchTree:
 
     def _mix_root(self) -> None:
         """Mix the root's priors with the uniform distribution."""
-        share = self.settings.root_mixing
+        share = self._root_mixing
         for child in self.root.children:
             child.prior = (1 - share) * child.prior + share / len(self.root.children)
 
@@ -235,7 +238,7 @@ class SearchTree:
         A single child has no variance to speak of: it counts as alike, which the reference code
         (variance of one: not a number) never let happen.
         """
-        addition = self.settings.addition
+        addition = self._addition
         children = node.children
         if addition is None or not children or len(children) >= addition.max_children:
             return False

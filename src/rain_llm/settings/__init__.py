@@ -13,6 +13,8 @@ from rain_llm.settings.search import (
     PUNCTUATION,
     SENTENCE,
     AdditionSettings,
+    KeepDraftsSettings,
+    PaperSettings,
     SearchSettings,
     SimilaritySettings,
 )
@@ -23,7 +25,9 @@ __all__ = [
     "AdditionSettings",
     "EvaluationSettings",
     "GenerationSettings",
+    "KeepDraftsSettings",
     "ModelSettings",
+    "PaperSettings",
     "PolicyError",
     "RainSettings",
     "SearchSettings",

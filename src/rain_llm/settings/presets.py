@@ -13,9 +13,8 @@ def _paper(min_visits: int, **changes: Any) -> dict[str, Any]:
     return merged(
         {
             "search": {
+                "strategy": "paper",
                 "token_set_lengths": (1, 2, 4, 10),
-                "expansion": "candidates",
-                "guided": False,
                 "width": 10,
                 "candidate_top_k": 15,
                 "exploration": 2.0,
@@ -24,7 +23,6 @@ def _paper(min_visits: int, **changes: Any) -> dict[str, Any]:
                 "simulation_ends": "punctuation",
                 "simulation_tokens": 128,
                 "leaves": 1,
-                "commit": "visits",
                 "min_visits": min_visits,
                 "value_threshold": 0.8,
                 "iterations": 50,

@@ -6,8 +6,9 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -21,8 +22,14 @@ from rain_llm.settings.file import Policy, converted, file_schema
 from rain_llm.settings.generation import GenerationSettings
 from rain_llm.settings.merging import merged
 from rain_llm.settings.model import ModelSettings
+from rain_llm.settings.old_names import OLD_NAMES, renamed
 from rain_llm.settings.presets import PRESETS
-from rain_llm.settings.search import SearchSettings
+from rain_llm.settings.search import (
+    KeepDraftsSettings,
+    PaperSettings,
+    SearchSettings,
+    search_settings,
+)
 
 # Fields for which giving the default is not the same as giving nothing: copies keep the difference.
 _KEPT_UNSET = (("generation", "seed"), ("generation", "chat_template"), ("evaluation", "chat_template"))
@@ -33,7 +40,10 @@ class RainSettings(Frozen):
 
     model: ModelSettings = Field(default=ModelSettings(), description="The writer.")
     generation: GenerationSettings = Field(default=GenerationSettings(), description="How text is drawn.")
-    search: SearchSettings = Field(default=SearchSettings(), description="The search and its budget.")
+    search: KeepDraftsSettings | PaperSettings = Field(
+        default=KeepDraftsSettings(),
+        description="The search and its budget; ``strategy`` says which of the two.",
+    )
     evaluation: EvaluationSettings = Field(default=EvaluationSettings(), description="The self-evaluation.")
     on_unsafe: Literal["best", "refuse", "raise"] = Field(
         default="refuse",
@@ -50,6 +60,13 @@ class RainSettings(Frozen):
     @classmethod
     def _name_alone(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("search", mode="before")
+    @classmethod
+    def _of_its_strategy(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return search_settings(renamed(value))
+        return value if isinstance(value, PaperSettings) else KeepDraftsSettings.model_validate(value)
 
     @model_validator(mode="after")
     def _budgets(self) -> RainSettings:
@@ -74,7 +91,7 @@ class RainSettings(Frozen):
         Raises:
             SettingsError: a field is unknown or out of bounds.
         """
-        return RainSettings._load(merged(self.data(), parts), "the changed settings")
+        return RainSettings._load(_changed(self.data(), parts), "the changed settings")
 
     def unseeded(self) -> RainSettings:
         """Return these settings with a fresh seed for each answer, unless a seed was given by name.
@@ -152,7 +169,7 @@ class RainSettings(Frozen):
         name = data.get("preset", "default")
         base = cls.preset(name if _is_preset(name) else "default")
         changes = {key: value for key, value in data.items() if key != "preset"}
-        return cls.model_validate(merged(base.data(), changes))
+        return cls.model_validate(_changed(base.data(), changes))
 
     @classmethod
     def file_schema(cls) -> dict[str, Any]:
@@ -182,6 +199,17 @@ class RainSettings(Frozen):
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def _changed(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay changes over the data of settings; of another strategy's fields nothing stays."""
+    changes, search = dict(changes), base["search"]
+    if isinstance(changes.get("search"), Mapping):
+        with suppress(ValidationError):  # it is raised again where its place is known
+            changes["search"] = renamed(changes["search"], search["strategy"])
+        if changes["search"].get("strategy", search["strategy"]) != search["strategy"]:
+            base = {**base, "search": {k: v for k, v in search.items() if k in SearchSettings.model_fields}}
+    return merged(base, changes)
+
+
 def explain(error: ValidationError) -> str:
     """Put a ValidationError into one line: where, what is wrong, which value."""
     lines = [
@@ -207,7 +235,7 @@ def _problems(error: ValidationError) -> Iterator[Problem]:
 @functools.cache
 def _words() -> frozenset[str]:
     """Return all names and values that a settings file may hold: what looks like one is no key."""
-    found = {"preset", "extends", *BUILT_IN, *PRESETS}
+    found = {"preset", "extends", *BUILT_IN, *PRESETS, *OLD_NAMES}
     pending: list[Any] = [RainSettings.model_json_schema()]
     while pending:
         part = pending.pop()
@@ -242,6 +270,7 @@ def place_of(name: str) -> str:
     if name in RainSettings.model_fields:
         return f"RainSettings({name}=...)"
     for section, field in RainSettings.model_fields.items():
-        if name in getattr(field.annotation, "model_fields", ()):
+        kinds = get_args(field.annotation) or (field.annotation,)
+        if any(name in getattr(kind, "model_fields", ()) for kind in kinds):
             return f"RainSettings({section}={{'{name}': ...}})"
     return ""

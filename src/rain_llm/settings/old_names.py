@@ -1,0 +1,64 @@
+"""What the settings of older versions were called."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from rain_llm.criteria.criterion import refusal_at
+from rain_llm.settings.search import DEFAULT_STRATEGY, STRATEGIES, fields_of
+
+_STRATEGY = {
+    ("commit", "verdict"): "keep_drafts",
+    ("commit", "visits"): "paper",
+    ("expansion", "simulations"): "keep_drafts",
+    ("expansion", "candidates"): "paper",
+}
+OLD_NAMES = frozenset({"foresight", *(part for pair in _STRATEGY for part in pair)})
+"""Names and values that stood in older settings."""
+
+
+def renamed(search: Mapping[str, Any], strategy: str = DEFAULT_STRATEGY) -> Mapping[str, Any]:
+    """Return the search's settings under today's names; a ``DeprecationWarning`` names old and new ones.
+
+    Args:
+        search: as it was given.
+        strategy: which it has if it names none.
+
+    Raises:
+        ValidationError: it names two strategies, or one that never was.
+    """
+    if not {"commit", "expansion", "foresight"} & search.keys():
+        return search
+    new = {name: value for name, value in search.items() if name not in ("commit", "expansion", "foresight")}
+    advice = []
+    for old in ("commit", "expansion"):
+        if old not in search:
+            continue
+        named = _STRATEGY.get((old, str(search[old])))
+        if named is None or new.setdefault("strategy", named) != named:
+            reason = "this contradicts the strategy" if named else "this is search.strategy now"
+            raise refusal_at("SearchSettings", ((old,), f"{reason}: choose 'keep_drafts' or 'paper'"))
+        advice.append(f"search.{old} is search.strategy: '{named}' now")
+    if advice:  # a whole record of older settings held the fields of both strategies
+        own = fields_of(new["strategy"])
+        for other in STRATEGIES:
+            for name in fields_of(other) - own & new.keys():
+                del new[name]
+                advice.append(f"search.{name} has no effect with it")
+    if "foresight" in search:
+        value, simple = search["foresight"], new.get("strategy", strategy) == "keep_drafts"
+        new["prefetch"] = value != 0 if simple and type(value) is int else value
+        advice.append("search.foresight is search.prefetch now")
+    warnings.warn("; ".join(advice), DeprecationWarning, _outside())
+    return new
+
+
+def _outside() -> int:
+    """Return the ``stacklevel`` of the first caller outside of this library and pydantic."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] in ("rain_llm", "pydantic"):
+        frame, level = frame.f_back, level + 1
+    return level
