@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 from rain_llm import CIVILITY, HARMLESSNESS, Rain, RainSettings
-from rain_llm.judging.evaluator import JudgeInput, SelfEvaluator
+from rain_llm.judging.evaluator import SelfEvaluator
+from rain_llm.judging.questions import JudgeInput
 from rain_llm.judging.quoting import Quoter, quoter
 from rain_llm.models.base import LanguageModel
 from rain_llm.settings import EvaluationSettings, ModelSettings

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rain_llm.criteria import BUILT_IN
-from rain_llm.judging.evaluator import JudgeInput, SelfEvaluator
+from rain_llm.judging.evaluator import SelfEvaluator
+from rain_llm.judging.questions import JudgeInput
 from rain_llm.models.base import LanguageModel
 from rain_llm.models.local.transformers import TransformersModel
 from rain_llm.models.servers.completions import CompletionsModel

@@ -24,7 +24,8 @@ from rain_llm import (
     ModelError,
     PromptError,
 )
-from rain_llm.judging.evaluator import JudgeInput, SelfEvaluator, _fill
+from rain_llm.judging.evaluator import SelfEvaluator
+from rain_llm.judging.questions import JudgeInput, fill
 from rain_llm.models.scripted import ScriptedModel, script
 from rain_llm.settings import EvaluationSettings
 from rain_llm.types import Score
@@ -105,18 +106,12 @@ def test_content_free_calibration_takes_the_bias_of_the_question_away():
     assert other.probability == pytest.approx(0.5)
 
 
-def test_calibration_by_a_given_number_and_by_the_query():
+def test_calibration_by_a_given_number():
     def opinion(question, label):
         return (2.0 * ("awful" in question) + 1.0 * ("fine" in question)) * (label in (" good", " kind"))
 
     number = PLAIN.model_copy(update={"calibration": Calibration(center=0.25)})
     assert one(number, opinion, " fine").probability == pytest.approx(1 / (1 + math.exp(-0.75)))
-    # The query alone has 2 in the frame that shows it, 0 in the other: center 1.
-    # With the answer the frames hold 3 and 1: evidence 2, and 2 - 1 = 1.
-    query = PLAIN.model_copy(update={"calibration": Calibration(center="query")})
-    score = one(query, opinion, " fine", JudgeInput("awful"))
-    assert score.log_odds == pytest.approx(2.0)
-    assert score.probability == pytest.approx(1 / (1 + math.exp(-1.0)))
 
 
 def test_calibration_is_asked_for_once():
@@ -503,7 +498,7 @@ def test_what_a_question_does_not_show_is_not_read():
 
     shown: list[str] = []
     subject = JudgeInput("query", "context")
-    assert _fill("Text: {query}\nIt is {{so}}", subject, "answer", quoted) == "Text: QUERY\nIt is {so}"
+    assert fill("Text: {query}\nIt is {{so}}", subject, "answer", quoted) == "Text: QUERY\nIt is {so}"
     assert shown == ["query"]
 
 
@@ -529,7 +524,7 @@ def test_no_special_token_comes_from_a_text(attack, real_model):
         EvaluationSettings(criteria=(HARMLESSNESS,), style="channel"),
     ):
         evaluator = SelfEvaluator(settings, real_model)
-        for question in evaluator._questions(HARMLESSNESS, JudgeInput(attack, attack, True), attack):
+        for question in evaluator._questions.ask(HARMLESSNESS, JudgeInput(attack, attack, True), attack):
             for score, option in (question.good, question.bad):
                 assert not special & set(score.prefix)
                 assert not special & set(score.options[option])

@@ -25,7 +25,7 @@ from rain_llm import (
     ToolCall,
     UnsafeAnswerError,
 )
-from rain_llm.judging.evaluator import JudgeInput
+from rain_llm.judging.questions import JudgeInput
 from rain_llm.models.scripted import END, ScriptedModel
 from rain_llm.tools import described
 from rain_llm.types import Sample, Score

@@ -14,7 +14,8 @@ import pytest
 from rain_llm import Rain, RainSettings
 from rain_llm.criteria import GROUNDEDNESS
 from rain_llm.criteria.criterion import Calibration
-from rain_llm.judging.evaluator import JudgeInput, SelfEvaluator
+from rain_llm.judging.evaluator import SelfEvaluator
+from rain_llm.judging.questions import JudgeInput
 from rain_llm.settings import EvaluationSettings
 from rain_llm.types import Message, Task
 

@@ -206,7 +206,7 @@ def test_a_value_that_may_be_of_two_kinds_is_told_of_both_at_its_place(mistakes)
         "policy.yaml:4:27: evaluation.criteria.0.calibration.center"
     }
     assert "valid number" in said[0]
-    assert "'content_free' or 'query'" in said[1]
+    assert "'content_free'" in said[1]
 
 
 def test_a_contradiction_with_the_preset_is_told_at_the_part_that_makes_it(mistakes):
@@ -368,7 +368,7 @@ def test_what_settings_write_down_is_a_file(load):
 def test_a_criterion_extends_a_built_in_one(load):
     file = load(
         "evaluation:\n  criteria:\n    - {extends: harmlessness, threshold: 0.4}\n"
-        "    - {extends: civility, name: mild, calibration: {center: query}, choice: {good: mild}}\n"
+        "    - {extends: civility, name: mild, calibration: {center: 0.5}, choice: {good: mild}}\n"
         "  actions: {extends: harmless_actions, calibration: null}\n"
     )
     data = RainSettings(
@@ -378,7 +378,7 @@ def test_a_criterion_extends_a_built_in_one(load):
                 {
                     "extends": "civility",
                     "name": "mild",
-                    "calibration": {"center": "query"},
+                    "calibration": {"center": 0.5},
                     "choice": {"good": "mild"},
                 },
             ],
@@ -388,7 +388,7 @@ def test_a_criterion_extends_a_built_in_one(load):
     assert file == data
     harmless, mild = file.evaluation.criteria
     assert harmless == HARMLESSNESS.model_copy(update={"threshold": 0.4})
-    assert (mild.calibration, mild.name) == (Calibration(center="query", scale=0.5), "mild")
+    assert (mild.calibration, mild.name) == (Calibration(center=0.5, scale=0.5), "mild")
     assert mild.choice == Choice(
         question="Is the tone of the text friendly or hostile?", good="mild", bad="hostile"
     )

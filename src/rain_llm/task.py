@@ -9,7 +9,7 @@ from typing import Any
 
 from rain_llm.chat import messages_of
 from rain_llm.errors import PromptError, SettingsError
-from rain_llm.judging.evaluator import JudgeInput
+from rain_llm.judging.questions import JudgeInput
 from rain_llm.models.templates.chat_template import merged
 from rain_llm.redaction import brief
 from rain_llm.schemas import schema_of

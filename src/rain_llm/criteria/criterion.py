@@ -163,11 +163,10 @@ class Calibration(Frozen):
     the raw probability means little (see ``docs/evaluation.md``).
     """
 
-    center: Annotated[float, Field(ge=-1e6, le=1e6)] | Literal["content_free", "query"] = Field(
+    center: Annotated[float, Field(ge=-1e6, le=1e6)] | Literal["content_free"] = Field(
         default="content_free",
         description="The log-odds (nats) that mean 'cannot tell': a number that was measured; "
-        "'content_free' asks the same question of texts without content; 'query' of the query alone, "
-        "so that an answer is judged by what it adds.",
+        "'content_free' asks the same question of texts without content.",
     )
     scale: float = Field(default=1.0, gt=0, le=1e6, description="Nats of log-odds for one unit of logit.")
 

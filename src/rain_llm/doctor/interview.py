@@ -11,15 +11,8 @@ from rain_llm.doctor.items import Item
 from rain_llm.doctor.measures import Labels
 from rain_llm.doctor.styles import Style
 from rain_llm.errors import PromptError
-from rain_llm.judging.evaluator import (
-    CONTENT_FREE,
-    Answered,
-    Asking,
-    Evidence,
-    JudgeInput,
-    SelfEvaluator,
-    log_odds,
-)
+from rain_llm.judging.evaluator import CONTENT_FREE, Answered, Asking, Evidence, SelfEvaluator, log_odds
+from rain_llm.judging.questions import JudgeInput
 from rain_llm.models.base import LanguageModel
 from rain_llm.settings import EvaluationSettings
 from rain_llm.types import Score, Scores, TokenIds

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rain_llm.errors import SettingsError
-from rain_llm.judging.evaluator import JudgeInput
+from rain_llm.judging.questions import JudgeInput
 from rain_llm.settings import explain
 
 LEAST = 8

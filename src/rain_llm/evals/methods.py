@@ -20,7 +20,8 @@ from rain_llm.engine import Rain
 from rain_llm.errors import PromptError, SettingsError
 from rain_llm.evals.rows import Row
 from rain_llm.evals.tasks import Item, Task
-from rain_llm.judging.evaluator import Asking, JudgeInput
+from rain_llm.judging.evaluator import Asking
+from rain_llm.judging.questions import JudgeInput
 from rain_llm.models.base import LanguageModel
 from rain_llm.models.transcript import shows_chats
 from rain_llm.search.answer import Answer

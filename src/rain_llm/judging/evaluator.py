@@ -1,32 +1,25 @@
 """Self-evaluation: the model is asked what it thinks of a text (paper, section 3).
 
-A question is a :class:`~rain_llm.types.Score` request: a rendered text and the options that may
-follow it. The difference of the options' log-probabilities is evidence in nats; averaged over word
-pairs, frames and option orders, calibrated, it becomes a probability for each criterion.
-
-What is judged cannot answer the question in the judge's place: it is encoded as plain text, so no special
-token comes from it, and read without what would be an answer (:mod:`rain_llm.judging.quoting`). Verdicts are
-read from log-probabilities at the question's own last token, never from text.
+Each question (:mod:`rain_llm.judging.questions`) offers options. The difference of their log-probabilities at
+the question's last token is evidence in nats; averaged over word pairs, frames and option orders, and
+calibrated, it becomes a probability for each criterion. Verdicts never come from sampled text.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Sequence
 from typing import TypeAlias, TypeVar, cast
 
 from rain_llm.criteria import HARMLESS_ACTIONS, HARMLESSNESS
-from rain_llm.criteria.criterion import Criterion, Example, placeholders
-from rain_llm.errors import LabelError, ModelError, PromptError, PromptTooLongError
+from rain_llm.criteria.criterion import Criterion
+from rain_llm.errors import ModelError, PromptError, PromptTooLongError
 from rain_llm.judging.blindness import Blindness
-from rain_llm.judging.evidence import pertinent
-from rain_llm.judging.quoting import quoter
+from rain_llm.judging.questions import JudgeInput, Question, Questions
 from rain_llm.judging.spelling import seen
 from rain_llm.models.base import LanguageModel
 from rain_llm.settings import EvaluationSettings
-from rain_llm.types import CriterionScore, Message, Reply, Request, Score, Scores, TokenIds, Verdict
+from rain_llm.types import CriterionScore, Reply, Request, Scores, Verdict
 
 Evidence: TypeAlias = tuple[float, ...]
 """What a judge says of a text and a criterion, nats: one number a question, positive for good."""
@@ -37,44 +30,6 @@ Asking: TypeAlias = Generator[Sequence[Request], Sequence[Reply], Answered]
 
 CONTENT_FREE = ("", "N/A", "[...]")
 """Texts that say nothing (contextual calibration, Zhao et al. 2021, arXiv 2102.09690)."""
-
-_KEPT_CENTERS = 1024  # by query, there is one for each prompt
-
-
-@dataclass(frozen=True, slots=True)
-class JudgeInput:
-    """What an answer answers, as the judge sees it.
-
-    Attributes:
-        query: the prompt, or the last user turn of a chat.
-        context: the passages that the answer is to keep to; may be empty.
-        dialogue: the answer is a reply to the query, not its continuation.
-        acts: the answer may hold calls. What it is to keep to may then be yet to come, as a tool's reply:
-            criteria that judge against it have nothing to say before.
-    """
-
-    query: str
-    context: str = ""
-    dialogue: bool = False
-    acts: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Question:
-    """Evidence for a criterion: ``(log p(good) - log p(bad)) / tokens``, in nats.
-
-    Each side is an option of a request; many questions may share one request. ``share``: not by tokens,
-    but by ``-log p(bad)``.
-    """
-
-    good: tuple[Score, int]
-    bad: tuple[Score, int]
-    tokens: int = 1
-    share: bool = False
-
-    def evidence(self, good: float, bad: float) -> float:
-        """Make evidence of both sides' log-probabilities, nats."""
-        return (good - bad) / (max(-bad, 1e-6) if self.share else self.tokens)
 
 
 class SelfEvaluator:
@@ -98,9 +53,8 @@ class SelfEvaluator:
         self._meanwhile = _stand_in(HARMLESSNESS, settings.criteria, own)
         self._doing_meanwhile = _stand_in(HARMLESS_ACTIONS, settings.actions, own)
         criteria = (*self._meanwhile, *self._doing_meanwhile, *own)
-        self._labels = {c.name: self._label_tokens(c) for c in criteria}
-        self._centers: dict[str, float] = {}
-        self._encoded: dict[str, TokenIds] = {}  # worked examples
+        self._questions = Questions(settings, judge, criteria)
+        self._centers: dict[tuple[str, bool], float] = {}  # by criterion, in a dialogue or not
         self.blindness = Blindness(settings.mode == "hard")
 
     def check(self, subject: JudgeInput, max_new_tokens: int) -> None:
@@ -111,12 +65,12 @@ class SelfEvaluator:
                 answer of ``max_new_tokens`` would not fit into the judge's context.
         """
         for criterion in (*self.settings.criteria, *(self.settings.actions if subject.acts else ())):
-            if self._lacks_context(criterion, subject) and not subject.acts:
+            if self._questions.lacks_context(criterion, subject) and not subject.acts:
                 raise PromptError(f"criterion '{criterion.name}' judges against a context: pass context=...")
         for criterion, _ in self._applied(subject, "said", "done()" if subject.acts else ""):
             # Of the evidence for an answer, all of the context is the most that can be shown.
             whole = criterion.model_copy(update={"evidence": False})
-            questions = self._questions(whole, subject, "")
+            questions = self._questions.ask(whole, subject, "")
             longest = max(len(q.good[0].prefix) + len(q.good[0].options[0]) for q in questions)
             if longest + max_new_tokens > self._judge.context_length:
                 raise PromptTooLongError(
@@ -144,7 +98,7 @@ class SelfEvaluator:
         unknown = [(c, self._center_questions(c, subject)) for c in used if centers[c.name] is None]
         asked = [questions for _, variants in unknown for questions in variants]
         read = [
-            self._readings(criterion, subject, shown, acts=shown == calls_made != "")
+            self._questions.readings(criterion, subject, shown, acts=shown == calls_made != "")
             for (_, calls_made), pairs in zip(said, applied, strict=True)
             for criterion, shown in pairs
         ]
@@ -152,9 +106,7 @@ class SelfEvaluator:
         evidence = iter((yield from self._ask(asked)))
         for criterion, variants in unknown:
             center = sum(log_odds(next(evidence)) for _ in variants) / len(variants)
-            centers[criterion.name] = self._centers[self._center_key(criterion, subject)] = center
-        while len(self._centers) > _KEPT_CENTERS:
-            del self._centers[next(iter(self._centers))]
+            centers[criterion.name] = self._centers[criterion.name, subject.dialogue] = center
         lowest = (self._lowest([next(evidence) for _ in readings]) for readings in read)
         verdicts = []
         for (answer, calls_made), pairs in zip(said, applied, strict=True):
@@ -180,16 +132,12 @@ class SelfEvaluator:
 
     def _applied(self, subject: JudgeInput, answer: str, calls: str) -> list[tuple[Criterion, str]]:
         """Return the criteria that apply to an answer, each with what it is asked about."""
-        said = [c for c in self.settings.criteria if not self._lacks_context(c, subject)] or self._meanwhile
+        lacks = self._questions.lacks_context
+        said = [c for c in self.settings.criteria if not lacks(c, subject)] or self._meanwhile
         pairs = [(c, answer) for c in said] if answer.strip() or not calls else []
-        done = [c for c in self.settings.actions if not self._lacks_context(c, subject)]
+        done = [c for c in self.settings.actions if not lacks(c, subject)]
         done = done or list(self._doing_meanwhile)
         return pairs + ([(c, calls) for c in done] if calls else [])
-
-    def _lacks_context(self, criterion: Criterion, subject: JudgeInput) -> bool:
-        """Whether a criterion would be asked about a context that is not there."""
-        reads = self._style(criterion) not in ("choice", "guard")
-        return reads and criterion.needs_context and not subject.context.strip()
 
     def evidence(self, subject: JudgeInput, answers: Sequence[str]) -> Asking[list[list[Evidence]]]:
         """Ask what :meth:`judge` asks of each answer; return its evidence on each criterion.
@@ -198,7 +146,7 @@ class SelfEvaluator:
         about labels frame by frame, and pair by pair within a frame.
         """
         asked = [
-            [self._readings(criterion, subject, answer) for criterion in self.settings.criteria]
+            [self._questions.readings(criterion, subject, answer) for criterion in self.settings.criteria]
             for answer in answers
         ]
         flat = [questions for answer in asked for readings in answer for questions in readings]
@@ -222,7 +170,8 @@ class SelfEvaluator:
             probability = votes(evidence)
             threshold, target = max(threshold, 0.5), max(target, 0.5)  # a tie never passes
         else:
-            trained = self._style(criterion) == "guard"  # what was fitted to other questions does not hold
+            # What was fitted to other questions does not hold for a guard model.
+            trained = self._questions.style(criterion) == "guard"
             threshold, target = (max(threshold, 0.5), max(target, 0.5)) if trained else (threshold, target)
             scale = criterion.calibration.scale if criterion.calibration and not trained else 1.0
             center = center or 0.0
@@ -240,26 +189,18 @@ class SelfEvaluator:
     def _center(self, criterion: Criterion, subject: JudgeInput) -> float | None:
         """Return the log-odds that mean 'cannot tell'; None if that is to be asked first."""
         calibration = criterion.calibration
-        if calibration is None or self.settings.mode == "hard" or self._style(criterion) == "guard":
+        if calibration is None or self.settings.mode == "hard" or self._questions.style(criterion) == "guard":
             return 0.0
         if isinstance(calibration.center, float | int):
             return calibration.center
-        return self._centers.get(self._center_key(criterion, subject))
+        return self._centers.get((criterion.name, subject.dialogue))
 
-    def _center_questions(self, criterion: Criterion, subject: JudgeInput) -> list[list[_Question]]:
-        """Ask about texts that say nothing, or about the query alone: once, for all answers."""
-        if criterion.calibration is not None and criterion.calibration.center == "query":
-            return [self._questions(criterion, subject, "")]
+    def _center_questions(self, criterion: Criterion, subject: JudgeInput) -> list[list[Question]]:
+        """Ask about texts that say nothing: once, for all answers."""
         nothing = JudgeInput("", "", subject.dialogue)
-        return [self._questions(criterion, nothing, text) for text in CONTENT_FREE]
+        return [self._questions.ask(criterion, nothing, text) for text in CONTENT_FREE]
 
-    @staticmethod
-    def _center_key(criterion: Criterion, subject: JudgeInput) -> str:
-        by_query = criterion.calibration is not None and criterion.calibration.center == "query"
-        about = f"{criterion.name}\0{subject if by_query else subject.dialogue}"
-        return hashlib.sha256(about.encode(errors="surrogatepass")).hexdigest()  # contexts may be long
-
-    def _ask(self, groups: Sequence[Sequence[_Question]]) -> Asking[list[Evidence]]:
+    def _ask(self, groups: Sequence[Sequence[Question]]) -> Asking[list[Evidence]]:
         """Ask all questions in one round; return each group's evidence."""
         sides = [side for group in groups for question in group for side in (question.good, question.bad)]
         scores = list(dict.fromkeys(score for score, _ in sides))
@@ -277,169 +218,6 @@ class SelfEvaluator:
         return evidence
 
     # -- from a text to questions ------------------------------------------------------------------
-
-    def _readings(
-        self, criterion: Criterion, subject: JudgeInput, answer: str, *, acts: bool = False
-    ) -> list[list[_Question]]:
-        """Ask about an answer as it is, and without what may be verdicts of its own, if it holds such.
-
-        They are left out by degrees: first those of one unknown word, then all.
-
-        What is checked against passages is left whole, as facts look like that, too; so is a call (``acts``).
-        """
-        asked = [self._questions(criterion, subject, answer)]
-        if self._style(criterion) == "guard" or criterion.needs_context:
-            return asked
-        quote = quoter(criterion)
-
-        def degrees(text: str) -> tuple[str, str, str]:
-            whole, rest = quote.readings(text)
-            return whole, (whole if rest == whole else quote.between(text)), rest
-
-        query, rest_of_query = quote.readings(subject.query)
-        if subject.dialogue:
-            queries = (query, rest_of_query, rest_of_query)  # not three: each is a prefix to be read once
-            whole, between, rest = degrees(answer)
-            answers = (whole,) * 3 if acts else (whole, between or whole, rest or between or whole)
-            shown = list(zip(queries, answers, strict=True))
-        else:  # a continuation is read with what it continues: alone, a single word would look like a label
-            texts = degrees(subject.query + answer)
-            shown = [
-                (query, text.removeprefix(query)) if text.startswith(query) else ("", text) for text in texts
-            ]
-        for query, said in dict.fromkeys(shown[1:]):
-            if (query, said) != shown[0] and (query or said):
-                asked.append(self._questions(criterion, replace(subject, query=query), said))
-        return asked
-
-    def _questions(self, criterion: Criterion, subject: JudgeInput, answer: str) -> list[_Question]:
-        if criterion.evidence and subject.context:
-            shown = pertinent(subject.context, subject.query, answer)
-            subject = replace(subject, context=shown)
-        style = self._style(criterion)
-        if style == "labels":
-            return self._label_questions(criterion, subject, answer)
-        if style == "choice":
-            return self._choice_questions(criterion, subject, answer)
-        if style == "guard":
-            return self._guard_questions(criterion, subject, answer)
-        return self._channel_questions(criterion, subject, answer)
-
-    def _style(self, criterion: Criterion) -> str:
-        return criterion.style or self.settings.style
-
-    def _label_questions(self, criterion: Criterion, subject: JudgeInput, answer: str) -> list[_Question]:
-        """Ask for the pairs of label words behind every frame."""
-        options = tuple(label for pair in self._labels[criterion.name] for label in pair)
-        quote = quoter(criterion).read
-        questions = []
-        for frame in criterion.frames:
-            shown = [
-                _fill(frame, JudgeInput(e.query, "", subject.dialogue), e.answer)
-                + f" {criterion.labels[0][0 if e.good else 1]}"
-                for e in self._examples(criterion)
-            ]
-            asked = self._tokens(shown, _fill(frame, subject, answer, quote), frame.rpartition("\n")[2])
-            score = Score(asked, options)
-            questions += [_Question((score, i), (score, i + 1)) for i in range(0, len(options), 2)]
-        return questions
-
-    def _choice_questions(self, criterion: Criterion, subject: JudgeInput, answer: str) -> list[_Question]:
-        """Ask the multiple-choice question, and again with the options swapped (paper, section 3).
-
-        The question stands before the text, where all answers share it; the options behind.
-        """
-        choice = criterion.choice
-        assert choice is not None  # settings refuse a style without material
-        letters = self._labels[criterion.name][0]
-        shape = _shape(subject)
-        quote = quoter(criterion).read
-
-        def ask(text: str, swapped: bool) -> str:
-            options = (choice.bad, choice.good) if swapped else (choice.good, choice.bad)
-            return f"{choice.question}\n{text}\n(A) {options[0]} (B) {options[1]}\nAnswer: ("
-
-        shown = []
-        for i, example in enumerate(self._examples(criterion)):
-            swapped = i % 4 > 1  # the examples take both orders by turns, so that both questions share them
-            text = _fill(shape, JudgeInput(example.query, "", subject.dialogue), example.answer)
-            letter = "A" if example.good != swapped else "B"
-            shown.append(f"{ask(text, swapped)}{letter}) {example.why}")
-        questions = []
-        for swapped in (False, True) if self.settings.swap else (False,):
-            text = ask(_fill(shape, subject, answer, quote), swapped)
-            score = Score(self._tokens(shown, text, "Answer: ("), letters)
-            good = 1 if swapped else 0
-            questions.append(_Question((score, good), (score, 1 - good)))
-        return questions
-
-    def _channel_questions(self, criterion: Criterion, subject: JudgeInput, answer: str) -> list[_Question]:
-        """Weigh the answer behind a good and behind a bad context, per token."""
-        channel = criterion.channel
-        assert channel is not None  # settings refuse a style without material
-        quote = quoter(criterion).read
-        shown = quote(answer) or _one_line(
-            answer
-        )  # of an answer that is nothing but a claim, that is weighed
-        said = self._judge.encode(" " + shown) or self._judge.encode(".")
-        good, bad = (
-            Score(self._tokens((), _fill(context, subject, "", quote), ""), (said,))
-            for context in (channel.good, channel.bad)
-        )
-        return [_Question((good, 0), (bad, 0), len(said), channel.measure == "share")]
-
-    def _guard_questions(self, criterion: Criterion, subject: JudgeInput, answer: str) -> list[_Question]:
-        """Show a guard model the conversation as such: each text in its turn, where it is only text."""
-        guard = criterion.guard
-        assert guard is not None  # settings refuse a style without material
-        turns = [Message("user", subject.query), Message("assistant", answer)]
-        if not subject.dialogue:
-            turns = [Message("user", subject.query + answer)]
-        prefix = self._judge.render_chat(turns) + self._judge.encode(guard.cue)
-        score = Score(prefix, self._labels[criterion.name][0])
-        return [_Question((score, 0), (score, 1))]
-
-    def _examples(self, criterion: Criterion) -> Sequence[Example]:
-        return criterion.examples if self.settings.examples else ()
-
-    def _tokens(self, shown: Sequence[str], text: str, cue: str) -> TokenIds:
-        """Encode a whole question behind worked examples.
-
-        In a chat template, the cue begins the judge's own turn.
-        """
-        if self.settings.chat_template:
-            body = "\n\n".join([*shown, text]).removesuffix(cue).rstrip()
-            return self._judge.render_chat([Message("user", body)]) + self._judge.encode(cue)
-        if not shown:
-            return self._judge.start + self._judge.encode(text)
-        before = "\n\n".join(shown)  # cut before white space, where tokenizers cut themselves
-        if before not in self._encoded:
-            self._encoded[before] = self._judge.encode(before)
-        return self._judge.start + self._encoded[before] + self._judge.encode("\n\n" + text)
-
-    def _label_tokens(self, criterion: Criterion) -> tuple[tuple[TokenIds, TokenIds], ...]:
-        """Find the tokens of every label, as they follow the frame."""
-        style = self._style(criterion)
-        if style == "channel":
-            return ()
-        if style == "choice":
-            pairs: Sequence[tuple[str, str]] = (("A", "B"),)
-        elif style == "guard":
-            assert criterion.guard is not None  # settings refuse a style without material
-            pairs = ((criterion.guard.safe, criterion.guard.unsafe),)
-        else:
-            pairs = [(f" {good.strip()}", f" {bad.strip()}") for good, bad in criterion.labels]
-        found = []
-        for good, bad in pairs:
-            tokens = self._judge.encode(good), self._judge.encode(bad)
-            shorter = min(len(tokens[0]), len(tokens[1]))
-            if shorter == 0 or tokens[0][:shorter] == tokens[1][:shorter]:
-                raise LabelError(
-                    f"criterion '{criterion.name}': the tokenizer of {self._judge.name} cannot tell "
-                    f"the labels {good!r} {tokens[0]} and {bad!r} {tokens[1]} apart: choose other words"
-                )
-            found.append(tokens)
-        return tuple(found)
 
 
 def _stand_in(
@@ -467,24 +245,3 @@ def votes(evidence: Evidence) -> float:
     With the two orders of a choice, the paper's v is twice that less 1.
     """
     return sum(0.5 + 0.5 * ((e > 0) - (e < 0)) for e in evidence) / len(evidence)
-
-
-def _shape(subject: JudgeInput) -> str:
-    """Return how a multiple-choice question shows its subject."""
-    passage = "Passage: {context}\n\n" if subject.context else ""
-    return passage + ("Human: {query}\n\nAssistant: {answer}" if subject.dialogue else "Text: {text}")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _fill(template: str, subject: JudgeInput, answer: str, quote: Callable[[str], str] = _one_line) -> str:
-    """Put what is judged into a template; ``quote``: as what it is read."""
-    names = placeholders(template)
-    parts = {"query": subject.query, "answer": answer, "context": subject.context}
-    if "text" in names and subject.dialogue:
-        parts["text"] = f"{quote(subject.query)}\n{quote(answer)}"  # a claim may end where a turn does
-    elif "text" in names:
-        parts["text"] = subject.query + answer
-    return template.format(**{name: quote(parts[name]) for name in names})

@@ -36,7 +36,8 @@ from functools import partial
 from typing import cast
 
 from rain_llm.errors import ModelError
-from rain_llm.judging.evaluator import JudgeInput, SelfEvaluator
+from rain_llm.judging.evaluator import SelfEvaluator
+from rain_llm.judging.questions import JudgeInput
 from rain_llm.models.base import LanguageModel
 from rain_llm.search.ending import end_after, give_up, outcome
 from rain_llm.search.outcome import Interrupted, Replies, Rounds, Search

@@ -8,7 +8,8 @@ from typing import cast
 
 import numpy as np
 
-from rain_llm.judging.evaluator import JudgeInput, SelfEvaluator
+from rain_llm.judging.evaluator import SelfEvaluator
+from rain_llm.judging.questions import JudgeInput
 from rain_llm.judging.splitting import Span
 from rain_llm.models.base import LanguageModel
 from rain_llm.search.answer import Answer

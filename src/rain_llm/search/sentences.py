@@ -12,8 +12,9 @@ from dataclasses import replace
 
 from rain_llm.bounds import SENTENCES
 from rain_llm.errors import ModelError, PromptError
-from rain_llm.judging.evaluator import Asking, JudgeInput, SelfEvaluator
+from rain_llm.judging.evaluator import Asking, SelfEvaluator
 from rain_llm.judging.evidence import nearest
+from rain_llm.judging.questions import JudgeInput
 from rain_llm.judging.splitting import Span, split
 from rain_llm.search.algorithm import RainSearch
 from rain_llm.search.outcome import Interrupted, Outcome, Search

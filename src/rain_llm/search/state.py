@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rain_llm.errors import ModelError
-from rain_llm.judging.evaluator import JudgeInput, SelfEvaluator
+from rain_llm.judging.evaluator import SelfEvaluator
+from rain_llm.judging.questions import JudgeInput
 from rain_llm.models.base import LanguageModel
 from rain_llm.search.answer import Answer
 from rain_llm.search.output import OutputSpec, calls_in
