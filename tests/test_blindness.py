@@ -116,7 +116,7 @@ def test_the_command_names_the_judge_and_quotes_it():
 
 
 def test_the_embedded_model_needs_no_name_and_ones_own_criterion_needs_files(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("rain_llm.engine._load", lambda settings: judge())
+    monkeypatch.setattr("rain_llm.engine.runtime._load", lambda settings: judge())
     own = HARMLESSNESS.model_copy(update={"name": "warmth"})
     for criterion, command in (
         (HARMLESSNESS, "rain doctor --criterion harmlessness"),

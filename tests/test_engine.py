@@ -930,7 +930,7 @@ def test_calibration_by_content_free_texts_is_asked_once():
 
 def test_many_threads_with_many_criteria_find_their_evaluators(monkeypatch: pytest.MonkeyPatch):
     """Whoever makes room for another evaluator does not take one out of somebody's hands."""
-    monkeypatch.setattr("rain_llm.engine._KEPT_EVALUATORS", 1)
+    monkeypatch.setattr("rain_llm.engine.runtime.KEPT_EVALUATORS", 1)
     runtime = Rain(chosen(), model=babbler()).runtime
     named = [GOOD.model_copy(update={"name": f"good{i}"}) for i in range(8)]
     asked = [chosen(evaluation={"criteria": [criterion]}).evaluation for criterion in named] * 4

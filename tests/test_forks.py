@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from rain_llm import ModelError, Rain, RainSettings, engine
+from rain_llm import ModelError, Rain, RainSettings
+from rain_llm.engine import runtime
 from rain_llm.models.scripted import ScriptedModel
 from rain_llm.models.servers import replicas
 from tests.servers.scripted import scripted_server
@@ -125,7 +126,7 @@ def fork_beside_locks(rain: Rain) -> list[Any]:
     held, over = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with engine._loading, rain.runtime.writer._lock, rain.runtime.scheduler._lock:  # type: ignore[attr-defined]
+        with runtime._loading, rain.runtime.writer._lock, rain.runtime.scheduler._lock:  # type: ignore[attr-defined]
             held.set()
             over.wait(2 * CHILD_S)
 

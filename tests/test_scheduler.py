@@ -24,8 +24,9 @@ from rain_llm.errors import PromptError
 from rain_llm.models.base import Job as ModelJob
 from rain_llm.models.base import SteppedModel
 from rain_llm.models.scripted import ScriptedModel, script
-from rain_llm.scheduler import Event, Finished, Scheduler, Ticket
+from rain_llm.scheduler import Scheduler
 from rain_llm.search.outcome import Interrupted, Outcome, Search
+from rain_llm.ticket import Event, Finished, Ticket
 from rain_llm.types import (
     Embed,
     Reply,

@@ -1,0 +1,43 @@
+"""From a prompt to the writer's tokens, with or without the criteria's guides."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from rain_llm.models.base import LanguageModel
+from rain_llm.settings import RainSettings
+from rain_llm.task import is_chat
+from rain_llm.types import Message, Task, TokenIds
+
+_SPEAKER = re.compile(r"(\w+:)(?: +(.*))?")  # as in "Answer:", not as in "12:30" or "https://"
+
+
+def encode(writer: LanguageModel, task: Task, settings: RainSettings) -> TokenIds:
+    """Return the tokens that the writer sees of a task's prompt."""
+    if not is_chat(task, settings):
+        assert isinstance(task.prompt, str)  # else it is a chat
+        return writer.start + writer.encode(task.prompt)
+    messages = [Message("user", task.prompt)] if isinstance(task.prompt, str) else task.prompt
+    return writer.render_chat(messages, () if task.tool_choice == "none" else task.tools)
+
+
+def guided(writer: LanguageModel, task: Task, settings: RainSettings) -> TokenIds:
+    """Return the prompt's tokens with the criteria's guides; (): no criterion has one.
+
+    In a chat, the answer begins with the guides. A text that is to be continued has them before its last
+    line (after a speaker's name, as in ``Answer:``), so that what stands before is read once for all
+    rollouts.
+    """
+    guide = " ".join(c.guide for c in settings.evaluation.criteria if c.guide)
+    if not guide:
+        return ()
+    if is_chat(task, settings):
+        return encode(writer, task, settings) + writer.encode(f"{guide}\n\n")
+    assert isinstance(task.prompt, str)  # else it is a chat
+    before, newline, line = task.prompt.rpartition("\n")
+    if not line:
+        return encode(writer, replace(task, prompt=f"{task.prompt}{guide}\n"), settings)
+    speaker, words = match.groups() if (match := _SPEAKER.fullmatch(line)) else ("", line)
+    last = " ".join(part for part in (speaker, guide, words) if part)
+    return encode(writer, replace(task, prompt=f"{before}{newline}{last}"), settings)

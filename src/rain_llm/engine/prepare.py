@@ -1,0 +1,133 @@
+"""From a task to a search that has not begun: all checks that need a tokenizer."""
+
+from __future__ import annotations
+
+import queue
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from rain_llm.clock import current
+from rain_llm.engine.encode import encode, guided
+from rain_llm.engine.runtime import Runtime
+from rain_llm.engine.stream import Answer
+from rain_llm.errors import PromptError, PromptTooLongError
+from rain_llm.judging.evaluator import SelfEvaluator
+from rain_llm.search.algorithm import RainSearch
+from rain_llm.search.outcome import Search
+from rain_llm.search.plain import Given, only_judge, plain_search
+from rain_llm.search.sentences import explained, only_judge_sentences, spans_of
+from rain_llm.settings import RainSettings
+from rain_llm.task import check_task, check_text, form_of, passages_of, subject_of, task_of
+from rain_llm.ticket import Event, Ticket
+from rain_llm.tools import check_calls, described
+from rain_llm.types import Prompt, Task, ToolCall, Trace
+
+
+def tasks_of(prompts: Sequence[Prompt], context: str, settings: RainSettings, guarded: bool) -> list[Task]:
+    """Make tasks of prompts, and check all that can be checked before any model is loaded.
+
+    Raises:
+        PromptError: a prompt, tool or schema cannot be used.
+        SettingsError: no search of these settings answers it.
+    """
+    if isinstance(prompts, str):
+        raise PromptError("a batch is a list of prompts, not one text: put it into a list")
+    tasks = [task_of(prompt, context) for prompt in prompts]
+    for task in tasks:
+        check_task(task, settings, guarded)
+    return tasks
+
+
+def prepare(
+    runtime: Runtime,
+    task: Task,
+    settings: RainSettings,
+    guarded: bool,
+    judge: bool = False,
+    given: Given | None = None,
+    emit: Callable[[Event], None] | None = None,
+    warn: Callable[[SelfEvaluator], None] | None = None,
+) -> Answer:
+    """Turn a checked task into an answer whose search has not begun.
+
+    Args:
+        runtime: the models.
+        task: what is asked.
+        settings: of this answer.
+        guarded: search; else sample once.
+        judge: give a verdict on the finished text, if it is not guarded.
+        given: judge this instead of writing an answer.
+        emit: what is called for each event; None: they wait in a queue.
+        warn: what is called with the evaluator at the end of a guarded answer.
+
+    Raises:
+        PromptError: a criterion lacks the passages that it judges against.
+        PromptTooLongError: prompt, answer and question do not fit into the model's context.
+    """
+    writer, subject = runtime.writer, subject_of(task, settings)
+    evaluator = runtime.evaluator(settings.evaluation) if guarded or judge or given else None
+    seed = secrets.randbits(62) if settings.generation.seed is None else settings.generation.seed
+
+    def answer(search: Search, prompt_tokens: int, guard: SelfEvaluator | None = None) -> Answer:
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        limits = settings.search
+        ticket = Ticket(
+            search, emit or events.put, limits.deadline_s, limits.max_model_tokens, current().began
+        )
+        trace = Trace(seed, settings.hash, writer.name)
+        at_end = (lambda: warn(guard)) if warn and guard else None
+        owes = given is None and bool(form.document or form.forced)
+        return Answer(ticket, events, runtime.scheduler, trace, prompt_tokens, at_end, owes)
+
+    form = form_of(task)
+    if given is not None:
+        assert evaluator is not None
+        subject = replace(subject, acts=subject.acts or bool(given.calls))
+        evaluator.check(subject, len(runtime.judge.encode(given.longest)))
+        if given.spans is None:
+            return answer(only_judge(evaluator, subject, given.text, given.calls), 0)
+        passages = passages_of(task)
+        return answer(only_judge_sentences(evaluator, subject, passages, given.text, given.spans), 0)
+
+    tokens = encode(writer, task, settings)
+    room = settings.generation.max_new_tokens
+    guide = guided(writer, task, settings) if guarded and settings.search.guided else ()
+    if len(tokens) + room > writer.context_length:
+        raise PromptTooLongError(
+            f"the prompt has {len(tokens)} tokens; with max_new_tokens = {room} that exceeds "
+            f"the context of {writer.name}, {writer.context_length} tokens: "
+            "shorten it or ask for fewer tokens"
+        )
+    if len(guide) + room > writer.context_length:
+        guide = ()  # an answer without guidance is better than none
+    if evaluator is not None:
+        evaluator.check(subject, room)
+    if not guarded:
+        return answer(plain_search(tokens, subject, writer, evaluator, settings, seed, form), len(tokens))
+    assert evaluator is not None
+    if settings.search.similarity is not None:
+        runtime.embedder()  # a missing one is an error now, not in the middle of an answer
+    search = RainSearch(tokens, subject, writer, evaluator, settings, seed, guide, form)
+    return answer(explained(search, passages_of(task)), len(tokens), evaluator)
+
+
+def given_answer(text: str, calls: Sequence[ToolCall]) -> Given:
+    """Check what somebody else has written; return it as the judge is shown it.
+
+    Raises:
+        PromptError: it is no text that a model could read.
+    """
+    check_text(text, "the text")
+    check_calls(calls)
+    return Given(text, described(calls))
+
+
+def given_sentences(text: str) -> Given:
+    """Check what somebody else has written; return it cut into sentences.
+
+    Raises:
+        PromptError: it has no sentence, or too many.
+    """
+    check_text(text, "the text")
+    return Given(text, spans=tuple(spans_of(text)))

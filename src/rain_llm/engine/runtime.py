@@ -1,0 +1,123 @@
+"""Loads models, and shares them between all ``Rain`` objects that name the same ones."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+
+from rain_llm.clock import held
+from rain_llm.judging.evaluator import SelfEvaluator
+from rain_llm.missing import needed
+from rain_llm.models.base import Embedder, Forgetful, LanguageModel
+from rain_llm.scheduler import Scheduler
+from rain_llm.settings import EvaluationSettings, ModelSettings, RainSettings, SimilaritySettings
+
+KEPT_EVALUATORS = 64  # each holds only its calibration: forgetting costs a question
+
+
+class Runtime:
+    """Loaded models and their scheduler; shared by all ``Rain`` objects that name the same models."""
+
+    def __init__(
+        self, writer: LanguageModel, judge: LanguageModel, embedder: Embedder | None, embedder_name: str
+    ) -> None:
+        self.writer = writer
+        self.judge = judge
+        self.scheduler = Scheduler(writer, judge, self.embedder)
+        self._embedder = embedder
+        self._embedder_name = embedder_name
+        self._evaluators: dict[EvaluationSettings, SelfEvaluator] = {}
+
+    def embedder(self) -> Embedder:
+        """Return the embedder, loading it at the first call."""
+        if self._embedder is None:
+            from rain_llm.models.local.similarity import SentenceEmbedder
+
+            self._embedder = SentenceEmbedder(self._embedder_name)
+        return self._embedder
+
+    def evaluator(self, settings: EvaluationSettings) -> SelfEvaluator:
+        """Return the evaluator of these settings: it keeps its calibration between answers."""
+        evaluator = self._evaluators.get(settings)
+        if evaluator is None:
+            evaluator = SelfEvaluator(settings, self.judge)
+            if len(self._evaluators) >= KEPT_EVALUATORS:
+                self._evaluators.clear()
+            self._evaluators[settings] = evaluator  # two threads may make one each: either will do
+        return evaluator
+
+    def forget(self) -> None:
+        """Drop calibrations and cached prefixes: what comes next costs what it costs at first.
+
+        To be called while nothing is being written, by whoever compares costs.
+        """
+        self._evaluators.clear()
+        for model in (self.writer, self.judge):
+            if isinstance(model, Forgetful):
+                model.forget()
+
+
+_models: weakref.WeakValueDictionary[ModelSettings, LanguageModel] = weakref.WeakValueDictionary()
+_runtimes: weakref.WeakValueDictionary[tuple[object, ...], Runtime] = weakref.WeakValueDictionary()
+_latest: list[Runtime] = []  # kept, so that a chain of short-lived objects loads its model once
+_loading = threading.RLock()
+
+
+def _after_fork() -> None:
+    global _loading
+    _loading = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _load(settings: ModelSettings) -> LanguageModel:
+    if settings.base_url:
+        from rain_llm.models.servers.connecting import connected
+
+        return connected(settings)
+    with held(_loading):
+        model = _models.get(settings)
+        if model is None:
+            with needed("a model in this process"):
+                from rain_llm.models.local.transformers import TransformersModel
+
+                model = _models[settings] = TransformersModel(settings)
+        return model
+
+
+def models_of(settings: RainSettings) -> tuple[ModelSettings, ModelSettings | None, str]:
+    """Return what the settings say of models: what one answer cannot change."""
+    similarity = settings.search.similarity or SimilaritySettings()
+    return settings.model, settings.evaluation.judge, similarity.embedder
+
+
+def runtime_of(
+    settings: RainSettings,
+    model: LanguageModel | None,
+    judge: LanguageModel | None,
+    embedder: Embedder | None,
+) -> Runtime:
+    """Return the runtime of these models, loading what is not loaded yet; waits as long as the call may.
+
+    Args:
+        settings: which models, where they are not given.
+        model: a ready writer.
+        judge: a ready judge; else the settings' judge, else the writer.
+        embedder: a ready embedder.
+    """
+    own, other, name = models_of(settings)
+    key = (own, other, name, *map(id, (model, judge, embedder)))
+    runtime = _runtimes.get(key)
+    if runtime is None:
+        writer = model or _load(own)  # waits no longer than the current call may take
+        judge = judge or (_load(other) if other else writer)
+        with held(_loading):
+            runtime = _runtimes.get(key)  # another thread may have made it
+            if runtime is None:
+                runtime = _runtimes[key] = Runtime(writer, judge, embedder, name)
+    if model is None:
+        _latest[:] = [runtime]
+    return runtime
