@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rain_llm.habits import ALIASES, remedy
+from rain_llm.chat.habits import ALIASES, remedy
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from rain_llm.chat import messages_of
+from rain_llm.chat.messages import messages_of
 from rain_llm.errors import PromptError, SettingsError
 from rain_llm.judging.questions import JudgeInput
 from rain_llm.models.templates.chat_template import merged

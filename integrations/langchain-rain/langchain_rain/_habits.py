@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from rain_llm import habits
+from rain_llm.chat import habits
 
 ALIASES = {
     **habits.ALIASES,

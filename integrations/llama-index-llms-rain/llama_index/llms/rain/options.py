@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from rain_llm import PromptError, RainSettings, SettingsError, habits
+from rain_llm import PromptError, RainSettings, SettingsError
+from rain_llm.chat import habits
 from rain_llm.redaction import nearest, shown_name
 
 Place = tuple[str, ...]

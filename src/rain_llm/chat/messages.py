@@ -1,4 +1,4 @@
-"""Chats in the form of OpenAI's API, as ours.
+"""Messages in the form of OpenAI's API, as ours.
 
 Only text can be judged, so only text goes in: an image in a user's message is an error, for the answer would
 depend on what no judge has read. A tool's reply with an image is used without it; a marker stands in its
@@ -37,24 +37,6 @@ def media_kind(block: Mapping[str, Any]) -> str:
 def left_out(kind: str) -> str:
     """Return the marker that stands for what a tool replied beside text."""
     return f"[{kind} left out]"
-
-
-def tool_choice_of(choice: object) -> str:
-    """Return a tool choice of OpenAI's or Anthropic's API as ours: "auto", "none", "any" or a tool's name.
-
-    Raises:
-        PromptError: it is none.
-    """
-    match choice:
-        case None | False:
-            return "auto"
-        case True | "required" | {"type": "required"}:
-            return "any"
-        case str(word) | {"type": "auto" | "none" | "any" as word}:
-            return str(word)
-        case {"function": {"name": str(name)}} | {"name": str(name)}:
-            return name
-    raise PromptError(f"tool_choice is {choice!r:.80}: give 'auto', 'none', 'any' or the name of a tool")
 
 
 def messages_of(turns: Sequence[Any]) -> list[Message]:
