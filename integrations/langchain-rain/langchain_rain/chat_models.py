@@ -25,7 +25,7 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.runnables.config import get_config_list
 from pydantic import BaseModel
 
-from langchain_rain._engine import GuardedModel, told, with_stop
+from langchain_rain._engine import GuardedModel, with_stop
 from langchain_rain._errors import PromptTooLongError as PromptTooLongError
 from langchain_rain._errors import standard_errors
 from langchain_rain._messages import chat_of, traceable
@@ -35,7 +35,6 @@ from langchain_rain._schemas import (
     document_schema,
     named,
     openai_tool,
-    read_tool,
     traced_schema,
 )
 from langchain_rain._structured import RawReader, Reader, unless_refused
@@ -45,11 +44,10 @@ from rain_llm import (
     RainSettings,
     SettingsError,
     Step,
-    StopReason,
     Task,
     Usage,
 )
-from rain_llm.chat import tool_choice_of
+from rain_llm.chat import about, finish_reason, tool_choice_of, tools_of
 
 _ASKED = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
 """What a call may ask for beside settings: OpenAI's names, as other chat models have them."""
@@ -61,14 +59,6 @@ _AT_ONCE = 64
 """Answers of a batch: each has a thread that waits, while one engine writes them all."""
 
 _HAS_REFUSALS = hasattr(langchain_core.messages, "RefusalContentBlock")
-
-_FINISH = {
-    StopReason.EOS: "stop",
-    StopReason.STOP: "stop",
-    StopReason.TOOL_CALLS: "tool_calls",
-    StopReason.REFUSED: "content_filter",
-}
-"""OpenAI's finish reasons; all others are limits that were met: "length"."""
 
 
 def check_chat(chat: object) -> None:
@@ -159,7 +149,7 @@ class ChatRain(GuardedModel, BaseChatModel):
         """Return how many tokens the model is shown of a chat; loads the model. Of none: 0."""
         if not messages:
             return 0
-        task = Task(chat_of(messages), tools=[read_tool(tool) for tool in tools or ()])
+        task = Task(chat_of(messages), tools=tools_of(openai_tool(tool) for tool in tools or ()))
         return len(self._rain.encode(task, self.settings))
 
     # -- tools and structured output -----------------------------------------------------------
@@ -277,7 +267,7 @@ class ChatRain(GuardedModel, BaseChatModel):
             prompt=chat_of(messages),
             context=chat.context,
             question=chat.question,
-            tools=[read_tool(tool) for tool in asked.get("tools") or ()],
+            tools=tools_of(openai_tool(tool) for tool in asked.get("tools") or ()),
             tool_choice=choice,
             parallel_calls=asked.get("parallel_tool_calls") is not False,
             schema=asked_document(asked.get("response_format")),
@@ -388,8 +378,8 @@ def _chunk(step: Step, numbers: Iterator[int]) -> ChatGenerationChunk:
         message.chunk_position = "last"
         message.usage_metadata = _usage(step.result.usage)
         message.response_metadata = {
-            **told(step.result),
-            "finish_reason": _FINISH.get(step.result.stop_reason, "length"),
+            **about(step.result),
+            "finish_reason": finish_reason(step.result),
             "model_name": step.result.trace.model,
             "model_provider": "rain",
         }

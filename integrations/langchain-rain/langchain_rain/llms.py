@@ -25,9 +25,10 @@ from langchain_core.language_models import BaseLLM, LangSmithParams, LanguageMod
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from langchain_core.runnables import Runnable, RunnableConfig
 
-from langchain_rain._engine import GuardedModel, told, with_stop
+from langchain_rain._engine import GuardedModel, with_stop
 from langchain_rain._errors import standard_errors
 from rain_llm import RainResult, RainSettings, Step, Task, Usage
+from rain_llm.chat import about
 
 _RUN = ("tags", "metadata", "run_name", "run_id")
 """Arguments of a call that LangChain keeps for itself."""
@@ -193,7 +194,7 @@ def _llm_result(results: Sequence[RainResult]) -> LLMResult:
     total["completion_tokens"] = total["output_tokens"]
     total["total_tokens"] = total["prompt_tokens"] + total["output_tokens"]
     return LLMResult(
-        generations=[[Generation(text=r.text, generation_info=told(r))] for r in results],
+        generations=[[Generation(text=r.text, generation_info=about(r))] for r in results],
         llm_output={"token_usage": total},
     )
 
@@ -201,4 +202,4 @@ def _llm_result(results: Sequence[RainResult]) -> LLMResult:
 def _chunk(step: Step) -> GenerationChunk:
     """Return an accepted piece; what ``on_unsafe="best"`` lets through is marked as such."""
     info = None if step.accepted else {"accepted": False}
-    return GenerationChunk(text=step.text, generation_info=told(step.result) if step.result else info)
+    return GenerationChunk(text=step.text, generation_info=about(step.result) if step.result else info)
