@@ -20,10 +20,9 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables.config import ensure_config, set_config_context
 
 from langchain_rain._errors import standard_errors
-from langchain_rain._messages import is_readable
 from langchain_rain.chat_models import ChatRain, check_chat
 from rain_llm import HARMLESSNESS, Message, Task, Tool, ToolCall, Verdict
-from rain_llm.chat import left_out, media_kind
+from rain_llm.chat import is_readable, left_out, media_kind
 
 try:
     from langchain.agents.middleware import (

@@ -1,7 +1,7 @@
 """Requests in the form of OpenAI's API in, results out: what LangChain, LlamaIndex and a server stand on."""
 
 from rain_llm.chat.habits import ALIASES
-from rain_llm.chat.messages import left_out, media_kind, messages_of
+from rain_llm.chat.messages import is_readable, left_out, media_kind, messages_of
 from rain_llm.chat.parameters import CALL, ENGINE, Parameters, Place, same_model, unknown
 from rain_llm.chat.requests import (
     document_of,
@@ -31,6 +31,7 @@ __all__ = [
     "format_of",
     "function",
     "function_of",
+    "is_readable",
     "left_out",
     "media_kind",
     "message_of",
