@@ -18,7 +18,12 @@ from rain_llm import Message
 from rain_llm.chat import left_out, messages_of
 
 _ROLES = {"human": "user", "ai": "assistant", "model": "assistant"}
-_KINDS = {SystemMessage: "system", HumanMessage: "user", AIMessage: "assistant", ToolMessage: "tool"}
+_KINDS: dict[type[BaseMessage], str] = {
+    SystemMessage: "system",
+    HumanMessage: "user",
+    AIMessage: "assistant",
+    ToolMessage: "tool",
+}
 
 
 def chat_of(messages: Sequence[BaseMessage]) -> list[Message]:
