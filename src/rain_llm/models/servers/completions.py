@@ -1,12 +1,8 @@
-"""A model on a server: any completions server that takes token ids and gives them back.
+"""A model on one or several completions servers that take token ids and return token ids.
 
-RAIN's state is a tree of token ids on this side, so a server needs to know nothing of it: it continues
-prefixes (``n`` times, by a seed) and weighs labels, and finds what it has read before in its own prefix
-cache. How each kind of server is asked stands in ``vllm``, ``sglang`` and ``llama_server``; which one of
-several is asked, and how long it is waited for, in ``replicas``.
-
-What a server can do is found out by asking it, before anything is written: many accept a field and
-ignore it.
+The search's tree of token ids stays on this side: a server continues prefixes (``n`` times, by a seed) and
+weighs labels, and finds what it has read before in its own prefix cache. How each kind of server is asked is
+in ``vllm``, ``sglang`` and ``llama_server``; which of several servers is asked, in ``replicas``.
 """
 
 from __future__ import annotations
@@ -30,6 +26,7 @@ from rain_llm.errors import (
 )
 from rain_llm.models.base import PendingRequest
 from rain_llm.models.grammar import check, check_sample, fits, narrowed
+from rain_llm.models.servers.attempt import Counts
 from rain_llm.models.servers.dialect import (
     PATH,
     Ask,
@@ -43,8 +40,10 @@ from rain_llm.models.servers.dialect import (
     together,
 )
 from rain_llm.models.servers.failures import Refused
+from rain_llm.models.servers.loop import event_loop, in_loop
 from rain_llm.models.servers.probe import SENTENCE, Facts, identified, probed, server_vocabulary
-from rain_llm.models.servers.replicas import Counts, Replica, Replicas, event_loop, in_loop
+from rain_llm.models.servers.replica import Replica
+from rain_llm.models.servers.replicas import Replicas
 from rain_llm.models.servers.tokenizer import ServerTokenizer
 from rain_llm.models.tokenizer import Text, Tokenizer
 from rain_llm.settings import ModelSettings

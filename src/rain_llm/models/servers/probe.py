@@ -17,7 +17,8 @@ from rain_llm.models.servers.dialect import PATH, Body, Cost, Dialect, SampleReq
 from rain_llm.models.servers.failures import STRANGE, Failed, Refused
 from rain_llm.models.servers.llama_server import LlamaServer, token_bytes
 from rain_llm.models.servers.reading import Node, Unreadable, token_ids
-from rain_llm.models.servers.replicas import Replica, Replicas
+from rain_llm.models.servers.replica import Replica
+from rain_llm.models.servers.replicas import Replicas
 from rain_llm.models.servers.sglang import Sglang
 from rain_llm.models.servers.vllm import Vllm
 from rain_llm.settings import ModelSettings
@@ -78,8 +79,8 @@ async def identified(replicas: Replicas, replica: Replica, settings: ModelSettin
     props = Node(found if isinstance(found, dict) else None)
     slots = props["total_slots"].whole(0, SLOTS) if props["total_slots"].there else 0
     reported = props["default_generation_settings"]["n_ctx"] if slots else model["max_model_len"]
-    if slots and settings.limits.max_concurrency is None and replica.last is None:
-        replica.allow(slots)
+    if slots and settings.limits.max_concurrency is None and replica.last_failure is None:
+        replica.limit_concurrency(slots)
     context = settings.context_length
     if context is None and reported.there:
         context = reported.whole(1, CONTEXT)
