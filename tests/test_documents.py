@@ -138,7 +138,7 @@ def test_a_document_that_does_not_fit_its_schema_is_not_whole(model: Completions
     """As xgrammar's do that drop a length beside a pattern."""
     asked = Sample((1,), 1, 99, 1, schema=json.dumps({"type": "string", "maxLength": most}))
     tokens = model.encode('"romance"')
-    assert model._document(asked, Completion(tokens, (-1.0,) * len(tokens))).ended is fits
+    assert model._sampler.document(asked, Completion(tokens, (-1.0,) * len(tokens))).ended is fits
 
 
 def test_prose_without_an_end_is_no_document(server: Server, model: CompletionsModel):
