@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from rain_llm.clock import current
 from rain_llm.errors import (
     ModelNotFoundError,
     PromptError,
@@ -25,19 +24,13 @@ from rain_llm.errors import (
 from rain_llm.models.base import PendingRequest
 from rain_llm.models.grammar import check, check_sample
 from rain_llm.models.servers.attempt import Counts
-from rain_llm.models.servers.dialect import (
-    PATH,
-    Ask,
-    Body,
-    Cost,
-)
+from rain_llm.models.servers.dialect import PATH, Ask, Body, Cost, Facts
 from rain_llm.models.servers.loop import event_loop, in_loop
-from rain_llm.models.servers.probe import SENTENCE, Facts, identified, probed, server_vocabulary
+from rain_llm.models.servers.probe import SENTENCE, identified, own_tokenizer, probed
 from rain_llm.models.servers.replica import Replica
 from rain_llm.models.servers.replicas import Replicas
 from rain_llm.models.servers.sampling import Sampler
 from rain_llm.models.servers.scoring import score
-from rain_llm.models.servers.tokenizer import ServerTokenizer
 from rain_llm.models.tokenizer import Text, Tokenizer
 from rain_llm.settings import ModelSettings
 from rain_llm.types import Message, Sample, Samples, Score, Scores, TokenIds, Tool
@@ -273,19 +266,15 @@ class CompletionsModel:
             )
 
     def _tokenizer(self, replica: Replica) -> Text:
-        """Load the tokenizer that was named; else the server's, if it is safe to ask, or a copy of it.
+        """Return the tokenizer that the settings name; else the server's own, or a local copy of it.
 
-        A server cannot make this process download anything: its copy is found here, or not at all.
+        Nothing is downloaded because a server names it: the copy must be here already.
         """
         if self._settings.tokenizer is not None:
             return Tokenizer.load(self._settings.tokenizer, self._settings.revision)
-        if self.facts.slots:
-
-            def post(path: str, body: Body, read: Callable[[Any], Any]) -> Any:
-                return in_loop(self._replicas.post(path, body, read, deadline=current().deadline))
-
-            vocabulary = in_loop(server_vocabulary(self._replicas, replica))
-            return ServerTokenizer(post, self.name, vocabulary)
+        own = own_tokenizer(self._replicas, replica, self.facts, self.name)
+        if own is not None:
+            return own
         try:
             return Tokenizer.load(self.facts.root, self._settings.revision, local_only=True)
         except ModelNotFoundError:

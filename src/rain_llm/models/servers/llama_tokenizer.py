@@ -1,36 +1,34 @@
-"""llama-server's own tokenizer, over HTTP: for whoever has no tokenizer of the model at hand.
+"""Use llama-server's own tokenizer over HTTP, where no tokenizer of the model is installed here.
 
-Only a server that can be told to leave special tokens in a text alone is trusted with user text:
-llama-server can (``parse_special``), vLLM's ``/tokenize`` cannot.
+This is safe only because llama-server can treat special tokens in a user's text as plain text
+(``parse_special``); vLLM's ``/tokenize`` cannot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from rain_llm.bounds import REPLY_BYTES
+from rain_llm.bounds import MODELS, REPLY_BYTES, VOCABULARY
 from rain_llm.errors import ModelNotSupportedError, PromptError
+from rain_llm.models.servers.dialect import PATH, Fetch, Post
 from rain_llm.models.servers.failures import Refused
-from rain_llm.models.servers.reading import Node
+from rain_llm.models.servers.reading import Node, Unreadable
 from rain_llm.models.templates.chat_template import OPTIONS, ChatTemplate
 from rain_llm.types import Message, TokenIds, Tool
 
-Post = Callable[[str, dict[str, Any], Callable[[Any], Any]], Any]
-"""Posts a body to a path, and returns what a function makes of the reply."""
-
 _REMEMBERED = 4096  # texts
-_MOST_PER_BYTE, _MOST_MORE = 16, 64  # tokens of a text: some tokenizers spell signs out
+_MOST_PER_BYTE, _MOST_MORE = 16, 64  # tokens of a text: some tokenizers spell characters out
 
 
-class ServerTokenizer:
-    """Asks llama-server for tokens; decodes by itself, from the bytes of the whole vocabulary.
+class LlamaTokenizer:
+    """Encodes text by requests to llama-server; decodes here, from the bytes of the whole vocabulary.
 
     Args:
-        post: reaches the server.
+        post: sends a request to the server.
         name: of the model, for errors.
-        vocabulary: the bytes of each token, by id; special tokens have none.
+        vocabulary: the bytes of each token, by id; special tokens have none. See :func:`vocabulary`.
 
     Attributes:
         start: the tokens that every raw text begins with. special: tokens that are never text.
@@ -50,7 +48,7 @@ class ServerTokenizer:
         self.start: TokenIds = begun[: len(begun) - len(bare)] if begun[-len(bare) :] == bare else ()
 
     def decode(self, tokens: TokenIds) -> str:
-        """Turn tokens into text; bytes that do not yet make a character become U+FFFD."""
+        """Turn tokens into text; the bytes of an incomplete character become U+FFFD."""
         return b"".join(self._bytes.get(token, b"") for token in tokens).decode("utf-8", "replace")
 
     def piece(self, token: int) -> str:
@@ -58,10 +56,10 @@ class ServerTokenizer:
         return self.decode((token,))
 
     def render_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> TokenIds:
-        """Render a chat by the model's template, up to where the assistant begins to speak.
+        """Render a chat with the model's template, up to where the assistant's message begins.
 
         Raises:
-            ModelNotSupportedError: there is no template, or it cannot show these messages.
+            ModelNotSupportedError: there is no template, or it cannot render these messages.
         """
         return self._chat.tokens(messages, tools)
 
@@ -96,5 +94,41 @@ class ServerTokenizer:
         return tokens
 
 
-def _prompt_of(reply: Any) -> str:
-    return Node(reply)["prompt"].text(REPLY_BYTES)
+def vocabulary(fetch: Fetch) -> dict[int, bytes]:
+    """Return the bytes of every token of llama-server's model, by id; special tokens have none.
+
+    One token is drawn, with the log-probabilities of all others.
+
+    Raises:
+        Failed: no reply. Unreadable: the replies do not hold all tokens.
+    """
+    models = Node(fetch("/v1/models"))["data"].items(MODELS)
+    if not models:
+        raise Unreadable("lists no model")
+    size = models[0]["meta"]["n_vocab"].whole(1, VOCABULARY)
+    words = Node(fetch("/tokenize", {"content": "a"}))["tokens"].tokens(size)
+    if not words:
+        raise Unreadable("makes no token of a text")
+    body = {"prompt": list(words[:1]), "max_tokens": 1, "temperature": 0, "logprobs": size}
+    choice = _only(Node(fetch(PATH, body, REPLY_BYTES))["choices"])
+    top = _only(choice["logprobs"]["content"])["top_logprobs"].items(size)
+    found = {place["id"].whole(0, size - 1): token_bytes(place) for place in top}
+    if len(found) != size:
+        raise Unreadable(f"tells {len(found)} of its {size} tokens")
+    return found
+
+
+def token_bytes(place: Node) -> bytes:
+    """Return the bytes of a token, from its entry in a list of log-probabilities."""
+    values = place["bytes"].value or []
+    if not isinstance(values, list) or not all(type(byte) is int and 0 <= byte < 256 for byte in values):
+        raise place["bytes"].wrong("a list of bytes")
+    return bytes(values)
+
+
+def _only(listed: Node) -> Node:
+    """Return the only item of a list."""
+    items = listed.items(1)
+    if not items:
+        raise Unreadable(f"gave no {listed.place}")
+    return items[0]
