@@ -128,7 +128,7 @@ def test_a_document_that_the_server_cut_off_is_not_whole(model: CompletionsModel
 def test_prose_for_a_document_is_told(server: Server, model: CompletionsModel):
     control(server, "ignore_schema")
     with pytest.raises(
-        ModelNotSupportedError, match=r"scripted ended a document that is no JSON.*hold to the schema"
+        ModelNotSupportedError, match=r"scripted completed a document that is not JSON.*ignores the schema"
     ):
         documents(model)
 

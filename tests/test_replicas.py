@@ -234,7 +234,7 @@ def test_a_server_that_stays_busy_is_given_up_in_the_total_time(server: Server):
     ("fault", "cause"),
     [
         ("500", "answered with status 500: out of order"),
-        ("html", "answered with text/html that is no JSON"),
+        ("html", "answered with text/html that is not JSON"),
         ("wrong_json", "gave no choices"),
     ],
 )
@@ -267,7 +267,7 @@ def test_a_reply_that_breaks_off_is_asked_for_again(server: Server):
 def test_a_stream_without_its_end_is_not_believed(llama: Server):
     control(llama, "cut_stream")
     error, _ = failure(pool(llama, attempts=1), STREAM)
-    assert "no JSON" in error.cause
+    assert "not JSON" in error.cause
     control(llama, "cut_stream", times=1)
     assert in_loop(pool(llama).post(COMPLETIONS, STREAM, len)) == 4
 

@@ -71,7 +71,7 @@ def secret_of(key: SecretStr | None) -> str:
     """
     secret = (key.get_secret_value() if key else os.environ.get("RAIN_LLM_API_KEY", "")).strip()
     if not (secret.isascii() and secret.isprintable()):  # httpx would quote it
-        raise SettingsError("the API key holds a character that no key has: give it as one line of ASCII")
+        raise SettingsError("the API key holds a character that is not printable ASCII: give it as one line")
     return secret
 
 
@@ -171,7 +171,7 @@ class Attempts:
         try:
             found = content_of(reply)
         except Malformed as error:
-            cause = f"answered with {reply.kind} that is no JSON ({error})"
+            cause = f"answered with {reply.kind} that is not JSON ({error})"
             remedy = "check base_url: is it a completions server, or a proxy's page?"
         else:
             try:
@@ -179,7 +179,7 @@ class Attempts:
             except Unreadable as error:
                 cause, remedy = str(error), STRANGE
             except (LookupError, TypeError, ValueError, AttributeError) as error:
-                cause, remedy = f"answered with JSON of another shape ({error!r})", STRANGE
+                cause, remedy = f"answered with JSON of an unexpected shape ({error!r})", STRANGE
         raise self.failed(replica, cause, remedy, there=True)
 
     def failed(
@@ -209,7 +209,7 @@ class Attempts:
             remedy = "it is overloaded or starting: wait, or add servers"
             return self.failed(replica, cause, remedy, busy=True, pause_s=pause_of(reply))
         if status >= 500:
-            return self.failed(replica, cause, "look into the server's own log", there=True)
+            return self.failed(replica, cause, "check the server's own log", there=True)
         through, around = replica.proxy_hints
         return refused(replica.url, status, cause, through, around)
 

@@ -38,7 +38,7 @@ from rain_llm.types import Message, Sample, Samples, Score, Scores, TokenIds, To
 
 @dataclass(eq=False)
 class _Pending:
-    """A request that is under way; see ``base.PendingRequest``."""
+    """A request that was sent; see ``base.PendingRequest``."""
 
     request: Sample | Score
     task: asyncio.Task[None] | None = None
@@ -50,28 +50,27 @@ class _Pending:
 
 @dataclass
 class Totals(Cost):
-    """What all requests together have cost, and how they fared."""
+    """What all requests of a model have cost, and how many HTTP requests they took."""
 
     http: Counts = field(default_factory=Counts)
 
 
 class CompletionsModel:
-    """A model on one or several completions servers (vLLM, llama-server, and what speaks like them).
+    """A model on one or several completions servers (vLLM, SGLang, llama-server, or with the same API).
 
-    Making one asks every server what it serves and what it can do. Its requests run in the background
-    loop of the process; it may be used from any thread.
+    The constructor connects, and checks what every server serves and can do. Requests run in the background
+    loop of the process; any thread may send them.
 
     Args:
         settings: with ``base_url``; see ``ModelSettings``.
 
     Attributes:
-        name: as the server calls it. context_length: of one request there.
-        totals: what it has cost so far: prompt tokens, those of them that servers found in their
-            caches, requests, retries. facts: what the servers say of themselves. text: the tokenizer.
+        totals: what all requests have cost so far: prompt tokens, those of them that the servers had
+            cached, HTTP requests, retries. text: the tokenizer.
 
     Raises:
-        ServerError: no server can be reached, or one refuses. ModelNotFoundError: none of this name.
-        ModelNotSupportedError: a server cannot do what a search needs; says what.
+        ServerError: no server can be reached, or one refuses. ModelNotFoundError: no model of this name.
+        ModelNotSupportedError: a server cannot do what a search needs; its message says what.
     """
 
     def __init__(self, settings: ModelSettings) -> None:
@@ -90,7 +89,7 @@ class CompletionsModel:
 
     @property
     def name(self) -> str:
-        """The name that the server gives the model, as it may be shown."""
+        """The name that the server gives the model, without the API key."""
         return self._replicas.clean(self.facts.name)
 
     @property
@@ -112,29 +111,29 @@ class CompletionsModel:
         return self.text.decode(tokens)
 
     def render_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> TokenIds:
-        """Render a chat by the model's template."""
+        """Render a chat with the model's template."""
         return self.text.render_chat(messages, tools)
 
     # -- sending -------------------------------------------------------------------------------------
 
     def sample(self, batch: Sequence[Sample]) -> list[Samples]:
-        """Continue each request's prefix; waits for all, then raises the first error."""
+        """Continue each request's prefix; wait for all, then raise the first error."""
         return cast(list[Samples], self._answer(batch))
 
     def score(self, batch: Sequence[Score]) -> list[Scores]:
-        """Weigh each request's options; waits for all, then raises the first error."""
+        """Score each request's options; wait for all, then raise the first error."""
         return cast(list[Scores], self._answer(batch))
 
     def _answer(self, batch: Sequence[Sample | Score]) -> list[Samples | Scores | None]:
         if not batch:
             return []
-        heard = threading.Semaphore(0)
-        all_pending = self.send(batch, None, None, heard.release)
+        answered = threading.Semaphore(0)
+        all_pending = self.send(batch, None, None, answered.release)
         try:
             for _ in all_pending:
-                heard.acquire()
+                answered.acquire()
         finally:
-            self.recall(all_pending)  # where waiting was interrupted
+            self.recall(all_pending)  # does something only if waiting was interrupted
         for pending in all_pending:
             if pending.error is not None:
                 raise pending.error
@@ -147,7 +146,7 @@ class CompletionsModel:
         deadline: float | None,
         done: Callable[[], None],
     ) -> list[_Pending]:
-        """Send the requests of one round on their way; see ``base.RemoteModel``."""
+        """Send the requests of one round and return at once; see ``base.RemoteModel``."""
         for request in requests:
             more = request.max_tokens if isinstance(request, Sample) else max(map(len, request.options))
             self._check_length(len(request.prefix), more)
@@ -161,29 +160,27 @@ class CompletionsModel:
         return all_pending
 
     def recall(self, all_pending: Sequence[PendingRequest]) -> None:
-        """Give up what has not been answered: its connection is closed, and the server stops."""
+        """Cancel requests without a reply: closing their connections makes the server stop."""
         event_loop().call_soon_threadsafe(self._give_up, cast("Sequence[_Pending]", all_pending))
 
     @staticmethod
     def _give_up(all_pending: Sequence[_Pending]) -> None:
         left = (pending.task for pending in all_pending if pending.reply is None and pending.error is None)
-        for task in {task for task in left if task is not None}:  # questions share one
+        for task in {task for task in left if task is not None}:  # scores share one
             task.cancel()
 
     def _begin(self, all_pending: Sequence[_Pending], ask: Ask, done: Callable[[], None]) -> None:
-        """Start the tasks of a round, in the loop; one asks all of its questions."""
+        """Start the tasks of a round, in the loop: one for each sample, one for all scores."""
         loop = asyncio.get_running_loop()
-        questions = [pending for pending in all_pending if isinstance(pending.request, Score)]
+        scores = [pending for pending in all_pending if isinstance(pending.request, Score)]
         for pending in all_pending:
             if isinstance(pending.request, Sample):
                 pending.task = loop.create_task(
                     self._run([pending], functools.partial(self._sample, pending, ask), done)
                 )
-        if questions:
-            task = loop.create_task(
-                self._run(questions, functools.partial(self._score, questions, ask), done)
-            )
-            for pending in questions:
+        if scores:
+            task = loop.create_task(self._run(scores, functools.partial(self._score, scores, ask), done))
+            for pending in scores:
                 pending.task = task
 
     @staticmethod
@@ -192,7 +189,7 @@ class CompletionsModel:
     ) -> None:
         try:
             await work()
-        except Exception as error:  # whatever it is, who waits must hear of it
+        except Exception as error:  # any kind: the thread that waits must get it
             for pending in all_pending:
                 pending.error = error
         finally:
@@ -249,12 +246,12 @@ class CompletionsModel:
 
     @property
     def facts(self) -> Facts:
-        """What the servers say of themselves."""
-        assert self._facts is not None  # found out when the model was made
+        """What the servers report about themselves."""
+        assert self._facts is not None  # set while connecting
         return self._facts
 
     async def _check(self, replica: Replica) -> None:
-        """See that a server serves the model: one that was away may have come back as another."""
+        """Check that a server serves the model: after a failure, another model may run at its address."""
         facts = await identified(self._replicas, replica, self._settings)
         self._facts = self._facts or facts
         if facts != self._facts:
@@ -262,7 +259,7 @@ class CompletionsModel:
             raise ServerError(
                 replica.url,
                 f"serves {clean(str(facts))}, but {clean(str(self._facts))} was served before",
-                "let all addresses of a model serve the same one",
+                "use addresses that all serve the same model",
             )
 
     def _tokenizer(self, replica: Replica) -> Text:
@@ -281,7 +278,7 @@ class CompletionsModel:
             root = self._replicas.clean(self.facts.root) or "somewhere"
         raise ServerNotSupportedError(
             replica.url,
-            f"serves {self.name} from {root}, which is not here, and its own /tokenize would let a user's "
-            "text pose as special tokens",
+            f"serves {self.name} from {root}, which is not on this machine, and its own tokenizer "
+            "could read special tokens in a user's text",
             "give model.tokenizer, a folder or hub name",
         )

@@ -137,7 +137,7 @@ class Cost:
         usage = Node(reply)["usage"]
         read, cached = usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"]
         if read.there and read.whole(0, CONTEXT) != length:
-            raise Unreadable(f"read {read.value} prompt tokens where {length} were sent: it clips prompts")
+            raise Unreadable(f"read {read.value} of {length} prompt tokens: it truncates prompts")
         found = cached.whole(0, length) if cached.there else 0
         self.prompt_tokens += length
         self.cached_tokens += found

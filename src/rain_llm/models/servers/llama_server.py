@@ -162,7 +162,7 @@ class LlamaServer(Dialect):
             top = self._place(reply, prefix, cost)["top_logprobs"].items()
             found = [(self._id(place), nats(place["logprob"].value)) for place in top]
             if len(found) < n or len({token for token, _ in found}) < len(found):
-                raise Malformed(f"gave {len(found)} log-probabilities where {n} were asked for")
+                raise Malformed(f"returned {len(found)} log-probabilities, not {n} of different tokens")
             return sorted(found, key=lambda pair: -pair[1])[:n]
 
         ranked: list[tuple[int, float]] = await ask(body, read)
@@ -224,9 +224,9 @@ class LlamaServer(Dialect):
             top = self._place(reply, prefix, cost)["top_probs"].items()
             chances = {self._id(place): place["prob"].number(0, 1 + _ROUNDING) for place in top}
             if set(chances) != wanted:
-                raise Unreadable("gave the probabilities of other tokens than were asked for")
+                raise Unreadable("returned the probabilities of other tokens than were asked for")
             if chances[self.common] == 0 or sum(chances.values()) > 1 + _ROUNDING:
-                raise Malformed(f"gave {list(chances.values())} for probabilities")
+                raise Malformed(f"returned {list(chances.values())} as probabilities")
             return chances
 
         return read

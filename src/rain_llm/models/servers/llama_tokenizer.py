@@ -71,13 +71,13 @@ class LlamaTokenizer:
             )
             return text
         except Refused as error:
-            raise ModelNotSupportedError(f"the chat template cannot show these messages: {error}") from error
+            raise ModelNotSupportedError(f"the chat template cannot render this chat: {error}") from error
 
     def _encode(self, text: str) -> TokenIds:
         tokens = self._tokens({"content": text, "parse_special": False})
         if not self.special.isdisjoint(tokens):
             raise PromptError(
-                f"the server of {self._name} makes a special token of a text: leave that out of it"
+                f"the server of {self._name} turns this text into a special token: leave that out of the text"
             )
         return tokens
 
@@ -108,13 +108,13 @@ def vocabulary(fetch: Fetch) -> dict[int, bytes]:
     size = models[0]["meta"]["n_vocab"].whole(1, VOCABULARY)
     words = Node(fetch("/tokenize", {"content": "a"}))["tokens"].tokens(size)
     if not words:
-        raise Unreadable("makes no token of a text")
+        raise Unreadable("returned no token for a text")
     body = {"prompt": list(words[:1]), "max_tokens": 1, "temperature": 0, "logprobs": size}
     choice = _only(Node(fetch(PATH, body, REPLY_BYTES))["choices"])
     top = _only(choice["logprobs"]["content"])["top_logprobs"].items(size)
     found = {place["id"].whole(0, size - 1): token_bytes(place) for place in top}
     if len(found) != size:
-        raise Unreadable(f"tells {len(found)} of its {size} tokens")
+        raise Unreadable(f"returned {len(found)} of its {size} tokens")
     return found
 
 
@@ -130,5 +130,5 @@ def _only(listed: Node) -> Node:
     """Return the only item of a list."""
     items = listed.items(1)
     if not items:
-        raise Unreadable(f"gave no {listed.place}")
+        raise Unreadable(f"returned no {listed.place}")
     return items[0]

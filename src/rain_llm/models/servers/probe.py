@@ -73,7 +73,7 @@ async def identified(replicas: Replicas, replica: Replica, settings: ModelSettin
         context = reported.whole(1, CONTEXT)
     if context is None:
         raise ServerNotSupportedError(
-            replica.url, "does not say how long a context it takes", "give model.context_length"
+            replica.url, "does not report its context length", "give model.context_length"
         )
     return Facts(name, context, dialects, slots, model["root"].text() if model["root"].there else "")
 
@@ -105,7 +105,7 @@ def own_tokenizer(replicas: Replicas, replica: Replica, facts: Facts, name: str)
     except Unreadable as error:
         remedy = "give model.tokenizer, a folder or hub name"
         reason = ServerError(
-            replica.url, f"does not tell its tokens: it {replicas.clean(str(error))}", remedy
+            replica.url, f"does not return its tokens: it {replicas.clean(str(error))}", remedy
         )
     raise reason  # here, where the text of the server is no longer its context
 
@@ -139,7 +139,7 @@ async def probed(
     cause = "was not tried"
     try:
         if not words:
-            raise Unreadable(f"makes no token of {SENTENCE!r}")
+            raise Unreadable(f"has no token for {SENTENCE!r}")
         await _compare_tokens(replicas, replica, dialects[0], words)
         for dialect in dialects:
             try:
@@ -148,7 +148,7 @@ async def probed(
             except (Unreadable, Refused) as error:
                 cause = error.cause if isinstance(error, Refused) else str(error)
         failure: ServerError = ServerNotSupportedError(
-            replica.url, f"cannot carry a search: it {replicas.clean(cause)}", "use vLLM or llama-server"
+            replica.url, f"cannot run a search: it {replicas.clean(cause)}", "use vLLM or llama-server"
         )
     except Failed as error:
         failure = replicas.error(replica, error)
@@ -170,7 +170,7 @@ async def _tried(dialect: Dialect, ask: Any, prefix: TokenIds, n: int) -> None:
         or math.exp(reported[first]) + math.exp(reported[other]) > _CERTAIN
     ):
         raise Unreadable(
-            f"says {reported[first]:.2f} and {logprob:.2f} nats of one token and {reported[other]:.2f} of "
+            f"returned {reported[first]:.2f} and {logprob:.2f} nats for one token, {reported[other]:.2f} for "
             "another: its log-probabilities are not the model's own"
         )
 
@@ -188,9 +188,9 @@ async def _compare_tokens(replicas: Replicas, replica: Replica, dialect: Dialect
     if tokens != words:
         raise ServerNotSupportedError(
             replica.url,
-            f"has another tokenizer than the one given: {list(tokens[:_SHOWN])} and {list(words)} "
+            f"has a different tokenizer than the one given: {list(tokens[:_SHOWN])} and {list(words)} "
             f"for {SENTENCE!r}",
-            "give its own as model.tokenizer",
+            "give the server's own as model.tokenizer",
         )
 
 

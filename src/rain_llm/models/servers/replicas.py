@@ -68,7 +68,7 @@ class Replicas:
     ) -> None:
         secret = secret_of(key)
         if not all(map(_is_address, urls)):  # not repeated: it may hold anything
-            raise SettingsError("a base_url is no address that can be reached: write it as http://host:port")
+            raise SettingsError("a base_url is not a valid address: write it as http://host:port")
         most = limits.max_concurrency or _DEFAULT_CONCURRENCY
         self.limits = limits
         self.replicas = [Replica(url, most, proxies.proxy_for(url)) for url in urls]
@@ -134,13 +134,13 @@ class Replicas:
             except ModelError as error:
                 if replica.checked or len(self.replicas) == 1:
                     raise
-                cause = self.clean(f"is not what it was ({error})")
-                failure = Failed(cause, "let all addresses serve the same model")
+                cause = self.clean(f"does not serve the same model as before ({error})")
+                failure = Failed(cause, "use addresses that all serve the same model")
                 replica.fail(failure)
             except TimeoutError:
                 if tried is None:
                     failure = Failed(
-                        "no answer in time", f"see whether it hangs or is overloaded, or raise {bound}"
+                        "no answer in time", f"check whether it hangs or is overloaded, or raise {bound}"
                     )
             else:
                 replica.succeed(asked)

@@ -13,7 +13,7 @@ from rain_llm.models.servers.dialect import Completion, SampleRequest
 from rain_llm.models.servers.reading import Malformed, Node, Unreadable, is_number, shown, token_ids
 
 NONSENSE = -9000.0
-"""Nats: a number below is not a log-probability, but marks a row that a sampler has filled."""
+"""Nats: vLLM's sampler fills rows with -9999; no log-probability is below this bound."""
 
 _ROUNDING = 1e-2  # nats by which a log-probability may be above 0
 _DIGITS = 9  # of a token id
@@ -27,18 +27,18 @@ def choices_of(reply: Any, count: int, model: str) -> list[Node]:
     """
     found = Node(reply)
     if not found["choices"].there:
-        raise Malformed("answered with JSON that is no completion")
+        raise Malformed("answered with JSON that is not a completion")
     choices = found["choices"].items()
     if found.value.get("model", model) != model:  # llama-server takes any name
-        raise Unreadable(f"answered as {shown(found['model'].value)} where {model!r} was asked")
+        raise Unreadable(f"answered as {shown(found['model'].value)} when {model!r} was asked")
     if len(choices) != count:
-        raise Unreadable(f"gave {len(choices)} continuations where {count} were asked for: it ignores n")
+        raise Unreadable(f"returned {len(choices)} continuations, not {count}: it ignores n")
     places = [
         choice["index"].whole(0, count - 1) if choice["index"].there else i
         for i, choice in enumerate(choices)
     ]
     if len(set(places)) != count:
-        raise Malformed("gave two continuations of one index")
+        raise Malformed("returned two continuations with the same index")
     return [choice for _, choice in sorted(zip(places, choices, strict=True), key=lambda pair: pair[0])]
 
 
@@ -56,20 +56,20 @@ def drawn_from(tokens: Any, logprobs: Any, sampling: SampleRequest, finish: Any,
         Unreadable: ids or log-probabilities are missing, or it was cut short.
     """
     if not isinstance(tokens, list) or None in tokens:
-        raise Unreadable("gave no token ids of what it drew")
+        raise Unreadable("returned no token ids for what it drew")
     if not isinstance(logprobs, list) or len(logprobs) != len(tokens):
-        raise Unreadable(f"gave no log-probability for each of {len(tokens)} tokens")
+        raise Unreadable(f"did not return a log-probability for each of {len(tokens)} tokens")
     if not tokens:
         raise Unreadable("drew no token")
     if len(tokens) > sampling.max_tokens:
-        raise Malformed(f"drew {len(tokens)} tokens where at most {sampling.max_tokens} were asked for")
+        raise Malformed(f"drew {len(tokens)} tokens, more than max_tokens={sampling.max_tokens}")
     drawn = token_ids(tokens, size, "what it drew")
     if finish == "length" and len(tokens) < sampling.max_tokens:
         raise Unreadable(
-            f"wrote {len(tokens)} of {sampling.max_tokens} tokens: its window is smaller than it says"
+            f"wrote {len(tokens)} of {sampling.max_tokens} tokens: its context is smaller than it reports"
         )
     if finish not in ("length", "stop"):
-        raise Unreadable(f"ended a text for the reason {shown(finish)}")
+        raise Unreadable(f"ended a text with the finish_reason {shown(finish)}")
     return Completion(drawn, tuple(map(nats, logprobs)))
 
 
@@ -80,7 +80,7 @@ def nats(found: Any) -> float:
         Unreadable: it is not a number, not finite, or above 0.
     """
     if not is_number(found) or not NONSENSE < found < _ROUNDING:
-        raise Malformed(f"gave {shown(found)} for a log-probability")
+        raise Malformed(f"returned {shown(found)} as a log-probability")
     return float(found)
 
 
@@ -94,6 +94,6 @@ def numbered(names: Mapping[str, Any], size: int, prefix: str = "") -> dict[int,
     for name, value in names.items():
         digits = name.removeprefix(prefix)
         if not (digits.isascii() and digits.isdigit() and len(digits) <= _DIGITS and int(digits) < size):
-            raise Malformed(f"gave {shown(name)} for a token id below {size:,}")
+            raise Malformed(f"returned {shown(name)} as a token id below {size:,}")
         found[int(digits)] = value
     return found

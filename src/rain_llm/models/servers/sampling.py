@@ -75,9 +75,9 @@ class Sampler:
             if found.ended:
                 raise ServerNotSupportedError(
                     self._server,
-                    f"the server of {self._name} ended a document that is no JSON ({error}): "
-                    "it does not hold to the schema",
-                    "use one that can, vLLM or llama-server",
+                    f"the server of {self._name} completed a document that is not JSON ({error}): "
+                    "it ignores the schema",
+                    "use vLLM or llama-server",
                 ) from error
             return found
         # A number may have more digits.

@@ -51,7 +51,7 @@ class Sglang(Vllm):
                 logprob, token = ([item.value for item in place.items()] + [None, None])[:2]
                 found[token_ids([token], self.size, place.place)[0]] = nats(logprob)
             if set(found) != wanted:
-                raise Unreadable("gave no log-probabilities of the tokens that were asked for")
+                raise Unreadable("returned no log-probabilities of the tokens that were asked for")
             details = {"cached_tokens": reported["cached_tokens"].value}
             usage = {"prompt_tokens": reported["prompt_tokens"].value, "prompt_tokens_details": details}
             cost.charge_prompt({"usage": usage}, len(prefix))

@@ -98,7 +98,7 @@ class Vllm(Dialect):
             places = choice["prompt_logprobs"].items()
             reported = dict(places[-1].pairs()) if places else {}
             if len(reported) < n:
-                raise Unreadable(f"gave {len(reported)} log-probabilities where {n} were asked for")
+                raise Unreadable(f"returned {len(reported)} log-probabilities, not {n}")
             return {
                 token: nats(place["logprob"].value) for token, place in numbered(reported, self.size).items()
             }
@@ -144,7 +144,7 @@ class Vllm(Dialect):
             for choice, prefix in zip(choices, prefixes, strict=True):
                 top = self._top(choice)
                 if missing := contexts[prefix] - set(top):
-                    raise Unreadable(f"gave no log-probability of token {min(missing)}")
+                    raise Unreadable(f"returned no log-probability of token {min(missing)}")
                 found[prefix] = {token: nats(top[token]) for token in contexts[prefix]}
             return found
 
