@@ -447,7 +447,7 @@ CANNOT = ("ignore_n", "no_ids", "clip", "clip_output", "abort")
 def test_a_server_that_cannot_do_it_is_refused_at_start(dialect: Dialect, fault: str, made: Make) -> None:
     server, chosen = made(dialect)
     control(server, fault)
-    with pytest.raises(ModelError, match=r"cannot carry a search: it |does not tell its tokens") as raised:
+    with pytest.raises(ModelError, match=r"cannot run a search: it |does not return its tokens") as raised:
         Rain(chosen).generate(PROMPT)
     told(raised.value, server.url)
     assert isinstance(raised.value, ServerError if (dialect, fault) == ("llama", "no_ids") else Unsupported)

@@ -50,7 +50,7 @@ def connecting(tokenizer: Tokenizer) -> Iterator[Connect]:
             transport=httpx.MockTransport(lambda sent: servers[sent.url.host].answer(sent))
         )
 
-    patched.setattr("rain_llm.models.servers.replicas.new_client", client)
+    patched.setattr("rain_llm.models.servers.attempt.new_client", client)
 
     def make(dialect: str, change: Any = None, **changes: Any) -> tuple[CompletionsModel, Inside]:
         server = Inside(dialect)
