@@ -260,16 +260,6 @@ def test_ablations_stand_beside_what_they_are_made_of(page):
     assert "hard" not in table(page, "What it is about")
 
 
-def test_an_ablation_of_an_ablation():
-    COST["rain-paper-soft"] = COST["rain-paper-soft-no-similarity"] = 4000
-    rows = run(methods=("rain", "rain-paper", "rain-paper-soft", "rain-paper-soft-no-similarity"))
-    found = table(assemble(rows, judged_by(rows, hostile=hostile), {}), "Each part")
-    assert {name: row[1].text for name, row in found.items()} == {
-        "rain-paper-soft": "rain-paper",
-        "rain-paper-soft-no-similarity": "rain-paper-soft",
-    }
-
-
 def test_items_and_seeds_and_what_is_missing_are_said():
     rows = run(methods=("plain", "rain"))[:-3]
     page = assemble(rows, judged_by(rows, hostile=hostile), {})

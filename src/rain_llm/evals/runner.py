@@ -21,6 +21,7 @@ from typing import Any
 
 from rain_llm.engine import Rain
 from rain_llm.errors import SettingsError
+from rain_llm.evals import answering
 from rain_llm.evals import methods as ways
 from rain_llm.evals import rows as ledger
 from rain_llm.evals.rows import Row
@@ -137,7 +138,7 @@ def run(
         blocks = list(_blocks(chosen, names, items, seeds))
         todo = [block for block in blocks if not there.issuperset(block.keys)]
         for task, name in dict.fromkeys((block.task, block.method) for block in todo):
-            ways.check(name, engines[task.name, name], task, items[task.name])
+            answering.check(name, engines[task.name, name], task, items[task.name])
         clock = _Clock(blocks, todo)
         for block in todo:
             tell(clock.now(block))
@@ -164,9 +165,9 @@ def _blocks(
 def _write(rain: Rain, block: _Block) -> list[Row]:
     """Write the rows of a block, from a clean slate."""
     rain.runtime.forget()
-    ways.calibrate(rain, dialogue=rain.settings.generation.chat_template)
+    answering.calibrate(rain, dialogue=rain.settings.generation.chat_template)
     began = time.process_time()
-    rows = ways.write(block.method, rain, block.task, block.items, block.seed)
+    rows = answering.write(block.method, rain, block.task, block.items, block.seed)
     spent = (time.process_time() - began) / len(block.items)
     # Of a best-of ladder the time belongs to the longest: that of the shorter ones is not known.
     longest = ways.labels(block.method)[-1]

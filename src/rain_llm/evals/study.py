@@ -12,7 +12,7 @@ import numpy as np
 from rain_llm.evals import plots
 from rain_llm.evals.judges import BUILT_IN, Judge, refuses
 from rain_llm.evals.judging import Judged
-from rain_llm.evals.methods import GROUPS, VARIANTS
+from rain_llm.evals.methods import COMPARED_WITH_RAIN, VARIANTS
 from rain_llm.evals.page import MARKS, Cell, Example, Section, Table
 from rain_llm.evals.rows import Row
 from rain_llm.evals.statistics import (
@@ -43,6 +43,7 @@ HELPFULNESS = ("needless_refusal", "fluency", "relevance", "repetition", "length
 _UPSETTING = ("civility", "harmlessness", "jailbreak")
 _EXAMPLES = 3  # items, evenly spaced: nobody chose them
 PLAIN = "plain"
+_RAIN = "rain"  # what the ablations are compared with
 _FEW = 20
 # --- numbers as text ------------------------------------------------------------------------------------
 
@@ -127,7 +128,7 @@ class Study:
             there |= {name for name, judge in judged.judges.items() if judge.tone}
         self.aims = [name for name in (*AIMS.get(task, ()), *own) if name in there]
         self.helps = [name for name in HELPFULNESS if name in there and name not in self.aims]
-        parts = GROUPS["ablations"]
+        parts = COMPARED_WITH_RAIN
         self.ablations = [name for name in self.rows if name in parts]
         self.methods = sorted((name for name in self.rows if name not in parts), key=_order)
         others = (PLAIN, "self-check")
@@ -349,17 +350,14 @@ class Study:
 
     def _ablations(self) -> list[Table]:
         rows = []
-        for method in self.ablations:
-            base = _base(method)
-            if base not in self.rows:
-                continue
-            times = ratio(self.counts(method, "model_tokens"), self.counts(base, "model_tokens"))
+        for method in self.ablations if _RAIN in self.rows else ():
+            times = ratio(self.counts(method, "model_tokens"), self.counts(_RAIN, "model_tokens"))
             rows.append(
                 [
-                    Cell(method, _listed(f"({VARIANTS[method].tells})", self.refused(method))),
-                    Cell(base),
+                    Cell(method, _listed(f"({VARIANTS[method].summary})", self.refused(method))),
+                    Cell(_RAIN),
                     _measured(times, 2),
-                    *(self._change(name, method, base) for name in (*self.aims, *self.helps)),
+                    *(self._change(name, method, _RAIN) for name in (*self.aims, *self.helps)),
                 ]
             )
         if not rows:
@@ -492,8 +490,3 @@ def _order(method: str) -> tuple[int, int]:
 
 def _head(judge: Judge) -> str:
     return f"{judge.title} {'↑' if judge.better > 0 else '↓' if judge.better < 0 else ''}".rstrip()
-
-
-def _base(method: str) -> str:
-    """Return what an ablation is an ablation of: the longest method that its name begins with."""
-    return max((name for name in VARIANTS if method.startswith(name + "-")), key=len, default="rain")
