@@ -14,7 +14,8 @@ import pytest
 
 from rain_llm.errors import SettingsError
 from rain_llm.evals import rows as ledger
-from rain_llm.evals.judges import BUILT_IN, Judge
+from rain_llm.evals.judges import Judge
+from rain_llm.evals.judges.built_in import BUILT_IN
 from rain_llm.evals.judging import Judged
 from rain_llm.evals.page import Cell, Table, as_html, as_markdown
 from rain_llm.evals.plots import Effects, Point, curve, forest

@@ -148,7 +148,13 @@ ORDER = (
     "evals.plots",
     "evals.page",
     "evals.judges",
-    "evals.own_judges",
+    "evals.judges.applies",
+    "evals.judges.by_words",
+    "evals.judges.by_similarity",
+    "evals.judges.by_classifier",
+    "evals.judges.fluency",
+    "evals.judges.built_in",
+    "evals.judges.own",
     "evals.judging",
     "evals.study",
     "evals.summary",
@@ -171,7 +177,7 @@ LATER = {
     "models.local.embedded": {"torch", "transformers"},
     "models.tokenizer": {"transformers"},
     "models.local.similarity": {"sentence_transformers"},
-    "evals.own_judges": {"transformers"},
+    "evals.judges.own": {"transformers"},
 }
 
 PUBLIC = [
@@ -325,7 +331,6 @@ def test_the_engine_stays_small():
 LARGE = {
     "cli.py": 462,
     "types.py": 445,
-    "evals/judges.py": 636,
     "evals/study.py": 499,
     "models/servers/completions.py": 474,
     "models/servers/replicas.py": 528,

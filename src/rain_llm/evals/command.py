@@ -13,7 +13,9 @@ from rich.progress import Progress as Bar
 
 from rain_llm.engine import Rain
 from rain_llm.errors import SettingsError
-from rain_llm.evals import judges, own_judges, report
+from rain_llm.evals import report
+from rain_llm.evals.judges import built_in
+from rain_llm.evals.judges import own as own_judges
 from rain_llm.evals.methods import GROUPS, START, UNGUARDED
 from rain_llm.evals.runner import DEFAULT_METHODS, Progress, run
 from rain_llm.evals.tasks import TASKS
@@ -79,7 +81,7 @@ def evaluate(
     if not names and not (report_only and out):
         raise typer.BadParameter(f"name tasks: {', '.join(TASKS)}; or all", param_hint="SUITE")
     folder = out or Path("rain-eval") / "-".join(names)
-    judges.check()
+    built_in.check()
     others = own_judges.named(judge or ())
     writer = None
     with _Watch() as watch:

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from rain_llm.evals import plots
-from rain_llm.evals.judges import BUILT_IN, Judge, refuses
+from rain_llm.evals.judges import Judge
+from rain_llm.evals.judges.built_in import BUILT_IN
+from rain_llm.evals.judges.by_words import refuses
 from rain_llm.evals.judging import Judged
 from rain_llm.evals.methods import COMPARED_WITH_RAIN, VARIANTS
 from rain_llm.evals.page import MARKS, Cell, Example, Section, Table
