@@ -6,6 +6,7 @@ From the ground up:
   settings), ``drafts`` (best-of-n), ``answering`` (a method answers a task's items), ``runner`` (a run that
   can be stopped at any time);
 * how answers are judged: ``wording``, ``judges`` (figures of an answer), ``judging`` (of a run);
-* what the report says: ``statistics``, ``plots``, ``page``, ``study``, ``summary``, ``report``;
+* what the report says: ``statistics``, ``plots``, ``page``, ``formatting``, ``study`` (one task's figures),
+  ``tables``, ``section``, ``summary``, ``report``;
 * ``command``: the command line.
 """

@@ -17,8 +17,10 @@ from rain_llm.evals.judging import Judged, judge
 from rain_llm.evals.page import Page, Table, as_html, as_markdown
 from rain_llm.evals.rows import Row
 from rain_llm.evals.runner import ASKED, ITEMS, ROWS, read_asked
+from rain_llm.evals.section import section_of
 from rain_llm.evals.study import Study
 from rain_llm.evals.summary import policy, sentence
+from rain_llm.evals.tables import findings_of
 from rain_llm.evals.tasks import load
 from rain_llm.models.base import LanguageModel
 
@@ -111,12 +113,12 @@ def assemble(rows: Sequence[Row], judged: Judged, asked: dict[str, Any]) -> Page
         asked: what ``run.json`` holds; may be empty.
     """
     studies = [Study(task, rows, judged) for task in dict.fromkeys(row.task for row in rows)]
-    found = [line for study in studies for line in study.findings()]
+    found = [line for study in studies for line in findings_of(study)]
     head = ["task and judge", "method", "its figure", "plain", "difference to plain"]
     note = "N is the smallest whose tokens are at least the method's. ○: no significant difference."
     head += ["tokens", "against best-of-N", "difference to that", "other figures against plain"]
     findings = Table("In short", head, found, note)
-    sections = [study.section() for study in studies]
+    sections = [section_of(study) for study in studies]
     used = {name for study in studies for name in (*study.aims, *study.helps)}
     legend = [
         (judge.title, judge.about, judged.notes.get(name, ""))

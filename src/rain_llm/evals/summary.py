@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rain_llm.evals.formatting import Scale, percent, verdict_of
 from rain_llm.evals.page import Cell, Table
 from rain_llm.evals.rows import Row
 from rain_llm.evals.statistics import ratio
-from rain_llm.evals.study import PLAIN, Scale, Study, percent, verdict_of
+from rain_llm.evals.study import PLAIN, Study
 
 _SAYS = {
     "vader": "VADER's mean is {}",
