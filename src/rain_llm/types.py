@@ -1,7 +1,7 @@
-"""What flows through the house: requests to a model, its replies, verdicts, steps and results.
+"""What a user gives and receives: tasks with messages and tools, verdicts, steps and results.
 
-All of it is frozen data without behaviour worth naming. A search yields requests and receives
-replies; a user receives :class:`Step` while the answer grows and :class:`RainResult` at its end.
+All of it is frozen data. A user receives a :class:`Step` for each accepted piece of an answer, and a
+:class:`RainResult` at its end. Requests to models and their replies are in ``rain_llm.requests``.
 """
 
 from __future__ import annotations
@@ -11,11 +11,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
 TokenIds: TypeAlias = tuple[int, ...]
-Vector: TypeAlias = NDArray[np.float32]
 
 _LARGEST = 1e300  # JSON has no infinity
 
@@ -93,121 +89,6 @@ class Task:
 
 
 Prompt: TypeAlias = str | Sequence[Message] | Sequence[Mapping[str, Any]] | Task
-
-
-# --- requests: what a search asks for -----------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """Ask the writer for ``n`` continuations of ``prefix``.
-
-    Attributes:
-        prefix: token ids, at least one.
-        n: how many continuations, >= 1.
-        max_tokens: the most tokens of each, >= 1.
-        seed: of this request's own random generator; the same request gives the same reply,
-            whatever else shares its batch (within the numerical tolerance of the model).
-        temperature: > 0; divides the logits.
-        top_k: draw from the k most likely tokens only; 0 means all.
-        top_p: draw from the smallest set of tokens with this much probability, in (0, 1].
-        greedy_first: the first continuation takes the most likely token at every place.
-        ranked: instead of drawing, return the ``n`` most likely next tokens in order
-            (``max_tokens`` must be 1).
-        ends: a continuation ends after the first token whose text ends with one of these.
-        schema: JSON text of a JSON schema: a continuation is one compact JSON document that fits it, and
-            has ``ended`` where it does (without it, ``max_tokens`` cut it off, or it is whole and misses what
-            no grammar holds to, such as ``uniqueItems``); "": any text. Not with ``ranked``,
-            ``greedy_first`` or ``ends``.
-    """
-
-    prefix: TokenIds
-    n: int
-    max_tokens: int
-    seed: int
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    greedy_first: bool = False
-    ranked: bool = False
-    ends: tuple[str, ...] = ()
-    schema: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """Ask the judge for the log-probability of each of several continuations of ``prefix``."""
-
-    prefix: TokenIds
-    options: tuple[TokenIds, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Embed:
-    """Ask for the sentence embedding of each text."""
-
-    texts: tuple[str, ...]
-
-
-Request: TypeAlias = Sample | Score | Embed
-
-
-# --- replies --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Continuation:
-    """Tokens that follow a prefix.
-
-    Attributes:
-        tokens: never contains a special token.
-        logprobs: one per token, nats: the model's own log-probability over its whole vocabulary
-            at temperature 1, whatever the request's temperature, top_k and top_p.
-        ended: the model ended the text after these tokens (then ``tokens`` may be empty), or the document
-            that a schema asks for is whole and fits it.
-        logprob: sum of ``logprobs``, plus that of the end token where ``ended``.
-    """
-
-    tokens: TokenIds
-    logprobs: tuple[float, ...]
-    ended: bool
-    logprob: float
-
-
-@dataclass(frozen=True, slots=True)
-class Samples:
-    """The reply to :class:`Sample`, with what it cost.
-
-    Attributes:
-        continuations: as many as were asked for.
-        model_tokens: tokens that went through the model for this request (cached ones do not).
-        forwards: forward passes in which this request took part.
-        cached_tokens: of the prefix, that the model had read before.
-    """
-
-    continuations: tuple[Continuation, ...]
-    model_tokens: int = 0
-    forwards: int = 0
-    cached_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """The reply to :class:`Score`: one log-probability (nats) for each option, and its cost."""
-
-    logprobs: tuple[float, ...]
-    model_tokens: int = 0
-    forwards: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Embeddings:
-    """The reply to :class:`Embed`: a unit vector for each text, of one common length."""
-
-    vectors: tuple[Vector, ...]
-
-
-Reply: TypeAlias = Samples | Scores | Embeddings
 
 
 # --- verdicts -------------------------------------------------------------------------------------

@@ -9,11 +9,12 @@ from typing import cast
 from rain_llm.engine import Rain
 from rain_llm.judging.evaluator import Asking
 from rain_llm.models.base import LanguageModel
+from rain_llm.requests import Sample, Score, Scores
 from rain_llm.search.answer import Answer
 from rain_llm.search.seeds import seed_of
 from rain_llm.settings import RainSettings
 from rain_llm.task import subject_of, task_of
-from rain_llm.types import Prompt, RainResult, Sample, Score, Scores, StopReason, Trace, Usage, Verdict
+from rain_llm.types import Prompt, RainResult, StopReason, Trace, Usage, Verdict
 
 
 def drafts(

@@ -15,8 +15,9 @@ from rain_llm.errors import LabelError
 from rain_llm.judging.evidence import pertinent
 from rain_llm.judging.quoting import quoter
 from rain_llm.models.base import LanguageModel
+from rain_llm.requests import Score
 from rain_llm.settings import EvaluationSettings
-from rain_llm.types import Message, Score, TokenIds
+from rain_llm.types import Message, TokenIds
 
 
 @dataclass(frozen=True, slots=True)

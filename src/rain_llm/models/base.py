@@ -29,7 +29,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
-from rain_llm.types import Message, Sample, Samples, Score, Scores, TokenIds, Tool, Vector
+from rain_llm.requests import Sample, Samples, Score, Scores, Vector
+from rain_llm.types import Message, TokenIds, Tool
 
 
 @runtime_checkable

@@ -15,7 +15,7 @@ from rain_llm.evals.judges.by_words import Reply, column, mean
 from rain_llm.evals.rows import Row
 from rain_llm.evals.tasks import Item
 from rain_llm.models.local.similarity import SentenceEmbedder
-from rain_llm.types import Vector
+from rain_llm.requests import Vector
 
 
 @cache

@@ -12,8 +12,9 @@ from rain_llm.evals.rows import Row
 from rain_llm.evals.tasks import TASKS, Item
 from rain_llm.models.base import LanguageModel
 from rain_llm.models.transcript import shows_chats
+from rain_llm.requests import Score
 from rain_llm.task import task_of
-from rain_llm.types import Message, Score
+from rain_llm.types import Message
 
 _BATCH = 16
 

@@ -5,8 +5,7 @@ prefixes (``n`` times, by a seed) and weighs labels, and finds what it has read 
 cache. How each kind of server is asked stands in ``vllm``, ``sglang`` and ``llama_server``; which one of
 several is asked, and how long it is waited for, in ``replicas``.
 
-What a server can do is found out by asking it, before anything is written: many accept a field and
-ignore it.
+What a server can do is found out by asking it first: many accept a field and ignore it.
 """
 
 from __future__ import annotations
@@ -47,8 +46,9 @@ from rain_llm.models.servers.probe import SENTENCE, Facts, identified, probed, s
 from rain_llm.models.servers.replicas import Counts, Replica, Replicas, event_loop, in_loop
 from rain_llm.models.servers.tokenizer import ServerTokenizer
 from rain_llm.models.tokenizer import Text, Tokenizer
+from rain_llm.requests import Continuation, Sample, Samples, Score, Scores
 from rain_llm.settings import ModelSettings
-from rain_llm.types import Continuation, Message, Sample, Samples, Score, Scores, TokenIds, Tool
+from rain_llm.types import Message, TokenIds, Tool
 
 
 @dataclass(eq=False)
