@@ -171,7 +171,7 @@ def test_a_data_set_that_cannot_be_had_is_one_line(monkeypatch):
     ("text", "says"),
     [
         ('{"prompt": "a"}\nno', "line 2 of .* is not JSON"),
-        ("[1]", "line 1 of .* is no JSON object"),
+        ("[1]", "line 1 of .* is not a JSON object"),
         ('{"text": "a"}', "item x-1 of x.jsonl has no prompt: one of the fields prompt, question"),
         ('{"prompt": " "}', "has no prompt"),
         ('{"prompt": "a", "id": 1}\n{"prompt": "b", "id": "1"}', "two items of one id"),
@@ -211,7 +211,7 @@ def test_items_can_be_kept(tmp_path):
     assert tasks.load(tmp_path / ITEMS) == {("truth", "1"): item}
     for line in ('{"task": "truth"}', '{"id": "1", "prompt": "a"}', '{"task": "a", "id": "1", "more": 2}'):
         (tmp_path / ITEMS).write_text(line, encoding="utf-8")
-        with pytest.raises(SettingsError, match=r"line 1 of .* is no item"):
+        with pytest.raises(SettingsError, match=r"line 1 of .* is not an item"):
             tasks.load(tmp_path / ITEMS)
 
 
@@ -512,7 +512,7 @@ def test_what_is_no_row_is_told(tmp_path, data):
     out.mkdir()
     for text in ('{"task": "x"}\n', '{"mine": 1}', '{"mine": 1}\n{"mine"'):
         (out / ROWS).write_text(text, encoding="utf-8")
-        with pytest.raises(SettingsError, match=r"line 1 of .* is no row"):
+        with pytest.raises(SettingsError, match=r"line 1 of .* is not a row"):
             answer(out, data)
         assert (out / ROWS).read_text(encoding="utf-8") == text, "nothing of it is cut off"
 

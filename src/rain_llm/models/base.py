@@ -71,11 +71,11 @@ class LanguageModel(Protocol):
         ...
 
     def sample(self, batch: Sequence[Sample]) -> list[Samples]:
-        """Continue each request's prefix; see :class:`~rain_llm.types.Sample`."""
+        """Continue each request's prefix; see :class:`~rain_llm.requests.Sample`."""
         ...
 
     def score(self, batch: Sequence[Score]) -> list[Scores]:
-        """Weigh each request's options; see :class:`~rain_llm.types.Score`."""
+        """Weigh each request's options; see :class:`~rain_llm.requests.Score`."""
         ...
 
 

@@ -70,8 +70,8 @@ def unsupported(rows: Sequence[Row], items: Items) -> Column:
     for row in rows:
         silent = not row.text.strip() or admits(row)
         share, strange = wording.support(row.text, f"{row.context}\n{row.prompt}")
-        told = answerable(items[row.task, row.item])
-        found.append(not silent and (not told or share < SUPPORTED or bool(strange)))
+        has_answer = answerable(items[row.task, row.item])
+        found.append(not silent and (not has_answer or share < SUPPORTED or bool(strange)))
     return column(found)
 
 

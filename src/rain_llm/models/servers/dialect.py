@@ -53,7 +53,7 @@ _DIGITS = 9  # of a token id
 
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
-    """What is to be drawn: as :class:`~rain_llm.types.Sample`, but ``temperature`` 0 is the likeliest token.
+    """What is to be drawn: as :class:`~rain_llm.requests.Sample`; ``temperature`` 0: the likeliest token.
 
     Attributes:
         ends: strings behind which the server may end a continuation.
