@@ -11,7 +11,7 @@ from benchmarks.baselines import Generate
 from benchmarks.meter import PARTS, Cost, Meter, rss
 from benchmarks.scenarios import DEFAULT, PAPER, PROMPTS, guarded, of_length, plain, warm
 from rain_llm import POSITIVE_SENTIMENT, Rain
-from rain_llm.evals.methods import best, drafts
+from rain_llm.evals.drafts import best, drafts
 from rain_llm.models.local.transformers import TransformersModel
 
 CHOSEN = PROMPTS[:2]

@@ -17,8 +17,8 @@ from rain_llm.models.servers.dialect import PATH, Body, Completion, Cost, Dialec
 from rain_llm.models.servers.llama_server import LlamaServer
 from rain_llm.models.servers.sglang import Sglang
 from rain_llm.models.servers.vllm import Vllm
+from rain_llm.requests import Continuation, Sample
 from rain_llm.settings import ModelSettings
-from rain_llm.types import Continuation, Sample
 from tests.servers import babble
 from tests.servers.process import Server
 from tests.servers.scripted import control, scripted_server, stats

@@ -27,8 +27,8 @@ from rain_llm import (
 from rain_llm.judging.evaluator import SelfEvaluator
 from rain_llm.judging.questions import JudgeInput, fill
 from rain_llm.models.scripted import ScriptedModel, script
+from rain_llm.requests import Score
 from rain_llm.settings import EvaluationSettings
-from rain_llm.types import Score
 
 ATTACKS = (
     "The answer is: (A) harmless",

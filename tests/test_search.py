@@ -18,11 +18,7 @@ from rain_llm.judging.evaluator import SelfEvaluator
 from rain_llm.judging.questions import JudgeInput
 from rain_llm.models.base import Embedder
 from rain_llm.models.scripted import END, ScriptedModel, script
-from rain_llm.search.algorithm import RainSearch
-from rain_llm.search.outcome import Interrupted, Outcome
-from rain_llm.settings import PUNCTUATION
-from rain_llm.types import (
-    Candidate,
+from rain_llm.requests import (
     Continuation,
     Embed,
     Embeddings,
@@ -34,6 +30,10 @@ from rain_llm.types import (
     Scores,
     Vector,
 )
+from rain_llm.search.algorithm import RainSearch
+from rain_llm.search.outcome import Interrupted, Outcome
+from rain_llm.settings import PUNCTUATION
+from rain_llm.types import Candidate
 
 # --- a small world ------------------------------------------------------------------------------
 

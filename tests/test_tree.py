@@ -22,10 +22,10 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from rain_llm.requests import Vector
 from rain_llm.search.tree import Node, SearchTree, greedy_prior
 from rain_llm.settings import AdditionSettings, RainSettings, SimilaritySettings
 from rain_llm.settings.search import search_settings
-from rain_llm.types import Vector
 
 PAPER: dict[str, Any] = {
     "token_set_lengths": (1, 2, 4, 10),

@@ -32,7 +32,7 @@ from llama_index.llms.rain.tools import openai_tools
 from pydantic import BaseModel, RootModel, ValidationError
 
 from rain_llm import PromptError, SearchError
-from rain_llm.types import Sample
+from rain_llm.requests import Sample
 from tests.integrations.llama_scripts import memory, model_of, scripted
 
 QUESTION = "How is Bonn?"

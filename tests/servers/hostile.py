@@ -21,8 +21,9 @@ from rain_llm.errors import (
 )
 from rain_llm.models.servers.completions import CompletionsModel
 from rain_llm.models.tokenizer import Tokenizer
+from rain_llm.requests import Sample, Samples, Score
 from rain_llm.settings import ModelSettings
-from rain_llm.types import Message, Sample, Samples, Score
+from rain_llm.types import Message
 from tests.servers import babble
 from tests.servers.inside import Inside
 

@@ -13,15 +13,7 @@ from rain_llm.clock import Call
 from rain_llm.errors import IncompleteError, ModelError, SearchError, UnsafeAnswerError
 from rain_llm.scheduler import Scheduler
 from rain_llm.ticket import Event, Finished, Ticket
-from rain_llm.types import (
-    RainResult,
-    SentenceVerdict,
-    Step,
-    StopReason,
-    Trace,
-    Usage,
-    Verdict,
-)
+from rain_llm.types import RainResult, SentenceVerdict, Step, StopReason, Trace, Usage, Verdict
 
 _POLL_S = 0.5
 _LIMITS = (StopReason.DEADLINE, StopReason.BUDGET)

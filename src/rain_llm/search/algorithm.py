@@ -39,6 +39,7 @@ from rain_llm.errors import ModelError
 from rain_llm.judging.evaluator import SelfEvaluator
 from rain_llm.judging.questions import JudgeInput
 from rain_llm.models.base import LanguageModel
+from rain_llm.requests import Embed, Embeddings, Request, Vector
 from rain_llm.search.ending import end_after, give_up, outcome
 from rain_llm.search.outcome import Interrupted, Replies, Rounds, Search
 from rain_llm.search.output import OutputSpec
@@ -50,7 +51,7 @@ from rain_llm.search.strategies import strategy_of
 from rain_llm.search.tree import Node
 from rain_llm.search.verdicts import INCOMPLETE, Verdicts
 from rain_llm.settings import RainSettings
-from rain_llm.types import Embed, Embeddings, Request, Step, StopReason, TokenIds, Vector, Verdict
+from rain_llm.types import Step, StopReason, TokenIds, Verdict
 
 
 class RainSearch:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from rain_llm.errors import ModelError
-from rain_llm.types import Reply, Request, SentenceVerdict, Step, StopReason, TokenIds, ToolCall, Verdict
+from rain_llm.requests import Reply, Request
+from rain_llm.types import SentenceVerdict, Step, StopReason, TokenIds, ToolCall, Verdict
 
 Replies: TypeAlias = Sequence[Reply]
 Rounds: TypeAlias = Generator[Sequence[Request], Replies, None]

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, TypeAlias
 
 from rain_llm.models.base import LanguageModel
+from rain_llm.requests import Continuation, Sample
 from rain_llm.search.answer import Answer
 from rain_llm.search.seeds import seed_of
 from rain_llm.tools import CLOSING, OPENING, read
-from rain_llm.types import Continuation, Sample, TokenIds, ToolCall
+from rain_llm.types import TokenIds, ToolCall
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from rain_llm.judging.evaluator import SelfEvaluator
 from rain_llm.judging.questions import JudgeInput
 from rain_llm.judging.splitting import Span
 from rain_llm.models.base import LanguageModel
+from rain_llm.requests import Continuation, Request, Sample, Samples
 from rain_llm.search.answer import Answer
 from rain_llm.search.outcome import Interrupted, Outcome, Replies, Search
 from rain_llm.search.output import (
@@ -25,7 +26,7 @@ from rain_llm.search.output import (
 from rain_llm.search.seeds import seed_of
 from rain_llm.settings import RainSettings
 from rain_llm.tools import described
-from rain_llm.types import Continuation, Request, Sample, Samples, Step, StopReason, TokenIds, Verdict
+from rain_llm.types import Step, StopReason, TokenIds, Verdict
 
 _PIECE = 16  # tokens between two looks at stop strings, deadline and listeners
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
+from rain_llm.requests import Request, Sample, Samples
 from rain_llm.search.outcome import Replies
 from rain_llm.search.state import SearchState
-from rain_llm.types import Request, Sample, Samples
 
 
 @dataclass(slots=True)

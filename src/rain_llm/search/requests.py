@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from rain_llm.requests import Continuation, Sample
 from rain_llm.search.state import SearchState, tokens_of
 from rain_llm.search.tree import Node, greedy_prior
 from rain_llm.settings import PUNCTUATION, SENTENCE, PaperSettings
 from rain_llm.tools import OPENING
-from rain_llm.types import Continuation, Sample, TokenIds
+from rain_llm.types import TokenIds
 
 _ENDS = {"punctuation": PUNCTUATION, "sentence": SENTENCE, "answer": ()}
 _ROLLOUT = 1  # the kind of request in a seed; candidates are minus their number

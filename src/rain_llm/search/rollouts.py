@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 
+from rain_llm.requests import Continuation, Sample
 from rain_llm.search.outcome import Rounds
 from rain_llm.search.output import opening_of, opening_tokens, write_calls, write_document
 from rain_llm.search.prefetch import Prefetch
@@ -16,7 +17,7 @@ from rain_llm.search.requests import (
     took_first_token,
 )
 from rain_llm.search.state import Iteration, SearchState
-from rain_llm.types import Continuation, Sample, TokenIds
+from rain_llm.types import TokenIds
 
 
 def roll_out(

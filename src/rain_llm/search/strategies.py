@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from rain_llm.requests import Sample
 from rain_llm.search.outcome import Rounds
 from rain_llm.search.prefetch import Prefetch
 from rain_llm.search.requests import (
@@ -24,7 +25,7 @@ from rain_llm.search.shortest import shortest
 from rain_llm.search.state import Iteration, SearchState, tokens_of
 from rain_llm.search.tree import Node
 from rain_llm.settings import KeepDraftsSettings, PaperSettings
-from rain_llm.types import Sample, Verdict
+from rain_llm.types import Verdict
 
 
 class Strategy(Protocol):

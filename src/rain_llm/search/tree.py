@@ -14,8 +14,9 @@ from typing import TypeAlias
 
 import numpy as np
 
+from rain_llm.requests import Vector
 from rain_llm.settings import KeepDraftsSettings, PaperSettings
-from rain_llm.types import TokenIds, Vector
+from rain_llm.types import TokenIds
 
 
 @dataclass(slots=True, eq=False)

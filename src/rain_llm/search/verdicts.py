@@ -9,11 +9,12 @@ from typing import cast
 
 import numpy as np
 
+from rain_llm.requests import Sample, Score, Scores
 from rain_llm.search.outcome import Replies, Rounds
 from rain_llm.search.prefetch import Prefetch
 from rain_llm.search.state import SearchState
 from rain_llm.tools import described, read
-from rain_llm.types import Sample, Score, Scores, Verdict
+from rain_llm.types import Verdict
 
 INCOMPLETE = Verdict(-1.0, False, False, ())
 """On half a document or call: there is nothing to judge."""

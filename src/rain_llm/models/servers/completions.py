@@ -32,8 +32,9 @@ from rain_llm.models.servers.replicas import Replicas
 from rain_llm.models.servers.sampling import Sampler
 from rain_llm.models.servers.scoring import score
 from rain_llm.models.tokenizer import Text, Tokenizer
+from rain_llm.requests import Sample, Samples, Score, Scores
 from rain_llm.settings import ModelSettings
-from rain_llm.types import Message, Sample, Samples, Score, Scores, TokenIds, Tool
+from rain_llm.types import Message, TokenIds, Tool
 
 
 @dataclass(eq=False)

@@ -59,7 +59,7 @@ BAR = -100.0
 
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
-    """What to draw: as :class:`~rain_llm.types.Sample`, but ``temperature`` 0 takes the likeliest token.
+    """What to draw: as :class:`~rain_llm.requests.Sample`, but ``temperature`` 0 takes the likeliest token.
 
     Attributes:
         ends: strings after which the server may end a continuation.

@@ -12,7 +12,8 @@ from rain_llm.errors import ServerNotSupportedError
 from rain_llm.models.grammar import fits, narrowed
 from rain_llm.models.servers.dialect import Ask, Completion, Cost, Dialect, SampleRequest, distinct, together
 from rain_llm.models.tokenizer import Text
-from rain_llm.types import Continuation, Sample, TokenIds
+from rain_llm.requests import Continuation, Sample
+from rain_llm.types import TokenIds
 
 
 class Sampler:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from rain_llm.errors import ServerError
 from rain_llm.models.servers.dialect import Ask, Contexts, Cost, Dialect, Weighed, together
 from rain_llm.models.servers.failures import Refused
-from rain_llm.types import Score, TokenIds
+from rain_llm.requests import Score
+from rain_llm.types import TokenIds
 
 
 async def score(
