@@ -21,7 +21,7 @@ from rich.console import Console
 
 from rain_llm import BUILT_IN, CIVILITY, HARMLESSNESS, PromptError, Rain, RainSettings, SettingsError, cli
 from rain_llm.evals import answering, command, methods, rows, tasks
-from rain_llm.evals.drafts import best, drafts
+from rain_llm.evals.best_of import best, sample_answers
 from rain_llm.evals.runner import ITEMS, ROWS, Progress, run
 from rain_llm.evals.tasks import TASKS, Item
 from rain_llm.models.scripted import END, ScriptedModel
@@ -351,7 +351,7 @@ def test_cached_drafts_cost_what_they_cost_alone(tiny):
         rain = Rain(methods.settings_for("best-of", TASKS["sentiment"], QUICK, 6, {}), model=tiny)
         rain.runtime.forget()
         answering.calibrate(rain, dialogue=False)
-        return best(drafts(rain, "The film was", n)).usage
+        return best(sample_answers(rain, "The film was", n)).usage
 
     many, few = made(5), made(2)
     assert many.model_tokens > few.model_tokens > few.prompt_tokens
@@ -359,7 +359,7 @@ def test_cached_drafts_cost_what_they_cost_alone(tiny):
     rain.runtime.forget()
     answering.calibrate(rain, dialogue=False)
     before = tiny.model_tokens
-    written = drafts(rain, "The film was", 5)
+    written = sample_answers(rain, "The film was", 5)
     assert tiny.model_tokens - before == sum(draft.usage.model_tokens for draft in written)
     assert best(written[:2]).usage == few
     assert best(written).usage == many

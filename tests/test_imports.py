@@ -147,7 +147,7 @@ ORDER = (
     "evals.rows",
     "evals.tasks",
     "evals.methods",
-    "evals.drafts",
+    "evals.best_of",
     "evals.answering",
     "evals.runner",
     "evals.wording",

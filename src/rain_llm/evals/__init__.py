@@ -3,7 +3,7 @@
 From the ground up:
 
 * what is asked and answered: ``rows`` (answers, and their file), ``tasks`` (prompts), ``methods`` (names and
-  settings), ``drafts`` (best-of-n), ``answering`` (a method answers a task's items), ``runner`` (a run that
+  settings), ``best_of``, ``answering`` (a method answers a task's items), ``runner`` (a run that
   can be stopped at any time);
 * how answers are judged: ``wording``, ``judges`` (figures of an answer), ``judging`` (of a run);
 * what the report says: ``statistics``, ``plots``, ``page``, ``formatting``, ``study`` (one task's figures),

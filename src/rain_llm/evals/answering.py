@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from rain_llm.engine import Rain
 from rain_llm.errors import PromptError
-from rain_llm.evals.drafts import ask, best, drafts
+from rain_llm.evals.best_of import ask, best, sample_answers
 from rain_llm.evals.methods import GUIDED, UNGUARDED, labels, ladder
 from rain_llm.evals.rows import Row
 from rain_llm.evals.tasks import Item, Task
@@ -87,7 +87,7 @@ def write(method: str, rain: Rain, task: Task, items: Sequence[Item], seed: int)
 
     if rungs := ladder(method):
         made = [
-            drafts(
+            sample_answers(
                 rain,
                 prompt,
                 rungs[-1],

@@ -17,7 +17,7 @@ from rain_llm.task import subject_of, task_of
 from rain_llm.types import Prompt, RainResult, StopReason, Trace, Usage, Verdict
 
 
-def drafts(
+def sample_answers(
     rain: Rain,
     prompt: Prompt,
     n: int,
@@ -69,7 +69,7 @@ def drafts(
         answer.extend(reply.continuations[0].tokens)
         answer.finish()
         answers.append(answer)
-    # A calibration by the query is asked once, before all answers, and charged to the first.
+    # Calibration that is still missing is done before all answers, and charged to the first.
     ((_, calibration),) = ask(runtime.judge, [evaluator.judge(subject, [])])
     asked = ask(runtime.judge, [evaluator.judge(subject, [answer.shown]) for answer in answers])
     results: list[RainResult] = []
