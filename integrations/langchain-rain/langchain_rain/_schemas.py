@@ -22,7 +22,7 @@ from typing_extensions import TypedDict, is_typeddict
 
 from langchain_rain._typeddict import readable
 from rain_llm import PromptError
-from rain_llm.chat import document_of, format_of, function, function_of, rooted, tool_name
+from rain_llm.chat import document_of, function, function_of, rooted, tool_name
 
 AnyTool = Mapping[str, Any] | type | Callable[..., Any] | BaseTool
 
@@ -91,16 +91,6 @@ def document_schema(schema: Any) -> dict[str, Any]:
     except NameError as error:
         raise PromptError(f"no JSON schema can be made of {schema!r:.80}: {error}") from error
     return document_of(kind)
-
-
-def asked_document(response_format: Any) -> dict[str, Any] | None:
-    """Return the JSON schema that a call's ``response_format`` asks for: OpenAI's, or a class.
-
-    Raises:
-        PromptError: it asks for nothing known.
-    """
-    is_class = isinstance(response_format, type)
-    return document_schema(response_format) if is_class else format_of(response_format)
 
 
 # --- classes, functions and LangChain's own tools ---------------------------------------------------

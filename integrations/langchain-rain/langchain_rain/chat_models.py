@@ -31,7 +31,6 @@ from langchain_rain._errors import standard_errors
 from langchain_rain._messages import chat_of, traceable
 from langchain_rain._schemas import (
     AnyTool,
-    asked_document,
     document_schema,
     named,
     openai_tool,
@@ -47,10 +46,7 @@ from rain_llm import (
     Task,
     Usage,
 )
-from rain_llm.chat import about, finish_reason, tool_choice_of, tools_of
-
-_ASKED = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
-"""What a call may ask for beside settings: OpenAI's names, as other chat models have them."""
+from rain_llm.chat import ASKED, about, finish_reason, task_of_chat, tool_choice_of, tools_of
 
 _OWN = {"revision": None, "tokenizer": None, "context_length": None}
 """What the settings say of one model alone: a call that names another does not mean it."""
@@ -251,8 +247,8 @@ class ChatRain(GuardedModel, BaseChatModel):
 
     def _asked(self, stop: list[str] | None, kwargs: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:
         """Return the model that a call asks for, and what it asks for beside settings."""
-        asked = {name: kwargs[name] for name in _ASKED if name in kwargs}
-        rest = {name: value for name, value in kwargs.items() if name not in _ASKED}
+        asked = {name: kwargs[name] for name in ASKED if name in kwargs}
+        rest = {name: value for name, value in kwargs.items() if name not in ASKED}
         return self._overridden(with_stop(rest, stop)), asked
 
     def _call(
@@ -260,18 +256,14 @@ class ChatRain(GuardedModel, BaseChatModel):
     ) -> tuple[Rain, Task, RainSettings]:
         """Return what the engine is told of one call, and the engine."""
         chat, asked = self._asked(stop, kwargs)
-        choice = tool_choice_of(asked.get("tool_choice"))
-        if asked.get("tools") and choice not in ("auto", "none"):
+        if asked.get("tools") and tool_choice_of(asked.get("tool_choice")) not in ("auto", "none"):
             _check_last(messages)
-        task = Task(
-            prompt=chat_of(messages),
-            context=chat.context,
-            question=chat.question,
-            tools=tools_of(openai_tool(tool) for tool in asked.get("tools") or ()),
-            tool_choice=choice,
-            parallel_calls=asked.get("parallel_tool_calls") is not False,
-            schema=asked_document(asked.get("response_format")),
-        )
+        if "tools" in asked:
+            asked["tools"] = [openai_tool(tool) for tool in asked["tools"] or ()]
+        if isinstance(asked.get("response_format"), type):
+            document = document_schema(asked["response_format"])
+            asked["response_format"] = {"type": "json_schema", "json_schema": {"schema": document}}
+        task = task_of_chat(chat_of(messages), asked, chat.context, chat.question)
         return chat._rain, task, chat.settings
 
     # -- from LangChain to the engine and back -------------------------------------------------
