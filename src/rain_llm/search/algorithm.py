@@ -15,8 +15,18 @@ The loop, in the paper's words::
             5 back up     update the values on the path, and of similar siblings
         6 commit          the best becomes the root; the rest is rewound
 
-Where children come from, when a step is done and what it commits differs between the paper and the tuned
-default: two strategies, ``Paper`` and ``KeepDrafts`` (``strategies.py``), which the loop does not tell apart.
+What differs between the paper and the tuned default is in two strategies (``strategies.py``), which the loop
+does not distinguish::
+
+                      Paper                                          KeepDrafts (the default)
+    expand            a leaf's second visit samples candidates,      the rollout becomes children
+                      during select (``expand_in_advance``)          (``keep_rollouts``)
+    good enough       a child has enough visits and value            a verdict is on target
+    commit            the child with the largest weight              the text with the best verdict
+
+Words: a *step* is one turn of the outer loop, an *iteration* one of the inner loop; a *round* is what is
+requested at once, perhaps for several iterations. A *token set* is the tokens of a node; a *leaf* is where
+selection ends. A document or a call is *atomic*: one token set; until it is finished it is *incomplete*.
 
 Rollouts after a rewind are sampled with the criteria's guide prefixes (``guided``): the first rollout of
 every step continues the prompt itself, so where the model writes well its words are left alone. The judge
@@ -40,13 +50,13 @@ from rain_llm.judging.evaluator import SelfEvaluator
 from rain_llm.judging.questions import JudgeInput
 from rain_llm.models.base import LanguageModel
 from rain_llm.requests import Embed, Embeddings, Request, Vector
-from rain_llm.search.ending import end_after, give_up, outcome
+from rain_llm.search.ending import end_after, give_up, may_leave_marked, outcome
 from rain_llm.search.outcome import Interrupted, Replies, Rounds, Search
 from rain_llm.search.output import OutputSpec
 from rain_llm.search.prefetch import Prefetch
 from rain_llm.search.record import record
 from rain_llm.search.rollouts import roll_out
-from rain_llm.search.state import Iteration, SearchState, rank, tokens_of
+from rain_llm.search.state import Iteration, SearchState, tokens_of
 from rain_llm.search.strategies import strategy_of
 from rain_llm.search.tree import Node
 from rain_llm.search.verdicts import INCOMPLETE, Verdicts
@@ -95,22 +105,19 @@ class RainSearch:
                 state.begin_step()
                 while not self.strategy.settled():  # the inner loop
                     iterations = yield from self._select()
-                    along = partial(self.strategy.with_rollouts, iterations)
-                    yield from roll_out(state, self.prefetch, iterations, along)
-                    self.strategy.expand(iterations)
+                    prefetch_with = partial(self.strategy.with_rollouts, iterations)
+                    yield from roll_out(state, self.prefetch, iterations, prefetch_with)
+                    self.strategy.keep_rollouts(iterations)
                     yield from self._evaluate(iterations)
                     yield from self._back_up(iterations)
                 path, passed, verdict = self.strategy.choose()
                 if state.unfinished():
-                    return outcome(state, StopReason.INCOMPLETE, state.last)
+                    return outcome(state, StopReason.INCOMPLETE, state.committed_verdict)
                 reason = end_after(state, path)
-                if reason:  # what is about to be the whole answer is judged as such
-                    text = state.text(tokens_of(path))
-                    yield from self.verdicts.judge([text])
-                    verdict = self.verdicts.of[text]
+                if reason:
+                    verdict = yield from self._judge_answer(path)
                     passed = passed and verdict.passed
-                marked = state.settings.on_unsafe == "best" and not (state.form.document or state.calls(path))
-                if not (passed or marked):  # a call or a document bears no mark that its reader must see
+                if not (passed or may_leave_marked(state, path)):
                     return (yield from give_up(state, path, verdict))
                 yield self._commit(path, passed, verdict, last=reason is not None)
                 if reason:
@@ -123,9 +130,10 @@ class RainSearch:
     # -- 1 select --------------------------------------------------------------------------------
 
     def _select(self) -> Generator[Sequence[Request], Replies, list[Iteration]]:
-        """Walk from the root to a leaf, adding candidates where all are alike and bad.
+        """Walk from the root to a leaf, for each iteration of the round.
 
-        A round may have several iterations; the first of a step has one, since it is often enough.
+        The first round of a step has one iteration, since its rollout is often good enough. Later ones may have
+        several: virtual visits keep them from all taking the same path.
         """
         state, tree = self.state, self.state.tree
         wanted = state.settings.search.leaves if state.step_iterations else 1
@@ -133,7 +141,7 @@ class RainSearch:
         for _ in range(min(wanted, max(1, self.strategy.left()))):
             path = [tree.root]
             while True:
-                yield from self.strategy.candidates(path)
+                yield from self.strategy.expand_in_advance(path)
                 if tree.is_leaf(path[-1]):
                     break
                 path.append(tree.best_child(path[-1]))
@@ -158,6 +166,12 @@ class RainSearch:
         for each in iterations:
             each.verdict = INCOMPLETE if each.incomplete else self.verdicts.of[each.text]
 
+    def _judge_answer(self, path: Sequence[Node]) -> Generator[Sequence[Request], Replies, Verdict]:
+        """Judge the text that ends with ``path`` as the whole answer."""
+        text = self.state.text(tokens_of(path))
+        yield from self.verdicts.judge([text])
+        return self.verdicts.of[text]
+
     # -- 5 back up -------------------------------------------------------------------------------
 
     def _back_up(self, iterations: Sequence[Iteration]) -> Rounds:
@@ -169,17 +183,8 @@ class RainSearch:
         for each, vectors in zip(iterations, embeddings, strict=True):
             verdict = each.verdict
             assert verdict is not None  # _evaluate has judged every iteration
-            state.latest = verdict
             state.tree.back_up(each.path, verdict.score, verdict.passed, vectors)
-            for node in each.path[1:]:
-                known = (*state.range_below.get(node, ()), verdict)
-                state.range_below[node] = min(known, key=rank), max(known, key=rank)
-            best = state.best.verdict if state.best else None
-            if best is None or rank(verdict) > rank(best):
-                state.best = each
-            state.cuts += each.cut
-        state.step_iterations += len(iterations)
-        state.iterations += len(iterations)
+            state.note(each, verdict)
 
     def _embed(
         self, iterations: Sequence[Iteration]
@@ -209,7 +214,7 @@ class RainSearch:
         kept = (node for node in root.walk() if node in state.range_below)
         state.range_below = {node: state.range_below[node] for node in kept}
         state.accepted = state.accepted and passed
-        state.last = verdict
+        state.committed_verdict = verdict
         self.prefetch.keep_below()
         self.verdicts.keep_below()
         here = state.prefix()

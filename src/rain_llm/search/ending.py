@@ -21,6 +21,15 @@ def end_after(state: SearchState, path: Sequence[Node]) -> StopReason | None:
     return StopReason.LENGTH if state.room(tokens) == 0 else None
 
 
+def may_leave_marked(state: SearchState, path: Sequence[Node]) -> bool:
+    """Whether text that did not pass may leave, marked as such: only if ``on_unsafe`` is "best".
+
+    A call or a document never may: whoever runs or parses it would not see the mark.
+    """
+    atomic = state.form.document or state.calls(path)
+    return state.settings.on_unsafe == "best" and not atomic
+
+
 def outcome(state: SearchState, reason: StopReason, verdict: Verdict | None) -> Outcome:
     """Return what the search has, ended for this reason."""
     tail = state.answer.finish()

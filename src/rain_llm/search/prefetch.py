@@ -23,15 +23,15 @@ class Prefetch:
     replies: dict[Sample, Samples] = field(default_factory=dict)
 
     def ask(
-        self, requests: Sequence[Sample], along: Callable[[], Sequence[Sample]] = tuple
+        self, requests: Sequence[Sample], prefetch_with: Callable[[], Sequence[Sample]] = tuple
     ) -> Generator[Sequence[Request], Replies, list[Samples]]:
         """Return the replies to ``requests``: those prefetched, and the rest in one round.
 
-        Where a round is needed, the requests that ``along`` returns go with it.
+        Where a round is needed, the requests that ``prefetch_with`` returns go with it.
         """
         missing = [request for request in requests if request not in self.replies]
         if missing:
-            asked = [*missing, *along()]
+            asked = [*missing, *prefetch_with()]
             self.remember(asked, (yield asked))
         found = [self.replies.pop(request) for request in requests]
         if self.state.cached is None:

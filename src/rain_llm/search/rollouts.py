@@ -24,23 +24,23 @@ def roll_out(
     state: SearchState,
     prefetch: Prefetch,
     iterations: Sequence[Iteration],
-    along: Callable[[], Sequence[Sample]] = tuple,
+    prefetch_with: Callable[[], Sequence[Sample]] = tuple,
 ) -> Rounds:
     """Sample a rollout from the leaf of each iteration, all side by side.
 
-    The requests that ``along`` returns go with the first round.
+    The requests that ``prefetch_with`` returns go with the first round.
     """
     rollouts = [(each, _rollout(state, prefetch, each)) for each in iterations if not each.ends]
     asked = [(each, rollout, first) for each, rollout in rollouts if (first := next(rollout, None))]
     while asked:
-        replies = yield from prefetch.ask([request for _, _, request in asked], along)
+        replies = yield from prefetch.ask([request for _, _, request in asked], prefetch_with)
         going = []
         for (each, rollout, _), reply in zip(asked, replies, strict=True):
             try:
                 going.append((each, rollout, rollout.send(reply.continuations[0])))
             except StopIteration:
                 continue
-        asked, along = going, tuple
+        asked, prefetch_with = going, tuple
     for each, _ in rollouts:
         state.check(each.rollout, each.terminal)
 

@@ -58,7 +58,7 @@ def only_judge_sentences(
     )
 
 
-def explained(search: RainSearch, passages: Sequence[str]) -> Search:
+def run_and_explain(search: RainSearch, passages: Sequence[str]) -> Search:
     """Run a search; if its answer did not pass, judge its sentences: those of the rejected draft, if any.
 
     Only an answer with passages, by criteria that read them, is explained; a document or a call is not. A

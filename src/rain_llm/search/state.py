@@ -65,7 +65,7 @@ class SearchState:
         cuts: rollouts of this step that ``max_new_tokens`` has cut off.
         inherited: the root's visits at the beginning of this step.
         range_below: the worst and the best verdict at or below a node.
-        latest: the verdict that came last. last: the one that came with the last commitment.
+        latest_verdict: the newest one. committed_verdict: the one on the last commitment.
         accepted: everything committed so far has passed. rejected: the whole text that was given up.
         cached: tokens of the prompt in the prefix cache at the first rollout.
     """
@@ -87,8 +87,8 @@ class SearchState:
     inherited: int = 0
     step_iterations: int = 0
     range_below: dict[Node, tuple[Verdict, Verdict]] = field(default_factory=dict)
-    latest: Verdict | None = None
-    last: Verdict | None = None
+    latest_verdict: Verdict | None = None
+    committed_verdict: Verdict | None = None
     accepted: bool = True
     rejected: str | None = None
     iterations: int = 0
@@ -105,6 +105,19 @@ class SearchState:
         """Forget the counts of the step before."""
         self.inherited, self.step_iterations = self.tree.root.visits, 0
         self.best, self.cuts = None, 0
+
+    def note(self, iteration: Iteration, verdict: Verdict) -> None:
+        """Count an iteration; keep its verdict at the nodes of its path, and it itself if it is the best."""
+        self.latest_verdict = verdict
+        for node in iteration.path[1:]:
+            known = (*self.range_below.get(node, ()), verdict)
+            self.range_below[node] = min(known, key=rank), max(known, key=rank)
+        best = self.best.verdict if self.best else None
+        if best is None or rank(verdict) > rank(best):
+            self.best = iteration
+        self.cuts += iteration.cut
+        self.step_iterations += 1
+        self.iterations += 1
 
     def prefix(self, tokens: TokenIds = ()) -> TokenIds:
         """Return prompt and accepted answer, with ``tokens`` after them."""

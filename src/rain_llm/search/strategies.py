@@ -39,16 +39,16 @@ class Strategy(Protocol):
         """Return the iterations that the budget leaves to this step."""
         ...
 
-    def candidates(self, path: Sequence[Node]) -> Rounds:
-        """Give the last node of ``path`` (root first) the candidates that it lacks, if it lacks some."""
+    def expand_in_advance(self, path: Sequence[Node]) -> Rounds:
+        """Expand the last node of ``path`` (root first) during selection, if it needs candidates."""
         ...
 
-    def expand(self, iterations: Sequence[Iteration]) -> None:
-        """Give the leaves children, once their rollouts are there."""
+    def keep_rollouts(self, iterations: Sequence[Iteration]) -> None:
+        """Expand the leaves with their rollouts."""
         ...
 
     def choose(self) -> tuple[list[Node], bool, Verdict]:
-        """Return the path to commit, whether it passed, and the verdict that speaks for it."""
+        """Return the path to commit (without the root), whether it passed, and its verdict."""
         ...
 
     def with_rollouts(self, iterations: Sequence[Iteration]) -> list[Sample]:
@@ -84,11 +84,11 @@ class KeepDrafts:
         missed = [score.name for score in verdict.criteria if not score.on_target] if verdict else []
         return max((own.get(name, most) for name in missed), default=most) - state.step_iterations
 
-    def candidates(self, path: Sequence[Node]) -> Rounds:
+    def expand_in_advance(self, path: Sequence[Node]) -> Rounds:
         """Do nothing: children are rollouts."""
         yield from ()
 
-    def expand(self, iterations: Sequence[Iteration]) -> None:
+    def keep_rollouts(self, iterations: Sequence[Iteration]) -> None:
         """Keep each rollout below its leaf, as a chain of token sets."""
         for each in iterations:
             if not each.ends:
@@ -152,7 +152,7 @@ class Paper:
         state, budget = self.state, self.settings
         return max(budget.iterations, state.inherited + budget.extra_iterations) - state.tree.root.visits
 
-    def candidates(self, path: Sequence[Node]) -> Rounds:
+    def expand_in_advance(self, path: Sequence[Node]) -> Rounds:
         """Sample the candidates of a leaf's second visit, or one more where all are alike and bad."""
         request = self._candidates_request(path)
         if request is None:
@@ -163,7 +163,7 @@ class Paper:
         priors = with_priors(reply.continuations, self.settings.candidate_temperature, request.greedy_first)
         self.state.tree.expand(path[-1], priors)
 
-    def expand(self, iterations: Sequence[Iteration]) -> None:
+    def keep_rollouts(self, iterations: Sequence[Iteration]) -> None:
         """Do nothing: rollouts are thrown away, and candidates come at a leaf's second visit."""
 
     def choose(self) -> tuple[list[Node], bool, Verdict]:
@@ -178,7 +178,7 @@ class Paper:
         state = self.state
         if not iterations:
             return []
-        expected = state.latest.score if state.latest else 1.0
+        expected = state.latest_verdict.score if state.latest_verdict else 1.0
         marks = [state.tree.pretend(each.path, expected) for each in iterations]
         asked: dict[Sample, None] = {}
         for _ in range(self.settings.prefetch):

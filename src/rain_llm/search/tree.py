@@ -30,7 +30,9 @@ class Node:
         closed: nothing is to be simulated behind it in this step (terminal, or a judged end).
         visits: real ones. weight: visits and shares. value: mean, in [-1, 1].
         passes: visits whose text passed. best: the best single value met at or below.
-        embedding: running mean over visits. held, opening: virtual visits of the round in progress.
+        embedding: running mean over visits, of what follows from this node on.
+        virtual_visits: of the iterations of this round that were selected before.
+        virtual_children: how many of these end here, and will give this node a child.
     """
 
     tokens: TokenIds = ()
@@ -45,8 +47,8 @@ class Node:
     best: float = -1.0
     embedding: Vector | None = None
     embedded: int = 0
-    held: int = 0
-    opening: int = 0
+    virtual_visits: int = 0
+    virtual_children: int = 0
     children: list[Node] = field(default_factory=list, repr=False)
 
     def walk(self) -> Iterator[Node]:
@@ -88,24 +90,30 @@ class SearchTree:
         """
         if self._widening is None or node.closed:
             return not node.children
-        deserved = math.ceil(self._widening * math.sqrt(node.visits + node.held))
-        return len(node.children) + node.opening < deserved or all(c.closed for c in node.children)
+        deserved = math.ceil(self._widening * math.sqrt(node.visits + node.virtual_visits))
+        return len(node.children) + node.virtual_children < deserved or all(c.closed for c in node.children)
 
     def best_child(self, node: Node) -> Node:
-        """Return the child with the largest ``h + u`` (PUCT); the first of equals."""
+        """Return the child with the largest value plus exploration (PUCT); the first of equals.
+
+        ``h + u`` with ``u = c * p * sqrt(n_parent) / (1 + n)`` (paper, section 3): h is the child's value in
+        [0, 1], p its prior, n its weight, and c ``settings.exploration``.
+        """
         children = node.children
         if self._widening is not None:
             children = [child for child in children if not child.closed]
-        root_weight = math.sqrt(node.weight + node.held)
+        sqrt_parent_weight = math.sqrt(node.weight + node.virtual_visits)
 
-        def merit(child: Node) -> float:
-            weight = child.weight + child.held
-            return self._merit(child) + self.settings.exploration * child.prior * root_weight / (1 + weight)
+        def puct(child: Node) -> float:
+            weight = child.weight + child.virtual_visits
+            return self._value(child) + self.settings.exploration * child.prior * sqrt_parent_weight / (
+                1 + weight
+            )
 
-        return max(children, key=merit)
+        return max(children, key=puct)
 
-    def _merit(self, child: Node) -> float:
-        """Return h: the child's value brought to [0, 1]; 0 for an unvisited child."""
+    def _value(self, child: Node) -> float:
+        """Return h: the child's value in [0, 1]; 0 for an unvisited child."""
         if child.visits == 0:
             return 0.0
         if self.settings.normalise_values and self._high > self._low:
@@ -115,14 +123,14 @@ class SearchTree:
     def hold(self, path: Sequence[Node]) -> None:
         """Let a round's next selection see this one as if it had been made (virtual visits)."""
         for node in path:
-            node.held += 1
-        path[-1].opening += 1
+            node.virtual_visits += 1
+        path[-1].virtual_children += 1
 
     def release(self, path: Sequence[Node]) -> None:
         """Take virtual visits back."""
         for node in path:
-            node.held -= 1
-        path[-1].opening -= 1
+            node.virtual_visits -= 1
+        path[-1].virtual_children -= 1
 
     # -- expand ----------------------------------------------------------------------------------
 
@@ -137,15 +145,15 @@ class SearchTree:
                 )
         self._normalise_priors(node)
 
-    def graft(self, node: Node, tokens: TokenIds, terminal: bool, whole: int = 0) -> list[Node]:
+    def graft(self, node: Node, tokens: TokenIds, terminal: bool, atomic: int = 0) -> list[Node]:
         """Keep a simulation below ``node`` as a chain of token sets; its end is closed.
 
-        The last ``whole`` tokens are one set: nothing branches off within them.
+        The last ``atomic`` tokens are one set: nothing branches off within them.
         Returns the chain (existing nodes where the tokens were there already).
         """
         chain: list[Node] = []
         while tokens or (terminal and not (chain and chain[-1].terminal)):
-            length = min(self.length_below(node), len(tokens) - whole) or whole
+            length = min(self.length_below(node), len(tokens) - atomic) or atomic
             head, tokens = tokens[:length], tokens[length:]
             ends = terminal and not tokens
             child = next((c for c in node.children if c.tokens == head and c.terminal == ends), None)
@@ -197,7 +205,7 @@ class SearchTree:
             node.embedded += 1
             mean = embedding if node.embedding is None else node.embedding
             node.embedding = mean + (embedding - mean) / np.float32(node.embedded)
-            self._share(parent, node, value)
+            self._similarity_update(parent, node, value)
 
     def pretend(self, path: Sequence[Node], value: float) -> Mark:
         """Back up a value that is only expected; :meth:`undo` takes it back."""
@@ -216,7 +224,7 @@ class SearchTree:
             node.visits, node.weight, node.value = visits, weight, value
             node.passes, node.best = passes, best
 
-    def _share(self, parent: Node, node: Node, value: float) -> None:
+    def _similarity_update(self, parent: Node, node: Node, value: float) -> None:
         """Let visited siblings whose mean embedding is like this node's learn a share of ``value``."""
         similarity = self.settings.similarity
         if similarity is None:

@@ -29,17 +29,17 @@ class Verdicts:
     of: dict[str, Verdict] = field(default_factory=dict)
     scores: dict[bytes, Scores] = field(default_factory=dict)
 
-    def judge(self, texts: Sequence[str], along: Callable[[], Sequence[Sample]] = tuple) -> Rounds:
+    def judge(self, texts: Sequence[str], prefetch_with: Callable[[], Sequence[Sample]] = tuple) -> Rounds:
         """Judge the texts that have no verdict yet, in one round of requests.
 
-        Where one is needed, the requests that ``along`` returns go with it.
+        Where one is needed, the requests that ``prefetch_with`` returns go with it.
         """
         new = [text for text in dict.fromkeys(texts) if text not in self.of]
         if not new:
             return
         asking = self.state.evaluator.judge(self.state.subject, *self._shown(new))
         questions = next(asking)
-        more = along()
+        more = prefetch_with()
         # Asked again, a question would be answered a rounding error apart: no choice may depend on that.
         names = [_name(question) for question in cast("Sequence[Score]", questions)]
         unknown = [name not in self.scores for name in names]
@@ -63,7 +63,7 @@ class Verdicts:
 
     def last(self) -> Verdict | None:
         """Return the verdict on the answer so far; without one, the last commitment's."""
-        return self.of.get(self.state.text(), self.state.last)
+        return self.of.get(self.state.text(), self.state.committed_verdict)
 
     def _shown(self, texts: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
         """Return what the judge is shown of each text: what it says, and its calls in words."""
