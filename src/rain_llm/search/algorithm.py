@@ -1,8 +1,8 @@
-"""RAIN, top to bottom: one coroutine that yields requests and receives replies (paper, section 3).
+"""The RAIN search: one coroutine that yields requests and receives replies (paper, section 3).
 
-A search never touches a model. It yields rounds of ``Sample``, ``Score`` and ``Embed`` requests, and
-a ``Step`` for each accepted piece of text; whoever drives it (the scheduler, or a test) sends back
-the replies. So any search can be replayed, and many searches can share a batch.
+A search never calls a model. It yields rounds of ``Sample``, ``Score`` and ``Embed`` requests, and a ``Step``
+for each accepted piece of text; its driver (the scheduler, or a test) sends back the replies. So a search can
+be replayed, and many searches can share a batch.
 
 The loop, in the paper's words::
 
@@ -28,13 +28,13 @@ Words: a *step* is one turn of the outer loop, an *iteration* one of the inner l
 requested at once, perhaps for several iterations. A *token set* is the tokens of a node; a *leaf* is where
 selection ends. A document or a call is *atomic*: one token set; until it is finished it is *incomplete*.
 
-Rollouts after a rewind are sampled with the criteria's guide prefixes (``guided``): the first rollout of
-every step continues the prompt itself, so where the model writes well its words are left alone. The judge
-never sees a guide.
+The first rollout of every step continues the prompt itself; after a rewind, rollouts are resampled with the
+criteria's guide prefixes (``guided``). So an answer that passes at once is not changed. The judge never sees
+a guide prefix.
 
-Elsewhere: the tree and its arithmetic (``tree.py``), rollouts and what they may hold (``rollouts.py``,
-``output.py``), what is requested early (``prefetch.py``), how each text is judged once (``verdicts.py``), how
-an answer ends (``ending.py``).
+Other modules: ``tree.py`` (values and selection), ``rollouts.py`` and ``output.py`` (sampling text, documents
+and tool calls), ``prefetch.py`` (requests sent early), ``verdicts.py`` (each text is judged once), and
+``ending.py`` (how an answer ends).
 """
 
 from __future__ import annotations
@@ -65,17 +65,17 @@ from rain_llm.types import Step, StopReason, TokenIds, Verdict
 
 
 class RainSearch:
-    """The search for one answer: :meth:`run` is the coroutine, the methods are its paragraphs.
+    """Search for one answer; :meth:`run` is the coroutine, the other methods are its phases.
 
     Args:
-        prompt: token ids, at least one.
-        subject: what the judge is shown of the prompt.
-        writer: asked for decoding only.
-        evaluator: makes the judge's questions.
-        settings: of this answer.
-        seed: of everything that is sampled for it.
-        guided: the prompt with the criteria's guide prefixes; (): rollouts always continue the prompt.
-        form: what the answer may hold beside free text.
+        prompt: Token ids, at least one.
+        subject: The part of the prompt that the judge sees.
+        writer: The model that answers; used here only to encode and decode.
+        evaluator: Builds the judge's questions.
+        settings: Settings of this answer.
+        seed: Seed of everything that is sampled for it.
+        guided: The prompt with the criteria's guide prefixes; (): rollouts always continue the prompt.
+        form: What the answer may contain besides free text.
     """
 
     __slots__ = ("prefetch", "state", "strategy", "verdicts")
@@ -98,7 +98,7 @@ class RainSearch:
         self.verdicts = Verdicts(self.state, self.prefetch)
 
     def run(self) -> Search:
-        """Write the answer: yields rounds of requests and accepted steps, returns the outcome."""
+        """Generate the answer: yield rounds of requests and accepted steps, return the outcome."""
         state = self.state
         try:
             while True:  # the outer loop
@@ -124,7 +124,7 @@ class RainSearch:
                     return outcome(state, reason, verdict)
         except Interrupted as interruption:
             return outcome(state, interruption.reason, self.verdicts.last())
-        except ModelError as error:  # of a tokenizer that is a server's
+        except ModelError as error:  # raised by the tokenizer of a remote server
             return replace(outcome(state, StopReason.ERROR, self.verdicts.last()), cause=error)
 
     # -- 1 select --------------------------------------------------------------------------------
@@ -132,8 +132,8 @@ class RainSearch:
     def _select(self) -> Generator[Sequence[Request], Replies, list[Iteration]]:
         """Walk from the root to a leaf, for each iteration of the round.
 
-        The first round of a step has one iteration, since its rollout is often good enough. Later ones may have
-        several: virtual visits keep them from all taking the same path.
+        The first round of a step has one iteration, since its rollout is often good enough. Later rounds may
+        have several: virtual visits keep them from all taking the same path.
         """
         state, tree = self.state, self.state.tree
         wanted = state.settings.search.leaves if state.step_iterations else 1
@@ -157,7 +157,7 @@ class RainSearch:
     # -- 4 evaluate ------------------------------------------------------------------------------
 
     def _evaluate(self, iterations: Sequence[Iteration]) -> Rounds:
-        """Judge answer, path and rollout of each iteration; a text is judged once."""
+        """Judge the answer with the path and rollout of each iteration; each text is judged once."""
         for each in iterations:
             each.text = self.state.text(each.judged)
         complete = [each for each in iterations if not each.incomplete]
@@ -175,7 +175,7 @@ class RainSearch:
     # -- 5 back up -------------------------------------------------------------------------------
 
     def _back_up(self, iterations: Sequence[Iteration]) -> Rounds:
-        """Update the values on each path, and by a share those of similar siblings."""
+        """Update the values on each path, and partially those of similar siblings."""
         state = self.state
         embeddings: list[Sequence[Vector]] = [()] * len(iterations)
         if state.settings.search.similarity is not None:
@@ -205,7 +205,7 @@ class RainSearch:
     # -- 6 commit ----------------------------------------------------------------------------------
 
     def _commit(self, path: Sequence[Node], passed: bool, verdict: Verdict, last: bool) -> Step:
-        """Make the end of ``path`` the root; what is not below it is rewound."""
+        """Accept ``path``: its last node becomes the root, and every other branch is dropped."""
         state = self.state
         candidates, calls = record(state.tree.root, state.text, set(path)), state.calls(path)
         tokens = tokens_of(path)

@@ -1,4 +1,4 @@
-"""Rollouts: how the answer could go on after a leaf, to the end of a sentence, a document or calls."""
+"""Sample rollouts: continuations of the answer after a leaf, to the end of a sentence, document or call."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def roll_out(
     iterations: Sequence[Iteration],
     prefetch_with: Callable[[], Sequence[Sample]] = tuple,
 ) -> Rounds:
-    """Sample a rollout from the leaf of each iteration, all side by side.
+    """Sample a rollout from the leaf of each iteration, all in parallel.
 
-    The requests that ``prefetch_with`` returns go with the first round.
+    The first round also contains the requests that ``prefetch_with`` returns.
     """
     rollouts = [(each, _rollout(state, prefetch, each)) for each in iterations if not each.ends]
     asked = [(each, rollout, first) for each, rollout in rollouts if (first := next(rollout, None))]
@@ -50,7 +50,7 @@ def _rollout(
 ) -> Generator[Sample, Continuation, None]:
     """Sample one rollout.
 
-    The first of a step continues the prompt itself; once it was rewound, rollouts have the guide prefix.
+    The first rollout of a step continues the prompt itself; later ones are resampled with a guide prefix.
     """
     form, guided = state.form, bool(state.guided and state.step_iterations)
 
@@ -87,9 +87,9 @@ def _rollout(
 
 
 def _begin(state: SearchState, prefetch: Prefetch, iteration: Iteration, length: int) -> int:
-    """Begin a rollout with its first token, if that was prefetched with the verdict on what comes before it.
+    """Start a rollout with its prefetched first token, if there is one.
 
-    Returns how many tokens may follow.
+    Returns the maximum number of tokens that may follow.
     """
     reply = prefetch.replies.pop(first_token_request(state, iteration.tokens), None)
     if reply is None:
