@@ -1,8 +1,8 @@
-"""What both models share: which engine answers, by which settings, and what one call may change.
+"""What both models share: the engine, the settings, and what one call may change.
 
 LangChain's caches know a model's identifying parameters. So a call that overrides settings is made by a
 copy of the model that has those settings: the copy has its own parameters, and with them its own entries.
-Chats without a seed have one key, too: a cached answer comes back, as of other models.
+Chats without a seed have one key, too: the cache returns its answer, as for other models.
 """
 
 from __future__ import annotations
@@ -83,24 +83,24 @@ class GuardedModel(Redacted, BaseLanguageModel[Any]):
     """The answer ends before the first of these: ``settings.generation.stop``."""
 
     seed: int | None = Field(default=None, frozen=True)
-    """Of the random draws: ``settings.generation.seed``. None: what the settings say; if they say nothing,
-    each answer has a fresh one."""
+    """Seed of sampling: ``settings.generation.seed``. None: that of the settings, or else a fresh one for
+    each answer."""
 
     timeout: float | None = Field(default=None, frozen=True)
     """Seconds for an answer, ``settings.search.deadline_s``: then it ends with what was accepted."""
 
     settings: RainSettings = Field(default_factory=RainSettings, repr=False, frozen=True)
-    """All that the engine may be told; the tuned default if left out."""
+    """All settings of the engine; the tuned default if left out."""
 
     context: Annotated[str | tuple[str, ...], BeforeValidator(passages)] = Field(default="", repr=False)
     """Passages (texts or documents) for criteria that judge against them (groundedness); most often
     given by a call."""
 
     question: str = Field(default="", repr=False)
-    """What the judge is told was asked; "": the prompt, or a chat's last user turn."""
+    """The question that the judge reads; "": the prompt, or a chat's last user turn."""
 
     rain: Rain | None = Field(default=None, exclude=True, repr=False, frozen=True)
-    """A ready engine instead of ``model``; its settings hold where none are given."""
+    """A ready engine instead of ``model``; its settings are used if none are given."""
 
     _rain: Rain = PrivateAttr()
 
@@ -110,7 +110,7 @@ class GuardedModel(Redacted, BaseLanguageModel[Any]):
     @model_validator(mode="before")
     @classmethod
     def _one_truth(cls, values: Any) -> Any:
-        """Let the settings hold whatever was given beside them."""
+        """Put the parameters into the settings."""
         if not isinstance(values, dict):
             return values
         taken, known = cls._parameters(), cls.model_fields
@@ -166,7 +166,7 @@ class GuardedModel(Redacted, BaseLanguageModel[Any]):
         """Load the model now, or ask the server, which the first answer does otherwise."""
         self._rain.load()
 
-    # -- what LangChain asks about a model -----------------------------------------------------
+    # -- LangChain's questions about a model -----------------------------------------------------
 
     @classmethod
     def is_lc_serializable(cls) -> bool:
@@ -187,7 +187,7 @@ class GuardedModel(Redacted, BaseLanguageModel[Any]):
         return params
 
     def _traced(self, kind: Literal["chat", "llm"]) -> LangSmithParams:
-        """Return what a trace of LangSmith says of the model."""
+        """Return the model's parameters for a LangSmith trace."""
         generation = self.settings.generation
         params = LangSmithParams(
             ls_provider="rain",
@@ -214,7 +214,7 @@ class GuardedModel(Redacted, BaseLanguageModel[Any]):
         return self._parameters().understood(_flat(overrides, known), known)
 
     def _overridden(self, overrides: Mapping[str, Any]) -> Self:
-        """Return the model that a call asks for: itself, or a copy with other settings.
+        """Return the model for a call: itself, or a copy with other settings.
 
         Raises:
             SettingsError: a name is no override, or a value is out of bounds.
@@ -242,7 +242,7 @@ class GuardedModel(Redacted, BaseLanguageModel[Any]):
 
 
 def _overrides() -> list[str]:
-    """Return what one call may override. Of the model, nothing: that is another model."""
+    """Return what one call may override: everything but the model."""
     sections = [name for name in RainSettings.model_fields if name != "model"]
     return [*Parameters("").of_a_call(), *sections, "settings", *_SUBJECT]
 

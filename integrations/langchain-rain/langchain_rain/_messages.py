@@ -30,15 +30,15 @@ def chat_of(messages: Sequence[BaseMessage]) -> list[Message]:
     """Return messages as the engine's.
 
     Raises:
-        PromptError: one has a role that is none, or holds something else than text.
+        PromptError: a role is unknown, or a user's message holds something other than text.
     """
     return messages_of([_openai(message) for message in messages])
 
 
 def traceable(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
-    """Return messages that LangChain can trace, which it does before a model sees them.
+    """Return messages that LangChain can trace, which it does before the model is called.
 
-    It cannot where an image says neither where it is nor of which type: one that a tool replied is left out.
+    It fails on an image without a source and a type: in a tool's reply, a marker takes its place.
     """
     return [_traceable(m) if _is_reply(m) and isinstance(m.content, list) else m for m in messages]
 

@@ -1,8 +1,8 @@
-"""LangChain's tools and schemas as ours, with all that their own schemas say.
+"""LangChain's tools and schemas in OpenAI's form, without loss.
 
-LangChain's ``convert_to_openai_tool`` writes what a schema refers to into it, and where a type refers to
-itself, nothing: arguments would be held to nothing there. So names and descriptions are LangChain's, and
-parameters those of the class itself.
+LangChain's ``convert_to_openai_tool`` inlines references, and drops them where a type refers to itself: its
+arguments would not be checked there. So names and descriptions are LangChain's, and parameters are those of
+the class itself.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def is_pydantic_1(kind: Any) -> bool:
 
 
 def is_function(kind: Any) -> bool:
-    """Whether it is called for what it does: unlike types, some of which can be called, too."""
+    """Whether it is a function, and not a type that can be called."""
     is_type = isinstance(kind, type) or get_origin(kind) is not None or type(kind).__module__ in _TYPING
     return callable(kind) and not is_type
 
@@ -64,7 +64,7 @@ def named(schema: Any) -> Any:
 
 
 def traced_schema(schema: Any, document: dict[str, Any]) -> Any:
-    """Return what LangChain's tracers get to know of a schema: with references, in a form that keeps them."""
+    """Return a schema for LangChain's tracers, in a form that keeps references."""
     is_class = isinstance(schema, type) and issubclass(schema, BaseModel)
     if (is_class or isinstance(schema, Mapping)) and "$ref" not in json.dumps(document):
         return schema
@@ -76,7 +76,7 @@ def document_schema(schema: Any) -> dict[str, Any]:
     """Return the JSON schema of documents: of a class or another type, a tool, or a dict in any wrapper.
 
     Raises:
-        PromptError: it is none.
+        PromptError: it is not a schema.
     """
     if isinstance(schema, Mapping):
         return document_of(schema)
@@ -121,7 +121,7 @@ def _made(tool: Any) -> dict[str, Any]:
             error_on_invalid_docstring=False,
             include_injected=False,
         )
-    except (TypeError, NameError) as error:  # say, a partial, or a name that cannot be found
+    except (TypeError, NameError) as error:  # a partial, say, or an annotation that cannot be resolved
         raise ValueError(f"no tool can be made of {tool!r:.80}: {error}: give a function") from error
     schema = _untitled(rooted(_of_class(model)))
     schema.pop("description", None)

@@ -1,7 +1,7 @@
 """ChatRain: the guarded language model as a LangChain ``BaseChatModel``.
 
-LangChain's words are turned into a :class:`rain_llm.Task`, and the engine's steps into chunks: an
-answer is the sum of its chunks, however it was asked for.
+A call becomes a :class:`rain_llm.Task`, and the engine's steps become chunks: an answer is the sum of its
+chunks, also where it is not streamed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from rain_llm import (
 from rain_llm.chat import ASKED, about, finish_reason, task_of_chat, tool_choice_of, tools_of
 
 _OWN = {"revision": None, "tokenizer": None, "context_length": None}
-"""What the settings say of one model alone: a call that names another does not mean it."""
+"""Settings of one model alone: they do not apply to another that a call names."""
 
 _AT_ONCE = 64
 """Answers of a batch: each has a thread that waits, while one engine writes them all."""
@@ -58,7 +58,7 @@ _HAS_REFUSALS = hasattr(langchain_core.messages, "RefusalContentBlock")
 
 
 def check_chat(chat: object) -> None:
-    """Refuse what is no ``ChatRain`` itself, whose settings would not be what is called.
+    """Check that it is a ``ChatRain`` itself, and not a wrapper with other parameters.
 
     Raises:
         TypeError: it is a name, or a model that parameters were bound to.
@@ -75,8 +75,8 @@ class ChatRain(GuardedModel, BaseChatModel):
 
     Constructing it loads nothing: the model loads on first use, once for all objects that name it. Only
     accepted text and accepted tool calls leave it, while streaming too; text that ``on_unsafe="best"``
-    lets through is marked (``response_metadata["accepted"]`` is False), and calls or documents that
-    nobody accepted are refused.
+    returns is marked (``response_metadata["accepted"]`` is False); calls and documents that did not pass
+    are never returned.
 
     LangChain's standard parameters are names for places in the ``settings``, which hold the truth.
     A call, or ``bind``, may override them, any field of the settings' ``generation``, any other section
@@ -125,7 +125,7 @@ class ChatRain(GuardedModel, BaseChatModel):
             "temperature": True,
         }
         engine = self.rain or Rain(self.settings)  # asked for before there is our own
-        if length := engine.context_length:  # else only loading the model tells
+        if length := engine.context_length:  # else known only once the model is loaded
             profile["max_input_tokens"] = length
         known = ModelProfile.__annotations__  # it grows from version to version
         return cast("ModelProfile", {name: value for name, value in profile.items() if name in known})
@@ -142,7 +142,7 @@ class ChatRain(GuardedModel, BaseChatModel):
     def get_num_tokens_from_messages(
         self, messages: list[BaseMessage], tools: Sequence[AnyTool] | None = None
     ) -> int:
-        """Return how many tokens the model is shown of a chat; loads the model. Of none: 0."""
+        """Return the number of tokens of a chat as the model reads it; loads the model. No messages: 0."""
         if not messages:
             return 0
         task = Task(chat_of(messages), tools=tools_of(openai_tool(tool) for tool in tools or ()))
@@ -160,8 +160,8 @@ class ChatRain(GuardedModel, BaseChatModel):
     ) -> Runnable[LanguageModelInput, AIMessage]:
         """Return the model with tools that it may call.
 
-        The arguments of a call always fit the tool's schema, and a call leaves only if
-        ``settings.evaluation.actions`` find it harmless.
+        The arguments of a call always match the tool's schema. A call is returned only if it passes
+        ``settings.evaluation.actions``.
 
         Args:
             tools: functions, pydantic classes, tools of LangChain, or their OpenAI or JSON schemas.
@@ -254,7 +254,7 @@ class ChatRain(GuardedModel, BaseChatModel):
     def _call(
         self, messages: list[BaseMessage], stop: list[str] | None, kwargs: Mapping[str, Any]
     ) -> tuple[Rain, Task, RainSettings]:
-        """Return what the engine is told of one call, and the engine."""
+        """Return the engine, the task and the settings of one call."""
         chat, asked = self._asked(stop, kwargs)
         if asked.get("tools") and tool_choice_of(asked.get("tool_choice")) not in ("auto", "none"):
             _check_last(messages)
@@ -333,11 +333,11 @@ class ChatRain(GuardedModel, BaseChatModel):
                         yield _chunk(step, numbers)
 
 
-# --- from LangChain's words to the engine's ---------------------------------------------------------
+# --- from LangChain to the engine ---------------------------------------------------------
 
 
 def _check_last(messages: Sequence[BaseMessage]) -> None:
-    """Raise where an agent asks again what was refused: for a structured answer it would do so for ever."""
+    """Raise if an agent repeats a refused request: for a structured answer it would do so for ever."""
     last = messages[-1] if messages else None
     if isinstance(last, AIMessage) and last.response_metadata.get("model_provider") == "rain":
         unless_refused(last)
@@ -388,7 +388,7 @@ def _usage(usage: Usage) -> UsageMetadata:
 
 
 def _unfinished(result: RainResult) -> AIMessage:
-    """Return what there is of an answer as a message."""
+    """Return an unfinished answer as a message."""
     step = Step(result.text, accepted=result.accepted, verdict=result.verdict, result=result)
     chunk = _chunk(step, itertools.count(1)).message
     return cast("AIMessage", message_chunk_to_message(cast("AIMessageChunk", chunk)))

@@ -1,6 +1,6 @@
 """RainLLM: the guarded language model as a LangChain ``BaseLLM``.
 
-Two things stand here beside the plain translation, both about what LangChain does on its own:
+Two things here are more than translation, since LangChain has behaviour of its own:
 
 * **Caches.** LangChain's key knows a model's identifying parameters and ``stop``, but no other
   argument of a call. So a call that overrides settings is made by a copy of the model.
@@ -38,7 +38,7 @@ class RainLLM(GuardedModel, BaseLLM):
     """A language model that judges its own words while it writes, and rewinds.
 
     Constructing it loads nothing: the model loads on first use, once for all objects that name it.
-    Only accepted text leaves it, while streaming too; what ``on_unsafe="best"`` lets through is
+    Only accepted text is returned, also while streaming; text that ``on_unsafe="best"`` returns is
     marked. Every generation carries in its ``generation_info``: ``usage``, ``verdict``,
     ``accepted``, ``stop_reason``, ``settings_hash``.
 
@@ -69,7 +69,7 @@ class RainLLM(GuardedModel, BaseLLM):
     def _call(
         self, prompts: Sequence[str], stop: list[str] | None, overrides: dict[str, Any]
     ) -> tuple[list[Task], RainSettings]:
-        """Return what the engine is told of one call."""
+        """Return the tasks and the settings of one call."""
         llm = self._overridden(with_stop(overrides, stop))
         return [Task(prompt, llm.context, llm.question) for prompt in prompts], llm.settings
 
