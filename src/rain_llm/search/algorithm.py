@@ -13,14 +13,16 @@ The loop, in the paper's words::
             3 expand      give the leaf children
             4 evaluate    ask the judge about answer + rollout
             5 back up     update the values on the path, and of similar siblings
-        6 commit          the best becomes the root; the rest is rewound
+        6 commit          the best becomes the root; the rest is rewound: dropped, for every request
+                          carries its whole prefix. If it did not pass, give up (``on_unsafe``)
 
 What differs between the paper and the tuned default is in two strategies (``strategies.py``), which the loop
 does not distinguish::
 
                       Paper                                          KeepDrafts (the default)
-    expand            a leaf's second visit samples candidates,      the rollout becomes children
-                      during select (``expand_in_advance``)          (``keep_rollouts``)
+    expand            a leaf's second visit samples candidates,      the rollout becomes a chain of
+                      during select; later one more, where all       nodes (``keep_rollouts``)
+                      are similar and bad (``expand_in_advance``)
     good enough       a child has enough visits and value            a verdict is on target
     commit            the child with the largest weight              the text with the best verdict
 
@@ -28,9 +30,9 @@ Words: a *step* is one turn of the outer loop, an *iteration* one of the inner l
 requested at once, perhaps for several iterations. A *token set* is the tokens of a node; a *leaf* is where
 selection ends. A document or a call is *atomic*: one token set; until it is finished it is *incomplete*.
 
-The first rollout of every step continues the prompt itself; after a rewind, rollouts are resampled with the
-criteria's guide prefixes (``guided``). So an answer that passes at once is not changed. The judge never sees
-a guide prefix.
+With KeepDrafts, a step's first rollout continues the prompt itself; its later ones are resampled with the
+criteria's guide prefixes (``guided``). So a text that is on target at once is not changed. The judge never
+sees a guide prefix.
 
 Other modules: ``tree.py`` (values and selection), ``rollouts.py`` and ``output.py`` (sampling text, documents
 and tool calls), ``prefetch.py`` (requests sent early), ``verdicts.py`` (each text is judged once), and
@@ -105,7 +107,7 @@ class RainSearch:
                 state.begin_step()
                 while not self.strategy.settled():  # the inner loop
                     iterations = yield from self._select()
-                    prefetch_with = partial(self.strategy.with_rollouts, iterations)
+                    prefetch_with = partial(self.strategy.prefetch_with_rollouts, iterations)
                     yield from roll_out(state, self.prefetch, iterations, prefetch_with)
                     self.strategy.keep_rollouts(iterations)
                     yield from self._evaluate(iterations)
@@ -162,7 +164,7 @@ class RainSearch:
             each.text = self.state.text(each.judged)
         complete = [each for each in iterations if not each.incomplete]
         texts = [each.text for each in complete]
-        yield from self.verdicts.judge(texts, partial(self.strategy.with_verdicts, complete))
+        yield from self.verdicts.judge(texts, partial(self.strategy.prefetch_with_verdicts, complete))
         for each in iterations:
             each.verdict = INCOMPLETE if each.incomplete else self.verdicts.of[each.text]
 

@@ -23,10 +23,10 @@ class Iteration:
     """One iteration of the inner loop: a path to a leaf, the rollout from it, and its verdict.
 
     Attributes:
-        path: Nodes from the root to the leaf.
+        path: Nodes from the root to the leaf; once the rollout is kept as nodes, to its end.
         tokens: Tokens of the path below the root.
         ends: Whether the answer ends with the path, so that there is nothing to simulate.
-        rollout: Tokens after the path.
+        rollout: Tokens after the path, until they are kept as nodes of it.
         atomic: Number of tokens at the rollout's end that must stay in one token set (a JSON document or
             tool calls).
         incomplete: Whether the document or the calls were not finished.

@@ -51,11 +51,11 @@ class Strategy(Protocol):
         """Return the path to commit (without the root), whether it passed, and its verdict."""
         ...
 
-    def with_rollouts(self, iterations: Sequence[Iteration]) -> list[Sample]:
+    def prefetch_with_rollouts(self, iterations: Sequence[Iteration]) -> list[Sample]:
         """Return what to prefetch along with the rollouts of ``iterations``."""
         ...
 
-    def with_verdicts(self, iterations: Sequence[Iteration]) -> list[Sample]:
+    def prefetch_with_verdicts(self, iterations: Sequence[Iteration]) -> list[Sample]:
         """Return what to prefetch along with the questions about ``iterations``."""
         ...
 
@@ -102,11 +102,11 @@ class KeepDrafts:
         assert best is not None and best.verdict is not None  # a step has at least one iteration
         return best.path[1:], best.verdict.passed, best.verdict
 
-    def with_rollouts(self, iterations: Sequence[Iteration]) -> list[Sample]:
+    def prefetch_with_rollouts(self, iterations: Sequence[Iteration]) -> list[Sample]:
         """Return nothing: the next requests depend on the verdicts."""
         return []
 
-    def with_verdicts(self, iterations: Sequence[Iteration]) -> list[Sample]:
+    def prefetch_with_verdicts(self, iterations: Sequence[Iteration]) -> list[Sample]:
         """Return requests for the first token after each rollout, needed if the rollout is committed."""
         if not self.settings.prefetch:
             return []
@@ -173,7 +173,7 @@ class Paper:
         worst, best = self.state.range_below[child]
         return [child], passed, best if passed else worst
 
-    def with_rollouts(self, iterations: Sequence[Iteration]) -> list[Sample]:
+    def prefetch_with_rollouts(self, iterations: Sequence[Iteration]) -> list[Sample]:
         """Return the next iterations' requests, assuming that each verdict equals the latest one."""
         state = self.state
         if not iterations:
@@ -192,9 +192,9 @@ class Paper:
             state.tree.undo(mark)
         return list(asked)
 
-    def with_verdicts(self, iterations: Sequence[Iteration]) -> list[Sample]:
+    def prefetch_with_verdicts(self, iterations: Sequence[Iteration]) -> list[Sample]:
         """Return the same as with the rollouts."""
-        return self.with_rollouts(iterations)
+        return self.prefetch_with_rollouts(iterations)
 
     def _candidates_request(self, path: Sequence[Node], peek: bool = False) -> Sample | None:
         """Return the request for candidates of the last node; None if it needs none."""
