@@ -1,10 +1,9 @@
-"""LlamaIndex's chat messages as ours: roles, text, calls of tools and their replies."""
+"""LlamaIndex's chat messages as ours, and answers as LlamaIndex's."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from llama_index.core.base.llms.types import (
     BaseContentBlock,
@@ -15,121 +14,92 @@ from llama_index.core.base.llms.types import (
     ThinkingBlock,
     ToolCallBlock,
 )
+from llama_index.core.bridge.pydantic import BaseModel
 from llama_index.core.llms import ChatMessage, MessageRole
 
-from rain_llm import Message, PromptError
-from rain_llm.chat import left_out
-from rain_llm.types import ToolCall
+from rain_llm import Message, PromptError, ToolCall
+from rain_llm.chat import call_of, left_out, messages_of
 
-ROLES: dict[MessageRole, Literal["system", "user", "assistant", "tool"]] = {
-    MessageRole.SYSTEM: "system",
-    MessageRole.DEVELOPER: "system",
-    MessageRole.USER: "user",
-    MessageRole.ASSISTANT: "assistant",
-    MessageRole.CHATBOT: "assistant",
-    MessageRole.MODEL: "assistant",
-    MessageRole.TOOL: "tool",
-    MessageRole.FUNCTION: "tool",
-}
+_REPLIES = (MessageRole.TOOL, MessageRole.FUNCTION)
+_ROLES = {MessageRole.CHATBOT: "assistant", MessageRole.MODEL: "assistant"}
+"""Roles of LlamaIndex's own; the others are those of OpenAI's API."""
 
 
 def from_llama_index(messages: Sequence[ChatMessage]) -> list[Message]:
     """Return the same chat in our types.
 
-    A tool's reply names its call by ``additional_kwargs["tool_call_id"]``; the tool's name is that of the
-    call.
-
     Raises:
         PromptError: a message holds something else than text and calls, or calls that cannot be read.
     """
-    names: dict[str, str] = {}
-    said = []
-    for message in messages:
-        calls = calls_of(message)
-        names |= {call.id: call.name for call in calls}
-        role = ROLES[message.role]
-        id = str(message.additional_kwargs.get("tool_call_id") or "") if role == "tool" else ""
-        said.append(Message(role, text_of(message), calls, names.get(id, ""), id))
-    return said
+    return messages_of(
+        [
+            {
+                "role": _ROLES.get(message.role, message.role.value),
+                "content": text_of(message),
+                "tool_calls": _calls(message),
+                "tool_call_id": str(message.additional_kwargs.get("tool_call_id") or ""),
+            }
+            for message in messages
+        ]
+    )
 
 
 def text_of(message: ChatMessage) -> str:
-    """Return what a message says, and what it cites; marks, calls and thoughts are no text of it.
+    """Return a message's text and what it cites, without cache marks, calls and thoughts.
 
-    In a tool's reply a marker stands for an image, say, and an agent goes on with the rest.
+    In a tool's reply a marker replaces an image, say, so that an agent can go on.
 
     Raises:
         PromptError: another message holds an image, say.
     """
-    replied = ROLES[message.role] == "tool"
-    return "\n".join(text for block in message.blocks for text in _texts(block, replied))
-
-
-def calls_of(message: ChatMessage) -> tuple[ToolCall, ...]:
-    """Return the calls in a message: its blocks', or those that older models put beside them.
-
-    Raises:
-        PromptError: a call cannot be read.
-    """
-    if blocks := [block for block in message.blocks if isinstance(block, ToolCallBlock)]:
-        return tuple(_call(block.tool_name, block.tool_kwargs, block.tool_call_id) for block in blocks)
-    return tuple(_older_call(call) for call in message.additional_kwargs.get("tool_calls") or ())
+    return "\n".join(text for block in message.blocks for text in _texts(block, message.role))
 
 
 def to_llama_index(text: str, calls: Sequence[ToolCall]) -> ChatMessage:
     """Return an answer as a chat message: text, and a block for each call.
 
-    Without calls nothing stands in ``additional_kwargs``, which LlamaIndex writes into later prompts. With
-    calls, the older form stands there too: LlamaIndex's own programs look for it.
+    Calls stand in ``additional_kwargs``, too: LlamaIndex's own programs look for them there. Nothing else
+    does, for LlamaIndex writes it into later prompts.
     """
     blocks = [
-        ToolCallBlock(tool_call_id=c.id, tool_name=c.name, tool_kwargs=dict(c.arguments)) for c in calls
-    ]
-    older = [
-        {
-            "id": call.id,
-            "type": "function",
-            "function": {"name": call.name, "arguments": json.dumps(dict(call.arguments))},
-        }
+        ToolCallBlock(tool_call_id=call.id, tool_name=call.name, tool_kwargs=dict(call.arguments))
         for call in calls
     ]
     return ChatMessage(
         role=MessageRole.ASSISTANT,
         blocks=[TextBlock(text=text), *blocks],
-        additional_kwargs={"tool_calls": older} if older else {},
+        additional_kwargs={"tool_calls": [call_of(call) for call in calls]} if calls else {},
     )
 
 
-def _texts(block: BaseContentBlock, replied: bool) -> list[str]:
+def _texts(block: BaseContentBlock, role: MessageRole) -> list[str]:
     match block:
         case TextBlock():
             return [block.text]
         case CitableBlock():
-            return [text for part in block.content for text in _texts(part, replied)]
+            return [text for part in block.content for text in _texts(part, role)]
         case CitationBlock():
-            return _texts(block.cited_content, replied)
+            return _texts(block.cited_content, role)
         case CachePoint() | ThinkingBlock() | ToolCallBlock():
             return []
-    if replied:
+    if role in _REPLIES:
         return [left_out(type(block).__name__.removesuffix("Block").lower())]
-    raise PromptError(f"a message holds a {type(block).__name__}: only text is understood")
+    raise PromptError(
+        f"a message of the role {role.value!r} holds a {type(block).__name__}: only text can be judged; "
+        "leave it out, or describe it in words"
+    )
 
 
-def _older_call(call: Any) -> ToolCall:
-    told: dict[str, Any] = call if isinstance(call, dict) else call.model_dump()
-    match told:
-        case {"function": {"name": str(name), "arguments": arguments}}:
-            return _call(name, arguments, told.get("id"))
-        case {"tool_name": str(name), "tool_kwargs": arguments}:  # LlamaIndex's ToolSelection
-            return _call(name, arguments, told.get("tool_id"))
-    raise PromptError(f"a message holds a call of a tool that cannot be read: a {type(call).__name__}")
+def _calls(message: ChatMessage) -> list[Any]:
+    """Return a message's calls in OpenAI's form: its blocks, or those that older models put beside them."""
+    blocks = [block for block in message.blocks if isinstance(block, ToolCallBlock)]
+    return [_call(call) for call in blocks or message.additional_kwargs.get("tool_calls") or ()]
 
 
-def _call(name: str, arguments: dict[str, Any] | str, id: str | None) -> ToolCall:
-    try:
-        read = json.loads(arguments) if isinstance(arguments, str) else arguments
-    except ValueError as error:
-        raise PromptError(
-            f"a message holds a call of {name!r:.140} whose arguments are no JSON: {error}"
-        ) from error
-    return ToolCall(name, read, id or "")
+def _call(call: object) -> object:
+    match call.model_dump() if isinstance(call, BaseModel) else call:
+        case {"tool_name": name, "tool_kwargs": arguments, **more}:  # a ToolCallBlock, or a ToolSelection
+            id = more.get("tool_call_id") or more.get("tool_id")
+            return {"id": id, "function": {"name": name, "arguments": arguments}}
+        case other:
+            return other
