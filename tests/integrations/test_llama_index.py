@@ -446,7 +446,7 @@ def test_all_roles_and_blocks_that_there_are(llm: RainLLM, model: ScriptedModel)
     assert model.requests[0].prefix == model.render_chat(turns)
     image = ImageBlock(image=b"")
     for block in (image, CitableBlock(title="T", source="S", content=[image])):
-        with pytest.raises(PromptError, match="ImageBlock"):
+        with pytest.raises(PromptError, match="'image': only text can be judged"):
             llm.chat([ChatMessage(role="user", blocks=[TextBlock(text="see"), block])])
 
 

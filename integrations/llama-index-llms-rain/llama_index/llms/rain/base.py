@@ -6,9 +6,8 @@ engine itself, so that LlamaIndex counts every call once.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from contextlib import aclosing, closing, contextmanager
-from dataclasses import asdict
 from typing import Any
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt
@@ -33,16 +32,17 @@ from llama_index.core.program.utils import FlexibleModel
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.tools import BaseTool
 from llama_index.core.types import Model, PydanticProgramMode, TokenAsyncGen, TokenGen
-from llama_index.llms.rain.context import of_task, of_template, with_criteria_for
+from llama_index.llms.rain.answers import chat_response, completion, completions, last
+from llama_index.llms.rain.context import of_template, with_criteria_for
 from llama_index.llms.rain.errors import unswallowed
 from llama_index.llms.rain.events import report
-from llama_index.llms.rain.messages import from_llama_index, to_llama_index
+from llama_index.llms.rain.messages import from_llama_index
 from llama_index.llms.rain.parameters import Configured
 from llama_index.llms.rain.structured import RainStructuredLLM, asked_for, unboxed
 from llama_index.llms.rain.tools import callable_tools, openai_tools
 
 from rain_llm import Message, PromptError, RainError, RainSettings, Step, StopReason, Task, UnsafeAnswerError
-from rain_llm.chat import about, format_of, tool_choice_of, tools_of, usage_of
+from rain_llm.chat import format_of, tool_choice_of, tools_of
 
 Options = dict[str, Any]
 """Keyword arguments of a call."""
@@ -53,25 +53,24 @@ Asked = tuple[Task, RainSettings]
 class RainLLM(Configured, CustomLLM, FunctionCallingLLM):
     """A guarded language model for LlamaIndex.
 
-    Creating it loads nothing; the model loads with the first answer. A response's ``raw`` has ``verdict``,
-    ``accepted``, ``stop_reason``, ``usage``, ``context``, ``question``, ``tool_calls``, ``trace`` and
-    ``settings_hash``; query engines drop it, see :class:`VerdictCollector`.
+    Creating it loads nothing; the model loads with the first answer. A pickled one has no weights and no
+    callbacks: the copy loads its own. One with a ready engine (``rain``) cannot be pickled.
 
-    A call may have ``context`` (passages that the answer is judged against), ``question`` (what the judge
-    reads as the question), ``schema`` (of a JSON document), ``settings``, ``max_tokens``, or any field of the
-    settings' ``generation``: ``stop``, ``temperature``, ``seed``, ... A chat may have ``tools``,
-    ``tool_choice`` and ``parallel_tool_calls``, as ``chat_with_tools`` does. Anything else is an error.
+    A call takes ``context`` (passages that the answer is judged against), ``question`` (what the judge reads
+    as the question), ``schema`` (of a JSON document), ``settings``, ``max_tokens``, ``timeout``, or any field
+    of the settings' ``generation``; a chat also ``tools``, ``tool_choice`` and ``parallel_tool_calls``.
+    Anything else is an error.
 
-    What LlamaIndex asks by a template is judged by the template's parts: ``context_str`` (``context_msg``,
-    and ``existing_answer`` where an answer is refined) is the context, ``query_str`` the question. A call
-    without a context is judged by the criteria that need none; by the default criteria, if all of them do.
+    A filled template is judged by its parts: ``context_str`` (``context_msg``, and ``existing_answer`` where
+    an answer is refined) is the context, ``query_str`` the question. A call without a context is judged by
+    the criteria that need none; by the default criteria, if all of them do.
 
-    A chat is rendered with the model's chat template, unless ``messages_to_prompt`` is given. What that and
-    ``completion_to_prompt`` write is text: a special token's name in it, such as ``<|im_start|>``, is just
-    its characters. Only the chat template opens turns; for completions, by ``generation.chat_template``.
+    A response's ``raw`` has the ``verdict``, ``accepted``, ``stop_reason``, ``usage``, ``context``,
+    ``question``, ``tool_calls``, ``trace`` and ``settings_hash``. Query engines drop it: see
+    :class:`VerdictCollector`.
 
-    A pickled model has no weights and no callbacks: the copy loads its own. One with a ready engine
-    (``rain``) cannot be pickled.
+    What ``completion_to_prompt`` and ``messages_to_prompt`` write is text: a special token's name in it, such
+    as ``<|im_start|>``, is just its characters. Only the model's chat template opens turns.
 
     Example:
         ```python
@@ -133,31 +132,31 @@ class RainLLM(Configured, CustomLLM, FunctionCallingLLM):
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Continue a text."""
-        return _as_completion(_last(self._stream(*self._completion(prompt, formatted, kwargs))))
+        return completion(last(self._stream(*self._completion(prompt, formatted, kwargs))))
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
         """Continue a text; each chunk is accepted before it is sent."""
         chunks = self._stream(*self._completion(prompt, formatted, kwargs))
-        return (_as_completion(chunk) for chunk in chunks)
+        return (completion(chunk) for chunk in chunks)
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """As :meth:`complete`, without blocking the event loop."""
         chunks = self._astream(*self._completion(prompt, formatted, kwargs))
-        return _as_completion(_last([chunk async for chunk in chunks]))
+        return completion(last([chunk async for chunk in chunks]))
 
     @llm_completion_callback()
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
         """As :meth:`stream_complete`, without blocking the event loop."""
-        return _as_completions(self._astream(*self._completion(prompt, formatted, kwargs)))
+        return completions(self._astream(*self._completion(prompt, formatted, kwargs)))
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a chat."""
-        return _last(self._stream(*self._conversation(messages, kwargs)))
+        return last(self._stream(*self._conversation(messages, kwargs)))
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
@@ -167,7 +166,7 @@ class RainLLM(Configured, CustomLLM, FunctionCallingLLM):
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """As :meth:`chat`, without blocking the event loop."""
-        return _last([chunk async for chunk in self._astream(*self._conversation(messages, kwargs))])
+        return last([chunk async for chunk in self._astream(*self._conversation(messages, kwargs))])
 
     @llm_chat_callback()
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
@@ -329,7 +328,9 @@ class RainLLM(Configured, CustomLLM, FunctionCallingLLM):
 
     def _asked(self, prompt: str | list[Message], options: Options, verbatim: bool = False) -> Asked:
         """Return a call's task and settings; a verbatim prompt needs no chat template."""
-        given, settings = self._understood(options | ({"is_chat_model": False} if verbatim else {}))
+        given, settings = self._understood(options)
+        if verbatim:
+            settings = settings.updated(generation={"chat_template": False})
         context, question = self._judged
         task = Task(
             prompt,
@@ -380,42 +381,10 @@ class RainLLM(Configured, CustomLLM, FunctionCallingLLM):
             raise
 
     def _chunk(self, task: Task, text: str, step: Step) -> ChatResponse:
-        """Return the response for a step, after which ``text`` is the answer so far; calls come with its end.
-
-        The counts stay out of the message, which chat histories keep.
-        """
-        result = step.result
-        if result is None:
-            raw = {"verdict": step.verdict and asdict(step.verdict), "accepted": step.accepted}
-            return ChatResponse(message=to_llama_index(text, ()), delta=step.text, raw=raw)
-        if task.schema is not None and result.stop_reason is StopReason.REFUSED:
-            raise UnsafeAnswerError("no document that matches the schema passed the criteria", result)
-        if self.guarded:
-            report(task, result, result.accepted)
-        calls = [asdict(call) for call in result.tool_calls]
-        return ChatResponse(
-            message=to_llama_index(text, result.tool_calls),
-            delta=step.text,
-            raw=about(result) | {"tool_calls": calls} | of_task(task),
-            additional_kwargs=usage_of(result.usage),
-        )
-
-
-def _last(chunks: Iterable[ChatResponse]) -> ChatResponse:
-    *_, last = chunks
-    return last.model_copy(update={"delta": None})
-
-
-def _as_completion(response: ChatResponse) -> CompletionResponse:
-    return CompletionResponse(
-        text=response.message.content or "",
-        delta=response.delta,
-        raw=response.raw,
-        additional_kwargs=response.additional_kwargs,
-    )
-
-
-async def _as_completions(chunks: ChatResponseAsyncGen) -> CompletionResponseAsyncGen:
-    async with aclosing(chunks):  # left early, it ends the search at once
-        async for chunk in chunks:
-            yield _as_completion(chunk)
+        """Return the response for a step, and dispatch the event of an answer at its end."""
+        if result := step.result:
+            if task.schema is not None and result.stop_reason is StopReason.REFUSED:
+                raise UnsafeAnswerError("no document that matches the schema passed the criteria", result)
+            if self.guarded:
+                report(task, result, result.accepted)
+        return chat_response(task, text, step)

@@ -18,14 +18,13 @@ from pydantic.json_schema import SkipJsonSchema
 from rain_llm import Rain, RainSettings, SettingsError
 from rain_llm.chat import ALIASES, CALL, ENGINE, Parameters, Redacted, same_model
 
-_SERVER = {"api_base": ENGINE["base_url"]}  # LlamaIndex's name for it
 PARAMETERS = Parameters(
     "RainLLM",
     places={
         **CALL,
+        **ENGINE,
+        "api_base": ENGINE["base_url"],
         "is_chat_model": ("generation", "chat_template"),
-        **{name: place for name, place in ENGINE.items() if name != "base_url"},
-        **_SERVER,
     },
     aliases={**ALIASES, "base_url": "api_base", "chat_template": "is_chat_model"},
     others={
@@ -48,7 +47,7 @@ _OF_A_TASK = (
     "parallel_tool_calls",
 )
 _OF_A_CALL = [name for name in PARAMETERS.of_a_call() if name not in PARAMETERS.aliases]
-_FIXED = {*ENGINE, *_SERVER, "rain"}
+_FIXED = {*ENGINE, "api_base", "rain"}
 
 
 class Configured(Redacted):
@@ -71,27 +70,13 @@ class Configured(Redacted):
     seed: int | None = Field(None, description="settings.generation.seed; null: a fresh one each call.")
     stop: str | tuple[str, ...] | None = Field(None, description="settings.generation.stop")
     timeout: float | None = Field(None, description="Seconds for an answer: settings.search.deadline_s")
-    is_chat_model: bool | None = Field(
-        None, description="Fill templates for a user's turn: settings.generation.chat_template"
-    )
-    api_base: str | tuple[str, ...] | None = Field(
-        None, description="Address of a server, or of several: settings.model.base_url"
-    )
-    api_key: SecretStr | None = Field(
-        None, exclude=True, repr=False, description="For these servers; never written down."
-    )
-    max_retries: int | None = Field(
-        None, description="Retries of a server's failed request: settings.model.limits.attempts less one"
-    )
-    additional_kwargs: dict[str, Any] = Field(
-        default_factory=dict, description="Arguments of every call, unless the call has its own."
-    )
-    context_window: int | None = Field(
-        None, gt=0, description="Tokens of the model's context; null: by its config.json."
-    )
-    rain: Annotated[Rain | None, SkipJsonSchema()] = Field(
-        None, exclude=True, repr=False, description="A ready engine instead of a model."
-    )
+    is_chat_model: bool | None = Field(None, description="settings.generation.chat_template")
+    api_base: str | tuple[str, ...] | None = Field(None, description="settings.model.base_url")
+    api_key: SecretStr | None = Field(None, exclude=True, repr=False, description="settings.model.api_key")
+    max_retries: int | None = Field(None, description="settings.model.limits.attempts less one")
+    additional_kwargs: dict[str, Any] = Field(default_factory=dict, description="Arguments of every call.")
+    context_window: int | None = Field(None, gt=0, description="Tokens; null: by the model's config.json.")
+    rain: Annotated[Rain | None, SkipJsonSchema()] = Field(None, exclude=True, repr=False)
     _rain: Rain = PrivateAttr()
 
     @model_validator(mode="before")
@@ -101,7 +86,9 @@ class Configured(Redacted):
 
     @model_validator(mode="after")
     def _make_engine(self) -> Self:
-        given = {name: value for name in PARAMETERS.places if (value := getattr(self, name)) is not None}
+        given = {
+            name: value for name in PARAMETERS.places if (value := getattr(self, name, None)) is not None
+        }
         if self.rain is not None:
             if clash := [name for name in given if name in _FIXED]:
                 raise ValueError(f"give {clash[0]} or rain, not both: a ready engine has its model")
