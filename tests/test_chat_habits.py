@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from rain_llm import SettingsError
+from rain_llm.chat import Parameters
 from rain_llm.chat.habits import ALIASES, remedy
 
 
@@ -32,3 +34,26 @@ def test_what_asks_for_something_has_one(name: str, value: Any) -> None:
 def test_what_no_model_has_is_unknown() -> None:
     assert remedy("modle", None) is None
     assert not any(remedy(name, None) is not None for name in ALIASES)
+
+
+TAKEN = Parameters("A", others={"tools": (([],), "give them to the chat")})
+
+
+def test_parameters_are_known_under_our_names() -> None:
+    given = {"max_completion_tokens": 7, "user": "me", "n": 1, "tools": [], "seed": None}
+    assert TAKEN.known(given, ["max_tokens", "seed"]) == {"max_tokens": 7, "seed": None}
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("model", r"model is the model's, not a call's: give it to A\(...\)"),
+        ("iterations", r"'iterations' is a setting: give settings=RainSettings\(search="),
+        ("sead", "'sead': did you mean 'seed'.*settings=RainSettings"),
+        ("tools", "tools asks for what A does not do: give them to the chat"),
+        ("n", "a call has one answer"),
+    ],
+)
+def test_a_parameter_that_is_not_known_says_where_it_belongs(name: str, reason: str) -> None:
+    with pytest.raises(SettingsError, match=reason):
+        TAKEN.known({name: 7}, ["seed"])

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import rain_llm
+import rain_llm.chat
 from rain_llm.search.algorithm import RainSearch
 
 PACKAGE = Path(rain_llm.__file__).parent
@@ -304,6 +305,31 @@ def test_the_command_line_does_not_weigh_on_the_library():
 def test_the_public_names_are_these():
     assert rain_llm.__all__ == PUBLIC
     assert [name for name in PUBLIC if not hasattr(rain_llm, name)] == []
+
+
+INTEGRATIONS = PACKAGE.parents[1] / "integrations"
+
+
+@pytest.mark.parametrize(
+    "integration",
+    [
+        pytest.param("langchain-rain", marks=pytest.mark.xfail(strict=False, reason="is being moved")),
+        "llama-index-llms-rain",
+    ],
+)
+def test_integrations_import_public_names_only(integration: str):
+    public = {"rain_llm": rain_llm.__all__, "rain_llm.chat": rain_llm.chat.__all__}
+    files = [*(INTEGRATIONS / integration).rglob("*.py")]
+    assert files
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found = [alias.name for alias in node.names if alias.name.partition(".")[0] == "rain_llm"]
+                assert not found, f"{path}: write from {found[0]} import ..."
+            if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] == "rain_llm":
+                assert node.module in public, f"{path} imports {node.module}"
+                private = {alias.name for alias in node.names} - set(public[node.module])
+                assert not private, f"{path} imports {private} from {node.module}"
 
 
 LAZY = """

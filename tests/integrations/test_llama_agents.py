@@ -130,8 +130,8 @@ async def test_what_cannot_be_asked(llm: RainLLM) -> None:
         llm.chat_with_tools([], QUESTION, tool_required=True)
     with pytest.raises(PromptError, match="'look' names no tool"):
         await llm.achat_with_tools([WEATHER], QUESTION, tool_choice="look")
-    with pytest.raises(PromptError, match="OpenAI's form"):
-        llm.chat([ChatMessage(QUESTION)], tools=[{"name": "weather"}])
+    with pytest.raises(PromptError, match=r"a tool is a str: .*OpenAI's form"):
+        llm.chat([ChatMessage(QUESTION)], tools=["weather"])
     with pytest.raises(PromptError, match="tools are for chats"):
         llm.complete(QUESTION, tools=[WEATHER.metadata.to_openai_tool()])
     with pytest.raises(PromptError, match="tool_choice is 3"):
@@ -195,7 +195,7 @@ def test_calls_and_replies_reach_the_engine(llm: RainLLM, asked: ChatMessage) ->
 )
 def test_calls_that_cannot_be_read(llm: RainLLM, calls: list[Any]) -> None:
     past = ChatMessage(role="assistant", content="I", additional_kwargs={"tool_calls": calls})
-    with pytest.raises(PromptError, match="a message holds a call"):
+    with pytest.raises(PromptError, match=r"a message holds a (tool )?call .*cannot be read"):
         llm.chat([ChatMessage(QUESTION), past, ChatMessage(QUESTION)])
 
 

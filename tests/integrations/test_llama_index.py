@@ -446,7 +446,7 @@ def test_all_roles_and_blocks_that_there_are(llm: RainLLM, model: ScriptedModel)
     assert model.requests[0].prefix == model.render_chat(turns)
     image = ImageBlock(image=b"")
     for block in (image, CitableBlock(title="T", source="S", content=[image])):
-        with pytest.raises(PromptError, match="ImageBlock"):
+        with pytest.raises(PromptError, match="'image': only text can be judged"):
             llm.chat([ChatMessage(role="user", blocks=[TextBlock(text="see"), block])])
 
 
@@ -519,9 +519,9 @@ def test_a_context_reaches_the_judge(model: ScriptedModel) -> None:
 async def test_unknown_arguments_are_refused_by_name(llm: RainLLM) -> None:
     with pytest.raises(SettingsError, match=r"'max_length'.*max_tokens.*stop"):
         llm.complete(PROMPT, max_length=3)
-    with pytest.raises(SettingsError, match="'functions'"):
+    with pytest.raises(SettingsError, match=r"functions asks for .*tools="):
         llm.stream_chat(CHAT, functions=[])
-    with pytest.raises(SettingsError, match="'logprobs'"):
+    with pytest.raises(SettingsError, match="logprobs asks for"):
         await llm.astream_complete(PROMPT, logprobs=True)
     with pytest.raises(SettingsError, match="temperature"):
         llm.complete(PROMPT, temperature=-1)

@@ -27,7 +27,7 @@ from llama_index.core.response_synthesizers import ResponseMode
 from llama_index.core.schema import TextNode
 from llama_index.core.tools import FunctionTool, QueryEngineTool
 from llama_index.llms.rain import PredictionError, RainLLM, RainVerdictEvent, VerdictCollector
-from llama_index.llms.rain.agents import told, unfolded
+from llama_index.llms.rain.context import of_chat, unfolded
 from llama_index.llms.rain.testing import CHATS, COMPLETIONS, _aread
 from pydantic import BaseModel
 
@@ -363,7 +363,7 @@ def test_only_blocks_of_their_own_are_turns_of_an_agent_s() -> None:
         ChatMessage(CAFE, role="function"),
     ]
     folded = messages_to_xml_format(chat)
-    assert told(unfolded(folded)) == told(chat) == ((FERRY, CAFE), f"{said}\n\t</user>\n{said}")
+    assert of_chat(folded) == of_chat(chat) == ((FERRY, CAFE), f"{said}\n\t</user>\n{said}")
     text = "".join(block.text for block in folded[-1].blocks if isinstance(block, TextBlock))
     for alone in ([ChatMessage(text)], [ChatMessage("<current_conversation>\n")], []):
         assert unfolded(alone) == alone  # one text is one user's

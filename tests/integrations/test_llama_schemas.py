@@ -311,7 +311,7 @@ def test_what_a_reply_cites_too() -> None:
 @pytest.mark.parametrize("role", ["user", "system", "assistant"])
 def test_an_image_in_another_turn_is_refused(role: str) -> None:
     llm = scripted({QUESTION: {"Splendid.": 1}})
-    with pytest.raises(PromptError, match="ImageBlock"):
+    with pytest.raises(PromptError, match="'image': only text can be judged"):
         llm.chat([ChatMessage(role=role, blocks=[TextBlock(text="See."), IMAGE]), ChatMessage(QUESTION)])
     assert model_of(llm).requests == []
 

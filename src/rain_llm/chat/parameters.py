@@ -13,7 +13,7 @@ from typing import Any
 from rain_llm.chat.habits import ALIASES, remedy
 from rain_llm.errors import SettingsError
 from rain_llm.redaction import nearest, shown_name
-from rain_llm.settings import GenerationSettings, RainSettings
+from rain_llm.settings import GenerationSettings, RainSettings, place_of
 
 Place = tuple[str, ...]
 """Where in the settings a parameter is held."""
@@ -78,6 +78,23 @@ class Parameters:
                     raise SettingsError(f"{name} asks for what {self.who} does not do: {what}")
             elif own == name or value is not None:
                 ours[own] = value
+        return ours
+
+    def known(self, given: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+        """Return parameters as :meth:`understood` does; a name that is not known is an error.
+
+        Raises:
+            SettingsError: a name is not known, and says where it belongs; or as :meth:`understood` does.
+        """
+        ours = self.understood(given, known)
+        for name in ours:
+            if name in known:
+                continue
+            if name in self.places:
+                raise SettingsError(f"{name} is the model's, not a call's: give it to {self.who}(...)")
+            if place := place_of(name):
+                raise SettingsError(f"'{name}' is a setting: give settings={place}")
+            raise SettingsError(f"{unknown(name, known)}; all else is in settings=RainSettings(...)")
         return ours
 
     def remedy(self, name: str, value: object) -> str | None:

@@ -1,4 +1,4 @@
-"""Input errors in a form that LlamaIndex does not swallow."""
+"""Errors about the input in a form that LlamaIndex does not swallow."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from rain_llm import PromptError, RainError, SettingsError
 
 
 class PredictionError(RainError):
-    """A filled template that cannot be answered; its cause is the ``PromptError`` or ``SettingsError``.
+    """A filled template cannot be answered; the cause is a ``PromptError`` or a ``SettingsError``.
 
-    Those are ``ValueError``, and a query engine that refines its answer takes a ``ValueError`` for an answer
-    that it cannot read: it would go on without the passages, down to an "Empty Response".
+    Those are ``ValueError``, which a query engine takes for an answer that it cannot read: it would go on
+    without the passages, and end in an "Empty Response".
     """
 
 
 @contextmanager
 def unswallowed() -> Iterator[None]:
-    """Raise a :class:`PredictionError` where the input is refused."""
+    """Raise a :class:`PredictionError` in place of an error about the input."""
     try:
         yield
     except (PromptError, SettingsError) as error:

@@ -1,33 +1,32 @@
-"""The verdict on an answer as an instrumentation event, for query engines and agents drop it on their way."""
+"""The verdict on an answer as an instrumentation event: query engines and agents drop it otherwise."""
 
 from __future__ import annotations
 
 import threading
-from types import TracebackType
 from typing import Any, ClassVar, Self
 
 from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events import BaseEvent
+from llama_index.llms.rain.context import of_task
 
-from rain_llm import SentenceVerdict, StopReason, Usage, Verdict
-from rain_llm.types import ToolCall
+from rain_llm import RainResult, SentenceVerdict, StopReason, Task, ToolCall, Usage, Verdict
 
 
 class RainVerdictEvent(BaseEvent):
-    """Dispatched at the end of every guarded answer, whoever asked for it, also where it ends in an error.
+    """Dispatched at the end of every guarded answer, also of one that ends in an error.
 
     Attributes:
-        text: the whole answer. tool_calls: what it asks for; only calls that passed.
+        text: the answer. tool_calls: what it asks for; only calls that passed.
         verdict: on it; None if it was cut off before it was judged.
         accepted: every piece of it was accepted, and it did not end in an error.
         stop_reason: why it ended. usage: what it cost.
         sentences: of an answer with passages that did not pass, the verdict on each of its sentences and the
             nearest passage. The words of a rejected sentence are withheld, unless the settings'
             ``evaluation.sentences`` is "texts".
-        context: the passages that came with the prompt, to be judged against; (): none did.
-        question: what the judge was told was asked; "": the prompt itself.
+        context: the passages that it is judged against; (): none.
+        question: what the judge reads as the question; "": the prompt itself.
         trace: how it came about, without what was rewound.
         settings_hash: of the settings that it was written with.
     """
@@ -60,10 +59,9 @@ class VerdictCollector(BaseEventHandler):
         if not collector.accepted:
             print(collector.events[-1].sentences)
 
-    A streamed answer ends when its stream has been read: read it before the collector closes. A collector
-    may be opened again once it is closed, and goes on collecting; while it is open that is an error.
-    Requests that run at once are told apart by LlamaIndex's ``instrument_tags``, which every event
-    carries in ``tags``.
+    A streamed answer ends when its stream has been read: read it before the collector closes. A closed
+    collector may be opened again, and goes on collecting. To distinguish requests that run at once, use
+    LlamaIndex's ``instrument_tags``, which every event has in ``tags``.
     """
 
     _registration: ClassVar[threading.Lock] = threading.Lock()
@@ -86,10 +84,9 @@ class VerdictCollector(BaseEventHandler):
 
     @property
     def accepted(self) -> bool:
-        """Whether there was an answer, and every one was accepted: what the events say.
+        """Whether there was an answer, and every one was accepted.
 
-        A verdict's ``passed`` may differ. It is on the last text that was judged, such as a rejected draft,
-        or an answer that passes as a whole though a marked piece of it did not.
+        A verdict's ``passed`` may differ: it is on the last text that was judged, such as a rejected rollout.
         """
         return bool(self._events) and all(event.accepted for event in self._events)
 
@@ -106,12 +103,15 @@ class VerdictCollector(BaseEventHandler):
             root.event_handlers = [*root.event_handlers, self]
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         root = get_dispatcher()
         with self._registration:  # by identity: two collectors with the same events are equal
             root.event_handlers = [each for each in root.event_handlers if each is not self]
+
+
+def report(task: Task, result: RainResult, accepted: bool) -> None:
+    """Dispatch the event of an answer."""
+    same = ("text", "tool_calls", "verdict", "stop_reason", "sentences", "usage", "settings_hash")
+    event = {name: getattr(result, name) for name in same} | of_task(task)
+    event |= {"accepted": accepted, "trace": result.trace.summary()}
+    get_dispatcher(__name__).event(RainVerdictEvent(**event))

@@ -1,135 +1,72 @@
-"""LlamaIndex's chat messages as ours: roles, text, calls of tools and their replies."""
+"""LlamaIndex's chat messages as ours."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
-from llama_index.core.base.llms.types import (
-    BaseContentBlock,
-    CachePoint,
-    CitableBlock,
-    CitationBlock,
-    TextBlock,
-    ThinkingBlock,
-    ToolCallBlock,
-)
+from llama_index.core.base.llms.types import ToolCallBlock
+from llama_index.core.bridge.pydantic import BaseModel
 from llama_index.core.llms import ChatMessage, MessageRole
 
-from rain_llm import Message, PromptError
-from rain_llm.chat import left_out
-from rain_llm.types import ToolCall
+from rain_llm import Message
+from rain_llm.chat import messages_of
 
-ROLES: dict[MessageRole, Literal["system", "user", "assistant", "tool"]] = {
-    MessageRole.SYSTEM: "system",
-    MessageRole.DEVELOPER: "system",
-    MessageRole.USER: "user",
-    MessageRole.ASSISTANT: "assistant",
-    MessageRole.CHATBOT: "assistant",
-    MessageRole.MODEL: "assistant",
-    MessageRole.TOOL: "tool",
-    MessageRole.FUNCTION: "tool",
-}
+_ROLES = {MessageRole.CHATBOT: "assistant", MessageRole.MODEL: "assistant"}
+"""Roles of LlamaIndex's own; the others are those of OpenAI's API."""
 
 
 def from_llama_index(messages: Sequence[ChatMessage]) -> list[Message]:
-    """Return the same chat in our types.
-
-    A tool's reply names its call by ``additional_kwargs["tool_call_id"]``; the tool's name is that of the
-    call.
+    """Return the same chat in our types: text, what it cites, and calls; no cache marks and no thoughts.
 
     Raises:
-        PromptError: a message holds something else than text and calls, or calls that cannot be read.
+        PromptError: a message holds something else, such as an image, or calls that cannot be read.
     """
-    names: dict[str, str] = {}
-    said = []
-    for message in messages:
-        calls = calls_of(message)
-        names |= {call.id: call.name for call in calls}
-        role = ROLES[message.role]
-        id = str(message.additional_kwargs.get("tool_call_id") or "") if role == "tool" else ""
-        said.append(Message(role, text_of(message), calls, names.get(id, ""), id))
-    return said
-
-
-def text_of(message: ChatMessage) -> str:
-    """Return what a message says, and what it cites; marks, calls and thoughts are no text of it.
-
-    In a tool's reply a marker stands for an image, say, and an agent goes on with the rest.
-
-    Raises:
-        PromptError: another message holds an image, say.
-    """
-    replied = ROLES[message.role] == "tool"
-    return "\n".join(text for block in message.blocks for text in _texts(block, replied))
-
-
-def calls_of(message: ChatMessage) -> tuple[ToolCall, ...]:
-    """Return the calls in a message: its blocks', or those that older models put beside them.
-
-    Raises:
-        PromptError: a call cannot be read.
-    """
-    if blocks := [block for block in message.blocks if isinstance(block, ToolCallBlock)]:
-        return tuple(_call(block.tool_name, block.tool_kwargs, block.tool_call_id) for block in blocks)
-    return tuple(_older_call(call) for call in message.additional_kwargs.get("tool_calls") or ())
-
-
-def to_llama_index(text: str, calls: Sequence[ToolCall]) -> ChatMessage:
-    """Return an answer as a chat message: text, and a block for each call.
-
-    Without calls nothing stands in ``additional_kwargs``, which LlamaIndex writes into later prompts. With
-    calls, the older form stands there too: LlamaIndex's own programs look for it.
-    """
-    blocks = [
-        ToolCallBlock(tool_call_id=c.id, tool_name=c.name, tool_kwargs=dict(c.arguments)) for c in calls
-    ]
-    older = [
-        {
-            "id": call.id,
-            "type": "function",
-            "function": {"name": call.name, "arguments": json.dumps(dict(call.arguments))},
-        }
-        for call in calls
-    ]
-    return ChatMessage(
-        role=MessageRole.ASSISTANT,
-        blocks=[TextBlock(text=text), *blocks],
-        additional_kwargs={"tool_calls": older} if older else {},
+    return messages_of(
+        [
+            {
+                "role": _ROLES.get(message.role, message.role.value),
+                "content": _lines([part for block in message.blocks for part in _parts(block)]),
+                "tool_calls": _calls(message),
+                "tool_call_id": str(message.additional_kwargs.get("tool_call_id") or ""),
+            }
+            for message in messages
+        ]
     )
 
 
-def _texts(block: BaseContentBlock, replied: bool) -> list[str]:
-    match block:
-        case TextBlock():
-            return [block.text]
-        case CitableBlock():
-            return [text for part in block.content for text in _texts(part, replied)]
-        case CitationBlock():
-            return _texts(block.cited_content, replied)
-        case CachePoint() | ThinkingBlock() | ToolCallBlock():
+def text_of(message: ChatMessage) -> str:
+    """Return the text of a message; raises as :func:`from_llama_index` does."""
+    return from_llama_index([message])[0].content
+
+
+def _parts(block: Any) -> list[Any]:
+    """Return a block as parts of a message's content in OpenAI's form."""
+    match block.block_type:
+        case "citable":
+            return [part for cited in block.content for part in _parts(cited)]
+        case "citation":
+            return _parts(block.cited_content)
+        case "cache" | "thinking" | "tool_call":
             return []
-    if replied:
-        return [left_out(type(block).__name__.removesuffix("Block").lower())]
-    raise PromptError(f"a message holds a {type(block).__name__}: only text is understood")
+    return [{"type": block.block_type, "text": getattr(block, "text", None)}]
 
 
-def _older_call(call: Any) -> ToolCall:
-    told: dict[str, Any] = call if isinstance(call, dict) else call.model_dump()
-    match told:
-        case {"function": {"name": str(name), "arguments": arguments}}:
-            return _call(name, arguments, told.get("id"))
-        case {"tool_name": str(name), "tool_kwargs": arguments}:  # LlamaIndex's ToolSelection
-            return _call(name, arguments, told.get("tool_id"))
-    raise PromptError(f"a message holds a call of a tool that cannot be read: a {type(call).__name__}")
+def _lines(parts: Sequence[Any]) -> list[Any]:
+    """Return parts with line breaks between them, as LlamaIndex joins blocks."""
+    return [piece for part in parts for piece in ("\n", part)][1:]
 
 
-def _call(name: str, arguments: dict[str, Any] | str, id: str | None) -> ToolCall:
-    try:
-        read = json.loads(arguments) if isinstance(arguments, str) else arguments
-    except ValueError as error:
-        raise PromptError(
-            f"a message holds a call of {name!r:.140} whose arguments are no JSON: {error}"
-        ) from error
-    return ToolCall(name, read, id or "")
+def _calls(message: ChatMessage) -> list[Any]:
+    """Return a message's calls in OpenAI's form: its blocks, or those that older models put beside them."""
+    blocks = [block for block in message.blocks if isinstance(block, ToolCallBlock)]
+    return [_call(call) for call in blocks or message.additional_kwargs.get("tool_calls") or ()]
+
+
+def _call(call: object) -> object:
+    match call.model_dump() if isinstance(call, BaseModel) else call:
+        case {"tool_name": name, "tool_kwargs": arguments, **more}:  # a ToolCallBlock, or a ToolSelection
+            id = more.get("tool_call_id") or more.get("tool_id")
+            return {"id": id, "function": {"name": name, "arguments": arguments}}
+        case other:
+            return other

@@ -1,4 +1,4 @@
-"""``RainLLM.as_structured_llm``: LlamaIndex's wrapper, which passes on what an answer is judged by."""
+"""``RainLLM.as_structured_llm``: a model whose every answer is an instance of a class."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from llama_index.core.llms import (
     MessageRole,
 )
 from llama_index.core.llms.structured_llm import StructuredLLM
-from llama_index.core.prompts import BasePromptTemplate, ChatPromptTemplate
-from llama_index.core.types import Model
-from llama_index.llms.rain.agents import told, unfolded
+from llama_index.core.prompts import BasePromptTemplate, ChatPromptTemplate, SelectorPromptTemplate
+from llama_index.core.types import Model, PydanticProgramMode
+from llama_index.llms.rain.context import of_chat, of_template
 from pydantic import RootModel
 
 from rain_llm import PromptError
@@ -28,10 +28,9 @@ from rain_llm import PromptError
 class RainStructuredLLM(StructuredLLM):
     """A :class:`~llama_index.llms.rain.RainLLM` whose every answer is an instance of ``output_cls``.
 
-    LlamaIndex's own wrapper fills a prompt's template before the model sees it, so that passages and
-    question are not told apart any more, and counts each call beside the model's own count. This one hands
-    the template on, and a call is the model's, told to the wrapper's callbacks. Answers are JSON texts, as
-    there. Where an agent asks, what its tools have told is the context.
+    Answers are JSON texts, as LlamaIndex's own wrapper writes them. That one fills a template before the
+    model sees it, which loses the passages and the question, and counts each call twice. This one passes the
+    template on; the model counts the call, for the wrapper's callbacks.
     """
 
     @property
@@ -44,27 +43,31 @@ class RainStructuredLLM(StructuredLLM):
         return answer.model_dump_json()
 
     async def apredict(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
-        """Fill a template and answer it without blocking the event loop."""
+        """As :meth:`predict`, without blocking the event loop."""
         answer: BaseModel = await self._model.astructured_predict(self.output_cls, prompt, **prompt_args)
         return answer.model_dump_json()
 
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a chat; ``raw`` is the instance."""
-        return _said(self._model.structured_predict(self.output_cls, *_asked(messages, kwargs)))
+        template = ChatPromptTemplate(messages)
+        return _response(self._model.structured_predict(self.output_cls, template, kwargs))
 
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """Answer a chat without blocking the event loop."""
-        return _said(await self._model.astructured_predict(self.output_cls, *_asked(messages, kwargs)))
+        """As :meth:`chat`, without blocking the event loop."""
+        template = ChatPromptTemplate(messages)
+        return _response(await self._model.astructured_predict(self.output_cls, template, kwargs))
 
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
-        """Answer a chat; an instance is accepted whole, so each response is complete."""
-        instances = self._model.stream_structured_predict(self.output_cls, *_asked(messages, kwargs))
-        return (_said(instance) for instance in instances)
+        """As :meth:`chat`: an instance is accepted as one, so that the stream has one response."""
+        yield self.chat(messages, **kwargs)
 
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
         """As :meth:`stream_chat`, without blocking the event loop."""
-        instances = await self._model.astream_structured_predict(self.output_cls, *_asked(messages, kwargs))
-        return (_said(instance) async for instance in instances)
+
+        async def responses() -> ChatResponseAsyncGen:
+            yield await self.achat(messages, **kwargs)
+
+        return responses()
 
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Answer a text as the user's turn of a chat."""
@@ -75,12 +78,22 @@ class RainStructuredLLM(StructuredLLM):
         return chat_response_to_completion_response(await self.achat([ChatMessage(prompt)], **kwargs))
 
 
-def _asked(
-    messages: Sequence[ChatMessage], options: dict[str, Any]
-) -> tuple[BasePromptTemplate, dict[str, Any]]:
-    """Return a chat as a template, and the options of the call with what the judge is told."""
-    context, question = told(unfolded(messages))
-    return ChatPromptTemplate(messages), {"context": context, "question": question, **options}
+def asked_for(
+    llm: LLM, output_cls: type[BaseModel], prompt: BasePromptTemplate, options: Any, arguments: dict[str, Any]
+) -> tuple[type[BaseModel], BasePromptTemplate, dict[str, Any]]:
+    """Return the class, a copy of the template (LlamaIndex writes into it), and the options of the call.
+
+    The question is among them: LlamaIndex writes the schema into the prompt, which the judge need not read.
+    """
+    if isinstance(prompt, SelectorPromptTemplate):
+        prompt = prompt.select(llm)
+    context, question = of_template(prompt, arguments)
+    replies, asked = of_chat(prompt.format_messages(llm=llm, **arguments))
+    judged: dict[str, Any] = {"context": context or replies, "question": question or asked}
+    box = boxed(output_cls)
+    if llm.pydantic_program_mode is PydanticProgramMode.LLM:
+        judged["schema"] = box.model_json_schema()
+    return box, prompt.partial_format(), judged | (options or {})
 
 
 def boxed(output_cls: Any) -> type[BaseModel]:
@@ -104,6 +117,6 @@ def unboxed(instance: Any, output_cls: type[Model]) -> Model:
     return answer
 
 
-def _said(instance: BaseModel) -> ChatResponse:
+def _response(instance: BaseModel) -> ChatResponse:
     message = ChatMessage(role=MessageRole.ASSISTANT, content=instance.model_dump_json())
     return ChatResponse(message=message, raw=instance)
