@@ -85,6 +85,12 @@ def test_a_tools_reply_with_an_image_is_used_without_it():
     assert reply.content == "A cat: [image left out]"
 
 
+def test_of_an_assistants_turn_its_words_are_read_and_a_marker_stands_for_an_image():
+    parts = [{"type": "text", "text": "A cat: "}, {"type": "reasoning", "reasoning": "Hm."}, IMAGE]
+    (turn,) = messages_of([{"role": "assistant", "content": parts}])
+    assert turn.content == "A cat: [image left out]"
+
+
 @pytest.mark.parametrize(
     ("turn", "said"),
     [

@@ -310,13 +310,7 @@ def test_the_public_names_are_these():
 INTEGRATIONS = PACKAGE.parents[1] / "integrations"
 
 
-@pytest.mark.parametrize(
-    "integration",
-    [
-        pytest.param("langchain-rain", marks=pytest.mark.xfail(strict=False, reason="is being moved")),
-        "llama-index-llms-rain",
-    ],
-)
+@pytest.mark.parametrize("integration", ["langchain-rain", "llama-index-llms-rain"])
 def test_integrations_import_public_names_only(integration: str):
     public = {"rain_llm": rain_llm.__all__, "rain_llm.chat": rain_llm.chat.__all__}
     files = [*(INTEGRATIONS / integration).rglob("*.py")]

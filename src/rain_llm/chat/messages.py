@@ -130,8 +130,8 @@ def _words(part: object, role: str) -> str | None:
         raise PromptError(f"a message of the role {role!r} holds a {type(part).__name__}: give text")
     if is_readable(part):
         return str(part["text"]) if "text" in part else None
-    if role == "assistant":
-        return None  # of other models' turns, all beside words: calls, thoughts, searches
+    if role == "assistant":  # of another model, perhaps: its calls, thoughts and searches say nothing here
+        return left_out(kind) if (kind := media_kind(part)) else None
     if _ROLES[role] == "tool":
         return _data(part)
     raise PromptError(
