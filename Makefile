@@ -20,6 +20,7 @@ VLLM_PIP := $(VLLM)/bin/python -m pip $(PIP_FLAGS)
 
 # The embedded model comes out of an installed package: nothing is fetched while the code runs.
 demo check test test-results test-vllm bench bench-vllm bench-gpu: export HF_HUB_OFFLINE := 1
+test-results test-vllm: export RAIN_LLM_VLLM_PYTHON := $(CURDIR)/$(VLLM)/bin/python
 # A notice about the theme's successor, printed at every build.
 docs: export NO_MKDOCS_2_WARNING := 1
 
@@ -48,15 +49,16 @@ test: lint type ## Everything: style, types, then all tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not vllm and not results and not alone"
 	$(BIN)/python -m pytest -m "alone and not vllm and not results" $$(grep -rlF --include="*.py" mark.alone tests)
 
-check: lint type ## Style, types, and the tests that need no language model: the inner loop
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder \
+check: lint type ## Style, types, and the quick tests that need no language model: the inner loop
+	@# Three on two cores: the tests of servers wait more than they work.
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder \
 		-m "not real and not slow and not vllm and not results and not alone"
 
-test-results: setup ## What is gained on a real model, by judges that are not the model (before a release)
-	$(BIN)/python -m pytest -m results $$(grep -rlF --include="*.py" mark.results tests)
+test-results: setup $(VLLM_STAMP) ## Gains and outputs on the real model, draws on servers (before a release)
+	$(BIN)/python -m pytest -m results --timeout 400 $$(grep -rlF --include="*.py" mark.results tests)
 
 test-vllm: setup $(VLLM_STAMP) ## The tests that ask a real vLLM on the CPU (in .venv-vllm, 2.5 GB)
-	RAIN_LLM_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest -m vllm --timeout 400 \
+	$(BIN)/python -m pytest -m "vllm and not results" --timeout 400 \
 		$$(grep -rlF --include="*.py" mark.vllm tests)
 
 $(VLLM_STAMP): requirements-vllm.txt

@@ -68,6 +68,7 @@ def test_forced_verdicts_are_forced_and_asked_for(tiny):
     assert all(type(evaluator).__name__ == "SelfEvaluator" for evaluator in evaluators)
 
 
+@pytest.mark.slow
 def test_counts_of_a_scenario_are_the_same_each_time(tiny):
     first, second = (with_verdicts(CANDIDATES, False, PROMPTS, 6, tiny, at_once=True) for _ in range(2))
     assert (first.tokens, first.forwards, first.output) == (second.tokens, second.forwards, second.output)
@@ -75,12 +76,14 @@ def test_counts_of_a_scenario_are_the_same_each_time(tiny):
     assert alone.forwards > 0
 
 
+@pytest.mark.slow
 def test_what_a_guard_adds_where_all_is_fine(tiny):
     added = default_all_fine(tiny, 6, force=True, prompts=PROMPTS, settings=SETTINGS)
     assert added.cpu > 0
     assert added.extra < 6  # questions, never a second draft
 
 
+@pytest.mark.slow
 def test_mixed_prompts_are_compared_one_by_one(tiny):
     found = default_mixed([(prompt, 0) for prompt in PROMPTS], 6, tiny, SETTINGS)
     assert len(found.each) == len(found.searched) == 2
@@ -124,6 +127,7 @@ def test_the_command_says_what_it_skips(tmp_path, monkeypatch, capsys):
     assert "unknown nothing" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_gpu_command_runs_anywhere_on_a_tiny_shape(tmp_path, monkeypatch, capsys):
     arguments = "--device cpu --shape tiny --tokens 4 --repeat 1 --out"
     monkeypatch.setattr(sys, "argv", ["gpu", *arguments.split(), str(tmp_path)])

@@ -206,6 +206,19 @@ REAL = {
     "vllm": [pytest.mark.vllm, ON_SERVER],
 }
 
+# The embedded model draws by the tiny one's code; a server by its own, which is tried before a release.
+statistical = pytest.mark.parametrize(
+    "case",
+    [
+        "scripted",
+        "tiny",
+        *(pytest.param(name, marks=[*REAL[name], pytest.mark.results]) for name in ("llama", "vllm")),
+    ],
+    indirect=True,
+    scope="module",
+)
+"""For tests of how often what is drawn."""
+
 
 @pytest.fixture(
     scope="module",
@@ -299,6 +312,7 @@ def test_another_seed_draws_otherwise(model: LanguageModel):
     assert not set(one) & set(other)
 
 
+@statistical
 def test_the_continuations_of_a_request_are_drawn_independently(model: LanguageModel):
     assert len(set(tokens(continued(model, draw(model, n=12, max_tokens=6))))) > 9
 
@@ -400,6 +414,7 @@ def test_an_option_that_begins_another_is_weighed_on_its_own(case: Case):
     assert reply.logprobs[1] > reply.logprobs[2] > reply.logprobs[0]
 
 
+@statistical
 def test_draws_follow_the_models_distribution(case: Case):
     count = 300
     request = draw(case.model, n=count, max_tokens=1, seed=99)
@@ -492,6 +507,7 @@ def test_greedy_first_takes_the_most_likely_token_at_every_place(case: Case):
     assert tokens(continued(case.model, replace(request, seed=77)))[0] == (first.tokens, first.ended)
 
 
+@statistical
 def test_top_k_draws_from_the_k_most_likely(case: Case):
     request = draw(case.model, n=40, max_tokens=1, top_k=3, temperature=2.0)
     best = {token for token, _ in ranking(case, request.prefix)[:3]}
@@ -500,6 +516,7 @@ def test_top_k_draws_from_the_k_most_likely(case: Case):
     assert len(drawn) >= 2
 
 
+@statistical
 @pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.7])
 def test_top_p_draws_from_the_smallest_set_of_that_mass(case: Case, top_p: float):
     request = draw(case.model, n=60, max_tokens=1, top_p=top_p)
@@ -514,6 +531,7 @@ def test_top_p_draws_from_the_smallest_set_of_that_mass(case: Case, top_p: float
     assert drawn or ENDED in nucleus
 
 
+@statistical
 def test_temperature_comes_first_then_top_k_then_top_p(case: Case):
     count, temperature, top_k, top_p = 120, 2.0, 8, 0.75
     request = draw(
@@ -532,6 +550,7 @@ def test_temperature_comes_first_then_top_k_then_top_p(case: Case):
         assert abs(drawn.count(token) - count * p) < 4 * math.sqrt(count * p * (1 - p))
 
 
+@statistical
 def test_a_low_temperature_is_nearly_greedy_and_a_high_one_spreads(model: LanguageModel):
     cold = {c.tokens for c in continued(model, draw(model, n=30, max_tokens=1, temperature=0.01))}
     hot = {c.tokens for c in continued(model, draw(model, n=30, max_tokens=1, temperature=2.0))}

@@ -557,6 +557,7 @@ def test_a_probability_that_is_all_but_certain_stays_below_one(doctor, own, tmp_
     assert criterion.target is not None and 0.9999 < criterion.threshold <= criterion.target < 1
 
 
+@pytest.mark.slow
 def test_a_settings_file_leaves_out_what_cannot_be_judged_and_says_why(doctor, tmp_path, monkeypatch):
     def opinion(question: str, label: str) -> float:
         if label in ("A", "B"):
@@ -588,6 +589,7 @@ def test_a_settings_file_leaves_out_what_cannot_be_judged_and_says_why(doctor, t
     assert RainSettings.from_file(nothing) == RainSettings()
 
 
+@pytest.mark.slow
 def test_a_criterion_that_needs_a_context_waits_in_a_comment_unless_it_was_named(
     doctor, tmp_path, monkeypatch
 ):

@@ -244,6 +244,7 @@ STRATEGIES = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(
     drawing=st.fixed_dictionaries(
         {
@@ -308,6 +309,7 @@ def test_whatever_the_settings_answers_are_the_same_and_every_token_is_counted(
     assert [told(result) for result in ended if result] == [told(result) for result in alone]
 
 
+@pytest.mark.slow
 @given(
     strategy=st.sampled_from(["keep_drafts", "paper"]),
     prefetch=st.sampled_from([0, 1]),

@@ -455,6 +455,7 @@ def test_the_same_seed_gives_the_same_rows_and_nothing_is_done_twice(tmp_path, d
     assert len(MODEL.requests) == asked
 
 
+@pytest.mark.slow
 def test_a_file_cut_off_anywhere_goes_on_to_the_same_rows(tmp_path, data):
     made = answer(tmp_path / "whole", data, seeds=1)
     whole = (tmp_path / "whole" / ROWS).read_bytes()

@@ -19,7 +19,7 @@ from rain_llm.models.local.transformers import TransformersModel
 from rain_llm.requests import Sample, Samples, Score
 from rain_llm.settings import ModelSettings
 from rain_llm.types import TokenIds
-from tests.test_transformers import WORKS
+from tests.test_transformers import EVERY_KIND, WORKS
 
 HALF_TOLERANCE = 0.2  # nats, in bfloat16
 LAYERS, HEADS, SIZE = 2, 1, 2
@@ -304,6 +304,7 @@ MOVE = st.tuples(
 )
 
 
+@pytest.mark.slow
 @given(moves=st.lists(MOVE, min_size=1, max_size=8))
 @hypothesis_settings(max_examples=80)
 def test_logits_by_way_of_the_cache_are_those_without_it(
@@ -390,7 +391,7 @@ def check_steps(model: TransformersModel, network: Any, tolerance: float) -> Non
     holds()
 
 
-@pytest.mark.parametrize("kind", WORKS)
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_every_architecture_computes_what_it_computes_uncached(
     save_model: Any, sizes: dict[str, Any], kind: str
 ):

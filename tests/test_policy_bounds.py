@@ -61,6 +61,7 @@ def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
 
 
+@pytest.mark.slow
 def test_no_file_takes_long_or_much(tmp_path: Path) -> None:
     files = {name: tmp_path / f"{name.replace(' ', '-')}.yaml" for name in CASES}
     for name, file in files.items():

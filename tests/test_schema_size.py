@@ -136,6 +136,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_a_schema_compiles_soon_and_small_or_is_refused():
     """One after the other, in a process that may take 300 MB more than it begins with."""
     done = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, timeout=100)
@@ -278,6 +279,7 @@ def _more(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 SCHEMAS = st.recursive(LEAVES, _more, max_leaves=8)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(SCHEMAS, SCHEMAS, SCHEMAS)
 def test_any_schema_compiles_soon_or_is_refused(whole: Any, first: Any, second: Any):

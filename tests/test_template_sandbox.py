@@ -196,6 +196,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_a_template_without_an_end_is_ended_and_none_fills_the_memory():
     """One after the other, in a process that may take 300 MB more than it begins with."""
     done = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, timeout=100)

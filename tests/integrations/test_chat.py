@@ -1027,6 +1027,7 @@ class Forgetting(Toy):
         return tokens
 
 
+@pytest.mark.slow
 def test_32_threads_share_one_model_without_deadlock_mix_up_or_leak():
     def echo(text: str) -> Mapping[str, float]:
         """Repeat the number that was asked for, in three sentences."""

@@ -194,6 +194,7 @@ def test_what_has_a_ready_engine_says_that_it_cannot_be_pickled(chat):
     assert copy.deepcopy(chat).invoke("Like my cat?").text == chat.invoke("Like my cat?").text
 
 
+@pytest.mark.slow
 def test_processes_that_are_spawned_take_models():
     models = [make() for make in MADE.values()]
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:

@@ -293,6 +293,7 @@ def named(llm: RainLLM) -> tuple[str | None, int]:
     return llm.settings.model.name, llm.metadata.num_output
 
 
+@pytest.mark.slow
 def test_a_pool_that_spawns_takes_it(tiny_folder: Path) -> None:
     llm = RainLLM(model=str(tiny_folder), max_tokens=7)
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
