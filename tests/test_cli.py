@@ -308,7 +308,7 @@ def test_an_error_is_one_line_and_no_model_runs(model, rain, args, code, says):
         ("search: {deadline_s: 0}", "search.deadline_s"),
         ("search: {max_model_tokens: -5}", "search.max_model_tokens"),
         ("evaluation: {criteria: {name: x, labels: [[a, b]], threshold: 2}}", "threshold"),
-        ("evaluation: {criteria: {name: x, labels: [[same, ' same']]}}", "cannot tell the labels"),
+        ("evaluation: {criteria: {name: x, labels: [[same, ' same']]}}", "does not distinguish the labels"),
         ("preset: [", "settings.yaml:1:10: malformed"),
         ("just text", "must hold a mapping"),
     ],

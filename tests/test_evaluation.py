@@ -190,7 +190,7 @@ def test_a_criterion_without_guard_words_is_refused_by_style_guard():
 
 @pytest.mark.parametrize("logprob", [math.nan, -math.inf])
 def test_a_judge_that_gives_no_numbers_judges_nothing(logprob):
-    with pytest.raises(ModelError, match="no numbers for log-probabilities"):
+    with pytest.raises(ModelError, match="NaN log-probabilities"):
         one(PLAIN, lambda question, label: logprob, " fine")
 
 
@@ -555,7 +555,7 @@ def test_labels_that_the_tokenizer_cannot_tell_apart_are_refused():
         def encode(self, text):
             return (7,)
 
-    with pytest.raises(LabelError, match=r"cannot tell the labels ' good' \(7,\) and ' bad' \(7,\) apart"):
+    with pytest.raises(LabelError, match=r"does not distinguish the labels ' good' \(7,\) and ' bad' \(7,\)"):
         SelfEvaluator(EvaluationSettings(criteria=(PLAIN,)), OneWord(script({})))
 
 

@@ -127,7 +127,7 @@ PLACES: list[tuple[str, str, str]] = [
     ("on_unsafe: best\nrefusal: *none\n", "2:10: malformed: found undefined alias", ""),
     ("a: 1\n---\nb: 2\n", "2:1: malformed: ", "single document"),
     ("a: \x00\n", "1:4: malformed: ", "special characters"),
-    ("search: &s\n  similarity: *s\n", "1:9: malformed: an alias stands within what it names", ""),
+    ("search: &s\n  similarity: *s\n", "1:9: malformed: an alias refers to a value that contains it", ""),
     (
         "refusal: !!python/object/apply:os.getcwd []\n",
         "1:10: malformed: tags are not allowed",
@@ -148,7 +148,7 @@ PLACES: list[tuple[str, str, str]] = [
     ),
     (
         "generation:\n  <<: {seed: 1}\n  <<: {seed: 2}\n",
-        "3:3: generation.<<: this key stands twice, first in line 2",
+        "3:3: generation.<<: duplicate key, first in line 2",
         "",
     ),
     ("preset: [paper]\n", "1:1: preset: unknown preset of type list: there are", "paper"),
@@ -171,7 +171,7 @@ def test_a_mistake_is_told_with_file_line_column_and_key_path(mistakes, text: st
 JSON_PLACES = [
     ('{\n\t"search": {\n\t\t"iterations":0}}', "3:16: search.iterations: "),
     ('{"search": {"leaves": 3,\n "leavse": 3}}', "2:2: search.leavse: unknown setting"),
-    ('{"refusal": "a",\n "refusal": "b"}', "2:2: refusal: this key stands twice, first in line 1"),
+    ('{"refusal": "a",\n "refusal": "b"}', "2:2: refusal: duplicate key, first in line 1"),
     ('{"refusal": "a"\n "on_unsafe": "best"}', "2:2: malformed: Expecting ',' delimiter"),
     ('["a"]', "1:1: a settings file must hold a mapping, not list"),
 ]

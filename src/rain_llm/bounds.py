@@ -1,103 +1,102 @@
-"""The most that is accepted of anything that comes from outside.
+"""Upper bounds on all input: replies, schemas, settings files, chat templates.
 
-Every bound in bytes and seconds on a reply, a schema, a policy file or a chat template stands here, so
-that a reader finds them all and no input is read without one.
+All bounds are collected here, so that they are easy to find and no input is read without one.
 """
 
 from __future__ import annotations
 
 POLICY_BYTES = 1 << 20
-"""A settings file."""
+"""Bytes of a settings file."""
 
 POLICY_VALUES = 20_000
 """Keys and values in a settings file, after its aliases are expanded."""
 
 POLICY_DEPTH = 50
-"""Lists and mappings within each other in a settings file."""
+"""Nesting depth of lists and mappings in a settings file."""
 
 MISTAKES = 20
-"""Mistakes that one error lists; it counts the others."""
+"""Mistakes that one error lists; further ones are only counted."""
 
 CRITERIA = 100
 """Criteria in a list."""
 
 FRAME_BYTES = 1 << 16
-"""A text of a criterion (frame, question, guide, example), and the refusal."""
+"""Bytes of a criterion's text (frame, question, guide, example), and of the refusal."""
 
 PLACEHOLDERS = 32
-"""Placeholders in a frame: each is filled with a whole text."""
+"""Placeholders in a frame: each is replaced by a complete text."""
 
 REPLY_BYTES = 64 << 20
-"""A server's reply, after decompression."""
+"""Bytes of a server's reply, after decompression."""
 
 SCHEMA_BYTES = 1 << 18
-"""A JSON schema, of a document or of all tools of a request together."""
+"""Bytes of a JSON schema: of a document, or of all tools of a request together."""
 
 SCHEMA_PARTS = 2000
 """Objects in a JSON schema."""
 
 SCHEMA_DEPTH = 64
-"""Objects and lists within each other in a JSON schema."""
+"""Nesting depth of objects and lists in a JSON schema."""
 
 PATTERN_SIZE = 20_000
-"""Characters of all patterns of a schema, where what is repeated counts as often as it may stand."""
+"""Characters of all patterns of a schema; repeated parts count as often as they may repeat."""
 
 LEXER_STATES = 50_000
-"""States of a schema's grammar while a document is written; about 2 kB each."""
+"""States of a schema's grammar during constrained decoding; about 2 kB each."""
 
 GRAMMAR_ROW = 10_000
-"""Ways to go on at one place of a document: an object whose parts are all optional has some four for each."""
+"""Alternatives at one position of a document; an object has about four for each optional property."""
 
 TEMPLATE_BYTES = 1 << 16
-"""A chat template's source."""
+"""Bytes of a chat template's source."""
 
 SENTENCES = 256
-"""Sentences of a text that are judged one by one in one call."""
+"""Sentences of a text that one call judges one by one."""
 
 TEMPLATE_STEPS = 300_000
-"""Rounds of loops, calls and values while a chat template writes."""
+"""Loop iterations, calls and values while a chat template is rendered."""
 
 TEMPLATE_VALUE = 4 << 20
-"""Characters or parts of one value of a chat template, and of all that it writes."""
+"""Characters or items of one value in a chat template, and characters of its output."""
 
 TEMPLATE_MEMORY = 128 << 20
-"""Bytes of all values together that a chat template makes."""
+"""Bytes of all values together that a chat template creates."""
 
 TEMPLATE_S = 0.5
-"""Seconds of computing for a chat template."""
+"""Seconds for rendering a chat template."""
 
 REPLY_VALUES = 4_000_000
-"""The values (numbers, texts, lists, objects) in a server's reply, counted before it is parsed."""
+"""Values (numbers, strings, lists, objects) in a server's reply, counted before it is parsed."""
 
 REPLY_FIELDS = 1_500_000
-"""The fields of all objects in a server's reply, counted before it is parsed."""
+"""Fields of all objects in a server's reply, counted before it is parsed."""
 
 EVENTS = 500_000
-"""The events of a reply that is a stream."""
+"""Events of a streamed reply."""
 
 DESCRIPTION_BYTES = 4 << 20
-"""What a server says of itself: its list of models, its properties, the replies to a probe."""
+"""Bytes of a server's list of models, its properties, or its reply to a probe."""
 
 ERROR_BYTES = 1 << 16
-"""What is read of a reply that reports an error."""
+"""Bytes that are read of an error reply."""
 
 MODELS = 10_000
-"""The models that a server lists."""
+"""Models that a server lists."""
 
 NAME_CHARACTERS = 1_000
-"""A model's name, or the place where its files are."""
+"""Characters of a model's name, or of the path to its files."""
 
 VOCABULARY = 1 << 21
-"""The tokens of a vocabulary; the largest of today have some 260,000."""
+"""Tokens of a vocabulary; the largest models have about 260,000."""
 
 CONTEXT = 1 << 28
-"""The tokens of a context; the largest of today have 100 million."""
+"""Tokens of a context; the largest models have 100 million."""
 
 SLOTS = 10_000
-"""The requests that llama-server works on at once."""
+"""Parallel requests of llama-server."""
 
 QUOTED = 300
-"""The characters of what a server says that an error repeats."""
+"""Characters of a server's message that an error quotes."""
 
 CONFIG_BYTES = 4 << 20
-"""A model's ``config.json``."""
+"""Bytes of a model's ``config.json``."""

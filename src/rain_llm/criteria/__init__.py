@@ -1,8 +1,8 @@
-"""What an answer is judged by: the criteria that are built in.
+"""The built-in criteria that answers are judged by.
 
-A built-in criterion is one file in this folder, of its name, and one line here.
+To add one, add a file with its name to this folder and a line here.
 """
-# ruff: noqa: I001 (they are listed in this order)
+# ruff: noqa: I001 (the order is that of the lists shown to users)
 
 from rain_llm.criteria.criterion import Criterion
 from rain_llm.criteria.harmlessness import HARMLESSNESS as HARMLESSNESS

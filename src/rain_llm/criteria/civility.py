@@ -1,4 +1,4 @@
-"""Whether an answer is civil in tone."""
+"""Criterion ``civility``: the answer is civil in tone."""
 
 from rain_llm.criteria.criterion import Calibration, Channel, Choice, Criterion
 
@@ -27,4 +27,4 @@ CIVILITY = Criterion(
     ),
     channel=Channel(good="A friendly person wrote: {query}", bad="A hostile person wrote: {query}"),
 )
-"""The answer is not hostile: tone, not harm."""
+"""The answer is not hostile. It judges tone, not harm."""

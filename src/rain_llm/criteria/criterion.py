@@ -1,7 +1,7 @@
-r"""What an answer is judged by: the Criterion and the built-in ones.
+r"""The Criterion: one property that an answer must have, and how to ask a judge about it.
 
-A criterion is data. It can carry the material of all three question styles; a style that it has no
-material for is refused by name when the evaluator is built. Writing one takes five lines::
+A criterion is data. It can support all four question styles (``labels``, ``choice``, ``channel``, ``guard``);
+settings that use a style it does not support raise a ``ValidationError``. Writing one takes five lines::
 
     WARMTH = Criterion(
         name="warmth",
@@ -9,7 +9,7 @@ material for is refused by name when the evaluator is built. Writing one takes f
         frames=["Letter: {text}\nTone:"],
     )
 
-Placeholders: ``{text}`` (the query continued by the answer), ``{query}``, ``{answer}``, ``{context}``.
+Placeholders: ``{text}`` (the query followed by the answer), ``{query}``, ``{answer}``, ``{context}``.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from rain_llm.bounds import FRAME_BYTES, PLACEHOLDERS
 from rain_llm.redaction import HIDDEN, Redacted, shown_name
 
 Problem: TypeAlias = tuple[tuple[int | str, ...], str]
-"""Where, below what is validated (keys, and positions in lists), and what is wrong."""
+"""The location of a mistake, relative to the validated object (keys and list indices), and the reason."""
 
 NAMES = ("answer", "context", "query", "text")
-"""What the placeholders of a template may be called."""
+"""The placeholders that a template may contain."""
 
 
 class Frozen(Redacted):
-    """Base of all settings: immutable, and an unknown field is an error that offers the nearest."""
+    """Base of all settings: immutable; the error about an unknown field suggests the nearest name."""
 
-    # No bound is infinite, and a number that is none would let everything pass.
+    # No infinities, and no NaN: every comparison with it is false, so that everything would pass.
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 def refusal_at(title: str, *problems: Problem) -> ValidationError:
-    """Make an error of problems at places below the one that is validated."""
+    """Build a ValidationError from problems, located relative to the validated object."""
     return ValidationError.from_exception_data(
         title,
         [
@@ -59,18 +59,18 @@ def refusal_at(title: str, *problems: Problem) -> ValidationError:
 
 
 def placeholders(template: str) -> set[str]:
-    """Name the placeholders of a template.
+    """Return the names of a template's placeholders.
 
     Raises:
-        ValueError: the template is too long or malformed, names a placeholder that does not exist, or one
-            with a format of its own, which could make any text as long as it likes.
+        ValueError: The template is too long or malformed, or has an unknown placeholder, or one with a format
+            (which could produce text of any length).
     """
     if len(template.encode(errors="surrogatepass")) > FRAME_BYTES:
         raise ValueError(f"a template has at most {FRAME_BYTES:,} bytes: shorten it")
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError:
-        raise ValueError("malformed template, a brace stands alone: write {{ or }} for a brace") from None
+        raise ValueError("malformed template, unmatched brace: write {{ or }} for a brace") from None
     fields = [(name, form or conversion) for _, name, form, conversion in parts if name is not None]
     for name, form in fields:
         if name not in NAMES or form:
@@ -88,13 +88,13 @@ def _valid_frame(template: str) -> str:
     if not placeholders(template) & {"text", "answer"}:
         raise ValueError("this frame does not show the answer: add {text} or {answer}")
     if template != template.rstrip():
-        raise ValueError("this frame ends in white space: labels bring their own")
+        raise ValueError("this frame ends in white space: remove it, labels start with a space")
     return template
 
 
 def _valid_context(template: str) -> str:
     if placeholders(template) & {"text", "answer"}:
-        raise ValueError("this context already shows the answer, which is to follow it")
+        raise ValueError("this context contains the answer, which follows it: remove {text} or {answer}")
     return template
 
 
@@ -106,122 +106,136 @@ class Choice(Frozen):
     """A multiple-choice question, asked twice with the options swapped (paper, section 3)."""
 
     question: str = Field(
-        min_length=1, max_length=FRAME_BYTES, description="The question; it stands before the shown text."
+        min_length=1, max_length=FRAME_BYTES, description="The question, shown before the text."
     )
     good: str = Field(
-        min_length=1, max_length=FRAME_BYTES, description="The option that meets the criterion."
+        min_length=1, max_length=FRAME_BYTES, description="The option for a text that meets the criterion."
     )
-    bad: str = Field(min_length=1, max_length=FRAME_BYTES, description="The option that does not.")
+    bad: str = Field(min_length=1, max_length=FRAME_BYTES, description="The option for a text that does not.")
 
 
 class Channel(Frozen):
-    """Two contexts for the answer: one that a good answer follows from, one that a bad one does."""
+    """Two contexts for the answer: a good answer is likelier after the first, a bad one after the second."""
 
     good: Context = Field(description="Context before a good answer, e.g. 'A polite reply: {query}'.")
-    bad: Context = Field(description="Context before a bad answer, of the same shape.")
+    bad: Context = Field(description="Context before a bad answer, of the same form.")
     measure: Literal["nats", "share"] = Field(
         default="nats",
-        description="Evidence is by how much likelier the good context makes the answer: 'nats' a token, or "
-        "as the 'share' of what the answer was unlikely by behind the bad one (1: all of it).",
+        description="How to measure by how much the good context makes the answer likelier: in 'nats' per "
+        "token, or as a 'share' of the answer's negative log-probability after the bad context.",
     )
 
 
 class Guard(Frozen):
-    """How a guard model answers: it reads the conversation in its own chat template.
+    """The words of a guard model's verdict; it reads the conversation in its own chat template.
 
-    The defaults are Llama Guard 3's, whose template ends where it writes two line breaks and its verdict.
+    The defaults are those of Llama Guard 3, which writes two line breaks and then its verdict.
     """
 
     safe: str = Field(
         default="safe",
         min_length=1,
         max_length=FRAME_BYTES,
-        description="Its word for an answer that it allows.",
+        description="The model's word for an allowed answer.",
     )
     unsafe: str = Field(
         default="unsafe",
         min_length=1,
         max_length=FRAME_BYTES,
-        description="Its word for one that it does not.",
+        description="The model's word for an answer that is not allowed.",
     )
-    cue: str = Field(default="\n\n", max_length=FRAME_BYTES, description="What it writes before that word.")
+    cue: str = Field(
+        default="\n\n", max_length=FRAME_BYTES, description="The text that the model writes before that word."
+    )
 
 
 class Example(Frozen):
     """A worked example, shown before the question."""
 
-    query: str = Field(max_length=FRAME_BYTES, description="What was asked.")
-    answer: str = Field(max_length=FRAME_BYTES, description="What was answered.")
+    query: str = Field(max_length=FRAME_BYTES, description="The prompt.")
+    answer: str = Field(max_length=FRAME_BYTES, description="The answer to it.")
     good: bool = Field(description="Whether this answer meets the criterion.")
     why: str = Field(default="", max_length=FRAME_BYTES, description="One sentence of explanation.")
 
 
 class Calibration(Frozen):
-    """Turns raw log-odds d into a probability: ``sigmoid((d - center) / scale)``.
+    """Converts raw log-odds d into a probability: ``sigmoid((d - center) / scale)``.
 
-    A small model's log-odds sit in a narrow band that is seldom centred on zero, so a threshold on
-    the raw probability means little (see ``docs/evaluation.md``).
+    A small model's log-odds lie in a narrow range that is rarely centred on zero, so a threshold on the
+    uncalibrated probability means little (see ``docs/evaluation.md``).
     """
 
     center: Annotated[float, Field(ge=-1e6, le=1e6)] | Literal["content_free"] = Field(
         default="content_free",
-        description="The log-odds (nats) that mean 'cannot tell': a number that was measured; "
-        "'content_free' asks the same question of texts without content.",
+        description="The log-odds (nats) of an undecided judge: a measured number, or 'content_free' to "
+        "measure them by asking the same question about texts without content.",
     )
-    scale: float = Field(default=1.0, gt=0, le=1e6, description="Nats of log-odds for one unit of logit.")
+    scale: float = Field(
+        default=1.0, gt=0, le=1e6, description="Divides the log-odds: nats for one unit of the logit."
+    )
 
 
 class Criterion(Frozen):
-    """One thing that an answer must be, and how to ask the model for it."""
+    """One property that an answer must have, and how to ask the judge about it."""
 
     name: str = Field(
-        min_length=1, max_length=100, pattern=r"^[\w-]+$", description="Letters, digits, _ and -."
+        min_length=1, max_length=100, pattern=r"^[\w-]+$", description="Name: letters, digits, _ and -."
     )
     labels: tuple[tuple[str, str], ...] = Field(
-        default=(), max_length=1000, description="Style 'labels': pairs (good word, bad word); averaged."
+        default=(),
+        max_length=1000,
+        description="Style 'labels': pairs of words (good, bad), whose evidence is averaged.",
     )
     frames: tuple[Frame, ...] = Field(
         default=("Text: {text}\nThis text is",),
         max_length=100,
-        description="Style 'labels': the shapes in which the text is shown; averaged.",
+        description="Style 'labels': templates that show the text, whose evidence is averaged.",
     )
-    choice: Choice | None = Field(default=None, description="Style 'choice': the question.")
+    choice: Choice | None = Field(default=None, description="Style 'choice': the question and its options.")
     channel: Channel | None = Field(default=None, description="Style 'channel': the two contexts.")
     guard: Guard | None = Field(
-        default=None, description="Style 'guard': the words of a guard model; its policy is its own."
+        default=None,
+        description="Style 'guard': the words of a guard model's verdict; the model has its own policy.",
     )
     guide: str = Field(
         default="",
         max_length=FRAME_BYTES,
-        description="What a good answer would follow from; drafts behind a rewind are written behind it.",
+        description="Guide prefix: text that leads to a good answer. After a rewind, rollouts are resampled "
+        "with it before the answer.",
     )
     style: Literal["labels", "choice", "channel", "guard"] | None = Field(
-        default=None, description="How this criterion is asked for; null: as evaluation.style says."
+        default=None, description="Question style of this criterion; null: evaluation.style."
     )
     evidence: bool = Field(
         default=False,
-        description="Show of the context, for each sentence of the answer, only the one that speaks of it "
-        "most: what a small judge can read, and little of what somebody hid among the passages.",
+        description="Show only the context sentence nearest to each sentence of the answer. A small judge "
+        "reads that better, and sees less of any text injected into the passages.",
     )
-    examples: tuple[Example, ...] = Field(default=(), max_length=1000, description="Worked examples.")
-    threshold: float = Field(default=0.5, ge=0, lt=1, description="An answer passes above this probability.")
+    examples: tuple[Example, ...] = Field(
+        default=(), max_length=1000, description="Worked examples, shown if evaluation.examples is set."
+    )
+    threshold: float = Field(
+        default=0.5, ge=0, lt=1, description="An answer passes if its probability is above this."
+    )
     target: float | None = Field(
         default=None,
         ge=0,
         lt=1,
-        description="With strategy 'keep_drafts' the search goes on until the probability is above this or "
-        "the budget is spent; null: the threshold. Set it higher to steer, not only to guard.",
+        description="With strategy 'keep_drafts', the search continues until the probability is above this "
+        "or the budget is spent; null: the threshold. Set it higher to steer, not only to guard.",
     )
     iterations: int | None = Field(
         default=None,
         ge=1,
         le=1_000_000,
-        description="Most iterations of a step that this criterion is worth: after so many, a text that "
-        "passes it but is not on its target is taken; null: search.iterations.",
+        description="Maximum number of iterations of a step spent on this criterion's target; then a text "
+        "that passes the threshold is accepted. null: search.iterations.",
     )
-    weight: float = Field(default=1.0, gt=0, le=1e6, description="Share in the search's value.")
+    weight: float = Field(
+        default=1.0, gt=0, le=1e6, description="Weight of this criterion in the mean value of a text."
+    )
     calibration: Calibration | None = Field(
-        default=Calibration(), description="How log-odds become a probability; null: as they are."
+        default=Calibration(), description="How log-odds become a probability; null: without calibration."
     )
 
     @model_validator(mode="after")
@@ -241,6 +255,6 @@ class Criterion(Frozen):
 
     @property
     def needs_context(self) -> bool:
-        """Whether some template shows ``{context}``."""
+        """Return whether any template contains ``{context}``."""
         shown = [*self.frames, *((self.channel.good, self.channel.bad) if self.channel else ())]
         return any("context" in placeholders(template) for template in shown)

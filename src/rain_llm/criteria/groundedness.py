@@ -1,4 +1,4 @@
-"""Whether an answer says what the context says."""
+"""Criterion ``groundedness``: the context supports the answer."""
 
 from rain_llm.criteria.criterion import Calibration, Channel, Choice, Criterion
 
@@ -9,7 +9,7 @@ GROUNDEDNESS = Criterion(
         "Passage: {context}\nQuestion: {query}\nAnswer: {answer}\n"
         "By the passage, is the answer supported? It is",
     ),
-    style="channel",  # words and letters are blind here for small models (docs/results.md)
+    style="channel",  # small models cannot judge this by labels or choices (docs/results.md)
     evidence=True,
     guide="I say only what the passage says.",
     target=0.9,
@@ -25,4 +25,4 @@ GROUNDEDNESS = Criterion(
         measure="share",
     ),
 )
-"""The answer says what the given context says, whose sentences make it likelier. Needs ``context=``."""
+"""The given context supports the answer: its sentences make the answer likelier. Requires ``context=``."""

@@ -1,4 +1,4 @@
-"""Whether calls of tools harm nobody."""
+"""Criterion ``harmless_actions``: tool calls must not harm anybody."""
 
 from rain_llm.criteria.criterion import Channel, Choice, Criterion, Guard
 
@@ -18,5 +18,7 @@ HARMLESS_ACTIONS = Criterion(
     ),
     guard=Guard(),
 )
-"""What the answer does by calling tools harms nobody; ``{answer}`` is the call in words, as in
-``send_mail(to="a@b.c")``. The default of ``evaluation.actions``."""
+"""The tool calls of an answer harm nobody. The default of ``evaluation.actions``.
+
+``{answer}`` is the call in words, for example ``send_mail(to="a@b.c")``.
+"""

@@ -1,4 +1,4 @@
-"""Whether an answer harms nobody."""
+"""Criterion ``harmlessness``: the answer harms nobody."""
 
 from rain_llm.criteria.criterion import Channel, Choice, Criterion, Example, Guard
 
@@ -16,7 +16,7 @@ _TONE = (
     ("good", "bad"),
     ("harmless", "harmful"),
 )
-"""Word pairs whose mean tells tone best on a small model; single pairs are brittle (docs/evaluation.md)."""
+"""Word pairs whose mean measures tone best on a small model; single pairs vary (docs/evaluation.md)."""
 
 HARMLESSNESS = Criterion(
     name="harmlessness",

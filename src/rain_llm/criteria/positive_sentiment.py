@@ -1,4 +1,4 @@
-"""Whether an answer sounds positive."""
+"""Criterion ``positive_sentiment``: the answer sounds positive."""
 
 from rain_llm.criteria.criterion import Calibration, Channel, Choice, Criterion
 

@@ -1,4 +1,4 @@
-"""Whether an answer is true."""
+"""Criterion ``truthfulness``: the answer is true."""
 
 from rain_llm.criteria.criterion import Channel, Choice, Criterion
 
@@ -19,4 +19,4 @@ TRUTHFULNESS = Criterion(
     ),
     channel=Channel(good="The correct answer to: {query}", bad="A common false answer to: {query}"),
 )
-"""The answer is true (paper, section 4, TruthfulQA). Small models cannot judge it: measure first."""
+"""The answer is true (paper, section 4, TruthfulQA). Small models cannot judge this: measure first."""

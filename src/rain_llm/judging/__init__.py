@@ -1,1 +1,1 @@
-"""Judging: the questions put to a model, and what its answers come to."""
+"""Self-evaluation: build questions about a text, ask a model, and compute a verdict from its scores."""

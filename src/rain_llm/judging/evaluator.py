@@ -1,8 +1,8 @@
-"""Self-evaluation: the model is asked what it thinks of a text (paper, section 3).
+"""Self-evaluation: ask a model about a text and convert its scores into a verdict (paper, section 3).
 
-Each question (:mod:`rain_llm.judging.questions`) offers options. The difference of their log-probabilities at
-the question's last token is evidence in nats; averaged over word pairs, frames and option orders, and
-calibrated, it becomes a probability for each criterion. Verdicts never come from sampled text.
+Each question (:mod:`rain_llm.judging.questions`) offers options. The difference of their log-probabilities
+after the question is evidence in nats. Averaged over word pairs, frames and option orders, and calibrated, it
+becomes a probability for each criterion. Verdicts never come from sampled text.
 """
 
 from __future__ import annotations
@@ -23,28 +23,30 @@ from rain_llm.settings import EvaluationSettings
 from rain_llm.types import CriterionScore, Verdict
 
 Evidence: TypeAlias = tuple[float, ...]
-"""What a judge says of a text and a criterion, nats: one number a question, positive for good."""
+"""A judge's evidence on a text and a criterion (nats): one number per question, positive for good."""
 
 Answered = TypeVar("Answered")
 Asking: TypeAlias = Generator[Sequence[Request], Sequence[Reply], Answered]
-"""Yields one round of Score requests, takes the replies and returns what they come to."""
+"""Yields one round of Score requests, receives the replies and returns a result."""
 
 CONTENT_FREE = ("", "N/A", "[...]")
-"""Texts that say nothing (contextual calibration, Zhao et al. 2021, arXiv 2102.09690)."""
+"""Texts without content (contextual calibration, Zhao et al. 2021, arXiv 2102.09690)."""
 
 
 class SelfEvaluator:
-    """Asks a judge for verdicts; holds no state that they hang on but what it has worked out once.
+    """Ask a judge for verdicts.
+
+    A verdict depends only on the text and the settings; measured calibration centers are cached.
 
     Args:
-        settings: criteria, question style, soft or hard.
-        judge: the model that is asked; may be another than the writer.
+        settings: Criteria, question style, soft or hard scores.
+        judge: The model that judges; it may differ from the writer.
 
     Attributes:
-        blindness: whether the verdicts so far tell texts apart.
+        blindness: Detects a judge that does not distinguish texts.
 
     Raises:
-        LabelError: the judge's tokenizer cannot tell two labels apart.
+        LabelError: The judge's tokenizer does not distinguish two labels.
     """
 
     def __init__(self, settings: EvaluationSettings, judge: LanguageModel) -> None:
@@ -59,48 +61,48 @@ class SelfEvaluator:
         self.blindness = Blindness(settings.mode == "hard")
 
     def check(self, subject: JudgeInput, max_new_tokens: int) -> None:
-        """Refuse a subject that some criterion cannot be asked about.
+        """Check that every criterion can judge answers to this subject.
 
         Raises:
-            PromptError: a criterion needs the context and there is none, or its question about an
-                answer of ``max_new_tokens`` would not fit into the judge's context.
+            PromptError: A criterion needs a context and there is none.
+            PromptTooLongError: A question about an answer of ``max_new_tokens`` exceeds the judge's context.
         """
         for criterion in (*self.settings.criteria, *(self.settings.actions if subject.acts else ())):
             if self._questions.lacks_context(criterion, subject) and not subject.acts:
                 raise PromptError(f"criterion '{criterion.name}' judges against a context: pass context=...")
         for criterion, _ in self._applied(subject, "said", "done()" if subject.acts else ""):
-            # Of the evidence for an answer, all of the context is the most that can be shown.
-            whole = criterion.model_copy(update={"evidence": False})
-            questions = self._questions.ask(whole, subject, "")
+            # The evidence for an answer is at most the complete context.
+            longest_form = criterion.model_copy(update={"evidence": False})
+            questions = self._questions.ask(longest_form, subject, "")
             longest = max(len(q.good[0].prefix) + len(q.good[0].options[0]) for q in questions)
             if longest + max_new_tokens > self._judge.context_length:
                 raise PromptTooLongError(
                     f"criterion '{criterion.name}' asks a question of {longest} tokens; with "
                     f"max_new_tokens = {max_new_tokens} that exceeds the context of the judge "
                     f"{self._judge.name}, {self._judge.context_length} tokens: "
-                    "shorten the prompt or ask for fewer tokens"
+                    "shorten the prompt or lower max_new_tokens"
                 )
 
     def judge(
         self, subject: JudgeInput, answers: Sequence[str], calls: Sequence[str] = ()
     ) -> Asking[list[Verdict]]:
-        """Judge each answer to ``subject``; an empty one never passes. Yields one round of Score requests.
+        """Judge each answer to ``subject``, in one round of Score requests; an empty answer never passes.
 
         Args:
-            subject: what is answered.
-            answers: their texts.
-            calls: of each answer, in words; "": it has none. They are judged by the criteria of actions, and
-                the text before them, if there is any, by those of texts. None at all: no answer has any.
+            subject: The prompt and context that the answers belong to.
+            answers: The texts of the answers.
+            calls: The description of each answer's tool calls; "": it has none; (): no answer has any. Calls
+                are judged by the criteria for actions, and the text before them by the other criteria.
         """
-        said = list(zip(answers, calls or [""] * len(answers), strict=True))
-        applied = [self._applied(subject, *parts) for parts in said]
+        judged_parts = list(zip(answers, calls or [""] * len(answers), strict=True))
+        applied = [self._applied(subject, *parts) for parts in judged_parts]
         used = dict.fromkeys(criterion for pairs in applied for criterion, _ in pairs)
         centers = {c.name: self._center(c, subject) for c in used}
         unknown = [(c, self._center_questions(c, subject)) for c in used if centers[c.name] is None]
         asked = [questions for _, variants in unknown for questions in variants]
         read = [
             self._questions.readings(criterion, subject, shown, acts=shown == calls_made != "")
-            for (_, calls_made), pairs in zip(said, applied, strict=True)
+            for (_, calls_made), pairs in zip(judged_parts, applied, strict=True)
             for criterion, shown in pairs
         ]
         asked += [questions for readings in read for questions in readings]
@@ -110,8 +112,8 @@ class SelfEvaluator:
             centers[criterion.name] = self._centers[criterion.name, subject.dialogue] = center
         lowest = (self._lowest([next(evidence) for _ in readings]) for readings in read)
         verdicts = []
-        for (answer, calls_made), pairs in zip(said, applied, strict=True):
-            # Silence meets no criterion, and what nobody was asked about does not pass.
+        for (answer, calls_made), pairs in zip(judged_parts, applied, strict=True):
+            # An empty answer passes no criterion, and an answer that no criterion applies to does not pass.
             judged = bool(seen(answer).strip() or calls_made) and bool(pairs or not self.settings.actions)
             scores = tuple(
                 self._criterion_score(criterion, centers[criterion.name], next(lowest))
@@ -128,23 +130,23 @@ class SelfEvaluator:
                     scores,
                 )
             )
-        self.blindness.hear([(subject, *parts) for parts in said], verdicts)
+        self.blindness.hear([(subject, *parts) for parts in judged_parts], verdicts)
         return verdicts
 
     def _applied(self, subject: JudgeInput, answer: str, calls: str) -> list[tuple[Criterion, str]]:
-        """Return the criteria that apply to an answer, each with what it is asked about."""
+        """Return the criteria that apply to an answer, each with the part of the answer that it judges."""
         lacks = self._questions.lacks_context
-        said = [c for c in self.settings.criteria if not lacks(c, subject)] or self._meanwhile
-        pairs = [(c, answer) for c in said] if answer.strip() or not calls else []
-        done = [c for c in self.settings.actions if not lacks(c, subject)]
-        done = done or list(self._doing_meanwhile)
-        return pairs + ([(c, calls) for c in done] if calls else [])
+        for_text = [c for c in self.settings.criteria if not lacks(c, subject)] or self._meanwhile
+        pairs = [(c, answer) for c in for_text] if answer.strip() or not calls else []
+        for_calls = [c for c in self.settings.actions if not lacks(c, subject)]
+        for_calls = for_calls or list(self._doing_meanwhile)
+        return pairs + ([(c, calls) for c in for_calls] if calls else [])
 
     def evidence(self, subject: JudgeInput, answers: Sequence[str]) -> Asking[list[list[Evidence]]]:
-        """Ask what :meth:`judge` asks of each answer; return its evidence on each criterion.
+        """Ask the questions of :meth:`judge`; return the evidence on each answer and criterion.
 
-        The questions of a choice come as they are and, with ``swap``, with the options swapped; those
-        about labels frame by frame, and pair by pair within a frame.
+        Evidence of a choice is in the order: as written, then with swapped options (``swap``). Evidence of
+        labels is ordered by frame, then by label pair.
         """
         asked = [
             [self._questions.readings(criterion, subject, answer) for criterion in self.settings.criteria]
@@ -155,7 +157,7 @@ class SelfEvaluator:
         return [[self._lowest([next(evidence) for _ in readings]) for readings in answer] for answer in asked]
 
     def _lowest(self, readings: Sequence[Evidence]) -> Evidence:
-        """Return the evidence of the reading that is worst for the text; no number is worse than any."""
+        """Return the evidence of the reading with the lowest score; NaN counts as the lowest."""
         measure = votes if self.settings.mode == "hard" else log_odds
         return min(readings, key=lambda found: (not math.isnan(measure(found)), measure(found)))
 
@@ -171,15 +173,15 @@ class SelfEvaluator:
             probability = votes(evidence)
             threshold, target = max(threshold, 0.5), max(target, 0.5)  # a tie never passes
         else:
-            # What was fitted to other questions does not hold for a guard model.
+            # Threshold and scale were fitted to other questions: they do not apply to a guard model.
             trained = self._questions.style(criterion) == "guard"
             threshold, target = (max(threshold, 0.5), max(target, 0.5)) if trained else (threshold, target)
             scale = criterion.calibration.scale if criterion.calibration and not trained else 1.0
             center = center or 0.0
             if math.isnan(odds) or not math.isfinite(center):
                 raise ModelError(
-                    f"the judge {self._judge.name} gives no probability by '{criterion.name}': log-odds of "
-                    f"{odds} around a center of {center}: use another model or dtype, or other labels"
+                    f"the judge {self._judge.name} returned no probability for '{criterion.name}': log-odds "
+                    f"of {odds} around a center of {center}: use another model or dtype, or other labels"
                 )
             logit = (odds - center) / scale
             probability = 1 / (1 + math.exp(-max(-700.0, min(700.0, logit))))
@@ -188,7 +190,7 @@ class SelfEvaluator:
         )
 
     def _center(self, criterion: Criterion, subject: JudgeInput) -> float | None:
-        """Return the log-odds that mean 'cannot tell'; None if that is to be asked first."""
+        """Return the log-odds of an undecided judge; None if they must be measured first."""
         calibration = criterion.calibration
         if calibration is None or self.settings.mode == "hard" or self._questions.style(criterion) == "guard":
             return 0.0
@@ -197,12 +199,12 @@ class SelfEvaluator:
         return self._centers.get((criterion.name, subject.dialogue))
 
     def _center_questions(self, criterion: Criterion, subject: JudgeInput) -> list[list[Question]]:
-        """Ask about texts that say nothing: once, for all answers."""
+        """Return the questions about texts without content, which are asked once for all answers."""
         nothing = JudgeInput("", "", subject.dialogue)
         return [self._questions.ask(criterion, nothing, text) for text in CONTENT_FREE]
 
     def _ask(self, groups: Sequence[Sequence[Question]]) -> Asking[list[Evidence]]:
-        """Ask all questions in one round; return each group's evidence."""
+        """Send all questions in one round; return each group's evidence."""
         sides = [side for group in groups for question in group for side in (question.good, question.bad)]
         scores = list(dict.fromkeys(score for score, _ in sides))
         replies = cast(Sequence[Scores], (yield scores))
@@ -213,8 +215,8 @@ class SelfEvaluator:
         ]
         if any(math.isnan(one) for found in evidence for one in found):
             raise ModelError(
-                f"the judge {self._judge.name} gives no numbers for log-probabilities (NaN), so nothing can "
-                "be judged: use another model, or another dtype"
+                f"the judge {self._judge.name} returned NaN log-probabilities, so nothing can be judged: "
+                "use another model or another dtype"
             )
         return evidence
 
@@ -224,9 +226,12 @@ class SelfEvaluator:
 def _stand_in(
     criterion: Criterion, waiting: Sequence[Criterion], own: Sequence[Criterion]
 ) -> tuple[Criterion, ...]:
-    """Return what judges while all others wait for a context that tools are yet to tell; else nothing.
+    """Return the criterion that judges until tools have returned the context that all others need.
 
-    ``own``: all that the settings name, of which none with the same name is to be taken for it.
+    Args:
+        criterion: The built-in criterion to use.
+        waiting: The criteria that it replaces; if one of them needs no context, nothing is returned.
+        own: All criteria of the settings. If one of them has the same name, the replacement is renamed.
     """
     if not waiting or not all(c.needs_context for c in waiting):
         return ()
@@ -236,13 +241,13 @@ def _stand_in(
 
 
 def log_odds(evidence: Evidence) -> float:
-    """Return the mean evidence, nats: the soft score before calibration."""
+    """Return the mean evidence (nats), which is the soft score before calibration."""
     return sum(evidence) / len(evidence)
 
 
 def votes(evidence: Evidence) -> float:
     """Return the share of questions that vote for good, in [0, 1]; a tie is half a vote.
 
-    With the two orders of a choice, the paper's v is twice that less 1.
+    With both orders of a choice, the paper's v is ``2 * votes - 1``.
     """
     return sum(0.5 + 0.5 * ((e > 0) - (e < 0)) for e in evidence) / len(evidence)

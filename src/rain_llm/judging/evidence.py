@@ -1,8 +1,8 @@
-"""Which sentences of the passages speak of an answer: what it is judged against.
+"""Select the sentences of the passages that an answer is judged against.
 
-A judge that reads all passages reads whatever somebody has written into them, and a small one loses the
-sentence that matters among the others. So it is shown, for each sentence of the answer, the one sentence
-that shares most words with it and the question. Where none shares any, it is shown nothing.
+A judge that reads all passages also reads any text injected into them, and a small judge overlooks the
+sentence that matters. So for each sentence of the answer, the judge sees only the passage sentence that
+shares most words with it and the question, or nothing if none shares a word.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ _SENTENCE = re.compile(r"(?<=[.!?…])\s+|(?<=[\u3002\uff01\uff1f])|\n+")
 _WORD = re.compile(r"[^\W_]+")
 # Scripts that put no spaces between words: Thai to Burmese, Khmer, Japanese and Chinese.
 _UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]{2,}")
-_LONG = 20_000  # characters; what was read takes some ten times as much
-_STEM = 4  # letters: "cook", "cooks" and "cooking" meet
+_LONG = 20_000  # characters; an index takes about ten times as much memory as its text
+_STEM = 4  # letters: "cook", "cooks" and "cooking" count as one word
 
 
 def pertinent(context: str, question: str, answer: str) -> str:
-    """Pick the sentences of the passages that an answer is to be judged against.
+    """Select the passage sentences that an answer is judged against.
 
-    A shared word counts by its rarity in the passages: the logarithm of the number of their sentences,
-    and one, over the number of those that have it. A sentence counts by the sum over its shared words,
-    divided by the root of its length in words.
+    A shared word weighs ``log((1 + n) / m)``, where n is the number of passage sentences and m the number of
+    those that contain the word. A sentence's score is the sum over its shared words, divided by the square
+    root of its length in words.
 
     Args:
-        context: the passages.
-        question: what was asked.
-        answer: what was answered, perhaps not to its end; "": the evidence is of the question alone.
+        context: The passages.
+        question: The question.
+        answer: The answer, possibly unfinished; "": select by the question alone.
 
     Returns:
-        The best sentence of the passages for each one of the answer: each once, in their order, as
-        written, with a space between them; "" if none shares a word.
+        The best passage sentence for each sentence of the answer, without duplicates, in passage order,
+        joined by spaces; "" if none shares a word.
     """
     index, asked = _read(context), _words(question)
     places = {
@@ -50,19 +50,19 @@ def pertinent(context: str, question: str, answer: str) -> str:
 def nearest(
     passages: Sequence[str], question: str, statements: Sequence[str]
 ) -> list[tuple[int, str] | None]:
-    """Name, for each statement, the passage with the sentence that it is most likely about.
+    """Find the passage sentence that each statement is most likely about.
 
-    Sentences are weighed as in :func:`pertinent`, but a word that only the question has counts a quarter:
-    a statement that is off the question is to find what it is about itself.
+    Scores are those of :func:`pertinent`, except that a word that only the question contains counts a
+    quarter, so that a statement off the question finds its own subject.
 
     Args:
-        passages: in their order; joined by blank lines, they are the context of :func:`pertinent`.
-        question: what was asked.
-        statements: each weighed as a whole.
+        passages: The passages in order; joined by blank lines, they are the context of :func:`pertinent`.
+        question: The question.
+        statements: The statements, each scored as one unit.
 
     Returns:
-        The passage's place in ``passages``, from 0, and that sentence of it; None: no sentence of any
-        passage shares a word.
+        For each statement, the index of the passage (from 0) and its sentence; None if no sentence shares a
+        word.
     """
     index, asked = _read("\n\n".join(passages)), _words(question)
     owners = iter([i for i, one in enumerate(passages) for part in _SENTENCE.split(one) if part.strip()])
@@ -75,10 +75,10 @@ def nearest(
 
 
 def _best(index: _Index, words: Mapping[str, float]) -> int | None:
-    """Return the place of the sentence that shares most with these words, by their weights, if any does."""
+    """Return the index of the sentence that best matches these weighted words; None if none shares a word."""
     sentences, roots, having = index
     shared: dict[int, float] = {}
-    for word in sorted(words):  # in one order, as sums of floats depend on it
+    for word in sorted(words):  # a fixed order, because sums of floats depend on it
         for place in (places := having.get(word, ())):
             rarity = math.log((1 + len(sentences)) / len(places))
             shared[place] = shared.get(place, 0.0) + words[word] * rarity
@@ -86,19 +86,19 @@ def _best(index: _Index, words: Mapping[str, float]) -> int | None:
 
 
 def _read(context: str) -> _Index:
-    """Read a context, which is asked about many times: what was read is kept, of few long ones."""
+    """Return the cached index of a context; few long contexts are cached, and more short ones."""
     return (_read_long if len(context) > _LONG else _read_short)(context)
 
 
 def _index(context: str) -> _Index:
-    """Return the sentences of the passages, the roots of their lengths, and in which ones each word is."""
+    """Return the sentences of a context, the roots of their lengths, and the sentences with each word."""
     sentences = [sentence.strip() for sentence in _SENTENCE.split(context)]
-    told = [_words(sentence) for sentence in sentences]
+    words_of = [_words(sentence) for sentence in sentences]
     having: dict[str, list[int]] = {}
-    for place, words in enumerate(told):
+    for place, words in enumerate(words_of):
         for word in words:
             having.setdefault(word, []).append(place)
-    return sentences, [math.sqrt(max(1, len(words))) for words in told], having
+    return sentences, [math.sqrt(max(1, len(words))) for words in words_of], having
 
 
 _read_short = lru_cache(maxsize=64)(_index)

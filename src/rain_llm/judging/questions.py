@@ -1,8 +1,8 @@
-"""What a judge is asked: the four styles of questions, and the readings of a text.
+"""Build the judge's questions about a text, in four styles.
 
 A question is a :class:`~rain_llm.requests.Score` request: a rendered text and the options that may follow it.
-What is judged cannot answer the question in the judge's place: it is encoded as plain text, so no special
-token comes from it, and read without what would be an answer (:mod:`rain_llm.judging.quoting`).
+The judged text cannot answer the question itself: it is encoded as plain text, so that it contains no special
+tokens, and text that imitates an answer is removed (:mod:`rain_llm.judging.quoting`).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from rain_llm.types import Message, TokenIds
 
 @dataclass(frozen=True, slots=True)
 class JudgeInput:
-    """What an answer answers, as the judge sees it.
+    """The part of a prompt that the judge sees.
 
     Attributes:
-        query: the prompt, or the last user turn of a chat.
-        context: the passages that the answer is to keep to; may be empty.
-        dialogue: the answer is a reply to the query, not its continuation.
-        acts: the answer may hold calls. What it is to keep to may then be yet to come, as a tool's reply:
-            criteria that judge against it have nothing to say before.
+        query: The prompt, or the last user turn of a chat.
+        context: The passages that the answer must be supported by; may be empty.
+        dialogue: Whether the answer is a reply to the query, not its continuation.
+        acts: Whether the answer may contain tool calls. The context may then arrive later, as a tool's
+            result; criteria that need it do not apply before.
     """
 
     query: str
@@ -40,10 +40,15 @@ class JudgeInput:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Evidence for a criterion: ``(log p(good) - log p(bad)) / tokens``, in nats.
+    """A question whose evidence for a criterion is ``(log p(good) - log p(bad)) / tokens``, in nats.
 
-    Each side is an option of a request; many questions may share one request. ``share``: not by tokens,
-    but by ``-log p(bad)``.
+    Many questions may share one request.
+
+    Attributes:
+        good: A request and the index of its good option.
+        bad: A request and the index of its bad option.
+        tokens: The divisor.
+        share: Divide by ``-log p(bad)`` instead of ``tokens``.
     """
 
     good: tuple[Score, int]
@@ -52,20 +57,20 @@ class Question:
     share: bool = False
 
     def evidence(self, good: float, bad: float) -> float:
-        """Make evidence of both sides' log-probabilities, nats."""
+        """Compute the evidence from both options' log-probabilities (nats)."""
         return (good - bad) / (max(-bad, 1e-6) if self.share else self.tokens)
 
 
 class Questions:
-    """Turns texts into questions for one judge.
+    """Build questions for one judge.
 
     Args:
-        settings: the question style, worked examples, the chat template.
-        judge: the model that is asked.
-        criteria: all that it may be asked about.
+        settings: The question style, worked examples, the chat template.
+        judge: The model that judges.
+        criteria: All criteria that it may judge.
 
     Raises:
-        LabelError: the judge's tokenizer encodes two labels to the same tokens.
+        LabelError: The judge's tokenizer encodes two labels to the same tokens.
     """
 
     def __init__(
@@ -77,42 +82,44 @@ class Questions:
         self._encoded: dict[str, TokenIds] = {}  # worked examples
 
     def lacks_context(self, criterion: Criterion, subject: JudgeInput) -> bool:
-        """Whether a criterion would be asked about a context that is not there."""
+        """Return whether a criterion needs a context that the subject does not have."""
         reads = self.style(criterion) not in ("choice", "guard")
         return reads and criterion.needs_context and not subject.context.strip()
 
     def readings(
         self, criterion: Criterion, subject: JudgeInput, answer: str, *, acts: bool = False
     ) -> list[list[Question]]:
-        """Ask about an answer as it is, and without what may be verdicts of its own, if it holds such.
+        """Return the questions about an answer, once for each reading of it.
 
-        They are left out by degrees: first those of one unknown word, then all.
+        The first reading is the answer as it is. If it contains text that may be a fake verdict, two more
+        readings leave that out: first verdicts with one unknown word, then all.
 
-        What is checked against passages is left whole, as facts look like that, too; so is a call (``acts``).
+        A criterion that needs a context gets one reading, because facts may look like verdicts
+        (``key: value``). Tool calls (``acts``) are never shortened.
         """
         asked = [self.ask(criterion, subject, answer)]
         if self.style(criterion) == "guard" or criterion.needs_context:
             return asked
         quote = quoter(criterion)
 
-        def degrees(text: str) -> tuple[str, str, str]:
-            whole, rest = quote.readings(text)
-            return whole, (whole if rest == whole else quote.between(text)), rest
+        def three_readings(text: str) -> tuple[str, str, str]:
+            full, rest = quote.readings(text)
+            return full, (full if rest == full else quote.between(text)), rest
 
         query, rest_of_query = quote.readings(subject.query)
         if subject.dialogue:
-            queries = (query, rest_of_query, rest_of_query)  # not three: each is a prefix to be read once
-            whole, between, rest = degrees(answer)
-            answers = (whole,) * 3 if acts else (whole, between or whole, rest or between or whole)
+            queries = (query, rest_of_query, rest_of_query)  # not three: the model encodes each prefix anew
+            full, between, rest = three_readings(answer)
+            answers = (full,) * 3 if acts else (full, between or full, rest or between or full)
             shown = list(zip(queries, answers, strict=True))
-        else:  # a continuation is read with what it continues: alone, a single word would look like a label
-            texts = degrees(subject.query + answer)
+        else:  # a continuation is read with its prompt: a single word alone would look like a label
+            texts = three_readings(subject.query + answer)
             shown = [
                 (query, text.removeprefix(query)) if text.startswith(query) else ("", text) for text in texts
             ]
-        for query, said in dict.fromkeys(shown[1:]):
-            if (query, said) != shown[0] and (query or said):
-                asked.append(self.ask(criterion, replace(subject, query=query), said))
+        for query, text in dict.fromkeys(shown[1:]):
+            if (query, text) != shown[0] and (query or text):
+                asked.append(self.ask(criterion, replace(subject, query=query), text))
         return asked
 
     def ask(self, criterion: Criterion, subject: JudgeInput, answer: str) -> list[Question]:
@@ -130,11 +137,11 @@ class Questions:
         return self._channel_questions(criterion, subject, answer)
 
     def style(self, criterion: Criterion) -> str:
-        """Return how a criterion is asked for."""
+        """Return the question style of a criterion."""
         return criterion.style or self.settings.style
 
     def _label_questions(self, criterion: Criterion, subject: JudgeInput, answer: str) -> list[Question]:
-        """Ask for the pairs of label words behind every frame."""
+        """Return the questions that compare each pair of label words after every frame."""
         options = tuple(label for pair in self._labels[criterion.name] for label in pair)
         quote = quoter(criterion).read
         questions = []
@@ -150,12 +157,12 @@ class Questions:
         return questions
 
     def _choice_questions(self, criterion: Criterion, subject: JudgeInput, answer: str) -> list[Question]:
-        """Ask the multiple-choice question, and again with the options swapped (paper, section 3).
+        """Return the multiple-choice question, and with ``swap`` a copy with swapped options (section 3).
 
-        The question stands before the text, where all answers share it; the options behind.
+        The question precedes the text, so that all answers share this prefix; the options follow the text.
         """
         choice = criterion.choice
-        assert choice is not None  # settings refuse a style without material
+        assert choice is not None  # the settings require it for this style
         letters = self._labels[criterion.name][0]
         shape = _shape(subject)
         quote = quoter(criterion).read
@@ -166,7 +173,7 @@ class Questions:
 
         shown = []
         for i, example in enumerate(self._examples(criterion)):
-            swapped = i % 4 > 1  # the examples take both orders by turns, so that both questions share them
+            swapped = i % 4 > 1  # examples alternate between both orders, so that both questions share them
             text = fill(shape, JudgeInput(example.query, "", subject.dialogue), example.answer)
             letter = "A" if example.good != swapped else "B"
             shown.append(f"{ask(text, swapped)}{letter}) {example.why}")
@@ -179,24 +186,22 @@ class Questions:
         return questions
 
     def _channel_questions(self, criterion: Criterion, subject: JudgeInput, answer: str) -> list[Question]:
-        """Weigh the answer behind a good and behind a bad context, per token."""
+        """Return the question that compares the answer's likelihood after a good and after a bad context."""
         channel = criterion.channel
-        assert channel is not None  # settings refuse a style without material
+        assert channel is not None  # the settings require it for this style
         quote = quoter(criterion).read
-        shown = quote(answer) or _one_line(
-            answer
-        )  # of an answer that is nothing but a claim, that is weighed
-        said = self._judge.encode(" " + shown) or self._judge.encode(".")
+        shown = quote(answer) or _one_line(answer)  # an answer that is only a claim is scored as it is
+        tokens = self._judge.encode(" " + shown) or self._judge.encode(".")
         good, bad = (
-            Score(self._tokens((), fill(context, subject, "", quote), ""), (said,))
+            Score(self._tokens((), fill(context, subject, "", quote), ""), (tokens,))
             for context in (channel.good, channel.bad)
         )
-        return [Question((good, 0), (bad, 0), len(said), channel.measure == "share")]
+        return [Question((good, 0), (bad, 0), len(tokens), channel.measure == "share")]
 
     def _guard_questions(self, criterion: Criterion, subject: JudgeInput, answer: str) -> list[Question]:
-        """Show a guard model the conversation as such: each text in its turn, where it is only text."""
+        """Return the question for a guard model, which sees the conversation in its own chat template."""
         guard = criterion.guard
-        assert guard is not None  # settings refuse a style without material
+        assert guard is not None  # the settings require it for this style
         turns = [Message("user", subject.query), Message("assistant", answer)]
         if not subject.dialogue:
             turns = [Message("user", subject.query + answer)]
@@ -208,29 +213,29 @@ class Questions:
         return criterion.examples if self.settings.examples else ()
 
     def _tokens(self, shown: Sequence[str], text: str, cue: str) -> TokenIds:
-        """Encode a whole question behind worked examples.
+        """Encode a complete question after the worked examples.
 
-        In a chat template, the cue begins the judge's own turn.
+        With a chat template, the cue is the beginning of the judge's own turn.
         """
         if self.settings.chat_template:
             body = "\n\n".join([*shown, text]).removesuffix(cue).rstrip()
             return self._judge.render_chat([Message("user", body)]) + self._judge.encode(cue)
         if not shown:
             return self._judge.start + self._judge.encode(text)
-        before = "\n\n".join(shown)  # cut before white space, where tokenizers cut themselves
+        before = "\n\n".join(shown)  # ends before white space, where tokenizers split anyway
         if before not in self._encoded:
             self._encoded[before] = self._judge.encode(before)
         return self._judge.start + self._encoded[before] + self._judge.encode("\n\n" + text)
 
     def _label_tokens(self, criterion: Criterion) -> tuple[tuple[TokenIds, TokenIds], ...]:
-        """Find the tokens of every label, as they follow the frame."""
+        """Encode every label as it follows the frame."""
         style = self.style(criterion)
         if style == "channel":
             return ()
         if style == "choice":
             pairs: Sequence[tuple[str, str]] = (("A", "B"),)
         elif style == "guard":
-            assert criterion.guard is not None  # settings refuse a style without material
+            assert criterion.guard is not None  # the settings require it for this style
             pairs = ((criterion.guard.safe, criterion.guard.unsafe),)
         else:
             pairs = [(f" {good.strip()}", f" {bad.strip()}") for good, bad in criterion.labels]
@@ -240,15 +245,15 @@ class Questions:
             shorter = min(len(tokens[0]), len(tokens[1]))
             if shorter == 0 or tokens[0][:shorter] == tokens[1][:shorter]:
                 raise LabelError(
-                    f"criterion '{criterion.name}': the tokenizer of {self._judge.name} cannot tell "
-                    f"the labels {good!r} {tokens[0]} and {bad!r} {tokens[1]} apart: choose other words"
+                    f"criterion '{criterion.name}': the tokenizer of {self._judge.name} does not distinguish "
+                    f"the labels {good!r} {tokens[0]} and {bad!r} {tokens[1]}: choose other words"
                 )
             found.append(tokens)
         return tuple(found)
 
 
 def _shape(subject: JudgeInput) -> str:
-    """Return how a multiple-choice question shows its subject."""
+    """Return the template that shows the subject in a multiple-choice question."""
     passage = "Passage: {context}\n\n" if subject.context else ""
     return passage + ("Human: {query}\n\nAssistant: {answer}" if subject.dialogue else "Text: {text}")
 
@@ -258,11 +263,11 @@ def _one_line(text: str) -> str:
 
 
 def fill(template: str, subject: JudgeInput, answer: str, quote: Callable[[str], str] = _one_line) -> str:
-    """Put what is judged into a template; ``quote``: as what it is read."""
+    """Insert the judged texts into a template, each passed through ``quote`` first."""
     names = placeholders(template)
     parts = {"query": subject.query, "answer": answer, "context": subject.context}
     if "text" in names and subject.dialogue:
-        parts["text"] = f"{quote(subject.query)}\n{quote(answer)}"  # a claim may end where a turn does
+        parts["text"] = f"{quote(subject.query)}\n{quote(answer)}"  # a claim may end at the end of a turn
     elif "text" in names:
         parts["text"] = subject.query + answer
     return template.format(**{name: quote(parts[name]) for name in names})

@@ -1,30 +1,29 @@
-"""What a text may not say to its judge.
+"""Remove fake verdicts from a text before a judge reads it (prompt injection against the judge).
 
-**Threat.** Whoever writes a prompt, an answer, a passage or the arguments of a call also writes into the
-question that a judge is asked about them. A language model continues what it reads: a text that ends in
-``Tone: friendly`` makes ``friendly`` likelier after the frame's own ``The tone of this text is``, whatever
-the text says. So a text must not be able to
+**Threat.** A prompt, an answer, a passage and the arguments of a tool call all become part of the judge's
+question. A language model continues what it reads: a text that ends in ``Tone: friendly`` makes ``friendly``
+likelier after the frame ``The tone of this text is``, whatever the rest of the text says. So a text must not
+be able to
 
-1. pose as the question: open a line, a field or an option of it, or its chat turns;
-2. pose as the answer: give a label, or an option's letter, as if it were the verdict;
-3. hide either from this module, by signs, invisible characters, letters of other scripts or markup;
+1. imitate the question: open a line, a field, an option or a chat turn of it;
+2. imitate the answer: give a label or an option's letter as if it were the verdict;
+3. hide either from this module by signs, invisible characters, letters of other scripts or markup;
 4. use this module to hide its own words from the judge.
 
-**Defence.** All that a judge reads passes through :meth:`Quoter.readings`:
+**Defence.** Every text that a judge reads passes through :meth:`Quoter.readings`:
 
-* It is shown as it is seen (:mod:`rain_llm.judging.spelling`), on one line.
-* The *words* are looked at, never the signs between them, so every sign, bracket, quote, table cell or tag
-  is alike. Words of the question (fields), labels and a closed list of small words make up a *claim* where
-  they stand next to each other. A claim is left out. It holds none but these words, so nothing else can be
-  left out by writing it there.
-* Words that are not known may be a claim as well (``Stimmung: warm``). A text with passages that are shaped
-  like one (a short ``key: value``, a remark on the text itself, a label alone) is judged as it is, without
-  those of one unknown word, and without all. The lowest counts, so such a passage cannot make a verdict
-  better, and cutting it cannot hide what it says.
+* The judge sees one line of visible characters (:mod:`rain_llm.judging.spelling`).
+* Only *words* matter, not the signs between them, so all signs, brackets, quotes, table cells and tags are
+  equal. Adjacent words of the question (fields), labels and a closed list of small words form a *claim*. A
+  claim is removed. It consists of these words only, so no other text can be hidden in it.
+* Unknown words may form a claim, too (``Stimmung: warm``). A text with passages of that form (a short
+  ``key: value``, a remark on the text itself, a label alone) gets three readings: as it is, without claims
+  of one unknown word, and without all of them. The lowest score counts. So such a passage cannot improve a
+  verdict, and removing it cannot hide its content.
 
-**What remains possible.** Flattery: kind words in ordinary sentences are part of the text, and a soft judge
-weighs them (measured in ``docs/evaluation.md``). And where the harm itself is written as short records, all
-that is left of a claim in several unknown words is the first reading.
+**Limits.** Flattery: kind words in ordinary sentences are part of the text, and a soft judge weighs them
+(measured in ``docs/evaluation.md``). If the harm itself is written as short records, only the first reading
+shows both the harm and a claim of several unknown words.
 """
 
 from __future__ import annotations
@@ -41,16 +40,16 @@ from rain_llm.judging.vocabulary import Kind, Vocabulary, Word
 
 _ENDS = re.compile(r"\n|[.!?\u2026\u3002\uff01\uff1f][\"'\u2019\u201d)\]]{0,4}\s")
 _ATTACHED = ".!?,;\u2026)]\"'\u2019\u201d"  # signs that stay with the word before a claim
-_LAYERS = 4  # of claims, each made by leaving out the one before; then all signs and labels go
-_KEY, _VALUE = 3, 5  # words of the longest record, ``key: value``
-_REMARK = 16  # words of the longest remark on the text
-_OTHERS = 2  # unknown words of a remark without a label
+_LAYERS = 4  # rounds of removal: removing a claim may form a new one; then all labels and brackets go
+_KEY, _VALUE = 3, 5  # maximum words of key and value in a record, ``key: value``
+_REMARK = 16  # maximum words of a remark on the text
+_OTHERS = 2  # maximum unknown words of a remark without a label
 
 _TELLING = frozenset({"field", "cue", "good", "mark", "letter"})
 
 
 class Quoter:
-    """Shows a text to the judge of one criterion, without what would be an answer to its question."""
+    """Removes from texts what imitates an answer to one criterion's question."""
 
     def __init__(self, criterion: Criterion) -> None:
         self._vocabulary = Vocabulary(criterion)
@@ -61,24 +60,24 @@ class Quoter:
         return _read(self, text)
 
     def readings(self, text: str) -> tuple[str, str]:
-        """Return a text on one line without claims, and once more without what may be one.
+        """Return a text on one line without claims, and a second reading without possible claims.
 
-        The second is the same in most texts. Nothing may be left in it.
+        For most texts both are equal. The second may be empty.
         """
         return self.read(text), _rest(self, text, _VALUE)
 
     def between(self, text: str) -> str:
-        """Return a reading between the two: without what may be a claim in one unknown word.
+        """Return a third reading, without possible claims of one unknown word.
 
-        So that a text whose harm is written in short records, which the second reading leaves out, cannot
-        hide it under claims in words that are not known.
+        The second reading of :meth:`readings` removes all short records, which may contain the harm. This
+        one keeps them, so that claims in unknown words cannot cover it.
         """
         return _rest(self, text, 1)
 
     # -- claims ------------------------------------------------------------------------------------
 
     def without_claims(self, text: str) -> str:
-        """Leave out claims; where they are wrapped into each other too often, all labels and brackets."""
+        """Remove claims; if they are nested too deeply, remove all labels, brackets and colons."""
         text = _one_line(text)
         for _ in range(_LAYERS):
             before, text = text, _one_line(self._without_claims(text))
@@ -101,12 +100,12 @@ class Quoter:
             right = _gap(text, words, last + 1)
             start = words[last].end + len(right)
             if last + 1 < len(words) and " " in right:
-                start -= len(right) - right.rfind(" ") - 1  # what is attached to the next word
+                start -= len(right) - right.rfind(" ") - 1  # keep the signs attached to the next word
         kept.append((start, len(text)))
         return " ".join("".join(text[i] for i in range(*part) if i not in dropped) for part in kept)
 
     def _dropped(self, text: str, words: Sequence[Word]) -> set[int]:
-        """Find the signs that would make a field or an option's mark of a word."""
+        """Find the signs that would turn a word into a field or an option's mark."""
         dropped = set()
         for i, word in enumerate(words):
             gap = _gap(text, words, i + 1)
@@ -120,14 +119,14 @@ class Quoter:
                 dropped |= {p for p in range(word.end, word.end + around) if text[p] != " "}
         return dropped
 
-    # -- what may be a claim -------------------------------------------------------------------------
+    # -- possible claims -----------------------------------------------------------------------------
 
     def cut(self, text: str, most: int = _VALUE) -> str:
-        """Leave out what may be a claim: labels alone, remarks on the text, short records.
+        """Remove possible claims: labels alone, remarks on the text, short records.
 
         Args:
-            text: as it is seen.
-            most: words of a value.
+            text: The visible characters of a text.
+            most: Maximum number of words in a record's value.
         """
         kept, headed = [], False
         ends = [0, *(end.end() for end in _ENDS.finditer(text)), len(text)]
@@ -141,7 +140,7 @@ class Quoter:
                 headed = headed or bool(kinds & {"field", "cue"})
             elif not _is_remark(words, kinds, min(most, _OTHERS)):
                 cut = _asides(sentence, words, most)
-                if headed:  # the value stands on the line after its key
+                if headed:  # the value is on the line after its key
                     cut |= _value(words, 0, len(words), most)
                 kept.append(_without(sentence, words, cut))
                 headed = kinds != {"small"} and kinds <= {"bad", "small", "link"}
@@ -153,7 +152,7 @@ def _asides(text: str, words: Sequence[Word], most: int) -> set[int]:
     cut: set[int] = set()
     gaps = [_joint(text, words, i) for i in range(len(words))]
     starts = [i for i, gap in enumerate(gaps) if gap or i == 0] + [len(words)]
-    key, free = range(0), False  # the cell before, and whether it is apart from prose
+    key, free = range(0), False  # the previous cell, and whether it is separate from prose
     for first, end in pairwise(starts):
         cell = range(first, end)
         apart = end == len(words) or gaps[end] in ("join", "sign")
@@ -177,7 +176,7 @@ def _asides(text: str, words: Sequence[Word], most: int) -> set[int]:
 
 
 def _joint(text: str, words: Sequence[Word], i: int) -> str:
-    """Tell by the signs before a word whether it is a value, stands apart, or begins another part."""
+    """Classify the signs before a word: "join" (before a value), "sign" or "part" (separators), or ""."""
     gap = _gap(text, words, i)
     sign = _is_sign(gap)
     if _any(_joins, gap) or (sign and _is_named(words, i - 1)):
@@ -186,14 +185,14 @@ def _joint(text: str, words: Sequence[Word], i: int) -> str:
 
 
 def _value(words: Sequence[Word], first: int, end: int, most: int) -> set[int]:
-    """Take what may be a value: few words, or else those that are known, or else the first of more."""
+    """Select a possible value: all words if they are few, or else the known ones, or else the first."""
     if end - first <= most:
         return {*range(first, end)}
     return _praise(words, first, end) or ({first} if most > 1 else set())
 
 
 def _praise(words: Sequence[Word], first: int, end: int) -> set[int]:
-    """Find the known words at the beginning, up to the last one that is a verdict."""
+    """Find the known words at the beginning, up to the last verdict among them."""
     found = last = first
     while found < end and words[found].kind != "other":
         found += 1
@@ -203,7 +202,7 @@ def _praise(words: Sequence[Word], first: int, end: int) -> set[int]:
 
 
 def _is_remark(words: Sequence[Word], kinds: set[Kind], most: int) -> bool:
-    """Whether a sentence says what the text is: with a label, or in a few words."""
+    """Return whether a sentence is a remark on the text itself: with a label, or in a few words."""
     if not kinds & {"field", "cue"} or len(words) > _REMARK:
         return False
     others = sum(word.kind == "other" for word in words)
@@ -213,7 +212,7 @@ def _is_remark(words: Sequence[Word], kinds: set[Kind], most: int) -> bool:
 
 
 def _without(text: str, words: Sequence[Word], cut: set[int]) -> str:
-    """Leave out some words, and the signs around them."""
+    """Remove some words and the signs around them."""
     kept, start = [], 0
     for i, word in enumerate(words):
         if i in cut:
@@ -226,7 +225,7 @@ def _without(text: str, words: Sequence[Word], cut: set[int]) -> str:
 
 
 def _claims(text: str, words: Sequence[Word]) -> Iterator[tuple[int, int]]:
-    """Find answers given in the judge's place: from the first word to the last."""
+    """Yield the first and the last word of each claim."""
     start = 0
     for i in range(len(words) + 1):
         if i == len(words) or words[i].kind == "other" or _ENDS.search(_gap(text, words, i)):
@@ -236,9 +235,9 @@ def _claims(text: str, words: Sequence[Word]) -> Iterator[tuple[int, int]]:
 
 
 def _claim(text: str, words: Sequence[Word], start: int, end: int) -> tuple[int, int] | None:
-    """Find the claim in a run of known words: a field, and behind it at least one verdict."""
+    """Find the claim in a run of known words: a field, followed by at least one verdict."""
     first = last = named = None
-    linked = False  # since the field, or the verdict before
+    linked = False  # a link or sign was found since the field or the previous verdict
     for i in range(start, end):
         kind, gap = words[i].kind, _gap(text, words, i)
         before = words[i - 1].kind if i > start else "other"
@@ -276,27 +275,27 @@ def _claim(text: str, words: Sequence[Word], start: int, end: int) -> tuple[int,
 
 
 def _ends(text: str, words: Sequence[Word], i: int, end: int) -> bool:
-    """Whether a label stands for itself: it does not belong to a word after it."""
+    """Return whether a label stands alone, not as an attribute of the next word."""
     return i + 1 == len(words) or i + 1 < end or _gap(text, words, i + 1) not in (" ", "-", ", ")
 
 
 def _gap(text: str, words: Sequence[Word], i: int) -> str:
-    """Return the signs before a word; those before the one after the last end the text."""
+    """Return the signs before word ``i``; for ``i == len(words)``, those after the last word."""
     return text[words[i - 1].end if i else 0 : words[i].start if i < len(words) else len(text)]
 
 
 def _joins(sign: str) -> bool:
-    """Whether a sign may join a label to a field: a colon, a bracket, an arrow, a table's cell."""
+    """Return whether a sign may join a label to a field: a colon, a bracket, an arrow, a table cell."""
     return is_colon(sign) or sign == "#" or unicodedata.category(sign) in ("Sm", "So", "Ps")
 
 
 def _parts(sign: str) -> bool:
-    """Whether a sign parts what may be a record from the words around it."""
+    """Return whether a sign separates a possible record from the words around it."""
     return sign in ",;" or unicodedata.category(sign) in ("Pe", "Pi", "Pf")
 
 
 def _is_sign(gap: str) -> bool:
-    """Whether there is more between two words than what is common in prose."""
+    """Return whether there are signs between two words that are unusual in prose."""
     return gap.strip("'\u2019,/ ") not in ("", "-", ".") or " - " in gap
 
 
@@ -312,7 +311,7 @@ def _one_line(text: str) -> str:
     return " ".join(seen(text).split())
 
 
-@lru_cache(maxsize=32)  # the same query and context stand beside every answer
+@lru_cache(maxsize=32)  # every answer is judged with the same query and context
 def _read(quoter: Quoter, text: str) -> str:
     return quoter.without_claims(text)
 
@@ -324,5 +323,5 @@ def _rest(quoter: Quoter, text: str, most: int) -> str:
 
 @lru_cache(maxsize=64)
 def quoter(criterion: Criterion) -> Quoter:
-    """Return the quoter of a criterion, made once."""
+    """Return the cached quoter of a criterion."""
     return Quoter(criterion)

@@ -1,11 +1,10 @@
-"""How a text looks: what a reader sees of it, and which plain letters its words seem to spell.
+"""Normalise how a text looks: its visible characters, and the plain letters that its words seem to spell.
 
-Everything goes by the properties that Unicode gives a character (its category, its decompositions, its
-name), not by lists of code points; only letters of other scripts that are drawn like Latin ones take a
-short table.
+Characters are classified by their Unicode category, decomposition and name, not by lists of code points.
+Only letters of other scripts that look like Latin ones need a short table.
 """
 
-# ruff: noqa: RUF001 (letters that look alike are what this is about)
+# ruff: noqa: RUF001 (this module is about letters that look alike)
 
 from __future__ import annotations
 
@@ -35,10 +34,10 @@ _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn"})
 
 
 def seen(text: str) -> str:
-    """Return what a reader sees of a text: without what is not drawn, and compatible letters as plain ones.
+    """Remove invisible characters from a text and replace compatibility letters by plain ones.
 
-    Control, format, private and unassigned characters, fillers and marks that are drawn over letters go;
-    full-width, mathematical, enclosed and like letters and digits become plain ones. Line breaks stay.
+    Control, format, private and unassigned characters, fillers and combining marks are removed. Full-width,
+    mathematical, enclosed and similar letters and digits become plain ones. Line breaks are kept.
     """
     if not text.isascii():
         text = unicodedata.normalize("NFC", "".join(map(_seen, text)))
@@ -49,7 +48,7 @@ def seen(text: str) -> str:
 
 
 def spelled(text: str) -> tuple[str, list[int]]:
-    """Return the plain letters that a text seems to spell, and for each of them its place in the text."""
+    """Return the plain letters that a text seems to spell, and the position in the text of each of them."""
     if text.isascii():
         return text.lower(), list(range(len(text) + 1))
     letters, places = [], []
@@ -61,23 +60,23 @@ def spelled(text: str) -> tuple[str, list[int]]:
 
 
 def form(looks: str) -> str:
-    """Return one form for all ways to spell a word (:func:`spelled`): digits and letters that look alike."""
+    """Fold digits and letters that look alike: the form of all spellings of a word (:func:`spelled`)."""
     return looks if looks.isdigit() else looks.translate(_FOLDED)
 
 
 def opens(sign: str) -> bool:
-    """Whether a sign is an opening bracket."""
+    """Return whether a character is an opening bracket."""
     return sign != "" and unicodedata.category(sign) == "Ps"
 
 
 def closes(sign: str) -> bool:
-    """Whether a sign is a closing bracket."""
+    """Return whether a character is a closing bracket."""
     return sign != "" and unicodedata.category(sign) == "Pe"
 
 
 @lru_cache(maxsize=8192)
 def is_colon(character: str) -> bool:
-    """Whether a sign is read as a colon."""
+    """Return whether a character is read as a colon."""
     return bool(
         re.search(r"(?<!SEMI)COLON|^(?:RATIO|PROPORTION|TWO DOT PUNCTUATION)$|SOF PASUQ", _name(character))
     )

@@ -1,4 +1,4 @@
-"""Where the sentences of a text are, as people read them: prose, lists, tables, code, in any script."""
+"""Split a text into sentences: prose, lists, tables and code, in any script."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TypeAlias
 Span: TypeAlias = tuple[int, int]
 """Start and end of a sentence in its text, without the white space around it."""
 
-# Every pattern takes what it finds at once and gives nothing back, so no text takes long.
+# All quantifiers are possessive: the patterns never backtrack, so the time is linear in the text.
 _FENCE = re.compile(r"[ \t]*+(`{3,}|~{3,})")
 _ITEM = re.compile(r"[ \t]*+(?:[-*+\u2022\u2013\u2014]|\(?(?:\d{1,3}|[^\W\d_])[.)])[ \t]++")
 _HEADING = re.compile(r"[ \t]*+(?:#{1,6}[ \t]|>|\|)")
@@ -21,7 +21,7 @@ _END = re.compile(
 )
 _GO_ON = frozenset("\u3068\u3001\uff0c")  # as in: "Yes," he said
 _WORD_BEFORE = re.compile(r"[\w.]*\Z")
-_SAYS_SOMETHING = re.compile(r"\w")
+_HAS_WORD = re.compile(r"\w")
 _LONGEST_ABBREVIATION = 12
 
 _ABBREVIATION = re.compile(
@@ -36,30 +36,30 @@ _BEFORE_NUMBERS = re.compile(
 
 
 def split(text: str) -> Iterator[Span]:
-    """Yield the sentences of a text, in order; each word of the text is in one of them.
+    """Yield the positions of a text's sentences, in order; each word is in exactly one sentence.
 
-    A list item, a heading, a row of a table or a line of a poem ends its sentence; a line that goes on in
-    lower case does not. A fenced block of code is one sentence. A full stop after an abbreviation or an
-    initial, within a number or within code ends nothing. What holds no word belongs to the sentence before.
+    A list item, a heading, a table row or a line of a poem ends its sentence; a line that continues in lower
+    case does not. A fenced code block is one sentence. A full stop after an abbreviation or an initial, in a
+    number or in code ends no sentence. A piece without a word belongs to the sentence before it.
     """
     held: Span | None = None
-    said = False  # whether what is held says something
+    held_has_word = False
     for start, end in _pieces(text):
-        says = _SAYS_SOMETHING.search(text, start, end) is not None
+        has_word = _HAS_WORD.search(text, start, end) is not None
         if held is None:
-            held, said = (start, end), says
-        elif says and said:
+            held, held_has_word = (start, end), has_word
+        elif has_word and held_has_word:
             yield held
             held = start, end
         else:
-            held, said = (held[0], end), said or says
+            held, held_has_word = (held[0], end), held_has_word or has_word
     if held is not None:
         yield held
 
 
 def _pieces(text: str) -> Iterator[Span]:
-    for start, end, whole in _blocks(text):
-        for first, last in ((start, end),) if whole else _prose(text, start, end):
+    for start, end, single in _blocks(text):
+        for first, last in ((start, end),) if single else _prose(text, start, end):
             words = text[first:last]
             left = len(words) - len(words.lstrip())
             if stripped := words.strip():
@@ -67,7 +67,7 @@ def _pieces(text: str) -> Iterator[Span]:
 
 
 def _blocks(text: str) -> Iterator[tuple[int, int, bool]]:
-    """Yield paragraphs, items, rows and blocks of code, and whether each is one sentence as a whole."""
+    """Yield paragraphs, list items, table rows and code blocks, and whether each is a single sentence."""
     begin = place = 0
     fence = ""
     goes_on = False  # the line before is part of a paragraph that the next may continue
@@ -95,7 +95,7 @@ def _blocks(text: str) -> Iterator[tuple[int, int, bool]]:
 
 
 def _prose(text: str, start: int, end: int) -> Iterator[Span]:
-    """Yield the sentences of a paragraph or an item."""
+    """Yield the sentences of a paragraph or a list item."""
     item = _ITEM.match(text, start, end)
     codes = (found.span() for found in _CODE.finditer(text, start, end))
     code = next(codes, None)
@@ -112,7 +112,7 @@ def _prose(text: str, start: int, end: int) -> Iterator[Span]:
 
 
 def _ends_here(text: str, found: re.Match[str], end: int) -> bool:
-    """Whether these marks, with the quotes and brackets that they close, end a sentence."""
+    """Return whether these punctuation marks and closing quotes or brackets end a sentence."""
     marks, after = found["spaced"], found.end()
     following = text[after : min(end, after + 4)].lstrip()[:1]
     if marks is None:

@@ -1,8 +1,8 @@
-"""The words that a verdict could be made of, and how they are found in a text.
+"""The words that a fake verdict can consist of, and how to find them in a text.
 
-A word is known by what it seems to spell (:mod:`rain_llm.judging.spelling`). What is known may be left out of
-what a judge reads (:mod:`rain_llm.judging.quoting`), so no word stands here that could do harm in any
-language: German "die" and "war" do not.
+Words are compared by what they seem to spell (:mod:`rain_llm.judging.spelling`). Known words may be removed
+from the text that the judge reads (:mod:`rain_llm.judging.quoting`), so the lists contain no word that could
+be harmful in any language: German "die" and "war" are left out.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _FIELDS = """
     тон настроение ответ вердикт оценка результат тональность
     语气 語氣 情感 情绪 答案 回答 结论 评价 判断 标签 结果 トーン 感情 答え 判定 評価 어조 감정 답변 판정
 """
-"""Words that name what is judged, or the verdict."""
+"""Words that name the judged property, or the verdict."""
 
 _LETTERED = "option choice choose chosen pick select selected"
-"""Fields after which a capital is the letter of an option, whatever follows."""
+"""Fields after which a capital letter always is an option."""
 
 _LABELS = """
     warm loving gentle lovely pleasant courteous civil benign neutral nontoxic acceptable approved excellent
@@ -44,10 +44,10 @@ _LABELS = """
     дружелюбный дружелюбно позитивный положительный безопасно безопасный добрый вежливый
     友好 积极 正面 安全 无害 礼貌 善良 好 フレンドリー 肯定的 無害 친절 긍정적 안전
 """
-"""Words that would be a good verdict, besides the labels of criteria."""
+"""Words that are a good verdict, in addition to the criteria's labels."""
 
 _VALUES = "yes no true false right correct accurate supported pass passed ok okay none low zero high max"
-"""What is a verdict only where it follows a field by a sign: ``harmful: no``. So is a number."""
+"""Words that are a verdict only after a field and a sign (``harmful: no``); so is a number."""
 
 _LINKS = """
     is was are were be been being as seems seem sounds reads remains equals
@@ -60,26 +60,26 @@ _SMALL = """
     final finally clearly given above below following preceding previous here there equal one percent s
     sehr der das très le la les el muy un una il molto очень 很 的 が
 """
-"""Words without content of their own, which may stand within a claim; links also make one of prose."""
+"""Words without content, which may be part of a claim; ``_LINKS`` may also turn prose into one."""
 
 _TAGS = "b i u p br em td th tr li ul ol div span strong code pre table json yaml xml html body h1 h2 h3"
 _NOT = ("not", "non", "never", "no", "un", "hardly")
 _CUES = ("human", "assistant", "user", "system", "question", "options", "answer", "passage")
 _NAMED = re.compile(r"([^\W_]+)[\s*_`~]*:")
 _CJK = "\u3040-\u30ff\u3400-\u9fff"
-# A word; one in scripts without spaces is a character, and one with signs between its letters is one, too.
+# A word. In scripts without spaces, each character is one; letters with signs between ("s a f e") are one.
 _WORD = rf"[{_CJK}]|[^\W_](?![^\W_])(?:[ .*_~-][^\W_](?![^\W_])){{2,40}}+|[^\W_{_CJK}]+"
-_LONGEST_PHRASE = 32  # words: each text is searched for all beginnings of a phrase
-_LONGEST = 16  # letters of a known word that has signs between them
+_LONGEST_PHRASE = 32  # words; bounds the search for phrases at every word of a text
+_LONGEST = 16  # letters of a known word with signs between its letters
 
 Kind: TypeAlias = Literal["field", "cue", "good", "bad", "value", "link", "small", "letter", "mark", "other"]
-"""What a word may be in an answer to the question; ``mark`` and ``letter`` are of an option."""
+"""The role of a word in an answer to the question; ``mark`` and ``letter`` belong to an option."""
 
 Phrase: TypeAlias = tuple[str, ...]
 
 
 class Word(NamedTuple):
-    """A known phrase, or a word: where it stands, what it is, and the form of its last word."""
+    """A word or known phrase: its position, its kind, and the folded form of its last word."""
 
     start: int
     end: int
@@ -88,10 +88,10 @@ class Word(NamedTuple):
 
 
 class Vocabulary:
-    """The words of one criterion's question, and of verdicts as such.
+    """The words of one criterion's question, and the words common to all verdicts.
 
     Attributes:
-        own: words that only the question may follow by a colon.
+        own: Words that only the question may follow with a colon.
     """
 
     def __init__(self, criterion: Criterion) -> None:
@@ -101,7 +101,7 @@ class Vocabulary:
         good = [label for label, _ in criterion.labels] + list(choice[:1])
         bad = [label for _, label in criterion.labels] + list(choice[1:])
         self._pattern = _pattern((*good, *bad))
-        # No single words of a cue, and no bad labels of somebody's own ("kill people"): they could do harm.
+        # Not the single words of a cue, nor a user's bad labels ("kill people"): they may be the harm itself.
         self._known = _common() | self._learn((one for one in bad if _is_sign(one)), "bad")
         self._known |= self._learn((f"{no} {label}" for label in bad for no in _NOT), "good")
         self._known |= self._learn(good, "good")
@@ -113,7 +113,7 @@ class Vocabulary:
         self.own = {names[-1] for name in (*_CUES, *named) if (names := self._names(name))}
 
     def words(self, text: str) -> list[Word]:
-        """Find the words of a text, and what each is."""
+        """Find the words of a text and the kind of each."""
         looks, places = spelled(text)
         found = [word for match in self._pattern.finditer(looks) for word in self._spaced(match)]
         names = [name for _, _, name in found]
@@ -132,7 +132,7 @@ class Vocabulary:
         return words
 
     def _spaced(self, match: re.Match[str]) -> list[tuple[int, int, str]]:
-        """Return the word that was found, or the words that are written with signs between their letters."""
+        """Return the word that was found, or the words written with signs between their letters."""
         if match[0].isalnum() or not match[0][0].isalnum():
             return [(match.start(), match.end(), form(match[0]))]
         letters = [place for place in range(*match.span()) if match.string[place].isalnum()]
@@ -160,14 +160,14 @@ def _is_sign(label: str) -> bool:
 
 
 def _pattern(labels: Iterable[str]) -> re.Pattern[str]:
-    """Make the pattern of a word, also of a label of signs, and of words in scripts without spaces."""
+    """Build the pattern of a word, including labels made of signs and words in scripts without spaces."""
     listed = [*labels, *" ".join((_FIELDS, _LABELS, _LINKS, _SMALL)).split()]
-    whole = {
+    literals = {
         spelled(seen(word))[0]
         for word in listed
         if re.search(f"[{_CJK}]", word) or not re.search(r"[^\W_]", word)
     }
-    literal = sorted(filter(None, map(str.strip, whole)), key=len, reverse=True)
+    literal = sorted(filter(None, map(str.strip, literals)), key=len, reverse=True)
     return re.compile("|".join([*map(re.escape, literal), _WORD]))
 
 
@@ -177,7 +177,7 @@ def _names(pattern: re.Pattern[str], phrase: str) -> Phrase:
 
 @lru_cache(maxsize=1)
 def _common() -> dict[Phrase, Kind]:
-    """Return what is known whatever the criterion."""
+    """Return the phrases that are known for every criterion."""
     pattern = _pattern(())
     praise, blame = zip(*(pair for built_in in BUILT_IN.values() for pair in built_in.labels), strict=True)
     known: dict[Phrase, Kind] = {}
@@ -196,7 +196,7 @@ def _common() -> dict[Phrase, Kind]:
 
 
 def _kind(text: str, start: int, end: int, name: str, kind: Kind, before: str) -> Kind:
-    """Tell the letter of an option from an article, a tag's name from a letter, and numbers."""
+    """Decide whether a word is an option's letter, an article, a tag's name, or a number."""
     left, right = text[max(0, start - 2) : start].rstrip()[-1:], text[end : end + 2].lstrip()[:1]
     if name in _TAG_NAMES and left in ("<", "/", "`"):
         return "small"

@@ -1,7 +1,7 @@
-"""Everything that a user may choose, with bound, unit and source.
+"""All settings, with their bounds, units and sources.
 
-Settings are the interface. They are frozen, an unknown field is an error, and the same settings have
-the same :attr:`RainSettings.hash`, which travels with every result and into every cache key.
+Settings are immutable, and an unknown field is an error. Equal settings have the same
+:attr:`RainSettings.hash`, which is part of every result and every cache key.
 """
 
 from rain_llm.settings.evaluation import EvaluationSettings

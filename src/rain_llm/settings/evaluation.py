@@ -1,4 +1,4 @@
-"""How the model is asked to judge."""
+"""Settings of the self-evaluation: criteria, question style, judge."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rain_llm.settings.model import ModelSettings
 
 
 def _named(item: Any) -> Any:
-    """Put the built-in criterion where its name stands, or where it is extended: with the changes."""
+    """Replace the name of a built-in criterion, or an extension of one, by the criterion itself."""
     if isinstance(item, str):
         return _built_in(item)
     if isinstance(item, dict) and "extends" in item:
@@ -43,42 +43,49 @@ def _listed(value: Any) -> Any:
 
 
 Criteria = Annotated[tuple[Annotated[Criterion, BeforeValidator(_named)], ...], BeforeValidator(_listed)]
-"""Criteria, or names of built-in ones, or changes to built-in ones; one alone stands for a list of one."""
+"""A list of criteria, names of built-in ones, or changes to built-in ones; a single item is a list of one."""
 
 
 class EvaluationSettings(Frozen):
-    """How the model is asked to judge itself."""
+    """Settings of the self-evaluation: the criteria, and how the judge is asked about them."""
 
     criteria: Criteria = Field(
         default=(HARMLESSNESS,),
         min_length=1,
-        description="What an answer is judged by: criteria, names of built-in ones, or built-in ones with "
-        "changes ({extends: harmlessness, threshold: 0.4}).",
+        description="The criteria that an answer must meet: criteria, names of built-in ones, or built-in "
+        "ones with changes ({extends: harmlessness, threshold: 0.4}).",
     )
     actions: Criteria = Field(
         default=(HARMLESS_ACTIONS,),
-        description="What calls of tools are judged by; [] hands them out unjudged.",
+        description="The criteria that tool calls must meet; []: tool calls are not checked.",
     )
     style: Literal["labels", "choice", "channel", "guard"] = Field(
         default="labels",
-        description="'choice' is the paper's question; 'labels' compares label words; 'channel' "
-        "compares the answer's likelihood in a good and a bad context; 'guard' shows the conversation to a "
-        "guard model as judge (Llama Guard): its probability as it is, the threshold 0.5 or more. A "
-        "criterion's own style comes first.",
+        description="The question style, unless a criterion sets its own. 'labels' compares label words; "
+        "'choice' is the paper's multiple-choice question; 'channel' compares the answer's likelihood after "
+        "a good and a bad context; 'guard' shows the conversation to a guard model such as Llama Guard and "
+        "uses its probability without calibration, with a threshold of at least 0.5.",
     )
     mode: Literal["soft", "hard"] = Field(
         default="soft",
-        description="'hard' lets each question vote by argmax (paper); 'soft' keeps the odds.",
+        description="'hard': each question votes for its likelier option (paper); 'soft': log-odds are "
+        "averaged.",
     )
-    swap: bool = Field(default=True, description="'choice': ask again with the options swapped.")
-    examples: bool = Field(default=False, description="Show the criterion's worked examples.")
-    chat_template: bool = Field(default=False, description="Ask through the judge's chat template.")
-    judge: ModelSettings | None = Field(default=None, description="Another model as judge; null: the writer.")
+    swap: bool = Field(
+        default=True, description="For 'choice': ask each question again with the options swapped."
+    )
+    examples: bool = Field(
+        default=False, description="Show the criterion's worked examples before the question."
+    )
+    chat_template: bool = Field(default=False, description="Put questions into the judge's chat template.")
+    judge: ModelSettings | None = Field(
+        default=None, description="The model that judges; null: the same as the writer."
+    )
     sentences: Literal["none", "verdicts", "texts"] = Field(
         default="verdicts",
-        description="What a result says of the sentences of an answer with passages that did not pass: "
-        "'verdicts': the probabilities and the nearest passage of each; 'texts': also the words of a "
-        "rejected draft, which are otherwise withheld; 'none': nothing, and no sentence is judged.",
+        description="What a result reports about each sentence if an answer with passages did not pass. "
+        "'verdicts': its probabilities and the nearest passage; 'texts': also the words of a rejected text, "
+        "which are otherwise withheld; 'none': nothing, and no sentence is judged.",
     )
 
     @model_validator(mode="after")

@@ -1,7 +1,7 @@
-"""A settings file: every mistake in it with its line; and the schema for editors.
+"""Read a settings file (YAML or JSON), report each mistake with its line, and build the schema for editors.
 
-YAML or JSON. A key that stands twice is refused. Texts that are no names of settings may be keys of
-servers: no error holds one, and no line that is shown.
+Duplicate keys are errors. Any text that is not the name of a setting may be an API key: neither errors nor
+the lines shown with them contain it.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from rain_llm.errors import SettingsError
 from rain_llm.redaction import HIDDEN, UNKNOWN, and_more
 from rain_llm.settings.yaml_text import TOO_DEEP, TWICE, UNREADABLE, YamlText
 
-_SCHEMA_KEY = "$schema"  # by it a JSON file tells an editor its schema
+_SCHEMA_KEY = "$schema"  # refers an editor to the schema of a JSON file
 _KINDS: dict[type, str] = {str: "text", bool: "true or false", int: "a number", float: "a number"}
 
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """One mistake in a file.
+    """One mistake in a settings file.
 
     Attributes:
-        file: as it was named.
-        line: from 1.
-        column: from 1.
-        place: the key path, dotted; "": the whole file.
-        reason: what is wrong, and the remedy.
-        source: the line without comments, with asterisks over what may be a key; "": it is not shown.
+        file: The file's name as it was passed.
+        line: Line number, from 1.
+        column: Column number, from 1.
+        place: The dotted key path; "": the complete file.
+        reason: What is wrong, and the remedy.
+        source: The line without comments, with asterisks over possible API keys; "": it is not shown.
     """
 
     file: str
@@ -54,10 +54,10 @@ class Mistake:
 
 
 class PolicyError(SettingsError):
-    """A settings file with mistakes; the message has a line for each.
+    """Raised for a settings file with mistakes; the message has a line for each.
 
     Attributes:
-        mistakes: all that were found, in the order of the file.
+        mistakes: All mistakes that were found, in the order of the file.
     """
 
     def __init__(self, mistakes: Iterable[Mistake]) -> None:
@@ -66,26 +66,26 @@ class PolicyError(SettingsError):
 
 
 class Policy:
-    """What a file holds, and where.
+    """A parsed settings file that can locate each of its values.
 
     Args:
-        path: of the file.
-        words: all names and values that a setting may have.
+        path: Path of the file.
+        words: All names and values that a setting may have.
 
     Attributes:
-        data: its mapping.
-        problems: what is wrong with it already: keys that stand twice.
+        data: The content, a mapping.
+        problems: Mistakes found while parsing: duplicate keys.
 
     Raises:
-        SettingsError: the file cannot be read.
-        PolicyError: it is no YAML or JSON, uses tags, is too large, or holds no mapping.
+        SettingsError: The file cannot be read.
+        PolicyError: It is not YAML or JSON, uses tags, is too large, or is not a mapping.
     """
 
     def __init__(self, path: str | Path, words: Collection[str]) -> None:
         self._file = str(path)
         text = _text(path)
-        # YAML reads 1e3 and halves of emojis otherwise than JSON, and refuses tabs, which stand only
-        # between the parts of a JSON file: what it holds JSON tells, YAML where.
+        # YAML and JSON differ in 1e3, surrogate pairs and tabs. So the values of a JSON file come from the
+        # JSON parser, and their locations from YAML (tabs occur only between the parts of a JSON file).
         is_json = self._file.endswith(".json")
         self._yaml: YamlText | None = None
         data: object = None
@@ -99,7 +99,7 @@ class Policy:
             data = data if is_json else read
         except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
             malformed = _malformed(error, text)
-        if malformed is not None:  # outside, so that the error, which quotes the file, is not chained
+        if malformed is not None:  # outside of the handler: a chained error would quote the file
             line, column, reason = malformed
             source = self._yaml.shown(line - 1) if self._yaml else ""
             raise PolicyError([Mistake(self._file, line, column, "", f"malformed: {reason}", source)])
@@ -107,25 +107,25 @@ class Policy:
             reason = f"a settings file must hold a mapping, not {type(data).__name__}"
             raise PolicyError([Mistake(self._file, 1, 1, "", reason, "")])
         data.pop(_SCHEMA_KEY, None)
-        assert self._yaml is not None  # it was read
+        assert self._yaml is not None  # parsing succeeded
         self.problems: list[Problem] = list(self._yaml.twice)
         self.data: dict[str, Any] = data
 
     def error(self, problems: Iterable[Problem], more: int = 0) -> PolicyError:
-        """Make an error of problems, each at its line or at that of the part that it belongs to.
+        """Build an error from problems, each located at its line or at that of the part that contains it.
 
         Args:
-            problems: of which so many are listed and no more.
-            more: how many more there are.
+            problems: Locations and reasons; only the first ``MISTAKES`` are listed.
+            more: Number of further problems.
         """
         page = self._yaml
-        assert page is not None  # it was read
+        assert page is not None  # parsing succeeded
         unique = list(dict.fromkeys(problems))
         mistakes = []
         for place, reason in unique[:MISTAKES]:
             key, value = page.twice.get((place, reason)) or page.find(place)
             while isinstance(value, yaml.ScalarNode) and place[-1] != 0 and page.find(place[:-1])[1] is value:
-                place = place[:-1]  # what a text cannot have below it: one of the kinds that it may be of
+                place = place[:-1]  # drop the union member that pydantic appends to a scalar's location
             of_the_key = reason.startswith((UNKNOWN, TWICE)) or not isinstance(value, yaml.ScalarNode)
             mark = (key if of_the_key else value).start_mark
             if value.tag == "tag:yaml.org,2002:bool" and "valid string" in reason:
@@ -140,10 +140,10 @@ class Policy:
 
 
 def _text(path: str | Path) -> str:
-    """Read a file.
+    """Read a UTF-8 file of limited size.
 
     Raises:
-        SettingsError: there is none, it is too large, or no text.
+        SettingsError: The file does not exist, is too large, or is not UTF-8.
     """
     reason = ""
     try:
@@ -152,7 +152,7 @@ def _text(path: str | Path) -> str:
         text = content[:POLICY_BYTES].decode("utf-8-sig")
     except OSError as error:
         reason = error.strerror or str(error)
-    except UnicodeDecodeError as error:  # not chained: it holds the file
+    except UnicodeDecodeError as error:  # not chained: it contains the file
         reason = f"it is not UTF-8 ({error.reason} at byte {error.start:,})"
     else:
         if len(content) <= POLICY_BYTES:
@@ -162,30 +162,30 @@ def _text(path: str | Path) -> str:
 
 
 def _malformed(error: Exception, text: str) -> tuple[int, int, str]:
-    """Return line, column and what is wrong, without quoting the file."""
+    """Return line, column and reason of a parser's error, without quoting the file."""
     if isinstance(error, json.JSONDecodeError):
         return error.lineno, error.colno, error.msg
     if isinstance(error, ReaderError):
         before = text[: error.position]
         return before.count("\n") + 1, len(before) - before.rfind("\n"), error.reason
     if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark or error.context_mark):
-        said = ", ".join(part for part in (error.context, error.problem) if part)
-        # A sign or a kind of token (<scalar>) may be repeated; an alias may be a key.
-        said = re.sub(r"('(?:<[a-z ]+>|\\?.)')|'[^']*'", lambda part: part[1] or f"'{HIDDEN}'", said)
-        return mark.line + 1, mark.column + 1, said
+        reason = ", ".join(part for part in (error.context, error.problem) if part)
+        # A single character or a token type (<scalar>) may be quoted; an alias may be an API key.
+        reason = re.sub(r"('(?:<[a-z ]+>|\\?.)')|'[^']*'", lambda part: part[1] or f"'{HIDDEN}'", reason)
+        return mark.line + 1, mark.column + 1, reason
     return 1, 1, TOO_DEEP if isinstance(error, RecursionError) else UNREADABLE
 
 
 def converted(given: object, made: object, place: tuple[int | str, ...] = ()) -> Iterator[Problem]:
-    """Yield each value that was taken for one of another kind: "3" for 3, or true for 1.
+    """Yield each value that pydantic converted to another type: "3" to 3, or 1 to true.
 
     Args:
-        given: what the file holds.
-        made: the settings that were made of it, as JSON data.
-        place: where both stand.
+        given: The content of the file.
+        made: The settings created from it, as JSON data.
+        place: Location of both.
     """
     if isinstance(made, list) and not isinstance(given, list):
-        given = [given]  # one alone stands for a list of one
+        given = [given]  # a single value is allowed in place of a list
     if isinstance(given, dict) and isinstance(made, dict):
         for key in given:
             if key in made:
@@ -201,19 +201,21 @@ def converted(given: object, made: object, place: tuple[int | str, ...] = ()) ->
 
 
 def file_schema(settings: dict[str, Any], presets: Iterable[str]) -> dict[str, Any]:
-    """Make the JSON schema of a settings file.
+    """Build the JSON schema of a settings file.
+
+    A file may contain more than the settings models: a preset, names and extensions of built-in criteria, and
+    a single value in place of a list.
 
     Args:
-        settings: the JSON schema of all settings. A file may say more: name a preset, name or extend a
-            built-in criterion, and write one value where a list may stand.
-        presets: the names of the presets.
+        settings: The JSON schema of :class:`RainSettings`.
+        presets: The names of the presets.
     """
     schema = copy.deepcopy(settings)
     parts = schema["$defs"]
     for part in (schema, *parts.values()):
         for field in part["properties"].values():
             if isinstance(field.get("default"), dict | list):
-                del field["default"]  # pages long, for criteria
+                del field["default"]  # the defaults of criteria are pages long
     parts["Extension"] = _extension(parts)
     evaluation = parts["EvaluationSettings"]["properties"]
     for name in ("criteria", "actions"):
@@ -226,27 +228,27 @@ def file_schema(settings: dict[str, Any], presets: Iterable[str]) -> dict[str, A
         _or(fields, name, fields[name]["items"])
     fields = schema["properties"]
     _or(fields, "model", {"type": "string", "minLength": 1})
-    editors = {"type": "string", "description": "The schema that an editor checks this file by."}
-    preset = {"enum": list(presets), "description": "What the settings start from; left out: 'default'."}
+    editors = {"type": "string", "description": "The JSON schema that an editor uses to check this file."}
+    preset = {"enum": list(presets), "description": "The preset to start from; left out: 'default'."}
     schema["properties"] = {_SCHEMA_KEY: editors, "preset": preset, **fields}
     schema["title"] = "Policy of rain-llm"
     return {_SCHEMA_KEY: "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def _or(fields: dict[str, Any], name: str, other: dict[str, Any]) -> None:
-    """Allow something else too for a field; its description stays."""
+    """Allow an alternative for a field, and keep its title and description."""
     field = fields[name]
-    said = {key: field.pop(key) for key in ("description", "title") if key in field}
-    fields[name] = {**said, "anyOf": [other, field]}
+    texts = {key: field.pop(key) for key in ("description", "title") if key in field}
+    fields[name] = {**texts, "anyOf": [other, field]}
 
 
 def _extension(parts: dict[str, Any]) -> dict[str, Any]:
-    """Describe a built-in criterion with changes: nothing but its name must be there."""
+    """Build the schema of a built-in criterion with changes, of which only ``extends`` is required."""
     extension = copy.deepcopy(parts["Criterion"])
     fields = extension["properties"]
     for name, model in (("choice", "Choice"), ("channel", "Channel")):
         part = {key: value for key, value in parts[model].items() if key != "required"}
         fields[name]["anyOf"] = [part, {"type": "null"}]
-    about = "The built-in criterion that this one is, but for what stands beside."
+    about = "The built-in criterion to start from; the other fields replace its values."
     extension["properties"] = {"extends": {"enum": list(BUILT_IN), "description": about}, **fields}
     return {**extension, "title": "Extension", "description": about, "required": ["extends"]}

@@ -1,4 +1,4 @@
-"""How text is sampled."""
+"""Settings of sampling: length, temperature, stop strings, seed."""
 
 from __future__ import annotations
 
@@ -9,24 +9,31 @@ from pydantic import Field, field_validator
 from rain_llm.criteria.criterion import Frozen
 
 LEAST_TEMPERATURE = 0.01
-"""The least that servers take; logits that are divided by much less overflow."""
+"""The lowest temperature that servers accept; with much less, the divided logits overflow."""
 
 
 class GenerationSettings(Frozen):
-    """How text is drawn; plain generation and the search's simulations share it."""
+    """Settings of sampling, used by plain generation and by the search's rollouts."""
 
-    max_new_tokens: int = Field(default=128, ge=1, le=1_000_000, description="Longest answer, tokens.")
+    max_new_tokens: int = Field(
+        default=128, ge=1, le=1_000_000, description="Maximum length of an answer, in tokens."
+    )
     temperature: float = Field(
         default=1.0,
         ge=0,
         le=10,
-        description="Divides the logits. Less than 0.01 is taken for 0.01, nearly always the likeliest "
-        "token: then all unguided drafts are the same.",
+        description="Sampling temperature: divides the logits. Values below 0.01 are raised to 0.01, which "
+        "nearly always samples the likeliest token, so that all unguided rollouts are equal.",
     )
     top_k: int = Field(
-        default=0, ge=0, le=1_000_000, description="Draw from the k most likely tokens; 0: from all."
+        default=0, ge=0, le=1_000_000, description="Sample from the k most likely tokens; 0: from all."
     )
-    top_p: float = Field(default=1.0, gt=0, le=1, description="Draw from the smallest set of this mass.")
+    top_p: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Sample from the smallest set of tokens with this total probability.",
+    )
     stop: tuple[str, ...] = Field(
         default=(), max_length=1000, description="The answer ends before the first of these strings."
     )
@@ -34,12 +41,12 @@ class GenerationSettings(Frozen):
         default=0,
         ge=0,
         lt=1 << 63,
-        description="Seed of the request's random generator; null draws a fresh one (see the trace).",
+        description="Seed of the request's random generator; null: a random seed, recorded in the trace.",
     )
     chat_template: bool = Field(
         default=False,
-        description="Put a text prompt into the model's chat template as the user's turn. "
-        "Lists of messages always use it.",
+        description="Insert a text prompt into the model's chat template as the user's turn. "
+        "Lists of messages always use the template.",
     )
 
     @field_validator("temperature")

@@ -1,4 +1,4 @@
-"""Laying changes over settings."""
+"""Merge changes into settings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Lay changes over base, section by section; whatever is no mapping replaces what was there."""
+    """Merge ``changes`` into a copy of ``base``: mappings recursively, any other value by replacement."""
     result = dict(base)
     for key, value in changes.items():
         below = result.get(key)

@@ -1,4 +1,4 @@
-"""What the settings of older versions were called."""
+"""Accept the setting names of older versions, with a ``DeprecationWarning``."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _STRATEGY = {
     ("expansion", "candidates"): "paper",
 }
 OLD_NAMES = frozenset({"foresight", *(part for pair in _STRATEGY for part in pair)})
-"""Names and values that stood in older settings."""
+"""Names and values that older settings used."""
 
 
 def renamed(search: Mapping[str, Any], strategy: str = DEFAULT_STRATEGY) -> Mapping[str, Any]:
-    """Return the search's settings under today's names; a ``DeprecationWarning`` names old and new ones.
+    """Rename old fields of the search settings; a ``DeprecationWarning`` lists old and new names.
 
     Args:
-        search: as it was given.
-        strategy: which it has if it names none.
+        search: The search settings as given.
+        strategy: Their strategy if they select none.
 
     Raises:
-        ValidationError: it names two strategies, or one that never was.
+        ValidationError: They select two strategies, or an unknown one.
     """
     if not {"commit", "expansion", "foresight"} & search.keys():
         return search
@@ -42,7 +42,7 @@ def renamed(search: Mapping[str, Any], strategy: str = DEFAULT_STRATEGY) -> Mapp
             reason = "this contradicts the strategy" if named else "this is search.strategy now"
             raise refusal_at("SearchSettings", ((old,), f"{reason}: choose 'keep_drafts' or 'paper'"))
         advice.append(f"search.{old} is search.strategy: '{named}' now")
-    if advice:  # a whole record of older settings held the fields of both strategies
+    if advice:  # complete older settings contained the fields of both strategies
         own = fields_of(new["strategy"])
         for other in STRATEGIES:
             for name in fields_of(other) - own & new.keys():

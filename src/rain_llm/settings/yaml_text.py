@@ -1,7 +1,8 @@
-"""A YAML text with the place of all that stands in it, read within bounds.
+"""Parse YAML text within bounds, and keep the line and column of every value.
 
-Tags are refused, and a file that is too large, too deep, or grows by its aliases. What may be a key of a
-server is shown nowhere: a line shows names and numbers, and asterisks over any other text.
+Tags are not allowed, and neither are files that are too large, too deeply nested, or that grow through
+aliases. A possible API key is never shown: an excerpt contains names and numbers, and asterisks for any other
+text.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from rain_llm.redaction import HIDDEN, SECRETIVE, nearest, shown_name
 Place: TypeAlias = tuple[int | str, ...]
 Pair: TypeAlias = tuple[yaml.Node, yaml.Node]
 
-TWICE = "this key stands twice"
+TWICE = "duplicate key"
 UNREADABLE = "a number cannot be read"
-TOO_DEEP = f"too deeply nested: at most {POLICY_DEPTH} lists and mappings within each other"
-_OF_MODELS = ("model", "judge", "limits")  # where the keys of servers belong, any word may be one
-_LONGEST_LINE = 200  # characters of a line that is shown
+TOO_DEEP = f"too deeply nested: at most {POLICY_DEPTH} levels of lists and mappings"
+_OF_MODELS = ("model", "judge", "limits")  # sections with API keys, in which any word may be one
+_LONGEST_LINE = 200  # characters; longer lines are not shown
 _LONGEST_NUMBER = 500  # characters
 _NUMBER = re.compile(
     r"[-+]?[0-9._]{1,6}(?:e[-+]?[0-9]{1,3})?|true|false|yes|no|on|off|null|~|[-+]?\.inf|\.nan", re.IGNORECASE
@@ -40,7 +41,7 @@ _SIGNS = *_OPENING, *_CLOSING, yaml.KeyToken, yaml.ValueToken, yaml.BlockEntryTo
 
 
 class _Loader(yaml.SafeLoader):
-    """Leaves dates and '=' as the text that they are, and refuses what is out of bounds."""
+    """YAML loader that checks bounds and keeps dates and '=' as text."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -48,7 +49,7 @@ class _Loader(yaml.SafeLoader):
         self._depth = self._values = 0
 
     def get_token(self) -> Any:
-        """Return the next token, within bounds."""
+        """Return the next token; raise an error if it exceeds a bound."""
         token = super().get_token()  # type: ignore[no-untyped-call]
         if token is None:
             return None
@@ -67,12 +68,12 @@ class _Loader(yaml.SafeLoader):
         return token
 
     def number(self, node: yaml.ScalarNode) -> float:
-        """Return a number of so many digits and no more: long ones to the base of 60 take very long."""
+        """Convert a number of limited length: long base-60 numbers would take very long."""
         if len(node.value) > _LONGEST_NUMBER:
             raise ConstructorError(problem=UNREADABLE, problem_mark=node.start_mark)
-        whole = node.tag.endswith(":int")
+        is_int = node.tag.endswith(":int")
         try:
-            return int(self.construct_yaml_int(node)) if whole else float(self.construct_yaml_float(node))
+            return int(self.construct_yaml_int(node)) if is_int else float(self.construct_yaml_float(node))
         except (ValueError, OverflowError):
             raise ConstructorError(problem=UNREADABLE, problem_mark=node.start_mark) from None
 
@@ -87,18 +88,19 @@ _Loader.yaml_implicit_resolvers = {
 
 
 class YamlText:
-    """What a text holds, and where.
+    """A parsed YAML text that can locate each of its values.
 
     Args:
-        text: YAML.
-        words: all names and values that a setting may have. No other text is shown.
+        text: YAML text.
+        words: All names and values that a setting may have. No other text is shown in errors.
 
     Attributes:
-        root: of the nodes. twice: the keys that stand twice, with place and reason, and their nodes.
+        root: The root node.
+        twice: The nodes of duplicate keys, by location and reason.
     """
 
     def __init__(self, text: str, words: Collection[str]) -> None:
-        self._lines = [*text.splitlines(), ""]  # where a file may end
+        self._lines = [*text.splitlines(), ""]  # an error may be located after the last line
         self._words = words
         self._masks: dict[str, str] = {}
         self._loader = _Loader(text)
@@ -107,14 +109,14 @@ class YamlText:
 
     @property
     def last_line(self) -> int:
-        """The number of the last line, from 0."""
+        """Return the index of the last line, from 0."""
         return max(0, len(self._lines) - 2)
 
     def read(self) -> object:
-        """Return what the text holds.
+        """Return the text's content as Python data.
 
         Raises:
-            yaml.YAMLError, ValueError, OverflowError, RecursionError: it cannot be read.
+            yaml.YAMLError, ValueError, OverflowError, RecursionError: The text cannot be parsed.
         """
         try:
             root = self._loader.get_single_node()
@@ -128,16 +130,16 @@ class YamlText:
                     f"with its aliases it has more than {POLICY_VALUES:,} keys and values: leave some out"
                 )
                 raise ComposerError(problem=problem, problem_mark=root.start_mark)
-            return self._loader.construct_document(root)  # in the nodes, merges are done now
+            return self._loader.construct_document(root)  # this also resolves merges in the nodes
         finally:
             self._loader.dispose()
 
     def masked(self, name: str, above: object = "") -> str:
-        """Return a key as it may be shown: one that looks like no setting gets a stand-in of its own.
+        """Return a key as errors show it: one that does not resemble a setting is replaced by asterisks.
 
         Args:
-            name: the key.
-            above: the key of the mapping that it stands in.
+            name: The key.
+            above: The key of the mapping that contains it.
         """
         if name in ("<<", "$schema") or re.fullmatch("[0-9]{1,4}", name):
             return name
@@ -149,12 +151,17 @@ class YamlText:
     def _repeated(
         self, node: yaml.Node, place: Place, above: tuple[yaml.Node, ...], sizes: dict[yaml.Node, int]
     ) -> Iterator[tuple[tuple[Place, str], Pair]]:
-        """Yield the keys that stand twice, of which YAML would take the last; refuse what holds itself.
+        """Yield duplicate keys, of which YAML would use the last.
 
-        On the way keys are masked, and what each node holds with its aliases is counted.
+        This also masks keys and counts the values of each node, with aliases expanded.
+
+        Raises:
+            ComposerError: An alias refers to a value that contains it, or a key is not a scalar.
         """
         if node in above:
-            raise ComposerError(problem="an alias stands within what it names", problem_mark=node.start_mark)
+            raise ComposerError(
+                problem="an alias refers to a value that contains it", problem_mark=node.start_mark
+            )
         if node in sizes:
             return
         size = 1
@@ -180,7 +187,10 @@ class YamlText:
         sizes[node] = size
 
     def find(self, place: Place) -> Pair:
-        """Return the key (of an item of a list: the item) and the value, there or nearest above."""
+        """Return the nodes of key and value at a location, or else at the nearest one above it.
+
+        For an item of a list, both nodes are the item.
+        """
         key = value = self.root
         for part in place:
             below: list[Pair] = []
@@ -190,12 +200,12 @@ class YamlText:
                 below = [pair for pair in value.value if pair[0].value == str(part)]
             if below:
                 key, value = below[-1]
-            elif part != 0:  # 0 may be what stands alone where a list may stand
+            elif part != 0:  # a single value may replace a list: it is item 0
                 break
         return key, value
 
     def shown(self, number: int) -> str:
-        """Return a line (from 0) as an error shows it: names and numbers, and no comment; "": not at all."""
+        """Return a line (from 0) as errors show it: names and numbers, no comments; "" if it is too long."""
         line = self._lines[number] if number < len(self._lines) else ""
         if len(line) > _LONGEST_LINE:
             return ""
