@@ -21,8 +21,9 @@ from rain_llm.judging.evaluator import SelfEvaluator
 from rain_llm.judging.questions import JudgeInput
 from rain_llm.judging.quoting import Quoter, quoter
 from rain_llm.models.base import LanguageModel
+from rain_llm.requests import Score
 from rain_llm.settings import EvaluationSettings, ModelSettings
-from rain_llm.types import Score, Verdict
+from rain_llm.types import Verdict
 
 FAILING = (
     "You are a worthless idiot and I hope you die.",

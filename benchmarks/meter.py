@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rain_llm import Rain, RainResult
-from rain_llm.types import Sample, Score
+from rain_llm.requests import Sample, Score
 
 PARTS = ("expand", "simulate", "evaluate", "embed", "python")
 """Candidates drawn ahead; what is simulated or written; questions; embeddings; all the rest."""

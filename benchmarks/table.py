@@ -11,7 +11,7 @@ from benchmarks.baselines import Generate
 from benchmarks.meter import PARTS, Cost, Meter, rss
 from benchmarks.scenarios import DEFAULT, PAPER, PROMPTS, guarded, of_length, plain, warm
 from rain_llm import POSITIVE_SENTIMENT, Rain
-from rain_llm.evals.methods import best, drafts
+from rain_llm.evals.best_of import best, sample_answers
 from rain_llm.models.local.transformers import TransformersModel
 
 CHOSEN = PROMPTS[:2]
@@ -69,7 +69,7 @@ def measure(tokens: int = 16, repeat: int = 5, patience_s: float = 60) -> list[R
 
     def best_of_8() -> Cost:
         with Meter(steering) as meter:
-            made = [best(drafts(steering, prompt, 8)) for prompt in CHOSEN]
+            made = [best(sample_answers(steering, prompt, 8)) for prompt in CHOSEN]
         return meter.cost(sum(result.usage.output_tokens for result in made))
 
     methods: dict[str, Callable[[], Cost]] = {

@@ -87,7 +87,8 @@ def titles() -> dict[type[BaseModel], str]:
                     if issubclass(model, SearchSettings):  # one for each strategy
                         found.setdefault(SearchSettings, name)
                         pending.append((model, name))
-                        found[model] = f"{name}, strategy {model().strategy}"
+                        strategy = model.model_fields["strategy"].default
+                        found[model] = f"{name}, strategy {strategy}"
                         continue
                     found[model] = below or model.__name__
                     pending.append((model, below))

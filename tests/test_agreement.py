@@ -10,8 +10,8 @@ from rain_llm.judging.questions import JudgeInput
 from rain_llm.models.base import LanguageModel
 from rain_llm.models.local.transformers import TransformersModel
 from rain_llm.models.servers.completions import CompletionsModel
+from rain_llm.requests import Score
 from rain_llm.settings import EvaluationSettings, ModelSettings
-from rain_llm.types import Score
 from tests.servers.process import Server
 
 # The project asks for 0.2 nats, which half precision keeps too. All is float32 here, and what is left

@@ -93,6 +93,12 @@ def test_replies_are_those_after_the_users_last_turn():
     assert replies_of([asked, said]) == []
 
 
+def test_of_an_assistants_turn_its_words_are_read_and_a_marker_stands_for_an_image():
+    parts = [{"type": "text", "text": "A cat: "}, {"type": "reasoning", "reasoning": "Hm."}, IMAGE]
+    (turn,) = messages_of([{"role": "assistant", "content": parts}])
+    assert turn.content == "A cat: [image left out]"
+
+
 @pytest.mark.parametrize(
     ("turn", "said"),
     [

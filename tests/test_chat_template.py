@@ -11,7 +11,7 @@ import pytest
 from rain_llm import Message, ModelNotSupportedError
 from rain_llm.models.local.transformers import TransformersModel
 from rain_llm.models.servers.failures import Refused
-from rain_llm.models.servers.tokenizer import ServerTokenizer
+from rain_llm.models.servers.llama_tokenizer import LlamaTokenizer
 from rain_llm.models.templates.chat_template import OPTIONS
 from rain_llm.models.tokenizer import Tokenizer
 from rain_llm.tools import quoted, spoken, written
@@ -359,7 +359,7 @@ def test_a_template_that_shows_the_user_alone_is_refused(make_tokenizer: Any):
 # --- on a server ---
 
 
-def server_tokenizer(loaded: Any) -> ServerTokenizer:
+def server_tokenizer(loaded: Any) -> LlamaTokenizer:
     """The tokenizer of a server that does what llama-server does, out of a local tokenizer."""
     local = Tokenizer(loaded, "local")
 
@@ -379,7 +379,7 @@ def server_tokenizer(loaded: Any) -> ServerTokenizer:
     vocabulary = {
         token: b"" if token in local.special else local.piece(token).encode() for token in range(local.size)
     }
-    return ServerTokenizer(post, "tiny", vocabulary)
+    return LlamaTokenizer(post, "tiny", vocabulary)
 
 
 def test_a_server_renders_what_its_model_would(template: tuple[str, bool], make_tokenizer: Any):

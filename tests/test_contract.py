@@ -18,8 +18,9 @@ from jsonschema import Draft202012Validator
 from rain_llm import Message, PromptError, RainError, ServerError
 from rain_llm.models.base import LanguageModel, SteppedModel
 from rain_llm.models.scripted import END, ScriptedModel
+from rain_llm.requests import Continuation, Sample, Samples, Score, Scores
 from rain_llm.settings import ModelSettings
-from rain_llm.types import Continuation, Sample, Samples, Score, Scores, TokenIds
+from rain_llm.types import TokenIds
 from tests.servers.process import Server
 
 ENDED = -1  # stands for all special tokens together

@@ -27,8 +27,8 @@ from rain_llm.doctor.styles import styles
 from rain_llm.errors import LabelError, ModelNotSupportedError, PromptError, SettingsError
 from rain_llm.judging.evaluator import Answered, Asking, SelfEvaluator, log_odds, votes
 from rain_llm.models.scripted import END, ScriptedModel
+from rain_llm.requests import Score
 from rain_llm.settings import EvaluationSettings
-from rain_llm.types import Score
 
 GOOD = {good for criterion in BUILT_IN.values() for good, _ in criterion.labels} | {"yes"}
 POSITIVE = EvaluationSettings(criteria=(POSITIVE_SENTIMENT,))

@@ -17,8 +17,8 @@ from rain_llm.models.servers.dialect import PATH, Body, Completion, Cost, Dialec
 from rain_llm.models.servers.llama_server import LlamaServer
 from rain_llm.models.servers.sglang import Sglang
 from rain_llm.models.servers.vllm import Vllm
+from rain_llm.requests import Continuation, Sample
 from rain_llm.settings import ModelSettings
-from rain_llm.types import Continuation, Sample
 from tests.servers import babble
 from tests.servers.process import Server
 from tests.servers.scripted import control, scripted_server, stats
@@ -128,7 +128,7 @@ def test_a_document_that_the_server_cut_off_is_not_whole(model: CompletionsModel
 def test_prose_for_a_document_is_told(server: Server, model: CompletionsModel):
     control(server, "ignore_schema")
     with pytest.raises(
-        ModelNotSupportedError, match=r"scripted ended a document that is no JSON.*hold to the schema"
+        ModelNotSupportedError, match=r"scripted completed a document that is not JSON.*ignores the schema"
     ):
         documents(model)
 
@@ -138,7 +138,7 @@ def test_a_document_that_does_not_fit_its_schema_is_not_whole(model: Completions
     """As xgrammar's do that drop a length beside a pattern."""
     asked = Sample((1,), 1, 99, 1, schema=json.dumps({"type": "string", "maxLength": most}))
     tokens = model.encode('"romance"')
-    assert model._document(asked, Completion(tokens, (-1.0,) * len(tokens))).ended is fits
+    assert model._sampler.document(asked, Completion(tokens, (-1.0,) * len(tokens))).ended is fits
 
 
 def test_prose_without_an_end_is_no_document(server: Server, model: CompletionsModel):

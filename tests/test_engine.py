@@ -40,8 +40,9 @@ from rain_llm import (
     Usage,
 )
 from rain_llm.models.scripted import END, ScriptedModel, script
+from rain_llm.requests import Sample, Samples, Score, Scores, Vector
 from rain_llm.task import subject_of, task_of
-from rain_llm.types import Sample, Samples, Score, Scores, ToolCall, Vector
+from rain_llm.types import ToolCall
 
 GOOD = Criterion(name="good", labels=(("good", "bad"),), frames=("Text: {answer}\nIt is",), calibration=None)
 

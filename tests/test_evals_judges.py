@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 
 from rain_llm.errors import ModelError, ModelNotFoundError, SettingsError
-from rain_llm.evals import own_judges, wording
-from rain_llm.evals.judges import BUILT_IN, Judge, check, nearness, support_auc, truth_auc
+from rain_llm.evals import wording
+from rain_llm.evals.judges import Judge
+from rain_llm.evals.judges import own as own_judges
+from rain_llm.evals.judges.built_in import BUILT_IN, check
+from rain_llm.evals.judges.by_similarity import nearness, support_auc, truth_auc
 from rain_llm.evals.judging import judge
 from rain_llm.evals.rows import Row
 from rain_llm.evals.tasks import Item
@@ -293,7 +296,7 @@ def test_an_answer_names_facts_as_whole_words(text, facts, told):
 
 def test_the_checks_of_support_are_measured_on_the_reference_answers(judged):
     assert judged.notes["statements"] == (
-        "tells supported from unsupported reference answers with AUC 1.00 (0.5: chance)"
+        "separates supported from unsupported reference answers with AUC 1.00 (0.5: chance)"
     )
     assert "AUC" in judged.notes["near"]
     assert math.isnan(support_auc(nearness, []))
@@ -302,9 +305,7 @@ def test_the_checks_of_support_are_measured_on_the_reference_answers(judged):
 def test_what_must_be_known_of_a_judge_is_said(judged):
     assert "five-fold accuracy" in judged.notes["review"]
     assert "AUC" in judged.notes["truth"]
-    assert (
-        judged.notes["fluency"] == "no figure for 19 of 19 answers; no model was given to weigh the answers"
-    )
+    assert judged.notes["fluency"] == "no figure for 19 of 19 answers; no model was given to compute it"
     assert "fluency" not in judged.judges
 
 
@@ -427,7 +428,7 @@ def test_a_built_in_judge_can_be_given_another_bound(tmp_path):
     def below(rows, items):
         return (np.array([r.text.count("terrible") for r in rows]) > 0).astype(float)
 
-    mine = replace(BUILT_IN["hostile"], about="answers with the word terrible", see=below)
+    mine = replace(BUILT_IN["hostile"], about="answers with the word terrible", score=below)
     found = judge(ROWS[:4], ITEMS, tmp_path / "judged.jsonl", own=[mine])
     assert found.columns["hostile"].tolist() == [0.0, 1.0, 0.0, 0.0]
     assert found.judges["hostile"].about == "answers with the word terrible"

@@ -12,7 +12,9 @@ import pytest
 from rain_llm import RainSettings
 from rain_llm.errors import SettingsError
 from rain_llm.evals import wording
-from rain_llm.evals.judges import BUILT_IN, Judge, refuses
+from rain_llm.evals.judges import Judge
+from rain_llm.evals.judges.built_in import BUILT_IN
+from rain_llm.evals.judges.by_words import refuses
 from rain_llm.evals.judging import judge
 from rain_llm.evals.report import write
 from rain_llm.evals.rows import Row

@@ -14,7 +14,8 @@ import pytest
 
 from rain_llm.errors import SettingsError
 from rain_llm.evals import rows as ledger
-from rain_llm.evals.judges import BUILT_IN, Judge
+from rain_llm.evals.judges import Judge
+from rain_llm.evals.judges.built_in import BUILT_IN
 from rain_llm.evals.judging import Judged
 from rain_llm.evals.page import Cell, Table, as_html, as_markdown
 from rain_llm.evals.plots import Effects, Point, curve, forest
@@ -258,16 +259,6 @@ def test_ablations_stand_beside_what_they_are_made_of(page):
     assert rows["hard"][1].text == "rain"
     assert rows["hard"][3].verdict == "worse"
     assert "hard" not in table(page, "What it is about")
-
-
-def test_an_ablation_of_an_ablation():
-    COST["rain-paper-soft"] = COST["rain-paper-soft-no-similarity"] = 4000
-    rows = run(methods=("rain", "rain-paper", "rain-paper-soft", "rain-paper-soft-no-similarity"))
-    found = table(assemble(rows, judged_by(rows, hostile=hostile), {}), "Each part")
-    assert {name: row[1].text for name, row in found.items()} == {
-        "rain-paper-soft": "rain-paper",
-        "rain-paper-soft-no-similarity": "rain-paper-soft",
-    }
 
 
 def test_items_and_seeds_and_what_is_missing_are_said():

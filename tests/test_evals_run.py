@@ -20,7 +20,8 @@ import pytest
 from rich.console import Console
 
 from rain_llm import BUILT_IN, CIVILITY, HARMLESSNESS, PromptError, Rain, RainSettings, SettingsError, cli
-from rain_llm.evals import command, methods, rows, tasks
+from rain_llm.evals import answering, command, methods, rows, tasks
+from rain_llm.evals.best_of import best, sample_answers
 from rain_llm.evals.runner import ITEMS, ROWS, Progress, run
 from rain_llm.evals.tasks import TASKS, Item
 from rain_llm.models.scripted import END, ScriptedModel
@@ -170,7 +171,7 @@ def test_a_data_set_that_cannot_be_had_is_one_line(monkeypatch):
     ("text", "says"),
     [
         ('{"prompt": "a"}\nno', "line 2 of .* is not JSON"),
-        ("[1]", "line 1 of .* is no JSON object"),
+        ("[1]", "line 1 of .* is not a JSON object"),
         ('{"text": "a"}', "item x-1 of x.jsonl has no prompt: one of the fields prompt, question"),
         ('{"prompt": " "}', "has no prompt"),
         ('{"prompt": "a", "id": 1}\n{"prompt": "b", "id": "1"}', "two items of one id"),
@@ -210,7 +211,7 @@ def test_items_can_be_kept(tmp_path):
     assert tasks.load(tmp_path / ITEMS) == {("truth", "1"): item}
     for line in ('{"task": "truth"}', '{"id": "1", "prompt": "a"}', '{"task": "a", "id": "1", "more": 2}'):
         (tmp_path / ITEMS).write_text(line, encoding="utf-8")
-        with pytest.raises(SettingsError, match=r"line 1 of .* is no item"):
+        with pytest.raises(SettingsError, match=r"line 1 of .* is not an item"):
             tasks.load(tmp_path / ITEMS)
 
 
@@ -276,8 +277,6 @@ def test_the_paper_asks_its_own_question_where_it_has_one():
     assert asked("rain-paper", "truth").criteria == RainSettings.preset("paper-truth").evaluation.criteria
     tone = asked("rain-paper", "civility")
     assert (tone.style, tone.mode, tone.examples, tone.criteria) == ("choice", "hard", False, (CIVILITY,))
-    soft = asked("rain-paper-soft", "harmlessness")
-    assert (soft.style, soft.mode, soft.criteria) == ("labels", "soft", (HARMLESSNESS,))
 
 
 def test_settings_of_ones_own_are_a_method():
@@ -305,11 +304,15 @@ def test_names_of_methods():
         "best-of-4",
         "mine",
     ]
-    assert "rain" not in methods.chosen(["ablations"], {})
+    assert methods.chosen(["ablations"], {}) == ["no-guide", "no-tree", "no-lookahead", "one-pair", "hard"]
     some = ["best-of-4", "best-of", "best-of-5", "guided-best-of-4"]
     assert methods.chosen(some, {}) == ["best-of", "best-of-5", "guided-best-of-4"], "best-of has a best-of-4"
     with pytest.raises(SettingsError, match="unknown method 'best-of-0'"):
         methods.chosen(["best-of-0"], {})
+    with pytest.raises(SettingsError, match="unknown method 'no-tre': did you mean 'no-tree'\\? there are "):
+        methods.chosen(["no-tre"], {})
+    with pytest.raises(SettingsError, match="unknown method 'mime': did you mean 'mine'\\? there are "):
+        methods.chosen(["mime"], {"mine": QUICK})
     assert methods.labels("best-of") == tuple(f"best-of-{n}" for n in methods.LADDER)
     assert methods.labels("best-of-5") == ("best-of-5",)
     assert methods.chosen(["guided-best-of", "guided-best-of-4", "best-of-4"], {}) == [
@@ -322,7 +325,7 @@ def test_names_of_methods():
 
 def written(method, items, seed=0, task=TASKS["sentiment"], tokens=None):
     rain = engine(methods.settings_for(method, task, QUICK, tokens, {}))
-    return methods.write(method, rain, task, items, seed)
+    return answering.write(method, rain, task, items, seed)
 
 
 ITEM = Item("a", "The film was")
@@ -347,19 +350,19 @@ def test_cached_drafts_cost_what_they_cost_alone(tiny):
     def made(n):
         rain = Rain(methods.settings_for("best-of", TASKS["sentiment"], QUICK, 6, {}), model=tiny)
         rain.runtime.forget()
-        methods.calibrate(rain, dialogue=False)
-        return methods.best(methods.drafts(rain, "The film was", n)).usage
+        answering.calibrate(rain, dialogue=False)
+        return best(sample_answers(rain, "The film was", n)).usage
 
     many, few = made(5), made(2)
     assert many.model_tokens > few.model_tokens > few.prompt_tokens
     rain = Rain(methods.settings_for("best-of", TASKS["sentiment"], QUICK, 6, {}), model=tiny)
     rain.runtime.forget()
-    methods.calibrate(rain, dialogue=False)
+    answering.calibrate(rain, dialogue=False)
     before = tiny.model_tokens
-    drafts = methods.drafts(rain, "The film was", 5)
-    assert tiny.model_tokens - before == sum(draft.usage.model_tokens for draft in drafts)
-    assert methods.best(drafts[:2]).usage == few
-    assert methods.best(drafts).usage == many
+    written = sample_answers(rain, "The film was", 5)
+    assert tiny.model_tokens - before == sum(draft.usage.model_tokens for draft in written)
+    assert best(written[:2]).usage == few
+    assert best(written).usage == many
 
 
 def test_a_draft_is_what_plain_generation_could_have_written():
@@ -509,7 +512,7 @@ def test_what_is_no_row_is_told(tmp_path, data):
     out.mkdir()
     for text in ('{"task": "x"}\n', '{"mine": 1}', '{"mine": 1}\n{"mine"'):
         (out / ROWS).write_text(text, encoding="utf-8")
-        with pytest.raises(SettingsError, match=r"line 1 of .* is no row"):
+        with pytest.raises(SettingsError, match=r"line 1 of .* is not a row"):
             answer(out, data)
         assert (out / ROWS).read_text(encoding="utf-8") == text, "nothing of it is cut off"
 

@@ -18,7 +18,7 @@ import pytest
 from rain_llm import ModelError, Rain, RainSettings
 from rain_llm.engine import runtime
 from rain_llm.models.scripted import ScriptedModel
-from rain_llm.models.servers import replicas
+from rain_llm.models.servers import loop
 from tests.servers.scripted import scripted_server
 from tests.test_search import GOOD
 
@@ -164,7 +164,7 @@ def fork_pool(rain: Rain) -> list[Any]:
 
 def connections() -> list[str]:
     """Where the numbers lead that the parent's loop has connections under."""
-    kept = [one for one in replicas._left if hasattr(one, "get_map")]
+    kept = [one for one in loop._left if hasattr(one, "get_map")]
     return sorted({os.readlink(f"/proc/self/fd/{number}") for one in kept for number in one.get_map()})
 
 

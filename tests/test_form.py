@@ -27,8 +27,8 @@ from rain_llm import (
 )
 from rain_llm.judging.questions import JudgeInput
 from rain_llm.models.scripted import END, ScriptedModel
+from rain_llm.requests import Sample, Score
 from rain_llm.tools import described
-from rain_llm.types import Sample, Score
 
 PROMPT = [Message("user", "Please do it")]
 PAY = Tool(

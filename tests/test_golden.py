@@ -47,7 +47,8 @@ from rain_llm import (
 )
 from rain_llm.criteria.criterion import Guard
 from rain_llm.models.scripted import END, ScriptedModel
-from rain_llm.types import Candidate, Sample, Samples, Score, Scores, TokenIds, Vector
+from rain_llm.requests import Sample, Samples, Score, Scores, Vector
+from rain_llm.types import Candidate, TokenIds
 
 FOLDER = Path(__file__).parent / "golden"
 Record: TypeAlias = dict[str, Any]

@@ -17,7 +17,7 @@ from rain_llm.models.grammar import Matcher, Vocabulary, check, fits, spelled_ou
 from rain_llm.models.local.jobs import SampleJob
 from rain_llm.models.local.transformers import TransformersModel
 from rain_llm.models.scripted import END, ScriptedModel, script
-from rain_llm.types import Continuation, Sample, Samples
+from rain_llm.requests import Continuation, Sample, Samples
 
 SIZE = 330  # of the logits: ten more than the tokenizer has
 SPECIAL = frozenset({0, 1, 2})

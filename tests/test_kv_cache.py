@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM
 
 from rain_llm.models.local.kv_cache import KVCache, Path
 from rain_llm.models.local.transformers import TransformersModel
+from rain_llm.requests import Sample, Samples, Score
 from rain_llm.settings import ModelSettings
-from rain_llm.types import Sample, Samples, Score, TokenIds
+from rain_llm.types import TokenIds
 from tests.test_transformers import WORKS
 
 HALF_TOLERANCE = 0.2  # nats, in bfloat16

@@ -14,8 +14,8 @@ from transformers.pytorch_utils import Conv1D
 from rain_llm.models.local import packed
 from rain_llm.models.local.packed import PackedLinear, pack
 from rain_llm.models.local.transformers import TransformersModel
+from rain_llm.requests import Score
 from rain_llm.settings import ModelSettings
-from rain_llm.types import Score
 
 TOLERANCE = 1e-3
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "n_inner": 48}

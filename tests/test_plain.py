@@ -8,7 +8,7 @@ import pytest
 
 from rain_llm import Criterion, Rain, RainSettings, StopReason
 from rain_llm.models.scripted import END, ScriptedModel, script
-from rain_llm.types import Sample, Score
+from rain_llm.requests import Sample, Score
 
 COUNTING = {f" {i}": {f" {i + 1}": 1.0} for i in range(60)} | {"from": {" 0": 1.0}, " 60": {END: 1.0}}
 """Counts from 0 to 60, then ends."""

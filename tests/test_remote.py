@@ -12,8 +12,9 @@ import pytest
 from rain_llm import Rain, RainSettings, SearchError, ServerError, StopReason
 from rain_llm.models.base import PendingRequest, RemoteModel
 from rain_llm.models.scripted import END, ScriptedModel, script
+from rain_llm.requests import Request, Sample, Samples, Score, Scores
 from rain_llm.scheduler import Scheduler
-from rain_llm.types import Request, Sample, Samples, Score, Scores, TokenIds
+from rain_llm.types import TokenIds
 from tests.test_scheduler import Job, asking, sample, score, worker_has_ended
 
 GONE = ServerError("http://there", "broke off", "start it again")

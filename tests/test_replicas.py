@@ -17,8 +17,10 @@ from rain_llm.errors import ModelNotFoundError, ServerError
 from rain_llm.models.servers.dialect import Cost
 from rain_llm.models.servers.failures import Failed
 from rain_llm.models.servers.llama_server import LlamaServer
+from rain_llm.models.servers.loop import event_loop, in_loop
 from rain_llm.models.servers.reading import Unreadable
-from rain_llm.models.servers.replicas import Replica, Replicas, event_loop, in_loop
+from rain_llm.models.servers.replica import Replica
+from rain_llm.models.servers.replicas import Replicas
 from rain_llm.models.servers.sglang import Sglang
 from rain_llm.models.servers.vllm import Vllm
 from rain_llm.settings import ServerLimits
@@ -232,7 +234,7 @@ def test_a_server_that_stays_busy_is_given_up_in_the_total_time(server: Server):
     ("fault", "cause"),
     [
         ("500", "answered with status 500: out of order"),
-        ("html", "answered with text/html that is no JSON"),
+        ("html", "answered with text/html that is not JSON"),
         ("wrong_json", "gave no choices"),
     ],
 )
@@ -265,7 +267,7 @@ def test_a_reply_that_breaks_off_is_asked_for_again(server: Server):
 def test_a_stream_without_its_end_is_not_believed(llama: Server):
     control(llama, "cut_stream")
     error, _ = failure(pool(llama, attempts=1), STREAM)
-    assert "no JSON" in error.cause
+    assert "not JSON" in error.cause
     control(llama, "cut_stream", times=1)
     assert in_loop(pool(llama).post(COMPLETIONS, STREAM, len)) == 4
 
@@ -424,8 +426,8 @@ def test_whenever_a_request_is_cancelled_the_next_one_is_answered(server: Server
 
     in_loop(give_up(140))
     (replica,) = replicas.replicas
-    assert replica.under_way == 0 and len(replica.lanes) <= 3
-    kept = len(replica.lanes) + 1  # and the tests' own
+    assert replica.in_flight == 0 and len(replica.idle_clients) <= 3
+    kept = len(replica.idle_clients) + 1  # and the tests' own
     assert eventually(lambda: stats(server)["connections"] <= kept, within=30)
 
 
@@ -582,7 +584,7 @@ def test_a_server_that_came_back_gets_new_searches(two: tuple[Server, Server]):
     post_all(replicas, searches)
     one.restart()
     more = [Search() for _ in range(4)]
-    assert eventually(lambda: time.monotonic() > replicas.replicas[0].rests_until, 6)
+    assert eventually(lambda: time.monotonic() > replicas.replicas[0].retry_at, 6)
     post_all(replicas, more)
     assert checks.urls.count(one.url) >= 2
     assert stats(one)["requests"]["/v1/models"] == 1
@@ -615,7 +617,7 @@ def test_a_server_that_came_back_as_another_is_left_out(llama: Server):
         assert post_all(replicas, searches) == expected
         port = int(server.url.rpartition(":")[2])
         other = stack.enter_context(scripted_server("llama", name="another", port=port))
-        assert eventually(lambda: time.monotonic() > replicas.replicas[0].rests_until, 6)
+        assert eventually(lambda: time.monotonic() > replicas.replicas[0].retry_at, 6)
         assert post_all(replicas, [Search() for _ in range(4)]) == expected
         assert stats(other)["requests"]["/v1/models"] >= 1
         assert (asked(other), asked(llama)) == (0, 10)

@@ -64,13 +64,13 @@ import resource, sys
 from tests.servers.inside import Inside
 import httpx
 from rain_llm.errors import ServerError
-from rain_llm.models.servers import replicas
+from rain_llm.models.servers import attempt
 from rain_llm.models.servers.completions import CompletionsModel
 from rain_llm.settings import ModelSettings
 from tests.servers.hostile import Endless, bomb
 settings = ModelSettings(base_url="http://server.test", limits={"attempts": 1})
 server = Inside("llama")
-replicas.new_client = lambda *_: httpx.AsyncClient(transport=httpx.MockTransport(server.answer))
+attempt.new_client = lambda *_: httpx.AsyncClient(transport=httpx.MockTransport(server.answer))
 model = CompletionsModel(settings)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 packed = bomb()

@@ -24,22 +24,11 @@ from rain_llm.errors import PromptError
 from rain_llm.models.base import Job as ModelJob
 from rain_llm.models.base import SteppedModel
 from rain_llm.models.scripted import ScriptedModel, script
+from rain_llm.requests import Embed, Reply, Request, Sample, Samples, Score, Scores, Vector
 from rain_llm.scheduler import Scheduler
 from rain_llm.search.outcome import Interrupted, Outcome, Search
 from rain_llm.ticket import Event, Finished, Ticket
-from rain_llm.types import (
-    Embed,
-    Reply,
-    Request,
-    Sample,
-    Samples,
-    Score,
-    Scores,
-    Step,
-    StopReason,
-    TokenIds,
-    Vector,
-)
+from rain_llm.types import Step, StopReason, TokenIds
 
 WORLD = {"": {" la": 1.0}}
 

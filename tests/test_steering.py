@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rain_llm import Rain
-from rain_llm.evals import judges, rows
+from rain_llm.evals import rows
+from rain_llm.evals.judges.built_in import BUILT_IN
 from rain_llm.evals.runner import ROWS, run
 
 
@@ -24,7 +25,7 @@ def test_guarded_sentences_have_the_better_tone(task, tmp_path, real_model):
         make=lambda settings: Rain(settings, model=real_model),
     )
     made = rows.read(tmp_path / ROWS)
-    vader = judges.BUILT_IN["vader"].see
+    vader = BUILT_IN["vader"].score
     assert vader is not None
     tone = {row.key: score for row, score in zip(made, vader(made, {}), strict=True)}
     guarded = [row for row in made if row.method == "rain"]

@@ -17,7 +17,7 @@ from rain_llm.evals.runner import ASKED, ITEMS, ROWS, run
 from rain_llm.evals.tasks import TASKS, load
 from rain_llm.models.scripted import END, ScriptedModel
 from rain_llm.models.transcript import STOPS, shows_chats, transcript
-from rain_llm.types import Sample, Score
+from rain_llm.requests import Sample, Score
 
 LABELS = {good for criterion in BUILT_IN.values() for good, _ in criterion.labels}
 CHATS = ["harmlessness", "over-refusal", "groundedness", "rag", "truth"]

@@ -17,8 +17,9 @@ from rain_llm import Message, ModelError, ModelNotFoundError, ModelNotSupportedE
 from rain_llm.models.base import LanguageModel, SteppedModel
 from rain_llm.models.local.jobs import SampleJob
 from rain_llm.models.local.transformers import TransformersModel
+from rain_llm.requests import Sample, Score, Scores
 from rain_llm.settings import ModelSettings
-from rain_llm.types import Sample, Score, Scores, TokenIds
+from rain_llm.types import TokenIds
 
 TOLERANCE = 1e-3
 

@@ -22,10 +22,10 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from rain_llm.requests import Vector
 from rain_llm.search.tree import Node, SearchTree, greedy_prior
 from rain_llm.settings import AdditionSettings, RainSettings, SimilaritySettings
 from rain_llm.settings.search import search_settings
-from rain_llm.types import Vector
 
 PAPER: dict[str, Any] = {
     "token_set_lengths": (1, 2, 4, 10),
@@ -510,7 +510,16 @@ def test_a_closed_child_is_not_selected_and_a_node_with_closed_children_only_is_
 
 def snapshot(tree: SearchTree) -> list[tuple[object, ...]]:
     return [
-        (n.tokens, n.visits, n.weight, n.value, n.prior, n.held, n.opening, len(n.children))
+        (
+            n.tokens,
+            n.visits,
+            n.weight,
+            n.value,
+            n.prior,
+            n.virtual_visits,
+            n.virtual_children,
+            len(n.children),
+        )
         for n in tree.root.walk()
     ]
 
@@ -573,7 +582,7 @@ def check(tree: SearchTree) -> None:
             assert len(set(names)) == len(names)
         if node.visits and node.weight == node.visits:  # no shares: the mean is a mean of verdicts
             assert node.best >= node.value - 1e-9
-        assert (node.held, node.opening) == (0, 0)
+        assert (node.virtual_visits, node.virtual_children) == (0, 0)
 
 
 @pytest.mark.parametrize("make", [paper_tree, simulating_tree])

@@ -1,35 +1,28 @@
 """The command line: ``rain generate``, ``check``, ``schema``, ``demo``, ``doctor`` and ``eval``.
 
-The answer goes to stdout and everything that is said about it to stderr, so that a pipe gets
-nothing but accepted text. Whatever goes wrong is one line, and so is each mistake in a file. No model is
-imported before it is needed.
+The answer goes to stdout and everything else to stderr, so a pipe receives accepted text only. Each error is
+one line, and so is each mistake in a settings file. No model is imported before it is needed.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from importlib import metadata
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from rich.console import Console
-from rich.status import Status
-from rich.table import Table
-from rich.text import Text
 
-from rain_llm.bounds import POLICY_BYTES
+from rain_llm.check import check, schema
 from rain_llm.criteria import BUILT_IN, CIVILITY, POSITIVE_SENTIMENT
 from rain_llm.demo import FILM, HOSTILE, Opening, loading, show
 from rain_llm.doctor.command import EXIT_CODES as _EXAMINED
@@ -40,14 +33,22 @@ from rain_llm.errors import (
     PromptError,
     RainError,
     SearchError,
-    SettingsError,
     UnsafeAnswerError,
 )
 from rain_llm.evals.command import evaluate
+from rain_llm.generate import (
+    check_writable,
+    failed_criteria,
+    read_context,
+    read_prompt,
+    save_trace,
+    summary,
+    write,
+)
 from rain_llm.missing import remedy
-from rain_llm.screen import Fitted, printable
-from rain_llm.settings import ModelSettings, PolicyError, RainSettings, explain
-from rain_llm.types import RainResult, Step, StopReason
+from rain_llm.screen import printable
+from rain_llm.settings import PolicyError, RainSettings, explain
+from rain_llm.types import StopReason
 
 _EXIT_CODES = (
     "Exit codes: 0 accepted (or --plain), 1 error, 2 usage, "
@@ -55,7 +56,6 @@ _EXIT_CODES = (
     "verdict; 130 interrupted."
 )
 
-_PIPE = "standard input"
 _BOXES_FROM = 70  # columns
 
 app = typer.Typer(
@@ -71,18 +71,18 @@ def main(args: list[str] | None = None) -> int:
         args: the arguments; those of the process if left out.
     """
     for name in ("stdin", "stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by whoever has started this process, as cron may
+        if getattr(sys, name) is None:  # closed by the parent process, as cron may do
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a model may write what the terminal cannot show
     if not os.environ.get("COLUMNS", "").strip("0"):
-        os.environ.pop("COLUMNS", None)  # 0: unknown, and no screen of that width
+        os.environ.pop("COLUMNS", None)  # 0 means unknown, not a screen of that width
     _fit_help(shutil.get_terminal_size().columns)
     try:
         with _warnings_in_a_line():
             code = app(args, prog_name="rain", standalone_mode=False) or 0
-        sys.stdout.flush()  # now, where a full disk or a reader that has gone is an error like others
+        sys.stdout.flush()  # here, so that a full disk or a closed pipe is handled below
         return code
     except UnsafeAnswerError as error:
         return _said(str(error), 3)
@@ -90,7 +90,7 @@ def main(args: list[str] | None = None) -> int:
         return _said(explain(error), 1)
     except PolicyError as error:
         return max(_said(str(mistake), 1) for mistake in error.mistakes)
-    except BrokenPipeError:  # the reader has seen enough, as head has
+    except BrokenPipeError:  # the reader has closed the pipe, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (RainError, OSError) as error:
@@ -100,14 +100,14 @@ def main(args: list[str] | None = None) -> int:
     except (typer.Abort, KeyboardInterrupt):
         return 130
     except Exception as error:
-        # typer's usage errors; which module they come from depends on its version.
+        # Typer's usage errors: the module that defines them depends on its version.
         if (message := getattr(error, "format_message", None)) is None:
             raise
         return _said(message(), 2)
 
 
 def _fit_help(columns: int) -> None:
-    """Let help be plain text on a narrow screen: typer's boxes would cut off the options' names there."""
+    """Print help as plain text on a narrow screen, where typer's boxes would cut off the options' names."""
     narrow = columns < _BOXES_FROM
     app.rich_markup_mode = None if narrow else "rich"
     app.info.context_settings = {"terminal_width": max(columns, 30)} if narrow else {}
@@ -120,7 +120,7 @@ def _said(message: str, code: int) -> int:
 
 @contextmanager
 def _warnings_in_a_line() -> Iterator[None]:
-    """Say what the engine warns of as everything else is said; leave other warnings alone."""
+    """Print warnings about a blind judge as one line each; leave other warnings alone."""
     with warnings.catch_warnings():
         show = warnings.showwarning
 
@@ -136,7 +136,7 @@ def _warnings_in_a_line() -> Iterator[None]:
 
 
 def _rain(settings: RainSettings) -> Rain:
-    """Make the engine: the one place where a test puts its own model."""
+    """Make the engine; tests replace this function to use their own model."""
     return Rain(settings)
 
 
@@ -167,52 +167,60 @@ def _top(
 def generate(
     text: Annotated[
         str | None,
-        typer.Argument(metavar="TEXT", help="What to continue; left out or '-': read from the pipe."),
+        typer.Argument(metavar="TEXT", help="The text to continue. Default, or '-': read standard input."),
     ] = None,
     criterion: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help=f"What to judge by, repeatable: {', '.join(BUILT_IN)}."),
+        typer.Option(metavar="NAME", help=f"Criterion to judge by, repeatable: {', '.join(BUILT_IN)}."),
     ] = None,
-    settings: Annotated[Path | None, typer.Option(metavar="FILE", help="Settings, YAML or JSON.")] = None,
+    settings: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Settings file, YAML or JSON.")
+    ] = None,
     preset: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Settings with a name: default, paper, ...")
+        str | None, typer.Option(metavar="NAME", help="Named settings: default, paper, ...")
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Folder, hub name, or a server's; left out: the embedded model."),
+        typer.Option(
+            metavar="NAME", help="Folder, hub name or a server's name for it. Default: the embedded model."
+        ),
     ] = None,
     base_url: Annotated[
         list[str] | None,
-        typer.Option(metavar="URL", help="A server that has the model (vLLM, llama-server), repeatable."),
+        typer.Option(metavar="URL", help="Server that runs the model (vLLM, llama-server), repeatable."),
     ] = None,
     context: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A text that the answer is to keep to (groundedness).")
+        Path | None,
+        typer.Option(metavar="FILE", help="File with a text that must support the answer (groundedness)."),
     ] = None,
     trace: Annotated[
         Path | None,
-        typer.Option(metavar="OUT.json", help="Write the whole result there, its search tree included."),
+        typer.Option(
+            metavar="OUT.json", help="Write the complete result, with its search tree, to this file."
+        ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="Of everything that is drawn.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(metavar="N", help="Longest answer.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of the random numbers.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Maximum length of the answer, in tokens.")
+    ] = None,
     on_unsafe: Annotated[
         str | None,
         typer.Option(
-            metavar="HOW", help="What to do when nothing passes: refuse (the default), best, raise."
+            metavar="HOW", help="If no answer passes: refuse (default), best (return it marked) or raise."
         ),
     ] = None,
     stop: Annotated[
-        list[str] | None, typer.Option(metavar="S", help="End before this string, repeatable.")
+        list[str] | None, typer.Option(metavar="S", help="Stop before this string, repeatable.")
     ] = None,
     chat: Annotated[
-        bool | None, typer.Option("--chat/--no-chat", help="Let TEXT be the user's turn of a chat.")
+        bool | None,
+        typer.Option("--chat/--no-chat", help="Use the chat template, with TEXT as the user's message."),
     ] = None,
-    plain: Annotated[
-        bool, typer.Option("--plain", help="The same model unguarded: nothing is judged.")
-    ] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Use the model unguarded, without judging.")] = False,
 ) -> None:
     """Write a guarded answer to TEXT.
 
-    Standard output gets the accepted text, as it is accepted, and nothing else.
+    Only accepted text is written to standard output, as soon as it is accepted.
     """
     if settings is not None and preset is not None:
         raise typer.BadParameter("name the preset in the file instead: a key 'preset'", param_hint="--preset")
@@ -225,199 +233,38 @@ def generate(
             on_unsafe=on_unsafe,
         )
     )
-    passages = "" if context is None else _text_of(context)
+    passages = "" if context is None else read_context(context)
     if trace is not None:
-        _check_writable(trace)
-    prompt = _prompt(text)
+        check_writable(trace)
+    prompt = read_prompt(text)
     began = time.monotonic()
     try:
         with Console(file=sys.stderr).status(loading(chosen)) as status:
             rain = _rain(chosen)
             steps = rain.plain_stream(prompt) if plain else rain.stream(prompt, context=passages)
             status.update("writing, judging, rewinding" if not plain else "writing")
-            result, marked = _write(steps, status, everything=plain)
+            result, marked = write(steps, status, everything=plain)
     except (UnsafeAnswerError, SearchError) as error:
-        _save(error.result, trace)
+        save_trace(error.result, trace)
         raise
-    _save(result, trace)
+    save_trace(result, trace)
     if sys.stdout.isatty():
-        Console(stderr=True, highlight=False).print(_summary(result, plain, time.monotonic() - began))
+        Console(stderr=True, highlight=False).print(summary(result, plain, time.monotonic() - began))
     if result.stop_reason in (StopReason.DEADLINE, StopReason.BUDGET):
         _said(f"cut off: the {result.stop_reason} was reached", 0)
     if not (plain or result.accepted):
         if marked:
-            _said(f"not accepted ({_failed(result)}), so not on standard output: {marked}", 3)
+            _said(f"not accepted ({failed_criteria(result)}), so not on standard output: {marked}", 3)
         raise typer.Exit(3)
 
 
 def _given(**options: Any) -> dict[str, Any]:
-    """Keep the options that were given."""
+    """Drop the options that were not given."""
     return {name: value for name, value in options.items() if value not in (None, [], {})}
 
 
-def _text_of(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptError(f"cannot read the context {path}: {error}") from error
-
-
-def _check_writable(path: Path) -> None:
-    """Find out before a model runs; leave nothing behind."""
-    there = path.exists()
-    try:
-        path.open("ab").close()
-    except OSError as error:
-        raise SettingsError(f"cannot write the trace to {path}: {error.strerror}") from error
-    if not there:
-        path.unlink()
-
-
-def _prompt(text: str | None) -> str:
-    if text not in (None, "-"):
-        return str(text)
-    if text is None and sys.stdin.isatty():
-        raise typer.BadParameter("give a text to continue, or pipe one in", param_hint="TEXT")
-    try:
-        return sys.stdin.read().rstrip("\r\n")  # the line's end is the pipe's, not the writer's
-    except UnicodeDecodeError as error:
-        raise PromptError(f"the prompt from the pipe is not UTF-8: {error}") from error
-
-
-def _write(steps: Iterator[Step], status: Status, everything: bool) -> tuple[RainResult, str]:
-    """Write accepted text as it comes; return the result and what was not accepted.
-
-    What follows a marked piece was accepted as its continuation: it is held back with it.
-    """
-    marked, last = "", ""
-    holding, seen = False, sys.stdout.isatty()
-    result: RainResult | None = None
-    try:
-        for step in steps:
-            result = step.result
-            holding = holding or not (everything or step.accepted)
-            if holding:
-                marked += step.text
-            elif step.text:
-                status.stop()
-                last = step.text
-                sys.stdout.write(printable(last) if seen else last)
-                sys.stdout.flush()
-    finally:
-        status.stop()
-        if last and not last.endswith("\n"):
-            sys.stdout.write("\n")
-            sys.stdout.flush()
-    assert result is not None  # a stream that ends without an error ends with the result
-    return result, marked
-
-
-def _save(result: RainResult, path: Path | None) -> None:
-    if path is not None:
-        path.write_bytes(TypeAdapter(RainResult).dump_json(result, indent=2) + b"\n")
-
-
-def _failed(result: RainResult) -> str:
-    if result.verdict is None:
-        return "nothing was judged"
-    failed = [c for c in result.verdict.criteria if not c.passed] or result.verdict.criteria
-    return ", ".join(f"{c.name} {c.probability:.2f}, threshold {c.threshold:g}" for c in failed)
-
-
-def _summary(result: RainResult, plain: bool, seconds: float) -> Text:
-    """Put verdict, stop reason and cost into a line."""
-    usage = result.usage
-    if plain:
-        line = Text("unguarded", "yellow")
-    elif result.accepted:
-        line = Text("accepted", "green")
-    else:
-        line = Text("not accepted", "red")
-    for criterion in result.verdict.criteria if result.verdict else ():
-        line.append(f" · {criterion.name} {criterion.probability:.2f}", "" if criterion.passed else "red")
-    line.append(
-        f" · ended by {result.stop_reason} · {usage.output_tokens} tokens, {usage.model_tokens} through the"
-        f" model, {usage.forwards} forwards, {usage.iterations} iterations · {seconds:.1f} s",
-        "dim",
-    )
-    return line
-
-
-# --- rain check, rain schema ----------------------------------------------------------------------------
-
-
-@app.command()
-def check(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Settings, YAML or JSON; '-': from the pipe.")],
-) -> None:
-    """Check a policy file and say what it asks for; no model is loaded.
-
-    Exit code 1 if it holds a mistake: each is shown with its line.
-    """
-    try:
-        settings = _piped_settings() if str(file) == "-" else RainSettings.from_file(file)
-    except PolicyError as error:
-        page = Console(stderr=True, highlight=False, soft_wrap=True)
-        for mistake in error.mistakes:
-            page.print(Text(str(mistake), "red"))
-            if mistake.source:
-                page.print(Text(mistake.source), Text("^".rjust(mistake.column), "red"), sep="\n")
-        raise typer.Exit(1) from None
-    page = Console(highlight=False, soft_wrap=True)
-    page.print(Fitted(_policy(settings)))
-    model, judge = settings.model, settings.evaluation.judge
-    page.print(
-        Text(
-            f"written by {_model_name(model)}, judged by {_model_name(judge) if judge else 'the same'}, "
-            f"style {settings.evaluation.style}; "
-            f"at most {settings.search.iterations} iterations for a step\n"
-            f"on_unsafe {settings.on_unsafe}, hash {settings.hash}"
-        )
-    )
-
-
-def _piped_settings() -> RainSettings:
-    """Read settings from standard input, as a file that is called so."""
-    content = sys.stdin.buffer.read(POLICY_BYTES + 1)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "settings.json" if content.lstrip()[:1] == b"{" else "settings.yaml")
-        file.write_bytes(content)
-        try:
-            return RainSettings.from_file(file)
-        except PolicyError as error:
-            raise PolicyError(replace(mistake, file=_PIPE) for mistake in error.mistakes) from None
-        except SettingsError as error:
-            raise SettingsError(str(error).replace(str(file), _PIPE)) from None
-
-
-def _policy(settings: RainSettings) -> Table:
-    table = Table("criterion", "judges", "passes above", "target", "iterations", "weight", box=None)
-    evaluation, most = settings.evaluation, settings.search.iterations
-    for judged, criteria in (("text", evaluation.criteria), ("calls", evaluation.actions)):
-        for criterion in criteria:
-            target = criterion.threshold if criterion.target is None else criterion.target
-            numbers = (criterion.threshold, target, criterion.iterations or most, criterion.weight)
-            table.add_row(criterion.name, judged, *(f"{number:g}" for number in numbers))
-    return table
-
-
-def _model_name(model: ModelSettings) -> str:
-    name = model.name or ("the model" if model.base_url else "the embedded model")
-    return f"{name} at {', '.join(model.base_url)}" if model.base_url else name
-
-
-@app.command()
-def schema(
-    out: Annotated[
-        Path | None, typer.Argument(metavar="OUT.json", help="Where to; left out: standard output.")
-    ] = None,
-) -> None:
-    """Write the JSON schema of a policy file, by which an editor checks and completes it."""
-    text = json.dumps(RainSettings.file_schema(), indent=2) + "\n"
-    if out is None:
-        typer.echo(text, nl=False)
-    else:
-        out.write_text(text, encoding="utf-8")
+app.command()(check)
+app.command()(schema)
 
 
 # --- rain demo ----------------------------------------------------------------------------------------
@@ -425,16 +272,16 @@ def schema(
 
 @app.command()
 def demo(
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of everything that is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the random numbers.")] = 0,
     prompt: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="Your own opening instead, repeatable.")
+        list[str] | None, typer.Option(metavar="TEXT", help="Use this opening instead, repeatable.")
     ] = None,
     criterion: Annotated[
-        str, typer.Option(metavar="NAME", help="What your own openings are judged by.")
+        str, typer.Option(metavar="NAME", help="Criterion for your own openings.")
     ] = POSITIVE_SENTIMENT.name,
     save_svg: Annotated[Path | None, typer.Option(metavar="PATH", hidden=True)] = None,
 ) -> None:
-    """Watch the embedded model write a sentence plainly and with RAIN, side by side."""
+    """Show the embedded model write sentences unguarded and with RAIN, side by side."""
     if prompt:
         if not all(text.strip() for text in prompt):
             raise PromptError("an opening is empty: give at least one word")
@@ -451,11 +298,5 @@ def demo(
         page.save_svg(str(save_svg), title="rain demo")
 
 
-# --- rain doctor --------------------------------------------------------------------------------------
-
 app.command(epilog=_EXAMINED)(doctor)
-
-
-# --- rain eval ----------------------------------------------------------------------------------------
-
 app.command("eval")(evaluate)

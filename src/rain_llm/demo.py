@@ -23,9 +23,10 @@ from rich.tree import Tree
 from rain_llm.engine import Rain
 from rain_llm.models.base import LanguageModel
 from rain_llm.models.local.embedded import embedded_is_ready
+from rain_llm.requests import Sample, Samples
 from rain_llm.screen import Fitted
 from rain_llm.settings import RainSettings
-from rain_llm.types import Candidate, RainResult, Sample, Samples, Step, StopReason, TokenIds
+from rain_llm.types import Candidate, RainResult, Step, StopReason, TokenIds
 
 FILM = (
     "I watched this movie last night and it was",

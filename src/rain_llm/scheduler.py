@@ -21,8 +21,9 @@ from typing import Any, Protocol, cast
 
 from rain_llm.forks import renew_after_fork
 from rain_llm.models.base import Embedder, LanguageModel, RemoteModel, SteppedModel
+from rain_llm.requests import Embed, Embeddings, Reply, Request, Sample, Score
 from rain_llm.ticket import Asked, AtOnceJob, Sent, Ticket
-from rain_llm.types import Embed, Embeddings, Reply, Request, Sample, Score, StopReason
+from rain_llm.types import StopReason
 
 _NAP_S = 1.0  # nobody forgets to wake the worker; this is for a clock that was turned
 

@@ -10,8 +10,9 @@ from typing import TypeAlias, cast
 
 from rain_llm.clock import Call, working_for
 from rain_llm.models.base import Job, PendingRequest, RemoteModel
+from rain_llm.requests import Embeddings, Reply, Request, Score
 from rain_llm.search.outcome import Interrupted, Outcome, Search
-from rain_llm.types import Embeddings, Reply, Request, Score, Step, StopReason
+from rain_llm.types import Step, StopReason
 
 
 @dataclass(slots=True, eq=False)

@@ -1,7 +1,7 @@
-"""What flows through the house: requests to a model, its replies, verdicts, steps and results.
+"""What a user gives and receives: tasks with messages and tools, verdicts, steps and results.
 
-All of it is frozen data without behaviour worth naming. A search yields requests and receives
-replies; a user receives :class:`Step` while the answer grows and :class:`RainResult` at its end.
+All of it is frozen data. A user receives a :class:`Step` for each accepted piece of an answer, and a
+:class:`RainResult` at its end. Requests to models and their replies are in ``rain_llm.requests``.
 """
 
 from __future__ import annotations
@@ -11,24 +11,20 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
 TokenIds: TypeAlias = tuple[int, ...]
-Vector: TypeAlias = NDArray[np.float32]
 
 _LARGEST = 1e300  # JSON has no infinity
 
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function that the model may ask for.
+    """A function that the model may call.
 
     Attributes:
         name: 1 to 128 letters, digits, ``_``, ``-``, ``.`` and ``/``.
-        description: what it does, in words for the model.
-        parameters: JSON schema of an object, its arguments; also as a class or in the wrapper of another
-            API, as in a task's ``schema``.
+        description: what it does, for the model to read.
+        parameters: JSON schema of its arguments, an object; also as a class or in the wrapper of another
+            API, as a task's ``schema`` may be.
     """
 
     name: str
@@ -38,10 +34,10 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """What the model asks for: a tool's name and arguments that fit its schema.
+    """A call of a tool by the model, with arguments that match the tool's schema.
 
     Attributes:
-        id: a name that the tool's reply refers to.
+        id: identifies the call; the tool's reply refers to it.
     """
 
     name: str
@@ -51,11 +47,12 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a chat.
+    """One message of a chat.
 
     Attributes:
-        tool_calls: what an assistant's turn asked for, behind its content.
-        name: of the tool whose reply this is. tool_call_id: of the call that it replies to.
+        tool_calls: the calls of an assistant's message, after its content.
+        name: the tool that replies, in a tool's message.
+        tool_call_id: the call that it replies to.
     """
 
     role: Literal["system", "user", "assistant", "tool"]
@@ -67,20 +64,21 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """All that is asked for one answer; a bare prompt stands for a task without the rest.
+    """A request for one answer. A bare prompt is a task without the other fields.
 
     Attributes:
-        prompt: a text to continue, or a list of chat messages to answer: ``Message``, or dicts as OpenAI's
-            API has them. Where the assistant spoke last, its answer is another turn of its own.
-        context: passages for criteria that judge against them (groundedness); the writer reads only the
-            prompt.
-        question: what the judge is told was asked; "": the prompt, or a chat's last user turn.
+        prompt: a text to continue, or a list of chat messages to answer: ``Message``, or dicts as in
+            OpenAI's API. If the last message is the assistant's, the answer is another message of its own.
+        context: passages for criteria that judge against them (groundedness). The writer does not read
+            them: it reads the prompt only.
+        question: the question that the judge reads; "": the prompt, or a chat's last user message.
         tools: what the model may call; the prompt is then a chat.
-        tool_choice: "auto": text, calls or both; "none": no call; "any": a call; else the name of the tool
-            that is to be called.
+        tool_choice: "auto": text, calls or both; "none": no call; "any": a call; otherwise the name of the
+            tool to call.
         parallel_calls: one answer may hold several calls.
-        schema: the answer is one JSON document that fits it: a JSON schema, also in OpenAI's wrapper
-            (``{"name": ..., "schema": {...}}``), or a type that pydantic has one for (a model, an ``Enum``).
+        schema: the answer is one JSON document that matches it: a JSON schema, also in OpenAI's wrapper
+            (``{"name": ..., "schema": {...}}``), or a type that pydantic has a schema for (a model, an
+            ``Enum``).
     """
 
     prompt: str | Sequence[Message]
@@ -95,136 +93,21 @@ class Task:
 Prompt: TypeAlias = str | Sequence[Message] | Sequence[Mapping[str, Any]] | Task
 
 
-# --- requests: what a search asks for -----------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """Ask the writer for ``n`` continuations of ``prefix``.
-
-    Attributes:
-        prefix: token ids, at least one.
-        n: how many continuations, >= 1.
-        max_tokens: the most tokens of each, >= 1.
-        seed: of this request's own random generator; the same request gives the same reply,
-            whatever else shares its batch (within the numerical tolerance of the model).
-        temperature: > 0; divides the logits.
-        top_k: draw from the k most likely tokens only; 0 means all.
-        top_p: draw from the smallest set of tokens with this much probability, in (0, 1].
-        greedy_first: the first continuation takes the most likely token at every place.
-        ranked: instead of drawing, return the ``n`` most likely next tokens in order
-            (``max_tokens`` must be 1).
-        ends: a continuation ends after the first token whose text ends with one of these.
-        schema: JSON text of a JSON schema: a continuation is one compact JSON document that fits it, and
-            has ``ended`` where it does (without it, ``max_tokens`` cut it off, or it is whole and misses what
-            no grammar holds to, such as ``uniqueItems``); "": any text. Not with ``ranked``,
-            ``greedy_first`` or ``ends``.
-    """
-
-    prefix: TokenIds
-    n: int
-    max_tokens: int
-    seed: int
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    greedy_first: bool = False
-    ranked: bool = False
-    ends: tuple[str, ...] = ()
-    schema: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """Ask the judge for the log-probability of each of several continuations of ``prefix``."""
-
-    prefix: TokenIds
-    options: tuple[TokenIds, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Embed:
-    """Ask for the sentence embedding of each text."""
-
-    texts: tuple[str, ...]
-
-
-Request: TypeAlias = Sample | Score | Embed
-
-
-# --- replies --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Continuation:
-    """Tokens that follow a prefix.
-
-    Attributes:
-        tokens: never contains a special token.
-        logprobs: one per token, nats: the model's own log-probability over its whole vocabulary
-            at temperature 1, whatever the request's temperature, top_k and top_p.
-        ended: the model ended the text after these tokens (then ``tokens`` may be empty), or the document
-            that a schema asks for is whole and fits it.
-        logprob: sum of ``logprobs``, plus that of the end token where ``ended``.
-    """
-
-    tokens: TokenIds
-    logprobs: tuple[float, ...]
-    ended: bool
-    logprob: float
-
-
-@dataclass(frozen=True, slots=True)
-class Samples:
-    """The reply to :class:`Sample`, with what it cost.
-
-    Attributes:
-        continuations: as many as were asked for.
-        model_tokens: tokens that went through the model for this request (cached ones do not).
-        forwards: forward passes in which this request took part.
-        cached_tokens: of the prefix, that the model had read before.
-    """
-
-    continuations: tuple[Continuation, ...]
-    model_tokens: int = 0
-    forwards: int = 0
-    cached_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """The reply to :class:`Score`: one log-probability (nats) for each option, and its cost."""
-
-    logprobs: tuple[float, ...]
-    model_tokens: int = 0
-    forwards: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Embeddings:
-    """The reply to :class:`Embed`: a unit vector for each text, of one common length."""
-
-    vectors: tuple[Vector, ...]
-
-
-Reply: TypeAlias = Samples | Scores | Embeddings
-
-
 # --- verdicts -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class CriterionScore:
-    """What the judge says of one criterion.
+    """The judge's score for one criterion.
 
     Attributes:
         name: the criterion's name.
-        probability: that the text meets the criterion, in [0, 1]; calibrated where the
-            criterion is (see ``Calibration``), else the raw two-way probability.
+        probability: that the text meets the criterion, in [0, 1]; calibrated if the
+            criterion has a ``Calibration``, otherwise the raw two-way probability.
         threshold: of the criterion, in [0, 1).
         passed: ``probability > threshold``.
-        on_target: ``probability`` is above the criterion's target, so no better text is looked for.
-        log_odds: the raw evidence, nats: before calibration.
+        on_target: ``probability`` is above the criterion's target, so the search for a better text ends.
+        log_odds: before calibration, nats.
     """
 
     name: str
@@ -267,17 +150,17 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class SentenceVerdict:
-    """The judgement of one sentence of a text, by itself.
+    """The verdict on one sentence of a text.
 
     Attributes:
-        index: its place among the sentences of the text, from 0.
-        start, end: where it stands in the text, characters.
+        index: of the sentence in the text, from 0.
+        start, end: its position in the text, in characters.
         verdict: on this sentence alone.
-        passage: place of the nearest passage, from 0: the one with the sentence that shares most words with
+        passage: index of the nearest passage, from 0: the one with the sentence that shares most words with
             it (and the question); None: there are no passages, or none shares a word.
-        passage_text: that sentence of the passage, of a long one its beginning; "": none.
-        text: its words; "": withheld, as nobody has asked for words that did not pass
-            (``evaluation.sentences``).
+        passage_text: that sentence of the passage, or its beginning if it is long; "": none.
+        text: the sentence; "": withheld, because it did not pass and ``evaluation.sentences`` does not ask
+            for it.
     """
 
     index: int
@@ -302,13 +185,13 @@ class StopReason(StrEnum):
     EOS = "eos"  # the model ended it
     STOP = "stop"  # a stop string was met
     LENGTH = "length"  # max_new_tokens
-    TOOL_CALLS = "tool_calls"  # the answer ends with calls, which wait for their replies
+    TOOL_CALLS = "tool_calls"  # the answer ends with calls and waits for their results
     INCOMPLETE = "incomplete"  # max_new_tokens, in the middle of a call or a document
     REFUSED = "refused"  # nothing passed, on_unsafe="refuse"
     UNSAFE = "unsafe"  # nothing passed, on_unsafe="raise"
     DEADLINE = "deadline"  # search.deadline_s
     BUDGET = "budget"  # search.max_model_tokens
-    CANCELLED = "cancelled"  # the caller went away
+    CANCELLED = "cancelled"  # by the caller
     ERROR = "error"  # a model failed
 
 
@@ -318,7 +201,7 @@ class Usage:
 
     Attributes:
         prompt_tokens: length of the prompt.
-        cached_tokens: of the prompt, that the model had read before this answer.
+        cached_tokens: tokens of the prompt that were in the model's cache already.
         output_tokens: length of the returned answer.
         model_tokens: all tokens that went through writer and judge, evaluation included.
         evaluation_tokens: the judge's share of ``model_tokens``.
@@ -341,14 +224,17 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A node that the search visited for one step, with what it visited below it.
+    """A node that the search visited for one step, with its subtree.
 
-    The tree has at most 32 levels; in the last one, a candidate is the rest of a draft up to its end.
+    The tree has at most 32 levels; in the last one, a candidate is the rest of a rollout.
 
     Attributes:
         text: of its own token set.
-        prior: in [0, 1]. visits: real ones. weight: visits and shares from similar siblings.
-        value: mean value, in [-1, 1]. best: the best single verdict at or below it, same range.
+        prior: in [0, 1].
+        visits: real visits.
+        weight: visits, with the shares from similar siblings.
+        value: mean value, in [-1, 1].
+        best: the best single verdict at or below it, in [-1, 1].
         chosen: whether it was committed; what was not chosen was rewound.
     """
 
@@ -373,9 +259,9 @@ class Step:
         refusal: the text is the user's refusal, not the model's.
         verdict: on the answer so far, with the look-ahead that was judged with it.
         iterations: of the search for this step.
-        candidates: the tree that was looked at; what is not ``chosen`` was rewound.
+        candidates: the tree that was searched; what is not ``chosen`` was rewound.
         tool_calls: calls that passed; they are no part of ``text``.
-        result: the whole result, on the last step only.
+        result: the complete result, on the last step only.
     """
 
     text: str
@@ -391,7 +277,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """How an answer came about: replayable from ``seed`` and the settings behind the hash."""
+    """How an answer was found. ``seed`` and the settings with this hash reproduce it."""
 
     seed: int
     settings_hash: str
@@ -399,7 +285,7 @@ class Trace:
     steps: tuple[Step, ...] = ()
 
     def summary(self) -> dict[str, Any]:
-        """Return plain data that may go wherever the answer goes: nothing that was rewound stands in it."""
+        """Return plain data that is as safe to show as the answer: it holds no rewound text."""
         return {
             "seed": self.seed,
             "model": self.model,
@@ -423,15 +309,16 @@ class RainResult:
 
     Attributes:
         text: the answer: all of its accepted text, marked text and refusal; with a schema, JSON.
-        verdict: on the whole answer; None only where nothing was judged (``Rain.plain`` without
+        verdict: on the complete answer; None only if nothing was judged (``Rain.plain`` without
             ``judge=True``, or an answer cut off before its first verdict).
         stop_reason: why it ended.
         accepted: every piece of it was accepted, and there was at least one verdict.
-        usage: what it cost. trace: how it came about.
+        usage: what it cost.
+        trace: how it was found.
         settings_hash: of all settings that can change the answer.
-        tool_calls: what the answer asks for; only calls that passed.
-        sentences: of an answer with passages that did not pass: the verdict on each of its sentences, the
-            last 256 (``evaluation.sentences``). Of a refused answer they are those of the rejected draft.
+        tool_calls: calls that passed.
+        sentences: if an answer with passages did not pass, the verdicts on its last 256 sentences
+            (``evaluation.sentences``); for a refused answer, those of the rejected text.
     """
 
     text: str

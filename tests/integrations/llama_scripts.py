@@ -18,7 +18,7 @@ from pydantic import PrivateAttr
 from rain_llm import CIVILITY, GROUNDEDNESS, Calibration, Rain, RainSettings
 from rain_llm.criteria import BUILT_IN, HARMLESS_ACTIONS
 from rain_llm.models.scripted import END, NextWords, ScriptedModel
-from rain_llm.types import Score
+from rain_llm.requests import Score
 
 SETTINGS = RainSettings().updated(
     evaluation={"criteria": [CIVILITY]},

@@ -364,7 +364,7 @@ def test_runs_of_equal_roles_are_merged_and_tools_are_carried_over(chat, model):
     ids=str,
 )
 def test_what_is_no_text_is_refused_before_any_model_runs(chat, model, block):
-    with pytest.raises(PromptError, match="this model reads text only"):
+    with pytest.raises(PromptError, match="only text can be judged"):
         chat.invoke([HumanMessage([{"type": "text", "text": "What of my cat?"}, block])])
     assert model.requests == []
 

@@ -19,7 +19,8 @@ from llama_index.llms.rain import RainLLM, VerdictCollector
 from pydantic import BaseModel
 
 from rain_llm import CIVILITY, Message, PromptError, StopReason
-from rain_llm.types import Sample, ToolCall
+from rain_llm.requests import Sample
+from rain_llm.types import ToolCall
 from tests.integrations.llama_scripts import BY_WORDS, judged, memory, model_of, recording, scripted
 
 QUESTION = "How is Bonn?"

@@ -46,7 +46,7 @@ from rain_llm import (
     UnsafeAnswerError,
 )
 from rain_llm.models.scripted import END, ScriptedModel
-from rain_llm.types import Sample, Samples, Score, Scores
+from rain_llm.requests import Sample, Samples, Score, Scores
 from tests.integrations.llama_scripts import SETTINGS, Recorder, judged, memory, opinion, recording, says
 
 DISTRIBUTION = Path(__file__).parents[2] / "integrations" / "llama-index-llms-rain"

@@ -14,7 +14,7 @@ from llama_index.llms.rain.testing import City, Journey, LLMStandardTests
 
 from rain_llm import Rain
 from rain_llm.models.scripted import ScriptedModel
-from rain_llm.types import Sample, Samples
+from rain_llm.requests import Sample, Samples
 from tests.integrations.llama_scripts import SETTINGS, model_of, opinion, says
 
 PROMPT = "The capital of France is"

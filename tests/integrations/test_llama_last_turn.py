@@ -17,7 +17,7 @@ from llama_index.llms.rain.testing import _aread
 from pydantic import BaseModel
 
 from rain_llm import Message
-from rain_llm.types import Sample
+from rain_llm.requests import Sample
 from tests.integrations.llama_scripts import judged, memory, model_of, scripted
 
 QUESTION, DRAFT = "How is Bonn?", "I know it well."

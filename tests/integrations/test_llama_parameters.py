@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from rain_llm import Rain, RainSettings, SettingsError
 from rain_llm.models.scripted import ScriptedModel
-from rain_llm.types import Sample
+from rain_llm.requests import Sample
 from tests.integrations.llama_scripts import SETTINGS, opinion, says
 
 PROMPT = "Dear neighbour,"

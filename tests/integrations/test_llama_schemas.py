@@ -32,7 +32,7 @@ from llama_index.llms.rain.tools import openai_tools
 from pydantic import BaseModel, RootModel, ValidationError
 
 from rain_llm import PromptError, SearchError
-from rain_llm.types import Sample
+from rain_llm.requests import Sample
 from tests.integrations.llama_scripts import memory, model_of, scripted
 
 QUESTION = "How is Bonn?"
@@ -308,7 +308,15 @@ def test_what_a_reply_cites_too() -> None:
     assert "Warm.\n[image left out]\n[image left out]" in model.decode(sample.prefix)
 
 
-@pytest.mark.parametrize("role", ["user", "system", "assistant"])
+def test_an_image_in_an_assistants_turn_is_left_out() -> None:
+    llm = scripted({QUESTION: {"Splendid.": 1}})
+    llm.chat([ChatMessage(role="assistant", blocks=[TextBlock(text="See. "), IMAGE]), ChatMessage(QUESTION)])
+    model = model_of(llm)
+    sample = next(request for request in model.requests if isinstance(request, Sample))
+    assert "See. [image left out]" in model.decode(sample.prefix).replace("\n", "")
+
+
+@pytest.mark.parametrize("role", ["user", "system"])
 def test_an_image_in_another_turn_is_refused(role: str) -> None:
     llm = scripted({QUESTION: {"Splendid.": 1}})
     with pytest.raises(PromptError, match="'image': only text can be judged"):

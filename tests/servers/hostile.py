@@ -21,8 +21,9 @@ from rain_llm.errors import (
 )
 from rain_llm.models.servers.completions import CompletionsModel
 from rain_llm.models.tokenizer import Tokenizer
+from rain_llm.requests import Sample, Samples, Score
 from rain_llm.settings import ModelSettings
-from rain_llm.types import Message, Sample, Samples, Score
+from rain_llm.types import Message
 from tests.servers import babble
 from tests.servers.inside import Inside
 
@@ -50,7 +51,7 @@ def connecting(tokenizer: Tokenizer) -> Iterator[Connect]:
             transport=httpx.MockTransport(lambda sent: servers[sent.url.host].answer(sent))
         )
 
-    patched.setattr("rain_llm.models.servers.replicas.new_client", client)
+    patched.setattr("rain_llm.models.servers.attempt.new_client", client)
 
     def make(dialect: str, change: Any = None, **changes: Any) -> tuple[CompletionsModel, Inside]:
         server = Inside(dialect)

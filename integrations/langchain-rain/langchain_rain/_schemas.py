@@ -1,15 +1,14 @@
-"""LangChain's tools and schemas as ours, with all that their own schemas say.
+"""LangChain's tools and schemas in OpenAI's form, without loss.
 
-LangChain's ``convert_to_openai_tool`` writes what a schema refers to into it, and where a type refers to
-itself, nothing: arguments would be held to nothing there. So names and descriptions are LangChain's, and
-parameters those of the class itself.
+LangChain's ``convert_to_openai_tool`` inlines references, and drops them where a type refers to itself: its
+arguments would not be checked there. So names and descriptions are LangChain's, and parameters are those of
+the class itself.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, cast, get_origin, get_type_hints
@@ -22,18 +21,13 @@ from pydantic import BaseModel, TypeAdapter
 from typing_extensions import TypedDict, is_typeddict
 
 from langchain_rain._typeddict import readable
-from rain_llm import PromptError, Tool
-from rain_llm.schemas import schema_of
+from rain_llm import PromptError
+from rain_llm.chat import document_of, function, function_of, rooted, tool_name
 
 AnyTool = Mapping[str, Any] | type | Callable[..., Any] | BaseTool
 
-_WITHIN = ("function", "json_schema", "toolSpec")  # as OpenAI, and Amazon Bedrock, wrap what they name
-_PARAMETERS = ("parameters", "input_schema", "inputSchema", "schema")
-_ABOUT = {"name", "description", "strict", "type", "cache_control", *_PARAMETERS}
 _TYPING = ("typing", "typing_extensions")  # whose aliases and new types have no origin
 _NO_OBJECTS = (Enum, str, int, float, bytes, list, tuple, set)
-_NO_NAME = re.compile(r"[^A-Za-z0-9_./-]")
-_LONGEST_NAME = 128
 _VALUES = {"enum", "const", "default", "examples"}  # in which "title" is a word like any other
 _BY_NAME = {"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"}
 
@@ -44,15 +38,8 @@ def openai_tool(tool: AnyTool) -> dict[str, Any]:
     Raises:
         ValueError: it is no function that can be called.
     """
-    function = _named(tool) if isinstance(tool, Mapping) else _made(tool)
+    function = function_of(tool) if isinstance(tool, Mapping) else _made(tool)
     return {"type": "function", "function": function}
-
-
-def read_tool(tool: AnyTool) -> Tool:
-    """Return a tool as the engine takes it; see :func:`openai_tool`."""
-    function = openai_tool(tool)["function"]
-    made = Tool(function["name"], function.get("description") or "")
-    return Tool(made.name, made.description, function.get("parameters") or made.parameters)
 
 
 def is_pydantic_1(kind: Any) -> bool:
@@ -61,20 +48,23 @@ def is_pydantic_1(kind: Any) -> bool:
 
 
 def is_function(kind: Any) -> bool:
-    """Whether it is called for what it does: unlike types, some of which can be called, too."""
+    """Whether it is a function, and not a type that can be called."""
     is_type = isinstance(kind, type) or get_origin(kind) is not None or type(kind).__module__ in _TYPING
     return callable(kind) and not is_type
 
 
 def named(schema: Any) -> Any:
     """Return a schema with a name for the call that is to hold it, if it is a dict without one."""
-    if not isinstance(schema, Mapping) or {"name", "title", "$ref", *_WITHIN} & schema.keys():
+    if (
+        not isinstance(schema, Mapping)
+        or {"name", "title", "$ref", "function", "json_schema", "toolSpec"} & schema.keys()
+    ):
         return schema
     return {"title": "answer", **schema}
 
 
 def traced_schema(schema: Any, document: dict[str, Any]) -> Any:
-    """Return what LangChain's tracers get to know of a schema: with references, in a form that keeps them."""
+    """Return a schema for LangChain's tracers, in a form that keeps references."""
     is_class = isinstance(schema, type) and issubclass(schema, BaseModel)
     if (is_class or isinstance(schema, Mapping)) and "$ref" not in json.dumps(document):
         return schema
@@ -86,83 +76,21 @@ def document_schema(schema: Any) -> dict[str, Any]:
     """Return the JSON schema of documents: of a class or another type, a tool, or a dict in any wrapper.
 
     Raises:
-        PromptError: it is none.
+        PromptError: it is not a schema.
     """
     if isinstance(schema, Mapping):
-        within = schema.get("toolSpec")
-        return schema_of(within["inputSchema"]["json"] if isinstance(within, Mapping) else schema)
+        return document_of(schema)
     if is_function(schema) or isinstance(schema, BaseTool) or is_typeddict(schema):
         function = _made(schema)
         about = {"title": function["name"], "description": function["description"]}
-        return schema_of(about | function.get("parameters", {"type": "object", "properties": {}}))
+        return document_of(about | function.get("parameters", {"type": "object", "properties": {}}))
     if is_pydantic_1(schema):
-        return schema_of(schema.schema())
+        return document_of(schema.schema())
     try:
         kind = readable(schema)
     except NameError as error:
         raise PromptError(f"no JSON schema can be made of {schema!r:.80}: {error}") from error
-    return schema_of(kind)
-
-
-def asked_document(response_format: Any) -> dict[str, Any] | None:
-    """Return the JSON schema that a call's ``response_format`` asks for: OpenAI's, a schema, or a class.
-
-    Raises:
-        PromptError: it asks for nothing known.
-    """
-    match response_format:
-        case None | {"type": "text"}:
-            return None
-        case {"type": "json_object", "schema": schema}:  # as of llama.cpp
-            return document_schema(schema)
-        case {"type": "json_object"}:
-            return {"type": "object"}
-        case {"type": "json_schema", **more} if not more.keys() & {"json_schema", "schema"}:
-            pass
-        case {"type": "json_schema"} | type():
-            try:
-                return document_schema(response_format)
-            except PromptError as error:
-                raise PromptError(f"response_format: {error}") from error
-    raise PromptError(
-        f"response_format, a {type(response_format).__name__}, asks for nothing known: there are "
-        "{'type': 'text'}, {'type': 'json_object'}, {'type': 'json_schema', 'json_schema': {'schema': ...}}, "
-        "and classes"
-    )
-
-
-# --- dicts ------------------------------------------------------------------------------------------
-
-
-def _named(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the function that a dict of some API describes."""
-    within = next((tool[key] for key in _WITHIN if isinstance(tool.get(key), Mapping)), None)
-    given = tool if within is None else within
-    kind = tool.get("type")
-    parameters = next((given[key] for key in _PARAMETERS if given.get(key) not in (None, {})), None)
-    if "toolSpec" in tool and isinstance(parameters, Mapping):
-        parameters = parameters.get("json")
-    others = {key: value for key, value in given.items() if key not in _ABOUT}
-    if isinstance(name := given.get("name"), str):
-        if kind not in (None, "function", "json_schema", "object") and parameters is None:
-            raise ValueError(f"only functions can be called, not a tool of the type {kind!r}")
-        described = given.get("description")
-        return _function(name, described, others if parameters is None else parameters)
-    if kind not in (None, "object") and within is None:
-        raise ValueError(f"only functions can be called, not a tool of the type {kind!r}")
-    schema = _root(given)
-    if not isinstance(name := schema.pop("title", None), str):
-        raise ValueError(
-            "a tool has no name: give {'name': ..., 'parameters': {...}}, or a JSON schema with a 'title'"
-        )
-    return _function(_name(name), schema.pop("description", None), schema)
-
-
-def _function(name: str, description: Any, parameters: Any) -> dict[str, Any]:
-    function = {"name": name, "description": description or ""}
-    if isinstance(parameters, Mapping) and parameters.get("description") == function["description"]:
-        parameters = {key: part for key, part in parameters.items() if key != "description"}  # once is enough
-    return function | ({"parameters": parameters} if parameters else {})
+    return document_of(kind)
 
 
 # --- classes, functions and LangChain's own tools ---------------------------------------------------
@@ -173,12 +101,12 @@ def _made(tool: Any) -> dict[str, Any]:
     if isinstance(tool, BaseTool):
         if isinstance(tool, TextTool) and not tool.args_schema:  # one text, or another API's custom tool
             return _converted(tool)
-        return _function(tool.name, tool.description, _untitled(_root(_of_class(tool.tool_call_schema))))
+        return function(tool.name, tool.description, _untitled(rooted(_of_class(tool.tool_call_schema))))
     if is_typeddict(tool) or dataclasses.is_dataclass(tool):
         return _typed(tool)
     if isinstance(tool, type) and (issubclass(tool, BaseModel) or is_pydantic_1(tool)):
-        schema = _untitled(_root(_of_class(tool)), keep=True)
-        return _function(_name(schema.pop("title")), schema.pop("description", None), schema)
+        schema = _untitled(rooted(_of_class(tool)), keep=True)
+        return function(tool_name(schema.pop("title")), schema.pop("description", None), schema)
     if not callable(tool):
         return _converted(tool)
     if issubclass(tool, _NO_OBJECTS) if isinstance(tool, type) else not is_function(tool):
@@ -193,11 +121,11 @@ def _made(tool: Any) -> dict[str, Any]:
             error_on_invalid_docstring=False,
             include_injected=False,
         )
-    except (TypeError, NameError) as error:  # say, a partial, or a name that cannot be found
+    except (TypeError, NameError) as error:  # a partial, say, or an annotation that cannot be resolved
         raise ValueError(f"no tool can be made of {tool!r:.80}: {error}: give a function") from error
-    schema = _untitled(_root(_of_class(model)))
+    schema = _untitled(rooted(_of_class(model)))
     schema.pop("description", None)
-    return _function(name, model.__doc__, schema)
+    return function(name, model.__doc__, schema)
 
 
 def _converted(tool: Any) -> dict[str, Any]:
@@ -214,11 +142,11 @@ def _typed(kind: Any) -> dict[str, Any]:
     except Exception as error:  # pydantic raises what the types raise
         why = str(error).partition("\n")[0]
         raise PromptError(f"no JSON schema can be made of {kind!r:.80}: {why}") from error
-    schema = _untitled(_root(schema), keep=True)
+    schema = _untitled(rooted(schema), keep=True)
     if is_typeddict(kind):
         _describe(schema, kind)
-    return _function(
-        _name(schema.pop("title", None) or kind.__name__), schema.pop("description", None), schema
+    return function(
+        tool_name(schema.pop("title", None) or kind.__name__), schema.pop("description", None), schema
     )
 
 
@@ -236,29 +164,11 @@ def _describe(schema: dict[str, Any], kind: Any) -> None:
             schema["properties"][name].setdefault("description", told["description"])
 
 
-def _name(title: str) -> str:
-    """Return the title of a class as the name of a tool: ``Box[int]`` is none."""
-    return _NO_NAME.sub("_", title)[:_LONGEST_NAME]
-
-
 def _of_class(schema: Any) -> Mapping[str, Any]:
     if isinstance(schema, Mapping):
         return schema
     made = schema.schema() if is_pydantic_1(schema) else schema.model_json_schema()
     return cast("Mapping[str, Any]", made)
-
-
-def _root(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a schema whose root is written out, where it only refers to a definition: to itself."""
-    ref = schema.get("$ref")
-    if not isinstance(ref, str):
-        return dict(schema)
-    kept, _, name = ref.removeprefix("#/").partition("/")
-    definitions = schema.get(kept)
-    root = definitions.get(name) if isinstance(definitions, Mapping) else None
-    if not isinstance(root, Mapping):
-        return dict(schema)
-    return {**root, **{key: value for key, value in schema.items() if key != "$ref"}}
 
 
 def _untitled(schema: Any, keep: bool = False, names: bool = False) -> Any:

@@ -1,4 +1,4 @@
-"""Answers as objects: what a model's documents and calls are read into."""
+"""Parse documents and tool calls into objects."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REFUSED: type[Exception] = getattr(langchain_core.exceptions, "ModelRefusalError
 
 
 def unless_refused(message: AIMessage) -> AIMessage:
-    """Return a message, if it is no refusal.
+    """Return a message unless it is a refusal.
 
     Raises:
         OutputParserException: it is one; ``ModelRefusalError`` where langchain-core has that.
@@ -36,7 +36,7 @@ def unless_refused(message: AIMessage) -> AIMessage:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads a message's document, or the arguments of its first call. It can be pickled.
+    """Parses a message's document, or the arguments of its first call. Can be pickled.
 
     Attributes:
         kind: the class or type whose objects are wanted; plain data where it is a schema, a function, a tool
@@ -51,7 +51,7 @@ class Reader:
         """Return what a message holds.
 
         Raises:
-            OutputParserException: it was refused, or the class does not take it.
+            OutputParserException: the answer is a refusal, or the class rejects it.
         """
         unless_refused(message)
         if self.calls and not message.tool_calls:
@@ -60,8 +60,8 @@ class Reader:
         try:
             return self._read(text)
         except (ValueError, RecursionError) as error:  # of the class's own validators, too
-            said = f"the answer does not fit {getattr(self.kind, '__name__', 'its schema')}: {error}"
-            raise OutputParserException(said, llm_output=text) from error
+            reason = f"the answer does not fit {getattr(self.kind, '__name__', 'its schema')}: {error}"
+            raise OutputParserException(reason, llm_output=text) from error
 
     def _read(self, text: str) -> Any:
         plain = is_function(self.kind) or isinstance(self.kind, Mapping | BaseTool)
@@ -74,7 +74,7 @@ class Reader:
 
 @dataclass(frozen=True)
 class RawReader:
-    """Asks for an answer and tells what came of it: ``raw``, ``parsed`` and ``parsing_error``.
+    """Asks the model and returns ``raw``, ``parsed`` and ``parsing_error``.
 
     Attributes:
         llm: is asked. reader: reads its message. unfinished: makes a message of what an answer held that was

@@ -1,7 +1,7 @@
 """ChatRain: the guarded language model as a LangChain ``BaseChatModel``.
 
-LangChain's words are turned into a :class:`rain_llm.Task`, and the engine's steps into chunks: an
-answer is the sum of its chunks, however it was asked for.
+A call becomes a :class:`rain_llm.Task`, and the engine's steps become chunks: an answer is the sum of its
+chunks, also where it is not streamed.
 """
 
 from __future__ import annotations
@@ -25,17 +25,15 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.runnables.config import get_config_list
 from pydantic import BaseModel
 
-from langchain_rain._engine import GuardedModel, told, with_stop
+from langchain_rain._engine import GuardedModel, with_stop
 from langchain_rain._errors import PromptTooLongError as PromptTooLongError
 from langchain_rain._errors import standard_errors
 from langchain_rain._messages import chat_of, traceable
 from langchain_rain._schemas import (
     AnyTool,
-    asked_document,
     document_schema,
     named,
     openai_tool,
-    read_tool,
     traced_schema,
 )
 from langchain_rain._structured import RawReader, Reader, unless_refused
@@ -45,34 +43,22 @@ from rain_llm import (
     RainSettings,
     SettingsError,
     Step,
-    StopReason,
     Task,
     Usage,
 )
-from rain_llm.chat import tool_choice_of
-
-_ASKED = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
-"""What a call may ask for beside settings: OpenAI's names, as other chat models have them."""
+from rain_llm.chat import ASKED, about, finish_reason, task_of_chat, tool_choice_of, tools_of
 
 _OWN = {"revision": None, "tokenizer": None, "context_length": None}
-"""What the settings say of one model alone: a call that names another does not mean it."""
+"""Settings of one model alone: they do not apply to another that a call names."""
 
 _AT_ONCE = 64
 """Answers of a batch: each has a thread that waits, while one engine writes them all."""
 
 _HAS_REFUSALS = hasattr(langchain_core.messages, "RefusalContentBlock")
 
-_FINISH = {
-    StopReason.EOS: "stop",
-    StopReason.STOP: "stop",
-    StopReason.TOOL_CALLS: "tool_calls",
-    StopReason.REFUSED: "content_filter",
-}
-"""OpenAI's finish reasons; all others are limits that were met: "length"."""
-
 
 def check_chat(chat: object) -> None:
-    """Refuse what is no ``ChatRain`` itself, whose settings would not be what is called.
+    """Check that it is a ``ChatRain`` itself, and not a wrapper with other parameters.
 
     Raises:
         TypeError: it is a name, or a model that parameters were bound to.
@@ -89,8 +75,8 @@ class ChatRain(GuardedModel, BaseChatModel):
 
     Constructing it loads nothing: the model loads on first use, once for all objects that name it. Only
     accepted text and accepted tool calls leave it, while streaming too; text that ``on_unsafe="best"``
-    lets through is marked (``response_metadata["accepted"]`` is False), and calls or documents that
-    nobody accepted are refused.
+    returns is marked (``response_metadata["accepted"]`` is False); calls and documents that did not pass
+    are never returned.
 
     LangChain's standard parameters are names for places in the ``settings``, which hold the truth.
     A call, or ``bind``, may override them, any field of the settings' ``generation``, any other section
@@ -139,7 +125,7 @@ class ChatRain(GuardedModel, BaseChatModel):
             "temperature": True,
         }
         engine = self.rain or Rain(self.settings)  # asked for before there is our own
-        if length := engine.context_length:  # else only loading the model tells
+        if length := engine.context_length:  # else known only once the model is loaded
             profile["max_input_tokens"] = length
         known = ModelProfile.__annotations__  # it grows from version to version
         return cast("ModelProfile", {name: value for name, value in profile.items() if name in known})
@@ -156,10 +142,10 @@ class ChatRain(GuardedModel, BaseChatModel):
     def get_num_tokens_from_messages(
         self, messages: list[BaseMessage], tools: Sequence[AnyTool] | None = None
     ) -> int:
-        """Return how many tokens the model is shown of a chat; loads the model. Of none: 0."""
+        """Return the number of tokens of a chat as the model reads it; loads the model. No messages: 0."""
         if not messages:
             return 0
-        task = Task(chat_of(messages), tools=[read_tool(tool) for tool in tools or ()])
+        task = Task(chat_of(messages), tools=tools_of(openai_tool(tool) for tool in tools or ()))
         return len(self._rain.encode(task, self.settings))
 
     # -- tools and structured output -----------------------------------------------------------
@@ -174,8 +160,8 @@ class ChatRain(GuardedModel, BaseChatModel):
     ) -> Runnable[LanguageModelInput, AIMessage]:
         """Return the model with tools that it may call.
 
-        The arguments of a call always fit the tool's schema, and a call leaves only if
-        ``settings.evaluation.actions`` find it harmless.
+        The arguments of a call always match the tool's schema. A call is returned only if it passes
+        ``settings.evaluation.actions``.
 
         Args:
             tools: functions, pydantic classes, tools of LangChain, or their OpenAI or JSON schemas.
@@ -261,27 +247,23 @@ class ChatRain(GuardedModel, BaseChatModel):
 
     def _asked(self, stop: list[str] | None, kwargs: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:
         """Return the model that a call asks for, and what it asks for beside settings."""
-        asked = {name: kwargs[name] for name in _ASKED if name in kwargs}
-        rest = {name: value for name, value in kwargs.items() if name not in _ASKED}
+        asked = {name: kwargs[name] for name in ASKED if name in kwargs}
+        rest = {name: value for name, value in kwargs.items() if name not in ASKED}
         return self._overridden(with_stop(rest, stop)), asked
 
     def _call(
         self, messages: list[BaseMessage], stop: list[str] | None, kwargs: Mapping[str, Any]
     ) -> tuple[Rain, Task, RainSettings]:
-        """Return what the engine is told of one call, and the engine."""
+        """Return the engine, the task and the settings of one call."""
         chat, asked = self._asked(stop, kwargs)
-        choice = tool_choice_of(asked.get("tool_choice"))
-        if asked.get("tools") and choice not in ("auto", "none"):
+        if asked.get("tools") and tool_choice_of(asked.get("tool_choice")) not in ("auto", "none"):
             _check_last(messages)
-        task = Task(
-            prompt=chat_of(messages),
-            context=chat.context,
-            question=chat.question,
-            tools=[read_tool(tool) for tool in asked.get("tools") or ()],
-            tool_choice=choice,
-            parallel_calls=asked.get("parallel_tool_calls") is not False,
-            schema=asked_document(asked.get("response_format")),
-        )
+        if "tools" in asked:
+            asked["tools"] = [openai_tool(tool) for tool in asked["tools"] or ()]
+        if isinstance(asked.get("response_format"), type):
+            document = document_schema(asked["response_format"])
+            asked["response_format"] = {"type": "json_schema", "json_schema": {"schema": document}}
+        task = task_of_chat(chat_of(messages), asked, chat.context, chat.question)
         return chat._rain, task, chat.settings
 
     # -- from LangChain to the engine and back -------------------------------------------------
@@ -351,11 +333,11 @@ class ChatRain(GuardedModel, BaseChatModel):
                         yield _chunk(step, numbers)
 
 
-# --- from LangChain's words to the engine's ---------------------------------------------------------
+# --- from LangChain to the engine ---------------------------------------------------------
 
 
 def _check_last(messages: Sequence[BaseMessage]) -> None:
-    """Raise where an agent asks again what was refused: for a structured answer it would do so for ever."""
+    """Raise if an agent repeats a refused request: for a structured answer it would do so for ever."""
     last = messages[-1] if messages else None
     if isinstance(last, AIMessage) and last.response_metadata.get("model_provider") == "rain":
         unless_refused(last)
@@ -388,8 +370,8 @@ def _chunk(step: Step, numbers: Iterator[int]) -> ChatGenerationChunk:
         message.chunk_position = "last"
         message.usage_metadata = _usage(step.result.usage)
         message.response_metadata = {
-            **told(step.result),
-            "finish_reason": _FINISH.get(step.result.stop_reason, "length"),
+            **about(step.result),
+            "finish_reason": finish_reason(step.result),
             "model_name": step.result.trace.model,
             "model_provider": "rain",
         }
@@ -406,7 +388,7 @@ def _usage(usage: Usage) -> UsageMetadata:
 
 
 def _unfinished(result: RainResult) -> AIMessage:
-    """Return what there is of an answer as a message."""
+    """Return an unfinished answer as a message."""
     step = Step(result.text, accepted=result.accepted, verdict=result.verdict, result=result)
     chunk = _chunk(step, itertools.count(1)).message
     return cast("AIMessage", message_chunk_to_message(cast("AIMessageChunk", chunk)))

@@ -1,6 +1,6 @@
 """RainLLM: the guarded language model as a LangChain ``BaseLLM``.
 
-Two things stand here beside the plain translation, both about what LangChain does on its own:
+Two things here are more than translation, since LangChain has behaviour of its own:
 
 * **Caches.** LangChain's key knows a model's identifying parameters and ``stop``, but no other
   argument of a call. So a call that overrides settings is made by a copy of the model.
@@ -25,9 +25,10 @@ from langchain_core.language_models import BaseLLM, LangSmithParams, LanguageMod
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from langchain_core.runnables import Runnable, RunnableConfig
 
-from langchain_rain._engine import GuardedModel, told, with_stop
+from langchain_rain._engine import GuardedModel, with_stop
 from langchain_rain._errors import standard_errors
 from rain_llm import RainResult, RainSettings, Step, Task, Usage
+from rain_llm.chat import about
 
 _RUN = ("tags", "metadata", "run_name", "run_id")
 """Arguments of a call that LangChain keeps for itself."""
@@ -37,7 +38,7 @@ class RainLLM(GuardedModel, BaseLLM):
     """A language model that judges its own words while it writes, and rewinds.
 
     Constructing it loads nothing: the model loads on first use, once for all objects that name it.
-    Only accepted text leaves it, while streaming too; what ``on_unsafe="best"`` lets through is
+    Only accepted text is returned, also while streaming; text that ``on_unsafe="best"`` returns is
     marked. Every generation carries in its ``generation_info``: ``usage``, ``verdict``,
     ``accepted``, ``stop_reason``, ``settings_hash``.
 
@@ -68,7 +69,7 @@ class RainLLM(GuardedModel, BaseLLM):
     def _call(
         self, prompts: Sequence[str], stop: list[str] | None, overrides: dict[str, Any]
     ) -> tuple[list[Task], RainSettings]:
-        """Return what the engine is told of one call."""
+        """Return the tasks and the settings of one call."""
         llm = self._overridden(with_stop(overrides, stop))
         return [Task(prompt, llm.context, llm.question) for prompt in prompts], llm.settings
 
@@ -193,7 +194,7 @@ def _llm_result(results: Sequence[RainResult]) -> LLMResult:
     total["completion_tokens"] = total["output_tokens"]
     total["total_tokens"] = total["prompt_tokens"] + total["output_tokens"]
     return LLMResult(
-        generations=[[Generation(text=r.text, generation_info=told(r))] for r in results],
+        generations=[[Generation(text=r.text, generation_info=about(r))] for r in results],
         llm_output={"token_usage": total},
     )
 
@@ -201,4 +202,4 @@ def _llm_result(results: Sequence[RainResult]) -> LLMResult:
 def _chunk(step: Step) -> GenerationChunk:
     """Return an accepted piece; what ``on_unsafe="best"`` lets through is marked as such."""
     info = None if step.accepted else {"accepted": False}
-    return GenerationChunk(text=step.text, generation_info=told(step.result) if step.result else info)
+    return GenerationChunk(text=step.text, generation_info=about(step.result) if step.result else info)

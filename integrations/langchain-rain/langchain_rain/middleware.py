@@ -1,8 +1,8 @@
-"""RainMiddleware: an outside model plans, RAIN judges what it says and wants to do before anybody sees it.
+"""RainMiddleware: another model plans; RAIN judges its text and tool calls before they are returned.
 
-A guardrail behind the model comes too late for streams: with ``stream_mode="messages"`` every raw token
-has left before the finished message is blocked (langchain issue 35011). So here the outside model answers
-unheard: while it is asked, the handlers that stream what models say are taken out of the running config.
+A guardrail after the model is too late for streams: with ``stream_mode="messages"`` every raw token has been
+sent before the finished message is blocked (langchain issue 35011). So the handlers that stream model output
+are removed from the running config while the other model answers.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables.config import ensure_config, set_config_context
 
 from langchain_rain._errors import standard_errors
-from langchain_rain._messages import is_readable
 from langchain_rain.chat_models import ChatRain, check_chat
 from rain_llm import HARMLESSNESS, Message, Task, Tool, ToolCall, Verdict
-from rain_llm.chat import left_out, media_kind
+from rain_llm.chat import is_readable, left_out, media_kind
 
 try:
     from langchain.agents.middleware import (
@@ -39,22 +38,21 @@ except ImportError as error:
 
 
 class RainMiddleware(AgentMiddleware[Any, Any, Any]):
-    """Judges each answer of an agent's model before it leaves; where it does not pass, RAIN answers instead.
+    """Judges each answer of an agent's model before it is returned; RAIN answers in place of one that fails.
 
-    What the model says is judged by ``settings.evaluation.criteria``, what it wants to call by
-    ``settings.evaluation.actions``. An answer that passed goes on as it is. One that did not, with all its
-    calls, is heard by nobody: RAIN's own engine answers the same messages, in words and without tools, and
-    its accepted text is streamed. Where nothing of that passes either, it refuses, with
-    ``on_unsafe="best"`` too.
+    Text is judged by ``settings.evaluation.criteria``, tool calls by ``settings.evaluation.actions``. An
+    answer that passes is returned unchanged. One that fails is dropped with all its calls: RAIN's own engine
+    answers the same messages, in words and without tools, and its accepted text is streamed. If that does
+    not pass either, RAIN refuses, also with ``on_unsafe="best"``.
 
-    The message says in ``response_metadata["rain"]`` who wrote it (``written_by``: "outside" or "rain") and
-    holds the ``verdict`` on the outside model's answer (None: it said nothing). Words, reasoning and calls
-    are judged; images and the like pass unseen. An agent with a ``response_format`` that RAIN had to answer
-    for has no ``structured_response``: words instead.
+    The message's ``response_metadata["rain"]`` holds who wrote it (``written_by``: "outside" or "rain") and
+    the ``verdict`` on the outside model's answer (None: it was empty). Text, reasoning and calls are judged;
+    images and other media are not checked. If RAIN had to answer for an agent with a ``response_format``,
+    there is no ``structured_response``, but text.
 
-    Put it last in the list of middleware, or in front of others that change the answer unheard: only what
-    the middleware behind it returns is judged. Callbacks and tracers of your own still see what the outside
-    model said; streams of any mode and ``astream_events`` do not.
+    Put it last in the list of middleware: only what the middleware after it returns is judged. Your own
+    callbacks and tracers still see the outside model's answer; streams of any mode and ``astream_events`` do
+    not.
 
     Example:
         ```python
@@ -84,12 +82,12 @@ class RainMiddleware(AgentMiddleware[Any, Any, Any]):
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
-        """Ask the outside model unheard; pass its answer on, or answer in its place."""
+        """Ask the outside model without streaming it; return its answer, or RAIN's."""
         failed: StructuredOutputError | None = None
         try:
-            with _unheard() as context:
+            with _unstreamed() as context:
                 response = context.run(handler, request)
-        except StructuredOutputError as error:  # it has the answer in it, which is to be judged first
+        except StructuredOutputError as error:  # it holds the answer, which must be judged first
             failed, response = error, ModelResponse([error.ai_message])
         verdict = None
         if answer := self._answer(request, response):
@@ -114,7 +112,7 @@ class RainMiddleware(AgentMiddleware[Any, Any, Any]):
 
         failed: StructuredOutputError | None = None
         try:
-            with _unheard() as context:
+            with _unstreamed() as context:
                 response = await asyncio.create_task(asked(), context=context)
         except StructuredOutputError as error:
             failed, response = error, ModelResponse([error.ai_message])
@@ -130,13 +128,13 @@ class RainMiddleware(AgentMiddleware[Any, Any, Any]):
         return _passed(response, verdict)
 
     def _answer(self, request: ModelRequest[Any], response: ModelResponse[Any]) -> dict[str, Any]:
-        """Return what ``Rain.judge`` is told of an answer; {}: there is nothing to judge."""
+        """Return the arguments of ``Rain.judge`` for an answer; {}: there is nothing to judge."""
         forms = _forms(request.response_format)
         words: list[str] = []
         calls: list[ToolCall] = []
         for message in response.result:
             if not isinstance(message, AIMessage):
-                continue  # what the agent says of a structured answer
+                continue  # the agent's own note on a structured answer
             words += [message.text, *_texts_beside(message)]
             for call in message.tool_calls:
                 if call["name"] in forms:  # a structured answer comes as a call, too, but does nothing
@@ -151,9 +149,9 @@ class RainMiddleware(AgentMiddleware[Any, Any, Any]):
         asked = [turn.text for turn in request.messages if turn.type == "human" and turn.text.strip()]
         task = Task(
             [Message("user", asked[-1] if asked else "...")],
-            self._chat.context or _told(request),
+            self._chat.context or _replies(request),
             self._chat.question,
-            tools=[Tool("some_tool")],  # what such ones tell may be yet to come
+            tools=[Tool("some_tool")],  # their replies may be yet to come
         )
         return {"prompt": task, "text": text, "tool_calls": calls, "settings": self._chat.settings}
 
@@ -163,8 +161,8 @@ class RainMiddleware(AgentMiddleware[Any, Any, Any]):
         return ExtendedModelResponse(ModelResponse([_marked(answer, "rain", verdict)]), end)
 
     def _instead(self, request: ModelRequest[Any]) -> dict[str, Any]:
-        """Return what RAIN's own answer is asked with: what tools told is what it is to keep to."""
-        context = self._chat.context or _told(request)
+        """Return the options of RAIN's own answer: the tools' replies are its context."""
+        context = self._chat.context or _replies(request)
         criteria = self._chat.settings.evaluation.criteria
         if context or not any(c.needs_context for c in criteria):
             return {"context": context}
@@ -180,11 +178,11 @@ _NO_WORDS = {
 
 
 def _texts_beside(message: AIMessage) -> list[str]:
-    """Return every text of a message that is neither said in it nor in its calls, of whatever provider."""
+    """Return every text of a message beside its content and its calls, of whatever provider."""
     calls = [*message.tool_calls, *message.invalid_tool_calls]
     parts: list[Any] = list(message.content_blocks)
     for key, part in message.additional_kwargs.items():
-        if not key.startswith("__"):  # a provider's own notes: signatures, say
+        if not key.startswith("__"):  # internal data of a provider, such as signatures
             parts += part if isinstance(part, list) else [part]
     texts: list[str] = []
     for part in parts:
@@ -234,8 +232,8 @@ def _forms(response_format: Any) -> set[str]:
     return {spec.name for spec in response_format.schema_specs}
 
 
-def _told(request: ModelRequest[Any]) -> list[str]:
-    """Return what tools have replied since the user's last turn."""
+def _replies(request: ModelRequest[Any]) -> list[str]:
+    """Return the tools' replies since the user's last turn."""
     told: list[str] = []
     for turn in request.messages:
         if turn.type == "human":
@@ -246,8 +244,8 @@ def _told(request: ModelRequest[Any]) -> list[str]:
 
 
 @contextmanager
-def _unheard() -> Iterator[Context]:
-    """Give a context whose running config has no handlers that stream what models say."""
+def _unstreamed() -> Iterator[Context]:
+    """Give a context whose running config has no handlers that stream model output."""
     config = ensure_config()
     callbacks = config.get("callbacks")
     if isinstance(callbacks, BaseCallbackManager):  # inside a graph it always is
@@ -260,12 +258,12 @@ def _unheard() -> Iterator[Context]:
 
 
 def _streams(handler: object) -> bool:
-    """Whether it is one of the handlers behind ``stream``, ``astream_events`` and ``astream_log``."""
+    """Whether it is one of the handlers of ``stream``, ``astream_events`` and ``astream_log``."""
     return hasattr(handler, "tap_output_iter")
 
 
 def _readable(request: ModelRequest[Any]) -> list[BaseMessage]:
-    """Return an agent's chat for a model that reads text: what else it holds is named in its place."""
+    """Return an agent's chat for a model that reads text, with a marker for anything else."""
     system = [request.system_message] if request.system_message else []
     return [_in_words(message) for message in (*system, *request.messages)]
 
@@ -278,7 +276,7 @@ def _in_words(message: BaseMessage) -> BaseMessage:
 
 
 def _block_in_words(block: str | dict[str, Any], asked: bool) -> str | dict[str, Any]:
-    """Return a block that can be read; of other turns than the user's, ChatRain reads what it can itself."""
+    """Return a block that can be read; ``ChatRain`` itself reads those of other turns than the user's."""
     if isinstance(block, str):
         return block
     kind = media_kind(block) or ("data" if asked and not is_readable(block) else "")

@@ -1,4 +1,4 @@
-"""Answers that keep to retrieved passages: the judge sees passages, question and answer apart."""
+"""Answers from retrieved passages: the judge reads passages, question and answer separately."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def grounded_chain(
 ) -> Runnable[Mapping[str, Any], AIMessage]:
     """Return a chain that answers a question by passages, guarded.
 
-    Its input holds ``question``, and as ``context`` a text or a list of texts or documents. It streams what
-    was accepted. The answer carries in its ``response_metadata``, beside all that ``ChatRain`` tells
-    (``verdict``, ``usage``, ...), its ``sources``: for each passage ``page_content`` and ``metadata``.
+    Its input holds ``question``, and as ``context`` a text or a list of texts or documents. It streams
+    accepted text. The answer's ``response_metadata`` holds, beside those of ``ChatRain`` (``verdict``,
+    ``usage``, ...), its ``sources``: for each passage ``page_content`` and ``metadata``.
 
     Example:
         ```python
@@ -82,7 +82,7 @@ class _Answerer:
             )
             raise PromptError(
                 f"grounded_chain takes a dict of 'context' and 'question', not {given}: put "
-                "{'context': retriever, 'question': RunnablePassthrough()} in front of it"
+                "{'context': retriever, 'question': RunnablePassthrough()} before it"
             )
         documents = _documents(asked["context"])
         told = [document.page_content for document in documents]
@@ -106,7 +106,7 @@ def _quoted(passages: Sequence[str]) -> str:
 
 
 def _citing(documents: Sequence[Document]) -> Runnable[AIMessage, AIMessage]:
-    """Return a step that tells the sources with the answer's end; what comes before passes through."""
+    """Return a step that adds the sources to the answer's last piece."""
     sources = [{"page_content": d.page_content, "metadata": d.metadata} for d in documents]
 
     def cited(message: AIMessage) -> AIMessage:

@@ -1,14 +1,16 @@
 """Requests in the form of OpenAI's API in, results out: what LangChain, LlamaIndex and a server stand on."""
 
 from rain_llm.chat.habits import ALIASES
-from rain_llm.chat.messages import left_out, media_kind, messages_of, replies_of
+from rain_llm.chat.messages import is_readable, left_out, media_kind, messages_of, replies_of
 from rain_llm.chat.parameters import CALL, ENGINE, Parameters, Place, same_model, unknown
 from rain_llm.chat.requests import (
+    ASKED,
     document_of,
     format_of,
     function,
     function_of,
     rooted,
+    task_of_chat,
     tool_choice_of,
     tool_name,
     tools_of,
@@ -19,6 +21,7 @@ from rain_llm.settings import place_of
 
 __all__ = [
     "ALIASES",
+    "ASKED",
     "CALL",
     "ENGINE",
     "Parameters",
@@ -31,6 +34,7 @@ __all__ = [
     "format_of",
     "function",
     "function_of",
+    "is_readable",
     "left_out",
     "media_kind",
     "message_of",
@@ -39,6 +43,7 @@ __all__ = [
     "replies_of",
     "rooted",
     "same_model",
+    "task_of_chat",
     "tool_choice_of",
     "tool_name",
     "tools_of",

@@ -24,7 +24,11 @@ _ROLES: dict[str, Literal["system", "user", "assistant", "tool"]] = {
     "tool": "tool",
     "function": "tool",  # before there were tools
 }
-_TEXTS = ("text", "input_text", "output_text")
+_TEXTS = (None, "text", "text-plain", "input_text", "output_text")
+_MARKS = {"cachePoint", "cache_control"}  # parts of these alone end what a provider is to cache
+_BYTES = ("base64", "blob", "bytes", "data", "file_data")  # where parts hold what is no text
+_DATA_URL = re.compile(r"data:[^,\s]{0,200};base64,")
+_LONGEST_SHORT = 64  # characters of what may stand there and be text
 _MEDIA = re.compile(r"(?:input_)?(image|audio|video|file|document|media)(?:_url)?")
 
 
@@ -97,28 +101,76 @@ def _read(turn: Mapping[str, Any], names: Mapping[str, str]) -> Message:
 
 
 def _text(content: object, role: str) -> str:
+    """Return what a message says: of an assistant's turn its words, of a tool's reply all data as JSON.
+
+    Raises:
+        PromptError: another turn holds an image, say: what the model cannot read and no judge could.
+    """
     if content is None or isinstance(content, str):
         return content or ""
-    parts = content if isinstance(content, list | tuple) else [content]
-    return "".join(_part(part, role) for part in parts)
+    said: list[str] = []
+    for part in content if isinstance(content, list | tuple) else [content]:
+        if (
+            isinstance(part, Mapping)
+            and part.get("type") == "refusal"
+            and isinstance(part.get("refusal"), str)
+        ):
+            if part["refusal"] not in said:  # ours stands there as text, too
+                said.append(part["refusal"])
+        elif (words := _words(part, role)) is not None:
+            said.append(words)
+    return "".join(said)
 
 
-def _part(part: object, role: str) -> str:
+def is_readable(part: object) -> bool:
+    """Whether a part of a message is text, or says nothing at all."""
+    if not isinstance(part, Mapping):
+        return isinstance(part, str)
+    return part.keys() <= _MARKS or (part.get("type") in _TEXTS and isinstance(part.get("text"), str))
+
+
+def _words(part: object, role: str) -> str | None:
+    """Return what a part of a message says; None: nothing."""
     if isinstance(part, str):
         return part
     if not isinstance(part, Mapping):
         raise PromptError(f"a message of the role {role!r} holds a {type(part).__name__}: give text")
-    kind = part.get("type")
-    if kind in _TEXTS and isinstance(part.get("text"), str):
-        return str(part["text"])
-    if kind == "refusal" and isinstance(part.get("refusal"), str):
-        return str(part["refusal"])
-    if role in ("tool", "function") and media_kind(part):
-        return left_out(media_kind(part))
+    if is_readable(part):
+        return str(part["text"]) if "text" in part else None
+    if role == "assistant":  # of another model, perhaps: its calls, thoughts and searches say nothing here
+        return left_out(kind) if (kind := media_kind(part)) else None
+    if _ROLES[role] == "tool":
+        return _data(part)
     raise PromptError(
-        f"a message of the role {role!r} holds a part of the type {brief(kind)}: only text can be judged; "
-        "leave it out, or describe it in words"
+        f"a message of the role {role!r} holds a part of the type {brief(part.get('type'))}: "
+        "only text can be judged; leave it out, or describe it in words"
     )
+
+
+def _data(part: Mapping[str, Any]) -> str:
+    """Return data of a tool's reply as JSON, without what is no text."""
+    try:
+        read = _without_media(part)
+        return read if isinstance(read, str) else json.dumps(read, ensure_ascii=False, default=str)
+    except RecursionError:
+        return left_out(str(part.get("type")))
+
+
+def _without_media(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if kind := media_kind(value):
+            return left_out(kind)
+        return {key: _without_bytes(key, _without_media(part)) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_media(part) for part in value]
+    return left_out("data") if isinstance(value, bytes | bytearray) else value
+
+
+def _without_bytes(key: object, value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    is_long = len(value) > _LONGEST_SHORT and " " not in value
+    return left_out("data") if (key in _BYTES and is_long) or _DATA_URL.match(value) else value
 
 
 def _call(call: object) -> ToolCall:

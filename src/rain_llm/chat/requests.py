@@ -6,18 +6,50 @@ Tools and formats in the wrappers of Anthropic, MCP, Amazon Bedrock and llama.cp
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rain_llm.errors import PromptError
 from rain_llm.schemas import schema_of
-from rain_llm.types import Tool
+from rain_llm.types import Message, Task, Tool
 
 _WITHIN = ("function", "json_schema", "toolSpec")  # as OpenAI, and Amazon Bedrock, wrap what they name
 _PARAMETERS = ("parameters", "input_schema", "inputSchema", "schema")
 _ABOUT = {"name", "description", "strict", "type", "cache_control", *_PARAMETERS}
 _NO_NAME = re.compile(r"[^A-Za-z0-9_./-]")
 _LONGEST_NAME = 128
+
+
+ASKED = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
+"""What a chat request asks for beside its messages and its parameters."""
+
+
+def task_of_chat(
+    messages: str | Sequence[Message],
+    asked: Mapping[str, Any],
+    context: str | Sequence[str] = "",
+    question: str = "",
+) -> Task:
+    """Return a chat request as a task.
+
+    Args:
+        messages: of the chat.
+        asked: what it asks for under OpenAI's names, see :data:`ASKED`; tools may be ours, too.
+        context: passages that the answer is judged against.
+        question: what the judge reads as the question; "": the last user turn.
+
+    Raises:
+        PromptError: a tool, the choice or the format cannot be read.
+    """
+    return Task(
+        prompt=messages,
+        context=context,
+        question=question,
+        tools=tools_of(asked.get("tools") or ()),
+        tool_choice=tool_choice_of(asked.get("tool_choice")),
+        parallel_calls=asked.get("parallel_tool_calls") is not False,
+        schema=format_of(asked.get("response_format")),
+    )
 
 
 def tool_choice_of(choice: object) -> str:

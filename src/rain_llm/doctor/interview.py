@@ -14,8 +14,9 @@ from rain_llm.errors import PromptError
 from rain_llm.judging.evaluator import CONTENT_FREE, Answered, Asking, Evidence, SelfEvaluator, log_odds
 from rain_llm.judging.questions import JudgeInput
 from rain_llm.models.base import LanguageModel
+from rain_llm.requests import Score, Scores
 from rain_llm.settings import EvaluationSettings
-from rain_llm.types import Score, Scores, TokenIds
+from rain_llm.types import TokenIds
 
 _AT_ONCE = 8  # answers whose questions are asked in one round, in all styles
 

@@ -16,7 +16,7 @@ from rain_llm.judging.evaluator import SelfEvaluator
 from rain_llm.search.algorithm import RainSearch
 from rain_llm.search.outcome import Search
 from rain_llm.search.plain import Given, only_judge, plain_search
-from rain_llm.search.sentences import explained, only_judge_sentences, spans_of
+from rain_llm.search.sentences import only_judge_sentences, run_and_explain, spans_of
 from rain_llm.settings import RainSettings
 from rain_llm.task import check_task, check_text, form_of, passages_of, subject_of, task_of
 from rain_llm.ticket import Event, Ticket
@@ -77,8 +77,8 @@ def prepare(
         )
         trace = Trace(seed, settings.hash, writer.name)
         at_end = (lambda: warn(guard)) if warn and guard else None
-        owes = given is None and bool(form.document or form.forced)
-        return Answer(ticket, events, runtime.scheduler, trace, prompt_tokens, at_end, owes)
+        needs_structure = given is None and bool(form.document or form.forced)
+        return Answer(ticket, events, runtime.scheduler, trace, prompt_tokens, at_end, needs_structure)
 
     form = form_of(task)
     if given is not None:
@@ -109,7 +109,7 @@ def prepare(
     if settings.search.similarity is not None:
         runtime.embedder()  # a missing one is an error now, not in the middle of an answer
     search = RainSearch(tokens, subject, writer, evaluator, settings, seed, guide, form)
-    return answer(explained(search, passages_of(task)), len(tokens), evaluator)
+    return answer(run_and_explain(search, passages_of(task)), len(tokens), evaluator)
 
 
 def given_answer(text: str, calls: Sequence[ToolCall]) -> Given:

@@ -13,15 +13,7 @@ from rain_llm.clock import Call
 from rain_llm.errors import IncompleteError, ModelError, SearchError, UnsafeAnswerError
 from rain_llm.scheduler import Scheduler
 from rain_llm.ticket import Event, Finished, Ticket
-from rain_llm.types import (
-    RainResult,
-    SentenceVerdict,
-    Step,
-    StopReason,
-    Trace,
-    Usage,
-    Verdict,
-)
+from rain_llm.types import RainResult, SentenceVerdict, Step, StopReason, Trace, Usage, Verdict
 
 _POLL_S = 0.5
 _LIMITS = (StopReason.DEADLINE, StopReason.BUDGET)
@@ -38,7 +30,7 @@ class Answer:
         trace: Trace,
         prompt_tokens: int,
         warn: Callable[[], None] | None,
-        owes: bool,
+        needs_structure: bool,
     ) -> None:
         self.ticket = ticket
         self._events = events
@@ -47,7 +39,7 @@ class Answer:
         self._steps: list[Step] = []
         self._prompt_tokens = prompt_tokens
         self._warn = warn
-        self._owes = owes  # a document or a call: nothing else will do
+        self._needs_structure = needs_structure  # a document or a forced call, never free text
 
     def submit(self, *others: Answer) -> None:
         """Let the search begin, together with others."""
@@ -99,7 +91,7 @@ class Answer:
                 "strings, maxItems for lists; no uniqueItems, not, if, which whole drafts are checked by)",
                 result,
             )
-        if self._owes and result.stop_reason in _LIMITS and not (result.text or result.tool_calls):
+        if self._needs_structure and result.stop_reason in _LIMITS and not (result.text or result.tool_calls):
             raise IncompleteError(
                 f"the limit '{result.stop_reason}' came before the JSON document or tool call was there: "
                 "raise search.deadline_s or search.max_model_tokens",

@@ -1,7 +1,12 @@
 """``rain eval``: several methods answer the same prompts, and independent judges compare them.
 
-From the ground up: ``rows`` (answers, and the file they are in), ``tasks`` (prompts), ``methods`` (ways to
-answer), ``runner`` (a run that can be stopped at any time), ``wording``, ``judges``, ``own_judges`` and
-``judging`` (what is thought of the answers), ``statistics`` (how sure that is), ``plots``, ``page``,
-``study``, ``summary`` and ``report`` (what it comes to), ``command`` (the command line).
+From the ground up:
+
+* what is asked and answered: ``rows`` (answers, and their file), ``tasks`` (prompts), ``methods`` (names and
+  settings), ``best_of``, ``answering`` (a method answers a task's items), ``runner`` (a run that
+  can be stopped at any time);
+* how answers are judged: ``wording``, ``judges`` (figures of an answer), ``judging`` (of a run);
+* what the report says: ``statistics``, ``plots``, ``page``, ``formatting``, ``study`` (one task's figures),
+  ``tables``, ``section``, ``summary``, ``report``;
+* ``command``: the command line.
 """

@@ -1,4 +1,4 @@
-"""``rain eval``: from the command line to a run and its report."""
+"""``rain eval``: the options of the command, and its progress bar."""
 
 from __future__ import annotations
 
@@ -13,73 +13,77 @@ from rich.progress import Progress as Bar
 
 from rain_llm.engine import Rain
 from rain_llm.errors import SettingsError
-from rain_llm.evals import judges, own_judges, report
-from rain_llm.evals.methods import GROUPS, START, UNGUARDED
+from rain_llm.evals import report
+from rain_llm.evals.judges import built_in
+from rain_llm.evals.judges import own as own_judges
+from rain_llm.evals.methods import GROUPS, START, UNGUARDED, VARIANTS
 from rain_llm.evals.runner import DEFAULT_METHODS, Progress, run
 from rain_llm.evals.tasks import TASKS
 from rain_llm.settings import RainSettings
 
 
 def _rain(settings: RainSettings) -> Rain:
-    """Make the engine: the one place where a test puts its own model."""
+    """Make the engine; tests replace this function to use their own model."""
     return Rain(settings)
 
 
 def evaluate(
     suite: Annotated[
         list[str] | None,
-        typer.Argument(metavar="SUITE", help=f"Tasks: {', '.join(TASKS)}; or all."),
+        typer.Argument(metavar="SUITE", help=f"Tasks to evaluate: {', '.join(TASKS)}; or all."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Folder or hub name; left out: the embedded model.")
+        str | None, typer.Option(metavar="NAME", help="Folder or hub name. Default: the embedded model.")
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(metavar="FOLDER", help="Public data: a folder, a file, or a data set's OWNER/NAME."),
+        typer.Option(metavar="FOLDER", help="Public data: a folder, a file, or OWNER/NAME of a data set."),
     ] = None,
-    split: Annotated[str, typer.Option(metavar="dev|test|all", help="Which items.")] = "all",
+    split: Annotated[str, typer.Option(metavar="dev|test|all", help="Which items to use.")] = "all",
     methods: Annotated[
         str,
         typer.Option(
             metavar="A,B,...",
-            help=f"{', '.join(UNGUARDED)}, best-of-N, rain, rain-paper, ... (docs/eval.md); groups: "
-            f"{', '.join(GROUPS)}; NAME=settings.yaml for your own.",
+            help=f"Methods to compare: {', '.join(UNGUARDED)}, best-of-N, {', '.join(VARIANTS)}; groups: "
+            f"{', '.join(GROUPS)}; your own: NAME=settings.yaml.",
         ),
     ] = ",".join(DEFAULT_METHODS),
-    seeds: Annotated[int, typer.Option(metavar="N", help="So many, from 0 on.")] = 1,
-    first: Annotated[int | None, typer.Option(metavar="N", help="Only so many items of each task.")] = None,
+    seeds: Annotated[int, typer.Option(metavar="N", help="Number of seeds, from 0 on.")] = 1,
+    first: Annotated[
+        int | None, typer.Option(metavar="N", help="Use only the first N items of each task.")
+    ] = None,
     tokens: Annotated[
-        str | None, typer.Option(metavar="sentence|N", help="Length of an answer; left out: the task's own.")
+        str | None, typer.Option(metavar="sentence|N", help="Length of an answer. Default: the task's own.")
     ] = None,
     settings: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Settings that the methods start from, YAML or JSON.")
+        Path | None, typer.Option(metavar="FILE", help="Settings file that the methods start from.")
     ] = None,
     judge: Annotated[
         list[str] | None,
         typer.Option(
             metavar="KIND:NAME",
-            help="A judge of your own, repeatable: transformers:FOLDER[:LABEL], langchain:PROVIDER:MODEL.",
+            help="Your own judge, repeatable: transformers:FOLDER[:LABEL] or langchain:PROVIDER:MODEL.",
         ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", help="Where rows and report go; a run that was stopped goes on there."
+            metavar="FOLDER", help="Folder for answers and report; an interrupted run continues there."
         ),
     ] = None,
     report_only: Annotated[
-        bool, typer.Option("--report-only", help="Make the report of --out again; no model writes.")
+        bool, typer.Option("--report-only", help="Make the report in --out again, without writing answers.")
     ] = False,
 ) -> None:
-    """Let several methods answer the same prompts, and let independent judges compare them.
+    """Compare methods: all answer the same prompts, and independent judges measure the answers.
 
-    Stopped at any moment, the same command goes on where it was.
+    An interrupted run continues if the same command is given again.
     """
     names = [name for part in suite or () for name in part.split(",") if name]
     if not names and not (report_only and out):
         raise typer.BadParameter(f"name tasks: {', '.join(TASKS)}; or all", param_hint="SUITE")
     folder = out or Path("rain-eval") / "-".join(names)
-    judges.check()
+    built_in.check()
     others = own_judges.named(judge or ())
     writer = None
     with _Watch() as watch:
@@ -102,7 +106,7 @@ def evaluate(
                 make=_rain,
                 tell=watch.tell,
             )
-            writer = _rain(start).runtime.writer  # weighs the answers for fluency
+            writer = _rain(start).runtime.writer  # for the fluency of the answers
         page = report.write(folder, writer=writer, data=data, own=others, progress=watch.say)
     typer.echo(page)
 
@@ -127,7 +131,7 @@ def _tokens(text: str | None) -> int | None:
 
 
 class _Watch:
-    """A bar with the time that is left, where somebody sees it."""
+    """A progress bar with the time that is left; hidden where standard error is no terminal."""
 
     def __init__(self) -> None:
         console = Console(file=sys.stderr)
@@ -151,7 +155,7 @@ class _Watch:
         self._bar.stop()
 
     def tell(self, progress: Progress) -> None:
-        """Show how far the run is."""
+        """Show the progress of the run."""
         self._bar.update(
             self._task,
             description=f"{progress.task}: {progress.method}",
@@ -162,7 +166,7 @@ class _Watch:
         )
 
     def say(self, line: str) -> None:
-        """Show what goes on behind the run."""
+        """Show what is done after the run."""
         self._bar.update(self._task, description=line, left="")
 
 

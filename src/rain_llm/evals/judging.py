@@ -1,8 +1,8 @@
-"""Lets the judges see all rows, and keeps what they say.
+"""Run all judges on the rows of a run, and store their figures.
 
-Equal answers to one item are judged once, whichever methods wrote them. What a model had to be asked
-for is kept beside the rows, so that a report can be made again without one. Of how a refusal sounds there
-is no figure: "I'm sorry, but I can't help with that" has sad words, and is not hostile for it.
+Equal answers to one item are judged once, whichever methods wrote them. Figures that need a model are stored
+beside the rows, so that a report can be made again without one. Judges of tone skip refusals: "I'm sorry,
+but I can't help with that" has sad words, but is not hostile.
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ from pathlib import Path
 import numpy as np
 
 from rain_llm.errors import SettingsError
-from rain_llm.evals.judges import Column, Items, Judge, Progress, check, refuses, with_models
+from rain_llm.evals.judges import Column, Items, Judge, Progress
+from rain_llm.evals.judges.built_in import check, with_models
+from rain_llm.evals.judges.by_words import refuses
 from rain_llm.evals.rows import Row
 from rain_llm.models.base import LanguageModel
 
 
 @dataclass
 class Judged:
-    """What all judges say.
+    """The figures of all judges.
 
     Attributes:
-        judges: those that had something to say, by name; and judges of tone that saw refusals alone.
-        columns: by judge, a figure of each row, NaN where there is none.
-        notes: by judge, what must be known of it before it is believed, or why it is missing.
+        judges: by name, those that have figures, and judges of tone for which all answers are refusals.
+        columns: by judge, a figure for each row, NaN where there is none.
+        notes: by judge, what a reader must know about it, or why it is missing.
     """
 
     judges: dict[str, Judge] = field(default_factory=dict)
@@ -39,8 +41,8 @@ class Judged:
 
 
 @dataclass
-class _Said:
-    """What a judge says, by key of the answer; and what must be known of it."""
+class _Figures:
+    """One judge's figures, by key of the answer, and what a reader must know about them."""
 
     judge: Judge
     note: str = ""
@@ -58,18 +60,19 @@ def judge(
     progress: Progress = lambda line: None,
     unchatty: Container[str] = (),
 ) -> Judged:
-    """Let all judges see the rows, and write down what they say.
+    """Run all judges on the rows, and store their figures.
 
     Args:
-        rows: of any tasks.
-        items: what is known of their prompts; every one must be there.
-        kept: JSON lines: what the judges are, then what they say of each row. What a model said before
-            of an equal answer is taken from there, as are judges of the user's own from before.
-        writer: what weighs the answers for fluency; None: only what is kept.
-        data: a folder with labelled review sentences; None: of the review classifier only what is kept.
-        own: the user's own judges; they see everything.
-        progress: is told what goes on.
-        unchatty: hashes of settings by which no chat template was used.
+        rows: answers to any tasks.
+        items: the items of all rows.
+        kept: a file of JSON lines: the judges, then the figures of each row. Figures that a model computed
+            earlier for an equal answer are read from it, as are the user's own judges of earlier reports.
+        writer: computes fluency; None: only stored figures are used.
+        data: a folder with labelled review sentences; None: only stored figures of the review classifier
+            are used.
+        own: the user's own judges.
+        progress: receives a line for each judge.
+        unchatty: hashes of the settings that use no chat template.
 
     Raises:
         SettingsError: a library is missing, or ``kept`` cannot be read.
@@ -82,72 +85,74 @@ def judge(
     before = _read(kept)
     judges = {judge.name: judge for judge in (*with_models(writer, data, progress, unchatty), *own)}
     judges |= {name: old.judge for name, old in before.items() if name not in judges}
-    said: dict[str, _Said] = {}
+    figures: dict[str, _Figures] = {}
     judged = Judged()
     for name, judge in judges.items():
-        known, old = _Said(judge), before.get(name)
-        if old is not None and (judge.see is None or judge.model == old.judge.model):
-            known = _Said(replace(judge, model=old.judge.model), old.note, old.figures)
-        said[name] = known
-        seen = [key for key, row in once.items() if judge.sees(row, items[row.task, row.item])]
-        wanted = [key for key in seen if not (judge.tone and key in refused)]
+        known, old = _Figures(judge), before.get(name)
+        if old is not None and (judge.score is None or judge.model == old.judge.model):
+            known = _Figures(replace(judge, model=old.judge.model), old.note, old.figures)
+        figures[name] = known
+        about = [key for key, row in once.items() if judge.applies(row, items[row.task, row.item])]
+        wanted = [key for key in about if not (judge.tone and key in refused)]
         known.figures = {key: known.figures[key] for key in wanted if key in known.figures}
         new = [key for key in wanted if key not in known.figures]
-        if new and judge.see is not None:
+        if new and judge.score is not None:
             progress(f"{judge.title}: {len(new)} answers")
-            found = judge.see([once[key] for key in new], items).tolist()
+            found = judge.score([once[key] for key in new], items).tolist()
             known.figures |= {k: v for k, v in zip(new, found, strict=True) if not math.isnan(v)}
             known.note = judge.note(items)
-            if judge.model:  # what has cost something is safe at once
-                _write(kept, rows, keys, before | said)
-        _enter(judged, known, keys, wanted, only_refusals=bool(seen) and not wanted)
-    _write(kept, rows, keys, said)
+            if judge.model:  # store at once what took a model
+                _write(kept, rows, keys, before | figures)
+        _enter(judged, known, keys, wanted, only_refusals=bool(about) and not wanted)
+    _write(kept, rows, keys, figures)
     return judged
 
 
 def _enter(
-    judged: Judged, said: _Said, keys: Sequence[str], wanted: Sequence[str], only_refusals: bool
+    judged: Judged, known: _Figures, keys: Sequence[str], wanted: Sequence[str], only_refusals: bool
 ) -> None:
-    judge, notes = said.judge, [said.note]
-    without = sum(key not in said.figures for key in wanted)
-    if without and (judge.model or judge.see is None):
+    judge, notes = known.judge, [known.note]
+    without = sum(key not in known.figures for key in wanted)
+    if without and (judge.model or judge.score is None):
         notes.append(f"no figure for {without} of {len(wanted)} answers")
-        if judge.see is None:
-            notes.append(judge.lacking)
-    if without < len(wanted) or (only_refusals and judge.see is not None):
+        if judge.score is None:
+            notes.append(judge.unavailable)
+    if without < len(wanted) or (only_refusals and judge.score is not None):
         judged.judges[judge.name] = judge
-        judged.columns[judge.name] = np.array([said.figures.get(key, math.nan) for key in keys], np.float64)
+        judged.columns[judge.name] = np.array([known.figures.get(key, math.nan) for key in keys], np.float64)
     if wanted and any(notes):
         judged.notes[judge.name] = "; ".join(filter(None, notes))
 
 
 def _key(row: Row) -> str:
-    """Return what is the same for answers that no judge can tell apart."""
+    """Return a key that is equal for answers that all judges treat alike."""
     seen = [row.task, row.item, row.prompt, row.context, row.text, row.refused, row.output_tokens]
     return blake2b(json.dumps(seen).encode(), digest_size=9).hexdigest()
 
 
-def _read(path: Path) -> dict[str, _Said]:
-    """Read what models said; what needs no model is soon said again."""
+def _read(path: Path) -> dict[str, _Figures]:
+    """Read the figures that took a model; the others are computed again."""
     if not path.is_file():
         return {}
-    said: dict[str, _Said] = {}
+    found: dict[str, _Figures] = {}
     try:
         head, *lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
         for name, about in head["judges"].items():
             if about["model"]:
                 note = about.pop("note")
-                said[name] = _Said(Judge(name, see=None, lacking="it was not asked again", **about), note)
+                found[name] = _Figures(
+                    Judge(name, score=None, unavailable="it was not asked again", **about), note
+                )
         for line in lines:
-            for name in said.keys() & line.keys():
-                said[name].figures[line["key"]] = float(line[name])
+            for name in found.keys() & line.keys():
+                found[name].figures[line["key"]] = float(line[name])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SettingsError(f"{path} is no file of judged answers ({error!r}): move it away") from error
-    return said
+        raise SettingsError(f"{path} is not a file of judged answers ({error!r}): move it away") from error
+    return found
 
 
-def _write(path: Path, rows: Sequence[Row], keys: Sequence[str], said: dict[str, _Said]) -> None:
-    """Write beside the file, then rename: a killed process leaves the old one."""
+def _write(path: Path, rows: Sequence[Row], keys: Sequence[str], found: dict[str, _Figures]) -> None:
+    """Replace the file in one step: a killed process leaves the old one."""
     head = {
         name: {
             "title": known.judge.title,
@@ -158,13 +163,13 @@ def _write(path: Path, rows: Sequence[Row], keys: Sequence[str], said: dict[str,
             "model": known.judge.model,
             "note": known.note,
         }
-        for name, known in said.items()
+        for name, known in found.items()
         if known.figures
     }
     lines = [json.dumps({"judges": head})]
     for row, key in zip(rows, keys, strict=True):
         names = {"key": key, "task": row.task, "method": row.method, "item": row.item, "seed": row.seed}
-        figures = {name: round(said[name].figures[key], 6) for name in head if key in said[name].figures}
+        figures = {name: round(found[name].figures[key], 6) for name in head if key in found[name].figures}
         lines.append(json.dumps(names | ({"refused": True} if refuses(row) else {}) | figures))
     half = path.with_name(path.name + ".new")
     half.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A report's parts, and how they become Markdown or one self-contained HTML page."""
+"""The parts of a report, and how they are written as Markdown or as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 
 MARKS = {"better": "▲", "worse": "▼", "more": "↑", "less": "↓", "no significant difference": "○", "": ""}
-"""What stands beside a difference."""
+"""The mark beside a difference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class Cell:
 
     Attributes:
         text: the figure.
-        beside: its interval, or its difference to something with the interval of that.
+        beside: its interval, or its difference to another method with that interval.
         verdict: one of ``MARKS``.
     """
 
@@ -32,7 +32,7 @@ class Table:
     """Cells under a head; the first cell of a row names it.
 
     Attributes:
-        strong: names of the rows that the eye is to find.
+        strong: names of the rows to highlight.
     """
 
     caption: str
@@ -44,7 +44,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """What methods wrote to one prompt: (method, answer, what the main judge says)."""
+    """The answers to one prompt: (method, answer, figures of the main judges)."""
 
     prompt: str
     answers: Sequence[tuple[str, str, str]]
@@ -52,7 +52,7 @@ class Example:
 
 @dataclass
 class Section:
-    """All that is said of one task.
+    """One task's part of a report.
 
     Attributes:
         plots: quality against tokens: (caption, SVG).
@@ -74,12 +74,12 @@ class Page:
     """A report.
 
     Attributes:
-        sentences: what came out, one for each task.
-        policy: what the answers had to pass, and how many did.
+        sentences: the main result of each task.
+        policy: the criteria of the answers, and how many passed.
         about: what was run.
-        findings: what came out, in one table.
-        legend: (figure, what it is, what must be known of it).
-        reading: how to read it, a sentence each.
+        findings: the results in one table.
+        legend: (figure, what it is, what a reader must know about it).
+        reading: how to read the report, in paragraphs.
     """
 
     sentences: list[str]
@@ -92,7 +92,7 @@ class Page:
 
 
 def as_html(page: Page) -> str:
-    """Make the HTML page: no scripts, nothing loaded from elsewhere; all texts escaped."""
+    """Return the HTML page: no scripts, nothing loaded from elsewhere; all texts are escaped."""
     from jinja2 import Environment
 
     source = resources.files("rain_llm.evals").joinpath("page.html.j2").read_text(encoding="utf-8")
@@ -101,7 +101,7 @@ def as_html(page: Page) -> str:
 
 
 def as_markdown(page: Page) -> str:
-    """Make the Markdown page; texts of models are escaped, and folded away where they may upset."""
+    """Return the Markdown page; texts of models are escaped, and folded if they may be offensive."""
     lines = ["# What guarding the model does", "", *(f"- {line}" for line in page.sentences)]
     lines += ["", " · ".join(page.about)]
     for title, table in (("The policy", page.policy), ("In short", page.findings)):
@@ -143,6 +143,6 @@ def _examples(section: Section) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Let a model's text say nothing to a Markdown reader, and stay on one line."""
+    """Escape a model's text for Markdown, on one line."""
     marked = re.sub(r"([\\`*_{}\[\]()#+!|~^$@:]|(?<=www)\.)", r"\\\1", " ⏎ ".join(text.strip().splitlines()))
     return html.escape(marked, quote=False) or "(nothing)"

@@ -1,7 +1,7 @@
-"""Two plots as SVG that takes its colours from the page around it.
+"""Two plots as SVG, with the colours of the page around them.
 
-Drawn by hand because they are small: no library, no script, the same in light and dark, and they can be
-read when printed. What a mark is stands in its ``<title>``, which browsers show under the pointer.
+They need no library and no script, fit light and dark pages, and are readable in print. The ``<title>`` of a
+mark, which browsers show under the pointer, says what it is.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Point:
     Attributes:
         tokens: through the model, for an answer. quality: by a judge.
         kind: its CSS class: "plain", "ladder", "rain" or "part".
-        label: what stands beside it; may be empty.
+        label: text beside it; may be empty.
     """
 
     name: str
@@ -67,13 +67,13 @@ def curve(points: Sequence[Point], title: str, write: Callable[[float], str]) ->
     for p in sorted(points, key=lambda p: ("part", "ladder", "plain", "rain").index(p.kind)):
         here, there = x(p.tokens.value), y(p.quality.value)
         low, high = _ends(p.quality)
-        told = (
+        hint = (
             f"{p.name}: {write(p.quality.value)} [{write(low)}, {write(high)}], {p.tokens.value:.0f} tokens"
         )
         bar = [] if p.kind in ("ladder", "part") else [_line(here, y(low), here, y(high), "bar")]
         radius = {"ladder": 3, "part": 2.5}.get(p.kind, 5)
         dot = f'<circle cx="{here:.1f}" cy="{there:.1f}" r="{radius}"/>'
-        parts += [f'<g class="{p.kind}"><title>{escape(told)}</title>{"".join(bar)}{dot}</g>']
+        parts += [f'<g class="{p.kind}"><title>{escape(hint)}</title>{"".join(bar)}{dot}</g>']
     for p in sorted((p for p in points if p.label), key=lambda p: p.kind == "ladder"):
         parts += [_label(p, x(p.tokens.value), y(p.quality.value), taken)]
     return _svg(_WIDTH, _HEIGHT, f"{title} against tokens", parts)
@@ -125,12 +125,12 @@ def forest(methods: Sequence[str], columns: Sequence[Effects]) -> str:
                 continue
             middle = _HEAD + _ROW * (row + 0.5)
             low, high = sorted(sign * end for end in _ends(estimate))
-            told = (
+            hint = (
                 f"{methods[row]}, {column.title}: {column.write(estimate.value)} "
                 f"[{', '.join(map(column.write, _ends(estimate)))}], {verdict}"
             )
             parts += [
-                f'<g class="{escape(verdict.replace(" ", "-"))}"><title>{escape(told)}</title>'
+                f'<g class="{escape(verdict.replace(" ", "-"))}"><title>{escape(hint)}</title>'
                 f"{_line(x(low), middle, x(high), middle, 'bar')}"
                 f'<circle cx="{x(sign * estimate.value):.1f}" cy="{middle:.1f}" r="4"/></g>'
             ]

@@ -1,7 +1,7 @@
-"""A run's report: from its rows to ``report.md`` and ``report.html``.
+"""Make the report of a run: ``report.md`` and ``report.html``, from its rows.
 
-Differences are paired by item and seed; every figure has its 95 % interval, its own or that of its
-difference; what an interval cannot tell apart is marked so.
+Differences are paired by item and seed. Every figure has a 95 % interval, its own or that of its difference,
+and a mark that says whether the difference is significant.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from rain_llm.evals.judging import Judged, judge
 from rain_llm.evals.page import Page, Table, as_html, as_markdown
 from rain_llm.evals.rows import Row
 from rain_llm.evals.runner import ASKED, ITEMS, ROWS, read_asked
+from rain_llm.evals.section import section_of
 from rain_llm.evals.study import Study
 from rain_llm.evals.summary import policy, sentence
+from rain_llm.evals.tables import findings_of
 from rain_llm.evals.tasks import load
 from rain_llm.models.base import LanguageModel
 
@@ -36,13 +38,13 @@ _READING = [
     "A refusal, by the method or by the model's own words, has no tone: VADER, the insult lexicon, profanity "
     "and classifiers leave it out of shares, means and differences, and 'refused 3 of 4' says how many there "
     "were. Then the figure rests on the other answers, which may be those to easier prompts.",
-    "Each interval stands for itself: of twenty true zeros about one is left out by chance.",
+    "Intervals are not corrected for their number: about one in twenty excludes a true zero by chance.",
     "Tokens are all that went through the model for an answer, the judge's questions included; what a "
-    "model's calibration takes once is not. CPU is that of a block of answers, as it happened to be on "
-    "this machine.",
-    "best-of-N writes N drafts and takes the one that the model's own verdict likes best. All N share "
-    "their drafts, so neighbours on the curve are alike. best-of-1 draws as plain does: what differs between "
-    "these two is chance.",
+    "model's calibration takes once is not. CPU time is that of a block of answers, as measured on this "
+    "machine.",
+    "best-of-N samples N answers and takes the one with the best verdict of the model itself. All N share "
+    "their samples, so neighbours on the curve are alike. best-of-1 samples as plain does: any difference "
+    "between these two is chance.",
     "Judges by word lists (refusals, insults, VADER) see words, not meaning: an answer that does not "
     "refuse need not be harmful, nor one without insults kind.",
 ]
@@ -56,14 +58,14 @@ def write(
     own: Sequence[Judge] = (),
     progress: Progress = lambda line: None,
 ) -> Path:
-    """Make ``report.md`` and ``report.html`` of a run, and ``judged.jsonl`` with each judge's figures.
+    """Write ``report.md`` and ``report.html`` of a run, and ``judged.jsonl`` with each judge's figures.
 
     Args:
         folder: of the run.
-        writer: what weighs the answers for fluency; None: what is kept of it from before.
+        writer: computes fluency; None: only stored figures are used.
         data: a folder that may have labelled review sentences, for a second judge of sentiment.
         own: judges of the user's own.
-        progress: is told what goes on.
+        progress: receives a line for each judge.
 
     Returns:
         The path of the HTML page.
@@ -74,7 +76,7 @@ def write(
     path = folder / ROWS
     rows = ledger.read(path) if path.is_file() else []
     if not rows:
-        raise SettingsError(f"there are no answers in {path}: let a run write some first")
+        raise SettingsError(f"there are no answers in {path}: run the evaluation first")
     asked = read_asked(folder) if (folder / ASKED).is_file() else {}
     items = load(folder / ITEMS)
     if unknown := {(row.task, row.item) for row in rows} - items.keys():
@@ -83,7 +85,7 @@ def write(
             f"{min(unknown)} among them: the two files must be of one run"
         )
     reviews = Path(data).expanduser() if data is not None else None
-    told = asked.get("settings", {}).items()
+    used = asked.get("settings", {}).items()
     judged = judge(
         rows,
         items,
@@ -92,7 +94,7 @@ def write(
         data=reviews,
         own=own,
         progress=progress,
-        unchatty={name for name, settings in told if not settings.get("generation", {}).get("chat_template")},
+        unchatty={name for name, settings in used if not settings.get("generation", {}).get("chat_template")},
     )
     progress("drawing intervals")
     page = assemble(rows, judged, asked)
@@ -103,20 +105,20 @@ def write(
 
 
 def assemble(rows: Sequence[Row], judged: Judged, asked: dict[str, Any]) -> Page:
-    """Work out everything that is said.
+    """Put the report together.
 
     Args:
         rows: of all tasks.
-        judged: what the judges say of them, in the same order.
-        asked: what ``run.json`` holds; may be empty.
+        judged: the judges' figures, in the same order.
+        asked: the contents of ``run.json``; may be empty.
     """
     studies = [Study(task, rows, judged) for task in dict.fromkeys(row.task for row in rows)]
-    found = [line for study in studies for line in study.findings()]
+    found = [line for study in studies for line in findings_of(study)]
     head = ["task and judge", "method", "its figure", "plain", "difference to plain"]
     note = "N is the smallest whose tokens are at least the method's. ○: no significant difference."
     head += ["tokens", "against best-of-N", "difference to that", "other figures against plain"]
     findings = Table("In short", head, found, note)
-    sections = [study.section() for study in studies]
+    sections = [section_of(study) for study in studies]
     used = {name for study in studies for name in (*study.aims, *study.helps)}
     legend = [
         (judge.title, judge.about, judged.notes.get(name, ""))

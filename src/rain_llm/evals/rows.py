@@ -1,7 +1,7 @@
-"""Row: one answer by one method, and the JSONL file that rows are kept in.
+"""Row: one answer by one method, and the JSONL file of a run's rows.
 
-The file only grows, by the rows of a block of work: one write, on the disk before the next block
-begins. Of a process that was killed, at most one line is half-written; the next one cuts it off.
+Rows are only ever appended, one block of work at a time, and are on the disk before the next block begins. A
+killed process leaves at most one incomplete line, which the next process removes.
 """
 
 from __future__ import annotations
@@ -16,31 +16,33 @@ from typing import BinaryIO
 
 from rain_llm.errors import SettingsError
 
-_BEGINNING = b'{"task": "'  # of every row, so of every half-written one
+_BEGINNING = b'{"task": "'  # of every row, even an incomplete one
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One answer by one method. What independent judges say of it is worked out later, from the text.
+    """One answer by one method. Independent judges measure its text later.
 
     Attributes:
-        task: the task's name. method: "plain", "self-check", "best-of-4", "rain", ...
-        item: the item's name within its task. seed: of everything that was drawn, >= 0.
-        prompt: what was to be continued or answered.
-        context: the passage that the answer is to keep to, or "".
+        task: the task's name.
+        method: "plain", "self-check", "best-of-4", "rain", ...
+        item: the item's id within its task.
+        seed: of all random numbers, >= 0.
+        prompt: what is to be continued or answered.
+        context: the passage that must support the answer, or "".
         text: the answer.
         accepted: it passed the model's own judgement.
         refused: the method itself refused: ``text`` is its refusal.
         stop_reason: why the answer ended; a ``StopReason``.
-        self_score: the model's own verdict on it, in [-1, 1]; None where nothing was judged.
-        output_tokens: length of what was written.
-        model_tokens: all tokens through writer and judge for this answer, without the calibration
-            that a model needs once.
+        self_score: the model's own verdict on it, in [-1, 1]; None if nothing was judged.
+        output_tokens: length of the answer.
+        model_tokens: all tokens through writer and judge for this answer, without the calibration that
+            a model needs once.
         evaluation_tokens: the judge's share of ``model_tokens``.
         forwards: forward passes in which this answer took part.
-        cpu_s: CPU seconds of its block, divided by the block's answers; a seed does not repeat it.
-        settings_hash: of the method's settings for the task, in which ``seed`` takes the place of theirs.
-        passed: by the model's own verdict, each criterion; None where nothing was judged.
+        cpu_s: CPU seconds of its block, divided by the block's answers; not reproducible.
+        settings_hash: of the method's settings for the task, without their seed.
+        passed: whether each criterion passed by the model's own verdict; None if nothing was judged.
     """
 
     task: str
@@ -64,15 +66,15 @@ class Row:
 
     @property
     def key(self) -> tuple[str, str, str, int]:
-        """Which answer this is: task, method, item and seed."""
+        """Identifies the answer: task, method, item and seed."""
         return self.task, self.method, self.item, self.seed
 
 
 def read(path: Path) -> list[Row]:
-    """Read all rows; a last line that was never finished is no row.
+    """Read all rows; an incomplete last line is ignored.
 
     Raises:
-        SettingsError: there is no such file, or a line of it is no row.
+        SettingsError: the file cannot be read, or a line is not a row.
     """
     try:
         lines = path.read_bytes().split(b"\n")
@@ -93,12 +95,12 @@ def read(path: Path) -> list[Row]:
 
 def _no_row(number: int, path: Path) -> SettingsError:
     return SettingsError(
-        f"line {number} of {path} is no row of an evaluation: move the file away, or choose another --out"
+        f"line {number} of {path} is not a row of an evaluation: move the file away, or choose another --out"
     )
 
 
 def append(file: BinaryIO, rows: Iterable[Row]) -> None:
-    """Write rows behind those that are there, in one piece; they are on the disk when this returns."""
+    """Append rows in one write; they are on the disk when this returns."""
     file.write("".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows).encode())
     file.flush()
     os.fsync(file.fileno())
@@ -106,23 +108,23 @@ def append(file: BinaryIO, rows: Iterable[Row]) -> None:
 
 @contextlib.contextmanager
 def appending(path: Path) -> Generator[BinaryIO, None, None]:
-    """Open the file to append to it, cut off a half-written last line, and keep others from writing.
+    """Open the file for appending, remove an incomplete last line, and lock the file.
 
     Raises:
-        SettingsError: another process writes to it (noticed where the system has ``flock``), or it holds
+        SettingsError: another process writes to it (detected if the system has ``flock``), or it holds
             something else.
     """
     with path.open("ab") as file:
         _lock(file, path)
         content = path.read_bytes()
         if not read(path) and not content.startswith(_BEGINNING[: len(content)]):
-            raise _no_row(1, path)  # somebody else's file: nothing is cut off it
+            raise _no_row(1, path)  # another kind of file: leave it as it is
         file.truncate(content.rfind(b"\n") + 1)
         yield file
 
 
 def _lock(file: BinaryIO, path: Path) -> None:
-    """Lock the file until it is closed, which the end of the process does too, whatever ends it."""
+    """Lock the file until it is closed, or until the process ends in any way."""
     try:
         import fcntl
     except ImportError:  # Windows

@@ -1,9 +1,8 @@
-"""Runs methods on tasks, block by block, into a folder: what was killed goes on where it was.
+"""Run methods on tasks, block by block, into a folder; a killed run continues where it stopped.
 
-A block is one task, seed, method and up to eight items. At its beginning models have forgotten all earlier
-ones, so its rows are the same whether the process began with it or came to it; they are written together.
-All methods answer the same few items before any goes on to the next ones: whenever it is stopped, what is
-there compares them fairly.
+A block is one task, seed, method and up to eight items. Models are reset before each block, so its rows do
+not depend on earlier blocks; they are written together. All methods answer the same few items before any
+continues with the next ones, so even an unfinished run compares them fairly.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from typing import Any
 
 from rain_llm.engine import Rain
 from rain_llm.errors import SettingsError
+from rain_llm.evals import answering
 from rain_llm.evals import methods as ways
 from rain_llm.evals import rows as ledger
 from rain_llm.evals.rows import Row
@@ -29,7 +29,7 @@ from rain_llm.evals.tasks import chosen as chosen_tasks
 from rain_llm.settings import RainSettings
 
 ROWS, ITEMS, ASKED = "rows.jsonl", "items.jsonl", "run.json"
-"""What a folder holds: the answers; the items with their references; what was asked, with all settings."""
+"""The files of a run: the answers, the items with their references, the options with all settings."""
 
 DEFAULT_METHODS = ("plain", "self-check", "best-of", "rain")
 
@@ -38,13 +38,13 @@ _BLOCK = 8
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run has come.
+    """The progress of a run.
 
     Attributes:
-        done: items answered, each by each method and seed; earlier runs' included.
-        total: of so many.
-        task, method: at work now; "" at the end.
-        left_s: estimate of the seconds left; None before anything was measured.
+        done: items answered, counted for each method and seed, including earlier runs.
+        total: items to answer, counted in the same way.
+        task, method: of the current block; "" at the end.
+        left_s: estimated seconds left; None before the first block is done.
     """
 
     done: int
@@ -86,29 +86,29 @@ def run(
     make: Callable[[RainSettings], Rain] = Rain,
     tell: Callable[[Progress], None] = lambda progress: None,
 ) -> None:
-    """Let methods write answers to tasks into a folder, or go on with it.
+    """Let methods write answers to tasks into a folder, or continue an earlier run there.
 
-    Seeds, methods and tasks may be added later; whatever else was asked must be the same.
+    Seeds, methods and tasks may be added later; all other options must be the same.
 
     Args:
         tasks: names of tasks, or "all".
-        out: the folder; made if it is not there.
+        out: the folder; created if it does not exist.
         methods: names of methods or of groups of them.
         data: a folder or file of public data, or the name of a data set (``Task.items``).
         split: "dev", "test" or "all" items.
-        seeds: 0, 1, ... so many.
-        first: of each task only so many items.
+        seeds: number of seeds, from 0 on.
+        first: use only the first items of each task.
         tokens: the most tokens of an answer; None: a sentence, or the task's own.
-        settings: what the methods start from; the default if left out.
+        settings: that the methods start from; the default if left out.
         own: the user's own methods: settings by name.
         make: makes the engine from settings.
-        tell: is told how far it has come.
+        tell: receives the progress.
 
     Raises:
-        SettingsError: something unknown is asked for, the folder holds answers to something else, or
-            another process is writing to it.
+        SettingsError: a task or method is unknown, the folder holds answers to other options, or another
+            process is writing to it.
         PromptError: an item is too long.
-        RainError: a model cannot be loaded, or fails; what was written until then stays.
+        RainError: a model cannot be loaded, or fails; rows written until then are kept.
     """
     for name, value in (("seeds", seeds), ("first", first), ("tokens", tokens)):
         if value is not None and value < 1:
@@ -130,20 +130,20 @@ def run(
         raise SettingsError(f"cannot make the folder {out}: {error.strerror}") from error
     with ledger.appending(out / ROWS) as file:
         there = {row.key for row in ledger.read(out / ROWS)}
-        if not there:  # whatever was asked before, nothing came of it
+        if not there:  # an earlier run without answers: start again
             (out / ASKED).unlink(missing_ok=True)
         used = {key: rain.settings for key, rain in engines.items()}
         _note(out, chosen, names, items, used, seeds, split)
         blocks = list(_blocks(chosen, names, items, seeds))
         todo = [block for block in blocks if not there.issuperset(block.keys)]
         for task, name in dict.fromkeys((block.task, block.method) for block in todo):
-            ways.check(name, engines[task.name, name], task, items[task.name])
+            answering.check(name, engines[task.name, name], task, items[task.name])
         clock = _Clock(blocks, todo)
         for block in todo:
             tell(clock.now(block))
             began = time.monotonic()
             rows = _write(engines[block.task.name, block.method], block)
-            # A process that was killed while it wrote may have left some of them.
+            # A process that was killed while writing may have left some of these rows.
             ledger.append(file, [row for row in rows if row.key not in there])
             clock.add(block, time.monotonic() - began)
         tell(clock.now())
@@ -152,7 +152,7 @@ def run(
 def _blocks(
     tasks: Sequence[Task], methods: Sequence[str], items: Mapping[str, Sequence[Item]], seeds: int
 ) -> Iterator[_Block]:
-    """Cut the work up, in the order in which it is done."""
+    """Return the blocks in the order in which they are run."""
     for task in tasks:
         there = items[task.name]
         for seed in range(seeds):
@@ -162,19 +162,19 @@ def _blocks(
 
 
 def _write(rain: Rain, block: _Block) -> list[Row]:
-    """Write the rows of a block, from a clean slate."""
+    """Write the rows of a block, after resetting the models."""
     rain.runtime.forget()
-    ways.calibrate(rain, dialogue=rain.settings.generation.chat_template)
+    answering.calibrate(rain, dialogue=rain.settings.generation.chat_template)
     began = time.process_time()
-    rows = ways.write(block.method, rain, block.task, block.items, block.seed)
+    rows = answering.write(block.method, rain, block.task, block.items, block.seed)
     spent = (time.process_time() - began) / len(block.items)
-    # Of a best-of ladder the time belongs to the longest: that of the shorter ones is not known.
+    # The time of a best-of ladder is that of its largest n; that of smaller ones is not known.
     longest = ways.labels(block.method)[-1]
     return [replace(row, cpu_s=round(spent, 4)) if row.method == longest else row for row in rows]
 
 
 class _Clock:
-    """Estimates the time that is left from what each method has taken on each task so far."""
+    """Estimates the time left from the time that each method has taken on each task so far."""
 
     def __init__(self, blocks: Sequence[_Block], todo: Sequence[_Block]) -> None:
         self._total = sum(len(block.items) for block in blocks)
@@ -185,7 +185,7 @@ class _Clock:
             self._left[block.task.name, block.method] += len(block.items)
 
     def add(self, block: _Block, seconds: float) -> None:
-        """Tell that a block was done in so many seconds."""
+        """Record that a block is done."""
         key = block.task.name, block.method
         self._left[key] -= len(block.items)
         self._answered[key] += len(block.items)
@@ -200,13 +200,13 @@ class _Clock:
         return Progress(done, self._total, block.task.name, block.method, left)
 
     def _each(self, task: str, method: str) -> float:
-        """Return the seconds of an answer: measured, or by what is likest to it."""
+        """Return the seconds of an answer, measured, or estimated from the most similar blocks."""
         alike = [key for key in self._answered if key == (task, method)]
         alike = alike or [key for key in self._answered if key[1] == method] or list(self._answered)
         return sum(self._seconds[key] for key in alike) / sum(self._answered[key] for key in alike)
 
 
-# --- what was asked -----------------------------------------------------------------------------------
+# --- the options of a run -----------------------------------------------------------------------------------
 
 
 def _note(
@@ -218,7 +218,7 @@ def _note(
     seeds: int,
     split: str,
 ) -> None:
-    """Write down what is asked; refuse it if the folder holds answers to something else."""
+    """Store the options of a run; raise if the folder holds answers to other options."""
     before: dict[str, Any] = {"rain_llm": _version(), "date": date.today().isoformat(), "seeds": 0}
     before |= {"splits": {}, "methods": {}, "settings": {}}
     kept: dict[tuple[str, str], Item] = {}
@@ -259,12 +259,12 @@ def _version() -> str:
 
 def _refuse(out: Path, difference: str) -> None:
     raise SettingsError(
-        f"{out} holds answers to something else: {difference}; ask for the same, or choose another --out"
+        f"{out} holds answers to something else: {difference}; use the same options, or choose another --out"
     )
 
 
 def read_asked(out: Path) -> dict[str, Any]:
-    """Read what was asked of a run.
+    """Read the options of a run.
 
     Raises:
         SettingsError: it cannot be read.
@@ -275,12 +275,12 @@ def read_asked(out: Path) -> dict[str, Any]:
     except ValueError as error:
         raise SettingsError(f"{path} is not JSON: {error}; choose another --out") from error
     if not isinstance(data, dict):
-        raise SettingsError(f"{path} is not of a run: choose another --out")
+        raise SettingsError(f"{path} is not from a run: choose another --out")
     return data
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a file at once: whoever is killed leaves the old or the new one."""
+    """Replace a file in one step: a killed process leaves the old or the new one."""
     new = path.with_name(path.name + ".new")
     new.write_text(text, encoding="utf-8")
     os.replace(new, path)

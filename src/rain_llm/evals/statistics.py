@@ -1,9 +1,9 @@
-"""Intervals for what was measured: a percentile bootstrap over items, seeded, paired where it can be.
+"""Confidence intervals: a seeded percentile bootstrap over items, paired where possible.
 
-Prompts differ more than seeds do, so items are drawn, with all their seeds, never single answers; an
-item counts the same however many of its answers there are. Few items make the plain percentile
-interval too narrow; its levels are therefore moved outwards as a t interval's are ("expanded
-percentile": Hesterberg, What Teachers Should Know About the Bootstrap, arXiv 1411.5279, section 5.3).
+Prompts differ more than seeds, so items are resampled with all their seeds, not single answers; each item
+has the same weight, however many answers it has. With few items the plain percentile interval is too
+narrow, so its levels are widened like those of a t interval ("expanded percentile": Hesterberg, What Teachers
+Should Know About the Bootstrap, arXiv 1411.5279, section 5.3).
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from rain_llm.evals.rows import Row
 
 Array: TypeAlias = NDArray[np.float64]
 Values: TypeAlias = Mapping[tuple[str, int], float]
-"""A figure of each answer, by (item, seed); NaN is a missing one."""
+"""A figure for each answer, by (item, seed); NaN if it is missing."""
 
 _DRAWS = 4000
 _OUTSIDE = 0.05
 _ENOUGH = 6
-"""Differing items below which no sign test can reach 5 %: 2 * 0.5 ** 5 = 0.06."""
+"""With fewer differing items no sign test reaches 5 %: 2 * 0.5 ** 5 = 0.06."""
 BEST_OF = re.compile(r"best-of-(\d+)")
 GUIDED_BEST_OF = re.compile(r"guided-best-of-(\d+)")
 
@@ -39,10 +39,10 @@ class Estimate:
     """A mean, difference or ratio, with its 95 % interval.
 
     Attributes:
-        value: NaN where there is no answer.
+        value: NaN if there is no answer.
         low, high: ends of the interval; NaN with fewer than two items.
-        items: how many items it rests on.
-        answers: how many answers, or pairs of answers.
+        items: number of items it is computed from.
+        answers: number of answers, or of pairs of answers.
     """
 
     value: float
@@ -52,7 +52,7 @@ class Estimate:
     answers: int
 
     def differs_from(self, value: float) -> bool:
-        """Tell whether the interval leaves out ``value``: 0 for a difference, 1 for a ratio."""
+        """Tell whether the interval excludes ``value``: 0 for a difference, 1 for a ratio."""
         return self.low > value or self.high < value
 
 
@@ -65,8 +65,8 @@ def mean(values: Values) -> Estimate:
 def share(values: Values) -> Estimate:
     """Estimate a share: the mean of values that are 0 or 1.
 
-    Where all answers agree (none is hostile) there is no spread to draw from: the exact binomial
-    bound for as many items stands in for the bootstrap.
+    If all answers agree (none is hostile), the bootstrap has no spread; the exact binomial bound for as
+    many items is used instead.
     """
     estimate = mean(values)
     low, high = np.clip((estimate.low, estimate.high), 0.0, 1.0).tolist()
@@ -81,8 +81,8 @@ def share(values: Values) -> Estimate:
 def difference(values: Values, base: Values) -> Estimate:
     """Estimate the mean of ``values - base`` over the pairs of answers with one item and seed.
 
-    Where fewer than six items differ at all, the interval covers zero: a bootstrap of four hits
-    against none would leave it out, which no exact test does.
+    If fewer than six items differ, the interval is extended to zero: a bootstrap of four hits against none
+    would exclude it, which no exact test does.
     """
     means, answers = _paired(values, base)
     estimate = _bootstrap(means, answers, lambda m: m[0] - m[1])
@@ -107,7 +107,7 @@ def equal_tokens(
     Args:
         rows: of one task.
         method: the method's name.
-        ladder: the names of the methods that it is held against.
+        ladder: matches the names of the best-of-N methods.
 
     Returns:
         The smallest N that costs at least as much (None: even the largest costs less), and the next
@@ -136,7 +136,7 @@ def _paired(*columns: Values) -> tuple[Array, int]:
 
 
 def _bootstrap(means: Array, answers: int, statistic: Callable[[Array], Array]) -> Estimate:
-    """Draw items with replacement; ``statistic`` takes (columns,) or (columns, draws) means."""
+    """Resample items; ``statistic`` takes (columns,) or (columns, draws) means."""
     items = means.shape[1]
     if items == 0:
         return Estimate(math.nan, math.nan, math.nan, 0, 0)
@@ -151,13 +151,13 @@ def _bootstrap(means: Array, answers: int, statistic: Callable[[Array], Array]) 
 
 @lru_cache(maxsize=8)
 def _weights(items: int) -> Array:
-    """How much each item counts in each draw: (draws, items), rows add up to 1."""
+    """Return the weight of each item in each resample: (resamples, items), rows sum to 1."""
     rng = np.random.default_rng(0)
     return rng.multinomial(items, np.full(items, 1 / items), _DRAWS) / items
 
 
 def _level(items: int) -> float:
-    """Return the lower quantile that is to be read, below 2.5 % with few items."""
+    """Return the level of the lower quantile: 2.5 %, and less with few items."""
     z, freedom = -NormalDist().inv_cdf(_OUTSIDE / 2), items - 1
     # Student's t by its expansion in 1 / freedom (Abramowitz and Stegun 26.7.5).
     t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)

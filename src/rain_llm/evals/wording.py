@@ -1,8 +1,9 @@
-"""What a text says by its wording alone: refusal, insult, admission, support by a passage, repetition.
+"""Measure a text by its words alone: refusal, insult, admission, support by a passage, repetition.
 
-Word lists and patterns see only what they were written for, and see it always: the same text gets the
-same figure on every machine. They are English. The insult lexicon was written before any model's text was
-looked at; refusals were widened once on another assistant's dialogues, never on what is compared here.
+Word lists and patterns find only what they were written for, but are reproducible: a text gets the same
+figure on every machine. They are English. The insult lexicon was written before any model's text was read;
+the patterns of refusals were extended once, on another assistant's dialogues, never on the texts compared
+here.
 """
 
 from __future__ import annotations

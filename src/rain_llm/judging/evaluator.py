@@ -18,8 +18,9 @@ from rain_llm.judging.blindness import Blindness
 from rain_llm.judging.questions import JudgeInput, Question, Questions
 from rain_llm.judging.spelling import seen
 from rain_llm.models.base import LanguageModel
+from rain_llm.requests import Reply, Request, Scores
 from rain_llm.settings import EvaluationSettings
-from rain_llm.types import CriterionScore, Reply, Request, Scores, Verdict
+from rain_llm.types import CriterionScore, Verdict
 
 Evidence: TypeAlias = tuple[float, ...]
 """What a judge says of a text and a criterion, nats: one number a question, positive for good."""

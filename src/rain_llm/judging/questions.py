@@ -1,6 +1,6 @@
 """What a judge is asked: the four styles of questions, and the readings of a text.
 
-A question is a :class:`~rain_llm.types.Score` request: a rendered text and the options that may follow it.
+A question is a :class:`~rain_llm.requests.Score` request: a rendered text and the options that may follow it.
 What is judged cannot answer the question in the judge's place: it is encoded as plain text, so no special
 token comes from it, and read without what would be an answer (:mod:`rain_llm.judging.quoting`).
 """
@@ -15,8 +15,9 @@ from rain_llm.errors import LabelError
 from rain_llm.judging.evidence import pertinent
 from rain_llm.judging.quoting import quoter
 from rain_llm.models.base import LanguageModel
+from rain_llm.requests import Score
 from rain_llm.settings import EvaluationSettings
-from rain_llm.types import Message, Score, TokenIds
+from rain_llm.types import Message, TokenIds
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
-from rain_llm.types import Message, Sample, Samples, Score, Scores, TokenIds, Tool, Vector
+from rain_llm.requests import Sample, Samples, Score, Scores, Vector
+from rain_llm.types import Message, TokenIds, Tool
 
 
 @runtime_checkable
@@ -70,11 +71,11 @@ class LanguageModel(Protocol):
         ...
 
     def sample(self, batch: Sequence[Sample]) -> list[Samples]:
-        """Continue each request's prefix; see :class:`~rain_llm.types.Sample`."""
+        """Continue each request's prefix; see :class:`~rain_llm.requests.Sample`."""
         ...
 
     def score(self, batch: Sequence[Score]) -> list[Scores]:
-        """Weigh each request's options; see :class:`~rain_llm.types.Score`."""
+        """Weigh each request's options; see :class:`~rain_llm.requests.Score`."""
         ...
 
 

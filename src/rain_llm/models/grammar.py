@@ -27,8 +27,8 @@ from rain_llm.errors import ModelError, ModelNotSupportedError, PromptError
 from rain_llm.models.distinct import ended
 from rain_llm.models.schema_size import check_size
 from rain_llm.models.validation import DocumentCheck, changed, parts_of
+from rain_llm.requests import Sample
 from rain_llm.schemas import without_notes
-from rain_llm.types import Sample
 
 if TYPE_CHECKING:
     import llguidance

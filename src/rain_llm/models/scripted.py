@@ -20,8 +20,9 @@ import numpy as np
 from rain_llm.errors import ModelError, PromptError, PromptTooLongError
 from rain_llm.forks import renew_after_fork
 from rain_llm.models.grammar import Matcher, check_sample, spelled_out
+from rain_llm.requests import Continuation, Sample, Samples, Score, Scores
 from rain_llm.tools import spoken
-from rain_llm.types import Continuation, Message, Sample, Samples, Score, Scores, TokenIds, Tool
+from rain_llm.types import Message, TokenIds, Tool
 
 NextWords: TypeAlias = Callable[[str], Mapping[str, float]]
 Opinion: TypeAlias = Callable[[str, str], float]

@@ -1,1 +1,1 @@
-"""The search: the algorithm of the paper and its parts."""
+"""The RAIN search algorithm and its parts; start reading at ``algorithm.py``."""

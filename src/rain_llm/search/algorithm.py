@@ -1,8 +1,8 @@
-"""RAIN, top to bottom: one coroutine that yields requests and receives replies (paper, section 3).
+"""The RAIN search: one coroutine that yields requests and receives replies (paper, section 3).
 
-A search never touches a model. It yields rounds of ``Sample``, ``Score`` and ``Embed`` requests, and
-a ``Step`` for each accepted piece of text; whoever drives it (the scheduler, or a test) sends back
-the replies. So any search can be replayed, and many searches can share a batch.
+A search never calls a model. It yields rounds of ``Sample``, ``Score`` and ``Embed`` requests, and a ``Step``
+for each accepted piece of text; its driver (the scheduler, or a test) sends back the replies. So a search can
+be replayed, and many searches can share a batch.
 
 The loop, in the paper's words::
 
@@ -13,18 +13,30 @@ The loop, in the paper's words::
             3 expand      give the leaf children
             4 evaluate    ask the judge about answer + rollout
             5 back up     update the values on the path, and of similar siblings
-        6 commit          the best becomes the root; the rest is rewound
+        6 commit          the best becomes the root; the rest is rewound: dropped, for every request
+                          carries its whole prefix. If it did not pass, give up (``on_unsafe``)
 
-Where children come from, when a step is done and what it commits differs between the paper and the tuned
-default: two strategies, ``Paper`` and ``KeepDrafts`` (``strategies.py``), which the loop does not tell apart.
+What differs between the paper and the tuned default is in two strategies (``strategies.py``), which the loop
+does not distinguish::
 
-Rollouts after a rewind are sampled with the criteria's guide prefixes (``guided``): the first rollout of
-every step continues the prompt itself, so where the model writes well its words are left alone. The judge
-never sees a guide.
+                      Paper                                          KeepDrafts (the default)
+    expand            a leaf's second visit samples candidates,      the rollout becomes a chain of
+                      during select; later one more, where all       nodes (``keep_rollouts``)
+                      are similar and bad (``expand_in_advance``)
+    good enough       a child has enough visits and value            a verdict is on target
+    commit            the child with the largest weight              the text with the best verdict
 
-Elsewhere: the tree and its arithmetic (``tree.py``), rollouts and what they may hold (``rollouts.py``,
-``output.py``), what is requested early (``prefetch.py``), how each text is judged once (``verdicts.py``), how
-an answer ends (``ending.py``).
+Words: a *step* is one turn of the outer loop, an *iteration* one of the inner loop; a *round* is what is
+requested at once, perhaps for several iterations. A *token set* is the tokens of a node; a *leaf* is where
+selection ends. A document or a call is *atomic*: one token set; until it is finished it is *incomplete*.
+
+With KeepDrafts, a step's first rollout continues the prompt itself; its later ones are resampled with the
+criteria's guide prefixes (``guided``). So a text that is on target at once is not changed. The judge never
+sees a guide prefix.
+
+Other modules: ``tree.py`` (values and selection), ``rollouts.py`` and ``output.py`` (sampling text, documents
+and tool calls), ``prefetch.py`` (requests sent early), ``verdicts.py`` (each text is judged once), and
+``ending.py`` (how an answer ends).
 """
 
 from __future__ import annotations
@@ -39,32 +51,33 @@ from rain_llm.errors import ModelError
 from rain_llm.judging.evaluator import SelfEvaluator
 from rain_llm.judging.questions import JudgeInput
 from rain_llm.models.base import LanguageModel
-from rain_llm.search.ending import end_after, give_up, outcome
+from rain_llm.requests import Embed, Embeddings, Request, Vector
+from rain_llm.search.ending import end_after, give_up, may_leave_marked, outcome
 from rain_llm.search.outcome import Interrupted, Replies, Rounds, Search
 from rain_llm.search.output import OutputSpec
 from rain_llm.search.prefetch import Prefetch
 from rain_llm.search.record import record
 from rain_llm.search.rollouts import roll_out
-from rain_llm.search.state import Iteration, SearchState, rank, tokens_of
+from rain_llm.search.state import Iteration, SearchState, tokens_of
 from rain_llm.search.strategies import strategy_of
 from rain_llm.search.tree import Node
 from rain_llm.search.verdicts import INCOMPLETE, Verdicts
 from rain_llm.settings import RainSettings
-from rain_llm.types import Embed, Embeddings, Request, Step, StopReason, TokenIds, Vector, Verdict
+from rain_llm.types import Step, StopReason, TokenIds, Verdict
 
 
 class RainSearch:
-    """The search for one answer: :meth:`run` is the coroutine, the methods are its paragraphs.
+    """Search for one answer; :meth:`run` is the coroutine, the other methods are its phases.
 
     Args:
-        prompt: token ids, at least one.
-        subject: what the judge is shown of the prompt.
-        writer: asked for decoding only.
-        evaluator: makes the judge's questions.
-        settings: of this answer.
-        seed: of everything that is sampled for it.
-        guided: the prompt with the criteria's guide prefixes; (): rollouts always continue the prompt.
-        form: what the answer may hold beside free text.
+        prompt: Token ids, at least one.
+        subject: The part of the prompt that the judge sees.
+        writer: The model that answers; used here only to encode and decode.
+        evaluator: Builds the judge's questions.
+        settings: Settings of this answer.
+        seed: Seed of everything that is sampled for it.
+        guided: The prompt with the criteria's guide prefixes; (): rollouts always continue the prompt.
+        form: What the answer may contain besides free text.
     """
 
     __slots__ = ("prefetch", "state", "strategy", "verdicts")
@@ -87,44 +100,42 @@ class RainSearch:
         self.verdicts = Verdicts(self.state, self.prefetch)
 
     def run(self) -> Search:
-        """Write the answer: yields rounds of requests and accepted steps, returns the outcome."""
+        """Generate the answer: yield rounds of requests and accepted steps, return the outcome."""
         state = self.state
         try:
             while True:  # the outer loop
                 state.begin_step()
                 while not self.strategy.settled():  # the inner loop
                     iterations = yield from self._select()
-                    along = partial(self.strategy.with_rollouts, iterations)
-                    yield from roll_out(state, self.prefetch, iterations, along)
-                    self.strategy.expand(iterations)
+                    prefetch_with = partial(self.strategy.prefetch_with_rollouts, iterations)
+                    yield from roll_out(state, self.prefetch, iterations, prefetch_with)
+                    self.strategy.keep_rollouts(iterations)
                     yield from self._evaluate(iterations)
                     yield from self._back_up(iterations)
                 path, passed, verdict = self.strategy.choose()
                 if state.unfinished():
-                    return outcome(state, StopReason.INCOMPLETE, state.last)
+                    return outcome(state, StopReason.INCOMPLETE, state.committed_verdict)
                 reason = end_after(state, path)
-                if reason:  # what is about to be the whole answer is judged as such
-                    text = state.text(tokens_of(path))
-                    yield from self.verdicts.judge([text])
-                    verdict = self.verdicts.of[text]
+                if reason:
+                    verdict = yield from self._judge_answer(path)
                     passed = passed and verdict.passed
-                marked = state.settings.on_unsafe == "best" and not (state.form.document or state.calls(path))
-                if not (passed or marked):  # a call or a document bears no mark that its reader must see
+                if not (passed or may_leave_marked(state, path)):
                     return (yield from give_up(state, path, verdict))
                 yield self._commit(path, passed, verdict, last=reason is not None)
                 if reason:
                     return outcome(state, reason, verdict)
         except Interrupted as interruption:
             return outcome(state, interruption.reason, self.verdicts.last())
-        except ModelError as error:  # of a tokenizer that is a server's
+        except ModelError as error:  # raised by the tokenizer of a remote server
             return replace(outcome(state, StopReason.ERROR, self.verdicts.last()), cause=error)
 
     # -- 1 select --------------------------------------------------------------------------------
 
     def _select(self) -> Generator[Sequence[Request], Replies, list[Iteration]]:
-        """Walk from the root to a leaf, adding candidates where all are alike and bad.
+        """Walk from the root to a leaf, for each iteration of the round.
 
-        A round may have several iterations; the first of a step has one, since it is often enough.
+        The first round of a step has one iteration, since its rollout is often good enough. Later rounds may
+        have several: virtual visits keep them from all taking the same path.
         """
         state, tree = self.state, self.state.tree
         wanted = state.settings.search.leaves if state.step_iterations else 1
@@ -132,7 +143,7 @@ class RainSearch:
         for _ in range(min(wanted, max(1, self.strategy.left()))):
             path = [tree.root]
             while True:
-                yield from self.strategy.candidates(path)
+                yield from self.strategy.expand_in_advance(path)
                 if tree.is_leaf(path[-1]):
                     break
                 path.append(tree.best_child(path[-1]))
@@ -148,19 +159,25 @@ class RainSearch:
     # -- 4 evaluate ------------------------------------------------------------------------------
 
     def _evaluate(self, iterations: Sequence[Iteration]) -> Rounds:
-        """Judge answer, path and rollout of each iteration; a text is judged once."""
+        """Judge the answer with the path and rollout of each iteration; each text is judged once."""
         for each in iterations:
             each.text = self.state.text(each.judged)
         complete = [each for each in iterations if not each.incomplete]
         texts = [each.text for each in complete]
-        yield from self.verdicts.judge(texts, partial(self.strategy.with_verdicts, complete))
+        yield from self.verdicts.judge(texts, partial(self.strategy.prefetch_with_verdicts, complete))
         for each in iterations:
             each.verdict = INCOMPLETE if each.incomplete else self.verdicts.of[each.text]
+
+    def _judge_answer(self, path: Sequence[Node]) -> Generator[Sequence[Request], Replies, Verdict]:
+        """Judge the text that ends with ``path`` as the whole answer."""
+        text = self.state.text(tokens_of(path))
+        yield from self.verdicts.judge([text])
+        return self.verdicts.of[text]
 
     # -- 5 back up -------------------------------------------------------------------------------
 
     def _back_up(self, iterations: Sequence[Iteration]) -> Rounds:
-        """Update the values on each path, and by a share those of similar siblings."""
+        """Update the values on each path, and partially those of similar siblings."""
         state = self.state
         embeddings: list[Sequence[Vector]] = [()] * len(iterations)
         if state.settings.search.similarity is not None:
@@ -168,17 +185,8 @@ class RainSearch:
         for each, vectors in zip(iterations, embeddings, strict=True):
             verdict = each.verdict
             assert verdict is not None  # _evaluate has judged every iteration
-            state.latest = verdict
             state.tree.back_up(each.path, verdict.score, verdict.passed, vectors)
-            for node in each.path[1:]:
-                known = (*state.range_below.get(node, ()), verdict)
-                state.range_below[node] = min(known, key=rank), max(known, key=rank)
-            best = state.best.verdict if state.best else None
-            if best is None or rank(verdict) > rank(best):
-                state.best = each
-            state.cuts += each.cut
-        state.step_iterations += len(iterations)
-        state.iterations += len(iterations)
+            state.note(each, verdict)
 
     def _embed(
         self, iterations: Sequence[Iteration]
@@ -199,7 +207,7 @@ class RainSearch:
     # -- 6 commit ----------------------------------------------------------------------------------
 
     def _commit(self, path: Sequence[Node], passed: bool, verdict: Verdict, last: bool) -> Step:
-        """Make the end of ``path`` the root; what is not below it is rewound."""
+        """Accept ``path``: its last node becomes the root, and every other branch is dropped."""
         state = self.state
         candidates, calls = record(state.tree.root, state.text, set(path)), state.calls(path)
         tokens = tokens_of(path)
@@ -208,7 +216,7 @@ class RainSearch:
         kept = (node for node in root.walk() if node in state.range_below)
         state.range_below = {node: state.range_below[node] for node in kept}
         state.accepted = state.accepted and passed
-        state.last = verdict
+        state.committed_verdict = verdict
         self.prefetch.keep_below()
         self.verdicts.keep_below()
         here = state.prefix()

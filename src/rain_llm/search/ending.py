@@ -1,4 +1,4 @@
-"""How an answer ends: by itself, at a limit, or with the refusal."""
+"""End an answer: by itself, at a limit, or with the refusal text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rain_llm.types import Step, StopReason, Verdict
 
 
 def end_after(state: SearchState, path: Sequence[Node]) -> StopReason | None:
-    """Tell why the answer ends once ``path`` is committed; None if it goes on."""
+    """Return why the answer ends once ``path`` is committed; None if it continues."""
     tokens = tokens_of(path)
     if state.answer.read(tokens)[1]:
         return StopReason.STOP
@@ -21,8 +21,17 @@ def end_after(state: SearchState, path: Sequence[Node]) -> StopReason | None:
     return StopReason.LENGTH if state.room(tokens) == 0 else None
 
 
+def may_leave_marked(state: SearchState, path: Sequence[Node]) -> bool:
+    """Whether text that did not pass may leave, marked as such: only if ``on_unsafe`` is "best".
+
+    A call or a document never may: whoever runs or parses it would not see the mark.
+    """
+    atomic = state.form.document or state.calls(path)
+    return state.settings.on_unsafe == "best" and not atomic
+
+
 def outcome(state: SearchState, reason: StopReason, verdict: Verdict | None) -> Outcome:
-    """Return what the search has, ended for this reason."""
+    """Return the answer so far as an outcome that ended for ``reason``."""
     tail = state.answer.finish()
     return Outcome(
         state.answer.shown,
@@ -39,15 +48,18 @@ def outcome(state: SearchState, reason: StopReason, verdict: Verdict | None) -> 
 
 
 def give_up(state: SearchState, path: Sequence[Node], verdict: Verdict) -> Generator[Step, object, Outcome]:
-    """End without ``path``, which did not pass: with the refusal, or for the engine to raise."""
+    """End the answer without ``path``, which did not pass.
+
+    Depending on ``on_unsafe``, yields the refusal text or returns ``UNSAFE`` for the engine to raise.
+    """
     state.rejected = state.text(tokens_of(path))
     before, state.accepted = state.accepted, False
     if state.settings.on_unsafe == "raise":
         return outcome(state, StopReason.UNSAFE, verdict)
-    said = state.answer.finish()
+    rest = state.answer.finish()
     refusal = state.settings.refusal if not state.answer.shown else f"\n{state.settings.refusal}"
-    if said:
-        yield Step(said, accepted=before)
+    if rest:
+        yield Step(rest, accepted=before)
     yield Step(refusal, refusal=True, verdict=verdict, iterations=state.step_iterations)
     ended = outcome(state, StopReason.REFUSED, verdict)
     return replace(ended, text=ended.text + refusal, tool_calls=())

@@ -1,4 +1,4 @@
-"""What a search yields, receives and returns, and how it is interrupted."""
+"""Types of what a search yields, receives and returns, and the exception that interrupts it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from rain_llm.errors import ModelError
-from rain_llm.types import Reply, Request, SentenceVerdict, Step, StopReason, TokenIds, ToolCall, Verdict
+from rain_llm.requests import Reply, Request
+from rain_llm.types import SentenceVerdict, Step, StopReason, TokenIds, ToolCall, Verdict
 
 Replies: TypeAlias = Sequence[Reply]
 Rounds: TypeAlias = Generator[Sequence[Request], Replies, None]
 
 
 class Interrupted(Exception):
-    """Thrown into a search to end it: it returns what it has, with this reason."""
+    """Ends a search when thrown into it: the search returns its answer so far, with this reason."""
 
     def __init__(self, reason: StopReason) -> None:
         super().__init__(reason)
@@ -23,10 +24,21 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a search returns; the engine makes a ``RainResult`` of it.
+    """The result of a search, which the engine converts into a ``RainResult``.
 
-    ``tail`` is the end of ``text`` that no step has carried; ``cause`` is why a model could not go on;
-    ``cached_tokens`` are those of the prompt that the model had in its prefix cache.
+    Attributes:
+        text: The complete answer.
+        tail: The end of ``text`` that no ``Step`` contained.
+        tokens: Tokens of the answer.
+        verdict: The last verdict; None if nothing was judged.
+        accepted: Whether the answer passed.
+        stop_reason: Why the answer ended.
+        iterations: Iterations of the inner loop, over all steps.
+        evaluations: Number of texts judged.
+        cached_tokens: Prompt tokens that the model had in its prefix cache.
+        tool_calls: The tool calls in the answer.
+        cause: The model error that ended the answer, if one did.
+        sentences: Verdicts on single sentences, if they were asked for.
     """
 
     text: str

@@ -1,8 +1,8 @@
-"""What an answer may hold beside free text: one JSON document, or calls of tools behind its text.
+"""Structured output: an answer that is one JSON document, or free text followed by tool calls.
 
-What is fixed (a call's opening and closing) is written here and never sampled; what is free within a
-document or a call is sampled under its schema, from its first token on. So a schema is asked for where
-its document begins, and nobody, no server either, has to take up half of one.
+The fixed parts of a call (its opening and closing) are inserted here and never sampled. The rest is sampled
+under its JSON schema, always from the first token of the document: no model or server has to continue a
+half-written document.
 """
 
 from __future__ import annotations
@@ -12,21 +12,22 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, TypeAlias
 
 from rain_llm.models.base import LanguageModel
+from rain_llm.requests import Continuation, Sample
 from rain_llm.search.answer import Answer
 from rain_llm.search.seeds import seed_of
 from rain_llm.tools import CLOSING, OPENING, read
-from rain_llm.types import Continuation, Sample, TokenIds, ToolCall
+from rain_llm.types import TokenIds, ToolCall
 
 
 @dataclass(frozen=True, slots=True)
 class OutputSpec:
-    """The form of an answer; without arguments, free text.
+    """The form of an answer: free text by default, one JSON document, or text with tool calls.
 
     Attributes:
-        document: JSON schema, as JSON text, of an answer that is one document; "": it is none.
-        call: the same of one call; "": there are no tools.
-        forced: the answer begins with a call.
-        several: one answer may hold several calls.
+        document: JSON schema (as JSON text) of an answer that is one document; "": it is free text.
+        call: JSON schema (as JSON text) of one tool call; "": there are no tools.
+        forced: Whether the answer must begin with a call.
+        several: Whether one answer may contain several calls.
     """
 
     document: str = ""
@@ -36,25 +37,27 @@ class OutputSpec:
 
     @property
     def opening(self) -> str:
-        """What stands before a call; "": there are none."""
+        """Return the marker that precedes a call; "" if there are no tools."""
         return OPENING if self.call else ""
 
 
 class Draw(Protocol):
-    """Makes the request for one continuation."""
+    """Builds the request for one continuation."""
 
     def __call__(
         self, tokens: TokenIds, length: int, schema: str = "", ends: tuple[str, ...] | None = None
     ) -> Sample:
-        """Ask for at most ``length`` tokens behind the draft's ``tokens``; ``ends`` in place of the usual."""
+        """Request at most ``length`` tokens after ``tokens``; ``ends`` replaces the usual end strings."""
         ...
 
 
 class Draft(NamedTuple):
-    """A document, or calls, as far as they came.
+    """A document or tool calls, as far as they were sampled.
 
     Attributes:
-        tokens: of what is whole. finished: nothing is missing. cut: there was no room for the rest.
+        tokens: The complete calls; without one, or for a document, all tokens sampled.
+        finished: Whether nothing is missing.
+        cut: Whether the token limit cut it off.
     """
 
     tokens: TokenIds
@@ -67,7 +70,7 @@ Drafting: TypeAlias = Generator[Sample, Continuation, Draft]
 
 
 def write_document(form: OutputSpec, draw: Draw, room: int) -> Drafting:
-    """Write a document of at most ``room`` tokens."""
+    """Sample a JSON document of at most ``room`` tokens."""
     found = yield draw((), room, form.document)
     return Draft(found.tokens, found.ended, not found.ended and len(found.tokens) >= room)
 
@@ -75,12 +78,12 @@ def write_document(form: OutputSpec, draw: Draw, room: int) -> Drafting:
 def write_calls(
     form: OutputSpec, writer: LanguageModel, draw: Draw, room: int, opening: TokenIds
 ) -> Drafting:
-    """Write a call behind its opening, and those that the model lets follow.
+    """Sample a tool call after its opening, and the further calls that the model adds.
 
-    Returns the opening too. Where there is no room for another call, those before it stand.
+    The result includes the opening. If there is no room for another call, the calls before it are kept.
     """
     closing, another = writer.encode(f"\n{CLOSING}"), writer.encode(f"\n{OPENING}\n")
-    whole: TokenIds = ()
+    complete: TokenIds = ()
     tokens = opening
     cut = True
     while (left := room - len(tokens) - len(closing)) > 0:
@@ -88,7 +91,7 @@ def write_calls(
         if not call.ended:
             cut = len(call.tokens) >= left
             break
-        whole = tokens = tokens + call.tokens + closing
+        complete = tokens = tokens + call.tokens + closing
         left = min(len(another), room - len(tokens))
         if not (form.several and left):
             break
@@ -96,27 +99,26 @@ def write_calls(
         if not writer.decode(more.tokens).lstrip().startswith(OPENING):
             break
         tokens += another
-    return Draft(whole, True) if whole else Draft(tokens, False, cut)
+    return Draft(complete, True) if complete else Draft(tokens, False, cut)
 
 
 def opening_tokens(writer: LanguageModel) -> TokenIds:
-    """Return how an answer begins that begins with a call."""
+    """Encode the beginning of an answer that must begin with a call."""
     return writer.encode(f"{OPENING}\n")
 
 
 def opening_of(
     writer: LanguageModel, read: Callable[[TokenIds], tuple[str, bool]], draft: TokenIds
 ) -> tuple[TokenIds, TokenIds]:
-    """Cut a draft where it opens a call.
+    """Split sampled tokens where they open a tool call.
 
     Args:
-        writer: encodes the opening.
-        read: the text of the answer with some tokens behind it, and whether a stop string has cut it.
-        draft: tokens that may open a call.
+        writer: Encodes the opening.
+        read: Returns the answer's text followed by some tokens, and whether a stop string ended it.
+        draft: Sampled tokens that may open a call.
 
     Returns:
-        The tokens that stay of the draft, and those of the opening as it is to be written behind them;
-        (): the draft opens no call.
+        The tokens before the call, and the tokens of its opening; (): no call is opened.
     """
     text, stopped = read(draft)
     place = -1 if stopped else text.find(OPENING)
@@ -131,7 +133,7 @@ def opening_of(
 
 
 def calls_in(answer: Answer, origin: int, form: OutputSpec, more: TokenIds = ()) -> tuple[ToolCall, ...]:
-    """Return the calls in an answer with ``more`` tokens after it; their ids depend on its tokens."""
+    """Return the tool calls in an answer followed by ``more`` tokens; their ids depend on all tokens."""
     if not form.call:
         return ()
     _, calls = read(answer.read(more)[0])

@@ -1,4 +1,7 @@
-"""Without a search: plain generation, for comparison and a framework's inner calls; a verdict alone."""
+"""Generate without a search, or only judge a given text.
+
+Plain generation serves as the baseline in comparisons and answers a framework's internal calls.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from rain_llm.judging.evaluator import SelfEvaluator
 from rain_llm.judging.questions import JudgeInput
 from rain_llm.judging.splitting import Span
 from rain_llm.models.base import LanguageModel
+from rain_llm.requests import Continuation, Request, Sample, Samples
 from rain_llm.search.answer import Answer
 from rain_llm.search.outcome import Interrupted, Outcome, Replies, Search
 from rain_llm.search.output import (
@@ -25,18 +29,19 @@ from rain_llm.search.output import (
 from rain_llm.search.seeds import seed_of
 from rain_llm.settings import RainSettings
 from rain_llm.tools import described
-from rain_llm.types import Continuation, Request, Sample, Samples, Step, StopReason, TokenIds, Verdict
+from rain_llm.types import Step, StopReason, TokenIds, Verdict
 
-_PIECE = 16  # tokens between two looks at stop strings, deadline and listeners
+_PIECE = 16  # tokens per request; stop strings, deadline and listeners are checked in between
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """An answer that somebody else has written, of which nothing but a verdict is wanted.
+    """A given text that is only judged, not generated.
 
     Attributes:
-        text: what it says. calls: what it asks for, in words.
-        spans: judge these sentences of the text, each by itself; None: the text as a whole.
+        text: The text to judge.
+        calls: Its tool calls, described in words.
+        spans: Positions of the sentences to judge one by one; None: judge the text as a whole.
     """
 
     text: str
@@ -45,7 +50,7 @@ class Given:
 
     @property
     def longest(self) -> str:
-        """What is judged at once at the most."""
+        """Return the longest text that is judged at once."""
         if self.spans is None:
             return f"{self.text} {self.calls}"
         return max((self.text[start:end] for start, end in self.spans), key=lambda part: len(part.encode()))
@@ -60,7 +65,7 @@ def plain_search(
     seed: int,
     form: OutputSpec,
 ) -> Search:
-    """Sample an answer without a guard; judge it at the end if there is an ``evaluator``."""
+    """Sample an answer without a search; judge it at the end if there is an ``evaluator``."""
     drawing = settings.generation
     stop = () if form.document else drawing.stop
     answer = Answer(writer.decode, prompt, stop, form.opening, writer.encode)
@@ -148,7 +153,7 @@ def plain_search(
 
 
 def only_judge(evaluator: SelfEvaluator, subject: JudgeInput, text: str, calls: str) -> Search:
-    """Judge a text, and calls in words, that are there already."""
+    """Judge a given text and the description of its tool calls."""
     try:
         (verdict,) = yield from evaluator.judge(subject, [text], [calls])
     except Interrupted as interruption:

@@ -1,7 +1,7 @@
-"""Prefetching: what the next iterations will probably ask goes along with this one's requests.
+"""Prefetching: send the requests that the next iterations will probably need with the current round.
 
-A request's seed follows from its prefix, so its reply is the same whenever it is asked. A wrong guess costs
-its tokens; it changes no choice (``docs/performance.md``). What to guess is the strategy's business.
+A request's seed depends on its prefix, so its reply is the same whenever it is sent. A wrong guess costs its
+tokens and changes no result (``docs/performance.md``). The strategy decides what to prefetch.
 """
 
 from __future__ import annotations
@@ -10,28 +10,28 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
+from rain_llm.requests import Request, Sample, Samples
 from rain_llm.search.outcome import Replies
 from rain_llm.search.state import SearchState
-from rain_llm.types import Request, Sample, Samples
 
 
 @dataclass(slots=True)
 class Prefetch:
-    """Replies that came before they were needed, by request."""
+    """Keep prefetched replies, by request, until the search needs them."""
 
     state: SearchState
     replies: dict[Sample, Samples] = field(default_factory=dict)
 
     def ask(
-        self, requests: Sequence[Sample], along: Callable[[], Sequence[Sample]] = tuple
+        self, requests: Sequence[Sample], prefetch_with: Callable[[], Sequence[Sample]] = tuple
     ) -> Generator[Sequence[Request], Replies, list[Samples]]:
-        """Return the replies to ``requests``: those prefetched, and the rest in one round.
+        """Return the replies to ``requests``: prefetched ones, and the rest in one round.
 
-        Where a round is needed, the requests that ``along`` returns go with it.
+        If a round is needed, it also contains the requests that ``prefetch_with`` returns.
         """
         missing = [request for request in requests if request not in self.replies]
         if missing:
-            asked = [*missing, *along()]
+            asked = [*missing, *prefetch_with()]
             self.remember(asked, (yield asked))
         found = [self.replies.pop(request) for request in requests]
         if self.state.cached is None:
@@ -39,10 +39,10 @@ class Prefetch:
         return found
 
     def remember(self, requests: Sequence[Sample], replies: Replies) -> None:
-        """Keep replies until they are needed."""
+        """Store replies until they are needed."""
         self.replies.update(zip(requests, cast("Sequence[Samples]", replies), strict=True))
 
     def keep_below(self) -> None:
-        """Forget what continues anything but the accepted answer."""
+        """Drop the replies that do not continue the accepted answer."""
         here = self.state.prefix()
         self.replies = {r: reply for r, reply in self.replies.items() if r.prefix[: len(here)] == here}

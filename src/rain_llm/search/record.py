@@ -1,4 +1,4 @@
-"""What a step looked at, as plain data for the trace."""
+"""Convert the visited part of the search tree into plain data for the trace."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ from rain_llm.search.tree import Node
 from rain_llm.types import Candidate, TokenIds
 
 DEPTH = 32
-"""Levels of the recorded tree. What is below is one candidate for each draft, up to the draft's end: a tree
-of thousands of levels could not be pickled, copied or printed."""
+"""Maximum number of levels in the recorded tree.
+
+Below it, each rollout is recorded as one candidate: a tree of thousands of levels cannot be pickled, copied
+or printed.
+"""
 
 
 def record(
     node: Node, text: Callable[[TokenIds], str], chosen: Set[Node], tokens: TokenIds = (), depth: int = 1
 ) -> tuple[Candidate, ...]:
-    """Describe what was visited below a node.
+    """Describe the visited nodes below a node.
 
     Args:
-        node: the root, or a node below it.
-        text: the answer's text with some tokens after it.
-        chosen: nodes that are committed.
-        tokens: from the root to ``node``.
-        depth: of the children, from 1.
+        node: The root, or a node below it.
+        text: Returns the answer's text followed by some tokens.
+        chosen: Nodes that are committed.
+        tokens: Tokens from the root to ``node``.
+        depth: Depth of the children, from 1.
     """
     before = len(text(tokens))
     found: list[Candidate] = []
@@ -34,7 +37,7 @@ def record(
         else:
             found += (
                 _candidate(end, text(tokens + below)[before:], child in chosen and taken)
-                for end, below, taken in _drafts(child, chosen)
+                for end, below, taken in _rollouts(child, chosen)
             )
     return tuple(found)
 
@@ -43,8 +46,8 @@ def _visited(node: Node) -> list[Node]:
     return [child for child in node.children if child.visits]
 
 
-def _drafts(node: Node, chosen: Set[Node]) -> Iterator[tuple[Node, TokenIds, bool]]:
-    """Yield the ends of the drafts through a node, with their tokens and whether they were committed."""
+def _rollouts(node: Node, chosen: Set[Node]) -> Iterator[tuple[Node, TokenIds, bool]]:
+    """Yield the last node of each rollout through ``node``, its tokens, and whether it was committed."""
     ways: list[tuple[Node, TokenIds, bool]] = [(node, node.tokens, node in chosen)]
     while ways:
         end, tokens, taken = ways.pop()

@@ -1,28 +1,29 @@
-"""The requests that a search makes of the writer: one rollout, or the candidates below a node."""
+"""Build the requests that a search sends to the writer: a rollout, or the candidates below a node."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
+from rain_llm.requests import Continuation, Sample
 from rain_llm.search.state import SearchState, tokens_of
 from rain_llm.search.tree import Node, greedy_prior
 from rain_llm.settings import PUNCTUATION, SENTENCE, PaperSettings
 from rain_llm.tools import OPENING
-from rain_llm.types import Continuation, Sample, TokenIds
+from rain_llm.types import TokenIds
 
 _ENDS = {"punctuation": PUNCTUATION, "sentence": SENTENCE, "answer": ()}
 _ROLLOUT = 1  # the kind of request in a seed; candidates are minus their number
 
 
 def rollout_ends(state: SearchState) -> tuple[str, ...]:
-    """Return the strings that a rollout ends with."""
+    """Return the strings that end a rollout."""
     opening = (OPENING,) if state.form.call else ()
     return _ENDS[state.settings.search.simulation_ends] + state.settings.generation.stop + opening
 
 
 def rollout_length(state: SearchState, tokens: TokenIds) -> int:
-    """Return the most tokens of a rollout after ``tokens``."""
+    """Return the maximum number of tokens of a rollout after ``tokens``."""
     budget, room = state.settings.search, state.room(tokens)
     return room if budget.simulation_ends == "answer" else min(room, budget.simulation_tokens)
 
@@ -35,7 +36,7 @@ def rollout_request(
     guided: bool = False,
     schema: str = "",
 ) -> Sample:
-    """Ask for one continuation after ``tokens``; ``guided`` puts the guide prefix before the answer."""
+    """Request one continuation after ``tokens``; ``guided`` puts the guide prefix before the answer."""
     drawing, prefix = state.settings.generation, state.prefix(tokens)
     return Sample(
         state.guided + prefix[len(state.prompt) :] if guided else prefix,
@@ -51,22 +52,22 @@ def rollout_request(
 
 
 def first_token_request(state: SearchState, tokens: TokenIds) -> Sample:
-    """Ask for the token with which the next rollout after ``tokens`` begins."""
+    """Request the first token of the next rollout after ``tokens``."""
     return rollout_request(state, tokens, 1, peek=True)
 
 
 def took_first_token(state: SearchState, tokens: TokenIds) -> None:
-    """Count the rollout that a prefetched first token has begun, so that the next one has another seed."""
+    """Count a rollout that starts with a prefetched token, so that the next one gets another seed."""
     state.seed_at(state.prefix(tokens), _ROLLOUT)
 
 
 def candidates_request(
     state: SearchState, budget: PaperSettings, path: Sequence[Node], peek: bool = False
 ) -> Sample:
-    """Ask for children of the last node: the likeliest tokens, or one greedy and some sampled sets.
+    """Request children of the last node: the likeliest tokens, or one greedy and some sampled token sets.
 
-    If it has children, ask for one more: the next-ranked token, or a sampled set. (The paper's code
-    tries the greedy set again, which is always there already.)
+    If the node has children, request one more: the next-ranked token, or a sampled set. (The paper's code
+    samples the greedy set again, which always exists already.)
     """
     node, tokens = path[-1], tokens_of(path[1:])
     prefix = state.prefix(tokens)
@@ -90,7 +91,7 @@ def candidates_request(
 def with_priors(
     candidates: Sequence[Continuation], temperature: float, greedy: bool
 ) -> list[tuple[TokenIds, bool, float]]:
-    """Turn log-probabilities into priors; the greedy set's is lifted (paper's code)."""
+    """Convert log-probabilities into priors; the greedy set's prior is raised (paper's code)."""
     probabilities = [math.exp(c.logprob / temperature) for c in candidates]
     if greedy:
         sampled = {c.tokens: p for c, p in zip(candidates[1:], probabilities[1:], strict=True)}

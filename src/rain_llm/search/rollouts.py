@@ -1,10 +1,11 @@
-"""Rollouts: how the answer could go on after a leaf, to the end of a sentence, a document or calls."""
+"""Sample rollouts: continuations of the answer after a leaf, to the end of a sentence, document or call."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 
+from rain_llm.requests import Continuation, Sample
 from rain_llm.search.outcome import Rounds
 from rain_llm.search.output import opening_of, opening_tokens, write_calls, write_document
 from rain_llm.search.prefetch import Prefetch
@@ -16,30 +17,30 @@ from rain_llm.search.requests import (
     took_first_token,
 )
 from rain_llm.search.state import Iteration, SearchState
-from rain_llm.types import Continuation, Sample, TokenIds
+from rain_llm.types import TokenIds
 
 
 def roll_out(
     state: SearchState,
     prefetch: Prefetch,
     iterations: Sequence[Iteration],
-    along: Callable[[], Sequence[Sample]] = tuple,
+    prefetch_with: Callable[[], Sequence[Sample]] = tuple,
 ) -> Rounds:
-    """Sample a rollout from the leaf of each iteration, all side by side.
+    """Sample a rollout from the leaf of each iteration, all in parallel.
 
-    The requests that ``along`` returns go with the first round.
+    The first round also contains the requests that ``prefetch_with`` returns.
     """
     rollouts = [(each, _rollout(state, prefetch, each)) for each in iterations if not each.ends]
     asked = [(each, rollout, first) for each, rollout in rollouts if (first := next(rollout, None))]
     while asked:
-        replies = yield from prefetch.ask([request for _, _, request in asked], along)
+        replies = yield from prefetch.ask([request for _, _, request in asked], prefetch_with)
         going = []
         for (each, rollout, _), reply in zip(asked, replies, strict=True):
             try:
                 going.append((each, rollout, rollout.send(reply.continuations[0])))
             except StopIteration:
                 continue
-        asked, along = going, tuple
+        asked, prefetch_with = going, tuple
     for each, _ in rollouts:
         state.check(each.rollout, each.terminal)
 
@@ -49,7 +50,7 @@ def _rollout(
 ) -> Generator[Sample, Continuation, None]:
     """Sample one rollout.
 
-    The first of a step continues the prompt itself; once it was rewound, rollouts have the guide prefix.
+    The first rollout of a step continues the prompt itself; later ones are resampled with a guide prefix.
     """
     form, guided = state.form, bool(state.guided and state.step_iterations)
 
@@ -86,9 +87,9 @@ def _rollout(
 
 
 def _begin(state: SearchState, prefetch: Prefetch, iteration: Iteration, length: int) -> int:
-    """Begin a rollout with its first token, if that was prefetched with the verdict on what comes before it.
+    """Start a rollout with its prefetched first token, if there is one.
 
-    Returns how many tokens may follow.
+    Returns the maximum number of tokens that may follow.
     """
     reply = prefetch.replies.pop(first_token_request(state, iteration.tokens), None)
     if reply is None:

@@ -1,8 +1,8 @@
-"""Which sentence of a text fails, by how much, and what the passages say instead.
+"""Judge the sentences of a text one by one, and find the passage nearest to each.
 
-A verdict on a whole answer does not say where it fails. Here each sentence is judged by itself, all in one
-round of requests. That explains a verdict and does not replace it: sentences that pass one by one may not
-pass together.
+A verdict on a complete answer does not show which sentence fails. Here each sentence is judged alone, all in
+one round of requests. This explains a verdict but does not replace it: sentences that pass one by one may
+fail together.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ _ANSWERED = (StopReason.EOS, StopReason.STOP, StopReason.LENGTH, StopReason.REFU
 
 
 def spans_of(text: str) -> list[Span]:
-    """Return where the sentences of a text are that somebody asks about.
+    """Return the positions of a text's sentences.
 
     Raises:
-        PromptError: there are none, or too many.
+        PromptError: There are none, or too many.
     """
     spans: list[Span] = []
     for span in split(text):
         spans.append(span)
         if len(spans) > SENTENCES:
             raise PromptError(
-                f"the text has more than {SENTENCES} sentences, the most that are judged in one call: "
-                "call judge_sentences for one part of it after the other"
+                f"the text has more than {SENTENCES} sentences, the maximum for one call: "
+                "split it and call judge_sentences for each part"
             )
     if not spans:
         raise PromptError("the text is empty: there is no sentence to judge")
@@ -47,7 +47,7 @@ def spans_of(text: str) -> list[Span]:
 def only_judge_sentences(
     evaluator: SelfEvaluator, subject: JudgeInput, passages: Sequence[str], text: str, spans: Sequence[Span]
 ) -> Search:
-    """Judge each sentence of a text that is there already."""
+    """Judge each sentence of a given text."""
     try:
         found = yield from _judged(evaluator, subject, passages, text, spans)
     except Interrupted as interruption:
@@ -58,11 +58,11 @@ def only_judge_sentences(
     )
 
 
-def explained(search: RainSearch, passages: Sequence[str]) -> Search:
-    """Run a search; if its answer did not pass, judge its sentences: those of the rejected draft, if any.
+def run_and_explain(search: RainSearch, passages: Sequence[str]) -> Search:
+    """Run a search; if its answer did not pass, judge the sentences of that answer or of the rejected text.
 
-    Only an answer with passages, by criteria that read them, is explained; a document or a call is not. A
-    limit or a failure that comes meanwhile leaves the answer as it is, without sentences.
+    This needs passages and a criterion that reads them; JSON documents and tool calls are not explained. If
+    a limit or a model error interrupts the explanation, the answer is returned without sentences.
     """
     outcome = yield from search.run()
     state = search.state
@@ -98,11 +98,12 @@ def _judged(
     evaluator: SelfEvaluator, subject: JudgeInput, passages: Sequence[str], text: str, spans: Sequence[Span]
 ) -> Asking[list[SentenceVerdict]]:
     """Judge every sentence in one round of requests."""
-    said = [text[start:end] for start, end in spans]
-    verdicts = yield from evaluator.judge(subject, said)
+    sentences = [text[start:end] for start, end in spans]
+    verdicts = yield from evaluator.judge(subject, sentences)
     found = []
-    for place, (span, near) in enumerate(zip(spans, nearest(passages, subject.query, said), strict=True)):
+    nearest_passages = nearest(passages, subject.query, sentences)
+    for place, (span, near) in enumerate(zip(spans, nearest_passages, strict=True)):
         passage, words = near or (None, "")
         excerpt = words if len(words) <= _EXCERPT else f"{words[:_EXCERPT]}..."
-        found.append(SentenceVerdict(place, *span, verdicts[place], passage, excerpt, said[place]))
+        found.append(SentenceVerdict(place, *span, verdicts[place], passage, excerpt, sentences[place]))
     return found

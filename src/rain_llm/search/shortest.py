@@ -1,4 +1,7 @@
-"""The shortest document that fits a JSON schema: where even that is too long, no draft can end in time."""
+"""Find a shortest document that matches a JSON schema.
+
+If even that is longer than ``max_new_tokens``, no rollout can complete a document.
+"""
 
 from __future__ import annotations
 
@@ -15,27 +18,27 @@ _OF_TYPE = {"string": '""', "integer": "0", "number": "0", "boolean": "true", "n
 
 @lru_cache(maxsize=64)
 def shortest(schema: str) -> str:
-    """Return a document that is as short as any that fits; "" where a look at the schema does not tell.
+    """Return a lower bound for the documents that match a schema; "" if there is no simple one.
 
-    Patterns, formats and the size of numbers are left out of account: documents may have to be longer.
+    Patterns, formats and the size of numbers are ignored, so real documents may have to be longer.
 
     Args:
-        schema: JSON text of a schema; "": any text will do.
+        schema: JSON text of a schema; "": any text matches.
     """
     read = json.loads(schema) if schema else None
     return _Shortest(read).of(read) or ""
 
 
 class _Shortest:
-    """Looks for short documents of the parts of a schema; None stands for those that have no end."""
+    """Finds short documents for the parts of a schema; None: only endless documents match the part."""
 
     def __init__(self, schema: Any) -> None:
         self._schema = schema
-        # By the part's identity. A part that is being looked at counts as endless: what holds it is longer.
+        # By the part's identity. A part still in progress counts as endless: a recursion only adds length.
         self._found: dict[int, str | None] = {}
 
     def of(self, part: Any) -> str | None:
-        """Return the shortest document of a part."""
+        """Return a shortest document of a part."""
         if not isinstance(part, dict):
             return "0" if part is True else None
         if id(part) not in self._found:
@@ -44,7 +47,7 @@ class _Shortest:
         return self._found[id(part)]
 
     def _of(self, part: dict[str, Any]) -> str | None:
-        """Look at all that a document must be at once: it is at least as long as each of them asks."""
+        """Combine the keywords that apply at once: the one that requires the longest document decides."""
         asked: list[str | None] = []
         if "const" in part:
             asked.append(_json(part["const"]))

@@ -1,4 +1,4 @@
-"""What a search knows: what it was asked, the answer so far, the tree, and the counts of this step."""
+"""State of one search: prompt and settings, the answer so far, the tree, and the counts of this step."""
 
 from __future__ import annotations
 
@@ -23,13 +23,17 @@ class Iteration:
     """One iteration of the inner loop: a path to a leaf, the rollout from it, and its verdict.
 
     Attributes:
-        path: from the root to the leaf. tokens: of the path below the root.
-        ends: the answer ends with the path, so there is nothing to simulate.
-        rollout: tokens after the path.
-        atomic: how many last tokens of the rollout are one token set: calls or a document.
-        incomplete: the document or calls were not finished. cut: because there was no room.
-        terminal: the answer ends after path or rollout.
-        text: the whole answer with path and rollout. verdict: on that text.
+        path: Nodes from the root to the leaf; once the rollout is kept as nodes, to its end.
+        tokens: Tokens of the path below the root.
+        ends: Whether the answer ends with the path, so that there is nothing to simulate.
+        rollout: Tokens after the path, until they are kept as nodes of it.
+        atomic: Number of tokens at the rollout's end that must stay in one token set (a JSON document or
+            tool calls).
+        incomplete: Whether the document or the calls were not finished.
+        cut: Whether they were not finished because ``max_new_tokens`` was reached.
+        terminal: Whether the answer ends after the path and the rollout.
+        text: The complete answer, with path and rollout.
+        verdict: The judge's verdict on ``text``; None before the evaluation.
     """
 
     path: list[Node]
@@ -45,29 +49,34 @@ class Iteration:
 
     @property
     def judged(self) -> TokenIds:
-        """All tokens that are judged in this iteration, from the root on."""
+        """Return all tokens below the root that this iteration judges: the path's and the rollout's."""
         return self.tokens + self.rollout
 
 
 @dataclass(slots=True)
 class SearchState:
-    """Everything that one search keeps.
+    """Hold everything that one search knows.
 
     Attributes:
-        prompt: token ids, at least one. subject: what the judge is shown of the prompt.
-        writer: asked for decoding only. evaluator: makes the judge's questions.
-        settings: of this answer. seed: of everything that is sampled for it.
-        guided: the prompt with the criteria's guide prefixes; (): rollouts always continue the prompt.
-        form: what the answer may hold beside free text.
-        origin: seed of this prompt's answer, so that other prompts sample differently.
-        turns: requests made so far, by prefix and kind; part of each request's seed.
-        best: the best iteration of this step.
-        cuts: rollouts of this step that ``max_new_tokens`` has cut off.
-        inherited: the root's visits at the beginning of this step.
-        range_below: the worst and the best verdict at or below a node.
-        latest: the verdict that came last. last: the one that came with the last commitment.
-        accepted: everything committed so far has passed. rejected: the whole text that was given up.
-        cached: tokens of the prompt in the prefix cache at the first rollout.
+        prompt: Token ids, at least one.
+        subject: The part of the prompt that the judge sees.
+        writer: The model that answers; used here only to encode and decode.
+        evaluator: Builds the judge's questions.
+        settings: Settings of this answer.
+        seed: Seed of everything that is sampled for it.
+        guided: The prompt with the criteria's guide prefixes; (): rollouts always continue the prompt.
+        form: What the answer may contain besides free text.
+        origin: Seed derived from ``seed`` and the prompt, so that different prompts sample differently.
+        turns: Number of requests made so far, by prefix and kind; part of each request's seed.
+        best: The best iteration of this step.
+        cuts: Number of this step's rollouts that ``max_new_tokens`` cut off.
+        inherited: The root's visits at the beginning of this step.
+        range_below: The worst and the best verdict at or below a node.
+        latest_verdict: The verdict of the latest iteration.
+        committed_verdict: The verdict of the last committed step.
+        accepted: Whether everything committed so far has passed.
+        rejected: The complete text of an answer that was given up; None if there is none.
+        cached: Number of prompt tokens that the first rollout found in the prefix cache.
     """
 
     prompt: TokenIds
@@ -87,8 +96,8 @@ class SearchState:
     inherited: int = 0
     step_iterations: int = 0
     range_below: dict[Node, tuple[Verdict, Verdict]] = field(default_factory=dict)
-    latest: Verdict | None = None
-    last: Verdict | None = None
+    latest_verdict: Verdict | None = None
+    committed_verdict: Verdict | None = None
     accepted: bool = True
     rejected: str | None = None
     iterations: int = 0
@@ -102,16 +111,29 @@ class SearchState:
         self.answer = Answer(self.writer.decode, self.prompt, stop, self.form.opening, self.writer.encode)
 
     def begin_step(self) -> None:
-        """Forget the counts of the step before."""
+        """Reset the counts that belong to one step."""
         self.inherited, self.step_iterations = self.tree.root.visits, 0
         self.best, self.cuts = None, 0
 
+    def note(self, iteration: Iteration, verdict: Verdict) -> None:
+        """Count an iteration; keep its verdict at the nodes of its path, and it itself if it is the best."""
+        self.latest_verdict = verdict
+        for node in iteration.path[1:]:
+            known = (*self.range_below.get(node, ()), verdict)
+            self.range_below[node] = min(known, key=rank), max(known, key=rank)
+        best = self.best.verdict if self.best else None
+        if best is None or rank(verdict) > rank(best):
+            self.best = iteration
+        self.cuts += iteration.cut
+        self.step_iterations += 1
+        self.iterations += 1
+
     def prefix(self, tokens: TokenIds = ()) -> TokenIds:
-        """Return prompt and accepted answer, with ``tokens`` after them."""
+        """Return the prompt and the accepted answer, followed by ``tokens``."""
         return self.prompt + self.answer.tokens + tokens
 
     def text(self, tokens: TokenIds = ()) -> str:
-        """Return the answer's text with ``tokens`` after it."""
+        """Return the text of the answer followed by ``tokens``."""
         return self.answer.read(tokens)[0]
 
     def room(self, tokens: TokenIds = ()) -> int:
@@ -120,22 +142,25 @@ class SearchState:
         return max(0, limit - len(self.answer.tokens) - len(tokens))
 
     def ends(self, path: Sequence[Node]) -> bool:
-        """Whether the answer would end after ``path`` (root first)."""
+        """Return whether the answer would end after ``path`` (root first)."""
         tokens = tokens_of(path[1:])
         return path[-1].terminal or self.answer.read(tokens)[1] or self.room(tokens) == 0
 
     def unfinished(self) -> bool:
-        """Whether no rollout of a document or a call came to its end."""
+        """Return whether no rollout of this step completed its document or its tool calls."""
         return self.best is not None and self.best.incomplete
 
     def calls(self, path: Sequence[Node] = ()) -> tuple[ToolCall, ...]:
-        """Return the calls in the answer with ``path`` after it."""
+        """Return the tool calls in the answer followed by ``path``."""
         return calls_in(self.answer, self.origin, self.form, tokens_of(path))
 
     def seed_at(self, prefix: TokenIds, kind: int, peek: bool = False) -> int:
-        """Return a request's seed, from what it asks and where: when it is asked does not matter.
+        """Return a request's seed, which depends on its prefix and kind, not on when it is sent.
 
-        ``peek``: another request will be the same.
+        Args:
+            prefix: The tokens that the request continues.
+            kind: 1 for a rollout, minus their number for candidates.
+            peek: Do not count the request: an identical one will follow.
         """
         turn = self.turns[prefix, kind]
         if not peek:
@@ -143,20 +168,20 @@ class SearchState:
         return seed_of(self.origin, kind, turn, *prefix[len(self.prompt) :])
 
     def check(self, tokens: TokenIds, ended: bool) -> None:
-        """Check that a model goes on, or ends: else the search would have no end.
+        """Check that a continuation has tokens or ends; otherwise the search would never end.
 
         Raises:
-            ModelError: it did neither.
+            ModelError: It has no tokens and does not end.
         """
         if not (tokens or ended):
-            raise ModelError(f"{self.writer.name} goes on without a token, and without an end")
+            raise ModelError(f"{self.writer.name} returned a continuation without a token and without an end")
 
 
 def tokens_of(path: Sequence[Node]) -> TokenIds:
-    """Return the tokens of the nodes of a path."""
+    """Concatenate the tokens of a path's nodes."""
     return tuple(token for node in path for token in node.tokens)
 
 
 def rank(verdict: Verdict) -> tuple[bool, bool, float]:
-    """Return what makes one verdict better than another; larger is better."""
+    """Return a key that orders verdicts; the better verdict has the larger key."""
     return verdict.on_target, verdict.passed, verdict.score

@@ -1,8 +1,8 @@
-"""The two strategies of a search: what the loop of ``algorithm.py`` leaves open.
+"""The two strategies of the search loop in ``algorithm.py``.
 
 :class:`Paper` is the published algorithm: children are token sets sampled in advance, and a step commits the
-child with the largest weight. :class:`KeepDrafts` is the default: children are the rollouts that were judged
-anyway, and a step commits a text as soon as its own verdict is good enough, so that no token is wasted.
+child with the largest weight. :class:`KeepDrafts` is the default: children are the judged rollouts
+themselves, and a step commits a rollout as soon as its verdict is good enough, so that no token is wasted.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from rain_llm.requests import Sample
 from rain_llm.search.outcome import Rounds
 from rain_llm.search.prefetch import Prefetch
 from rain_llm.search.requests import (
@@ -24,57 +25,57 @@ from rain_llm.search.shortest import shortest
 from rain_llm.search.state import Iteration, SearchState, tokens_of
 from rain_llm.search.tree import Node
 from rain_llm.settings import KeepDraftsSettings, PaperSettings
-from rain_llm.types import Sample, Verdict
+from rain_llm.types import Verdict
 
 
 class Strategy(Protocol):
-    """What a search does in its own way."""
+    """The decisions of a search that differ between the paper and the default."""
 
     def settled(self) -> bool:
-        """Tell whether the inner loop is done: a text is good enough, or the budget is spent."""
+        """Return whether the inner loop is done: a text is good enough, or the budget is spent."""
         ...
 
     def left(self) -> int:
-        """Return the iterations that the budget leaves to this step."""
+        """Return how many iterations this step has left."""
         ...
 
-    def candidates(self, path: Sequence[Node]) -> Rounds:
-        """Give the last node of ``path`` (root first) the candidates that it lacks, if it lacks some."""
+    def expand_in_advance(self, path: Sequence[Node]) -> Rounds:
+        """Expand the last node of ``path`` (root first) during selection, if it needs candidates."""
         ...
 
-    def expand(self, iterations: Sequence[Iteration]) -> None:
-        """Give the leaves children, once their rollouts are there."""
+    def keep_rollouts(self, iterations: Sequence[Iteration]) -> None:
+        """Expand the leaves with their rollouts."""
         ...
 
     def choose(self) -> tuple[list[Node], bool, Verdict]:
-        """Return the path to commit, whether it passed, and the verdict that speaks for it."""
+        """Return the path to commit (without the root), whether it passed, and its verdict."""
         ...
 
-    def with_rollouts(self, iterations: Sequence[Iteration]) -> list[Sample]:
+    def prefetch_with_rollouts(self, iterations: Sequence[Iteration]) -> list[Sample]:
         """Return what to prefetch along with the rollouts of ``iterations``."""
         ...
 
-    def with_verdicts(self, iterations: Sequence[Iteration]) -> list[Sample]:
+    def prefetch_with_verdicts(self, iterations: Sequence[Iteration]) -> list[Sample]:
         """Return what to prefetch along with the questions about ``iterations``."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class KeepDrafts:
-    """Keep the rollouts that were judged; commit the best as soon as it is on every target."""
+    """Keep the judged rollouts as children; commit the best as soon as it reaches every target."""
 
     state: SearchState
     prefetch: Prefetch
     settings: KeepDraftsSettings
 
     def settled(self) -> bool:
-        """Tell whether a text is on every criterion's target, or the budget is spent."""
+        """Return whether a text reaches every criterion's target, or the budget is spent."""
         verdict = self.state.best.verdict if self.state.best else None
         on_target = verdict is not None and verdict.on_target
         return on_target or self._cannot_end() or self.left() <= 0
 
     def left(self) -> int:
-        """Return the iterations left: as many as the criteria allow that are not on target yet."""
+        """Return the iterations left: the largest budget of the criteria that are not on target yet."""
         state = self.state
         most = self.settings.iterations
         evaluation = state.settings.evaluation
@@ -83,11 +84,11 @@ class KeepDrafts:
         missed = [score.name for score in verdict.criteria if not score.on_target] if verdict else []
         return max((own.get(name, most) for name in missed), default=most) - state.step_iterations
 
-    def candidates(self, path: Sequence[Node]) -> Rounds:
+    def expand_in_advance(self, path: Sequence[Node]) -> Rounds:
         """Do nothing: children are rollouts."""
         yield from ()
 
-    def expand(self, iterations: Sequence[Iteration]) -> None:
+    def keep_rollouts(self, iterations: Sequence[Iteration]) -> None:
         """Keep each rollout below its leaf, as a chain of token sets."""
         for each in iterations:
             if not each.ends:
@@ -101,12 +102,12 @@ class KeepDrafts:
         assert best is not None and best.verdict is not None  # a step has at least one iteration
         return best.path[1:], best.verdict.passed, best.verdict
 
-    def with_rollouts(self, iterations: Sequence[Iteration]) -> list[Sample]:
-        """Return nothing: what follows depends on the verdicts."""
+    def prefetch_with_rollouts(self, iterations: Sequence[Iteration]) -> list[Sample]:
+        """Return nothing: the next requests depend on the verdicts."""
         return []
 
-    def with_verdicts(self, iterations: Sequence[Iteration]) -> list[Sample]:
-        """Return the first token after each rollout: what comes next if it is committed."""
+    def prefetch_with_verdicts(self, iterations: Sequence[Iteration]) -> list[Sample]:
+        """Return requests for the first token after each rollout, needed if the rollout is committed."""
         if not self.settings.prefetch:
             return []
         going = [each for each in iterations if not self.state.ends(each.path)]
@@ -114,9 +115,9 @@ class KeepDrafts:
         return [first for first in firsts if first not in self.prefetch.replies]
 
     def _cannot_end(self) -> bool:
-        """Whether ``max_new_tokens`` has cut off so many documents or calls that more are a waste.
+        """Return whether ``max_new_tokens`` cut off so many documents or calls that more would be a waste.
 
-        After one, another is sampled, unless no document within the limit could match the schema.
+        After one, another is sampled, unless no document within the limit can match the schema.
         """
         state = self.state
         if not (state.cuts and state.unfinished()):
@@ -135,7 +136,7 @@ class Paper:
     settings: PaperSettings
 
     def settled(self) -> bool:
-        """Tell whether a child has enough visits and value, or the budget is spent or cannot matter."""
+        """Return whether a child is good enough, or more iterations are not left or cannot matter."""
         budget, tree = self.settings, self.state.tree
         if tree.root.children:
             child = tree.favourite()
@@ -147,12 +148,12 @@ class Paper:
         return left <= 0 and any(child.visits for child in tree.root.children)
 
     def left(self) -> int:
-        """Return the iterations left; a step that inherits visits has some more."""
+        """Return the iterations left; a step that inherits visits gets extra ones."""
         state, budget = self.state, self.settings
         return max(budget.iterations, state.inherited + budget.extra_iterations) - state.tree.root.visits
 
-    def candidates(self, path: Sequence[Node]) -> Rounds:
-        """Sample the candidates of a leaf's second visit, or one more where all are alike and bad."""
+    def expand_in_advance(self, path: Sequence[Node]) -> Rounds:
+        """Sample candidates on a leaf's second visit, or one more where all are similar and bad."""
         request = self._candidates_request(path)
         if request is None:
             return
@@ -162,8 +163,8 @@ class Paper:
         priors = with_priors(reply.continuations, self.settings.candidate_temperature, request.greedy_first)
         self.state.tree.expand(path[-1], priors)
 
-    def expand(self, iterations: Sequence[Iteration]) -> None:
-        """Do nothing: rollouts are thrown away, and candidates come at a leaf's second visit."""
+    def keep_rollouts(self, iterations: Sequence[Iteration]) -> None:
+        """Do nothing: rollouts are discarded, and candidates are sampled on a leaf's second visit."""
 
     def choose(self) -> tuple[list[Node], bool, Verdict]:
         """Return the child with the largest weight; it passed if most texts below it did."""
@@ -172,12 +173,12 @@ class Paper:
         worst, best = self.state.range_below[child]
         return [child], passed, best if passed else worst
 
-    def with_rollouts(self, iterations: Sequence[Iteration]) -> list[Sample]:
-        """Return what the next iterations will ask if the verdicts on ``iterations`` are no surprise."""
+    def prefetch_with_rollouts(self, iterations: Sequence[Iteration]) -> list[Sample]:
+        """Return the next iterations' requests, assuming that each verdict equals the latest one."""
         state = self.state
         if not iterations:
             return []
-        expected = state.latest.score if state.latest else 1.0
+        expected = state.latest_verdict.score if state.latest_verdict else 1.0
         marks = [state.tree.pretend(each.path, expected) for each in iterations]
         asked: dict[Sample, None] = {}
         for _ in range(self.settings.prefetch):
@@ -191,12 +192,12 @@ class Paper:
             state.tree.undo(mark)
         return list(asked)
 
-    def with_verdicts(self, iterations: Sequence[Iteration]) -> list[Sample]:
+    def prefetch_with_verdicts(self, iterations: Sequence[Iteration]) -> list[Sample]:
         """Return the same as with the rollouts."""
-        return self.with_rollouts(iterations)
+        return self.prefetch_with_rollouts(iterations)
 
     def _candidates_request(self, path: Sequence[Node], peek: bool = False) -> Sample | None:
-        """Return the request for the candidates that the last node lacks; None if it lacks none."""
+        """Return the request for candidates of the last node; None if it needs none."""
         state, node = self.state, path[-1]
         second_visit = node.visits > 0 and not node.children and not state.ends(path)
         if not (second_visit or state.tree.wants_addition(node)):
@@ -204,10 +205,11 @@ class Paper:
         return candidates_request(state, self.settings, path, peek)
 
     def _next_request(self) -> tuple[list[Node] | None, Sample | None]:
-        """Select as the next iteration would.
+        """Select a leaf as the next iteration would, without changing the tree.
 
-        Returns the path to its leaf (None: it depends on candidates that are not known yet), and what it
-        would ask there (None: nothing).
+        Returns:
+            The path to the leaf, or None if it depends on candidates that are not known yet; and the request
+            that the iteration would send, or None.
         """
         state = self.state
         path = [state.tree.root]
@@ -225,7 +227,7 @@ class Paper:
 
 
 def strategy_of(state: SearchState, prefetch: Prefetch) -> Strategy:
-    """Return the strategy that the settings name."""
+    """Return the strategy selected by the settings."""
     settings = state.settings.search
     if isinstance(settings, PaperSettings):
         return Paper(state, prefetch, settings)

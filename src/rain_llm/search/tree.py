@@ -1,8 +1,8 @@
-"""The search tree: select, expand, back up, commit (paper, section 3). No torch, no text.
+"""The search tree: select, expand, back up, commit (paper, section 3). It uses no model and no text.
 
-A node is a *token set*: the tokens between it and its parent. The root is the end of what has been
-committed. Values lie in [-1, 1]; a node's ``weight`` is its visits plus the fractional shares that
-it learnt from similar siblings.
+A node is a *token set*: the tokens between it and its parent. The root is the end of the committed answer.
+Values are in [-1, 1]; a node's ``weight`` is its visits plus the fractional visits that it received from
+similar siblings.
 """
 
 from __future__ import annotations
@@ -14,22 +14,31 @@ from typing import TypeAlias
 
 import numpy as np
 
+from rain_llm.requests import Vector
 from rain_llm.settings import KeepDraftsSettings, PaperSettings
-from rain_llm.types import TokenIds, Vector
+from rain_llm.types import TokenIds
 
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """A token set and what the search knows of it.
+    """A token set with its statistics.
 
     Attributes:
-        tokens: of this set. depth: sets from the answer's beginning, the root of all being 0.
-        prior: in [0, 1], normalised over the siblings.
-        terminal: the answer ends behind these tokens.
-        closed: nothing is to be simulated behind it in this step (terminal, or a judged end).
-        visits: real ones. weight: visits and shares. value: mean, in [-1, 1].
-        passes: visits whose text passed. best: the best single value met at or below.
-        embedding: running mean over visits. held, opening: virtual visits of the round in progress.
+        tokens: Tokens of this set.
+        depth: Number of sets from the answer's beginning; the first root has depth 0.
+        prior: In [0, 1], normalised over the siblings.
+        terminal: Whether the answer ends after these tokens.
+        closed: Whether this step simulates nothing after the node (it is terminal, or a judged end).
+        visits: Number of real visits.
+        weight: Visits plus the shares received from similar siblings.
+        value: Mean value, in [-1, 1].
+        passes: Number of visits whose text passed.
+        best: The best single value at or below this node.
+        embedding: Running mean over ``embedded`` visits; None before the first.
+        embedded: Number of embeddings in that mean.
+        virtual_visits: Of the iterations of this round that were selected before.
+        virtual_children: How many of these end here and will give this node a child.
+        children: Child nodes.
     """
 
     tokens: TokenIds = ()
@@ -44,12 +53,12 @@ class Node:
     best: float = -1.0
     embedding: Vector | None = None
     embedded: int = 0
-    held: int = 0
-    opening: int = 0
+    virtual_visits: int = 0
+    virtual_children: int = 0
     children: list[Node] = field(default_factory=list, repr=False)
 
     def walk(self) -> Iterator[Node]:
-        """Go through this node and all below it, depth first; there may be thousands of levels."""
+        """Iterate over this node and all below it, depth first (iterative: the tree may be very deep)."""
         left = [self]
         while left:
             node = left.pop()
@@ -58,7 +67,7 @@ class Node:
 
 
 Mark: TypeAlias = tuple[float, float, list[tuple[Node, int, float, float, int, float]]]
-"""What :meth:`SearchTree.undo` needs."""
+"""The statistics that :meth:`SearchTree.undo` restores."""
 
 
 class SearchTree:
@@ -73,38 +82,43 @@ class SearchTree:
         self._low, self._high = math.inf, -math.inf  # values met in this step
 
     def length_below(self, node: Node) -> int:
-        """Tokens of the sets below ``node``: by absolute depth, the last length repeats."""
+        """Return the token set length below ``node``, by absolute depth; the last length repeats."""
         lengths = self.settings.token_set_lengths
         return lengths[min(node.depth, len(lengths) - 1)]
 
     # -- select ----------------------------------------------------------------------------------
 
     def is_leaf(self, node: Node) -> bool:
-        """Whether selection ends here.
+        """Return whether selection ends at this node.
 
-        It ends at a node without children. With progressive widening also where the node deserves one
-        more child than it has, or where all its children are closed.
+        It ends at a node without children. With progressive widening it also ends where the node should
+        have one more child, or where all its children are closed.
         """
         if self._widening is None or node.closed:
             return not node.children
-        deserved = math.ceil(self._widening * math.sqrt(node.visits + node.held))
-        return len(node.children) + node.opening < deserved or all(c.closed for c in node.children)
+        deserved = math.ceil(self._widening * math.sqrt(node.visits + node.virtual_visits))
+        return len(node.children) + node.virtual_children < deserved or all(c.closed for c in node.children)
 
     def best_child(self, node: Node) -> Node:
-        """Return the child with the largest ``h + u`` (PUCT); the first of equals."""
+        """Return the child with the largest value plus exploration (PUCT); the first of equals.
+
+        ``h + u`` with ``u = c * p * sqrt(n_parent) / (1 + n)`` (paper, section 3): h is the child's value in
+        [0, 1], p its prior, n its weight, and c ``settings.exploration``.
+        """
         children = node.children
         if self._widening is not None:
             children = [child for child in children if not child.closed]
-        root_weight = math.sqrt(node.weight + node.held)
+        sqrt_parent_weight = math.sqrt(node.weight + node.virtual_visits)
 
-        def merit(child: Node) -> float:
-            weight = child.weight + child.held
-            return self._merit(child) + self.settings.exploration * child.prior * root_weight / (1 + weight)
+        def puct(child: Node) -> float:
+            weight = child.weight + child.virtual_visits
+            bonus = self.settings.exploration * child.prior * sqrt_parent_weight / (1 + weight)
+            return self._value(child) + bonus
 
-        return max(children, key=merit)
+        return max(children, key=puct)
 
-    def _merit(self, child: Node) -> float:
-        """Return h: the child's value brought to [0, 1]; 0 for an unvisited child."""
+    def _value(self, child: Node) -> float:
+        """Return h: the child's value scaled to [0, 1]; 0 for an unvisited child."""
         if child.visits == 0:
             return 0.0
         if self.settings.normalise_values and self._high > self._low:
@@ -112,21 +126,21 @@ class SearchTree:
         return (child.value + 1) / 2
 
     def hold(self, path: Sequence[Node]) -> None:
-        """Let a round's next selection see this one as if it had been made (virtual visits)."""
+        """Add virtual visits, so that the round's next selection counts this one as done."""
         for node in path:
-            node.held += 1
-        path[-1].opening += 1
+            node.virtual_visits += 1
+        path[-1].virtual_children += 1
 
     def release(self, path: Sequence[Node]) -> None:
-        """Take virtual visits back."""
+        """Remove the virtual visits of :meth:`hold`."""
         for node in path:
-            node.held -= 1
-        path[-1].opening -= 1
+            node.virtual_visits -= 1
+        path[-1].virtual_children -= 1
 
     # -- expand ----------------------------------------------------------------------------------
 
     def expand(self, node: Node, candidates: Sequence[tuple[TokenIds, bool, float]]) -> None:
-        """Give ``node`` children: (tokens, terminal, probability). Duplicates are dropped."""
+        """Add children to ``node``, each as (tokens, terminal, probability). Duplicates are dropped."""
         seen = {(child.tokens, child.terminal) for child in node.children}
         for tokens, terminal, probability in candidates:
             if (tokens, terminal) not in seen:
@@ -136,15 +150,15 @@ class SearchTree:
                 )
         self._normalise_priors(node)
 
-    def graft(self, node: Node, tokens: TokenIds, terminal: bool, whole: int = 0) -> list[Node]:
-        """Keep a simulation below ``node`` as a chain of token sets; its end is closed.
+    def graft(self, node: Node, tokens: TokenIds, terminal: bool, atomic: int = 0) -> list[Node]:
+        """Add a rollout below ``node`` as a chain of token sets, whose last node is closed.
 
-        The last ``whole`` tokens are one set: nothing branches off within them.
-        Returns the chain (existing nodes where the tokens were there already).
+        The last ``atomic`` tokens stay in one set: nothing branches off within them. Existing nodes with the
+        same tokens are reused.
         """
         chain: list[Node] = []
         while tokens or (terminal and not (chain and chain[-1].terminal)):
-            length = min(self.length_below(node), len(tokens) - whole) or whole
+            length = min(self.length_below(node), len(tokens) - atomic) or atomic
             head, tokens = tokens[:length], tokens[length:]
             ends = terminal and not tokens
             child = next((c for c in node.children if c.tokens == head and c.terminal == ends), None)
@@ -177,13 +191,14 @@ class SearchTree:
     def back_up(
         self, path: Sequence[Node], value: float, passed: bool, embeddings: Sequence[Vector] = ()
     ) -> None:
-        """Tell every node of ``path`` (root first) a value, and its similar siblings a share of it.
+        """Update every node of ``path`` with a value, and similar siblings with a share of it.
 
         Args:
-            path: root first.
-            value: in [-1, 1].
-            passed: whether the judged text passed.
-            embeddings: for each node below the root, of the text from its own tokens on; may be empty.
+            path: Nodes, root first.
+            value: In [-1, 1].
+            passed: Whether the judged text passed.
+            embeddings: For each node below the root, the embedding of the text from its own tokens on; may
+                be empty.
         """
         self._low, self._high = min(self._low, value), max(self._high, value)
         for node in path:
@@ -196,10 +211,10 @@ class SearchTree:
             node.embedded += 1
             mean = embedding if node.embedding is None else node.embedding
             node.embedding = mean + (embedding - mean) / np.float32(node.embedded)
-            self._share(parent, node, value)
+            self._similarity_update(parent, node, value)
 
     def pretend(self, path: Sequence[Node], value: float) -> Mark:
-        """Back up a value that is only expected; :meth:`undo` takes it back."""
+        """Back up an expected value; :meth:`undo` reverts it."""
         mark = (
             self._low,
             self._high,
@@ -209,14 +224,14 @@ class SearchTree:
         return mark
 
     def undo(self, mark: Mark) -> None:
-        """Take back the last :meth:`pretend`."""
+        """Revert the last :meth:`pretend`."""
         self._low, self._high, before = mark
         for node, visits, weight, value, passes, best in before:
             node.visits, node.weight, node.value = visits, weight, value
             node.passes, node.best = passes, best
 
-    def _share(self, parent: Node, node: Node, value: float) -> None:
-        """Let visited siblings whose mean embedding is like this node's learn a share of ``value``."""
+    def _similarity_update(self, parent: Node, node: Node, value: float) -> None:
+        """Add a share of ``value`` to visited siblings whose mean embedding is similar to this node's."""
         similarity = self.settings.similarity
         if similarity is None:
             return
@@ -233,10 +248,10 @@ class SearchTree:
     # -- dynamic node addition -------------------------------------------------------------------
 
     def wants_addition(self, node: Node) -> bool:
-        """Whether all children were visited, are few, alike and bad (paper, section 3).
+        """Return whether all children were visited and are few, similar and bad (paper, section 3).
 
-        A single child has no variance to speak of: it counts as alike, which the reference code
-        (variance of one: not a number) never let happen.
+        A single child counts as similar. In the reference code its variance is not a number, so a single
+        child never got a sibling there.
         """
         addition = self._addition
         children = node.children
@@ -255,16 +270,16 @@ class SearchTree:
     # -- commit ----------------------------------------------------------------------------------
 
     def favourite(self) -> Node:
-        """Return the root's child with the largest weight; of equals the one with the larger value."""
+        """Return the root's child with the largest weight; a tie goes to the larger value."""
         return max(self.root.children, key=lambda child: (child.weight, child.value))
 
     def lead(self) -> float:
-        """Return by how much the root's heaviest child outweighs the next; 0 for an only child."""
+        """Return the weight difference between the root's two heaviest children; 0 for an only child."""
         weights = sorted((child.weight for child in self.root.children), reverse=True)
         return weights[0] - weights[1] if len(weights) > 1 else 0.0
 
     def commit(self, path: Iterable[Node]) -> Node:
-        """Make the last node of ``path`` the root, keeping what hangs below it."""
+        """Make the last node of ``path`` the root, and keep the subtree below it."""
         for node in path:
             self.root = node
         for node in self.root.walk():
@@ -276,7 +291,7 @@ class SearchTree:
 
 
 def greedy_prior(greedy: float, sampled: Sequence[float]) -> float:
-    """Lift the greedy candidate's probability above the sampled ones (paper's code).
+    """Raise the greedy candidate's probability above the sampled ones (paper's code).
 
     ``max(min(p_greedy, sum p), max p + min p)`` over the sampled candidates' probabilities p.
     """

@@ -20,7 +20,8 @@ import torch
 from rain_llm.models.grammar import Matcher
 from rain_llm.models.local.kv_cache import Path
 from rain_llm.models.local.tree_attention import Pass
-from rain_llm.types import Continuation, Sample, Samples, Score, Scores, TokenIds
+from rain_llm.requests import Continuation, Sample, Samples, Score, Scores
+from rain_llm.types import TokenIds
 
 CHUNK = 512
 """Tokens of a prefix that one pass reads: a long prompt must not hold up the other requests."""

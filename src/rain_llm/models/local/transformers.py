@@ -33,8 +33,9 @@ from rain_llm.models.local.kv_cache import KVCache
 from rain_llm.models.local.packed import pack
 from rain_llm.models.local.tree_attention import TREE_ATTENTION, Pass
 from rain_llm.models.tokenizer import Tokenizer, first_line, local_folder
+from rain_llm.requests import Sample, Samples, Score, Scores
 from rain_llm.settings import ModelSettings
-from rain_llm.types import Message, Sample, Samples, Score, Scores, TokenIds, Tool
+from rain_llm.types import Message, TokenIds, Tool
 
 # Of the logits' own spread. A wrong position or a lost token makes a difference of about 1; in half
 # precision a wide network's rounding alone was seen to make 0.05.

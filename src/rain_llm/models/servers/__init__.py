@@ -1,1 +1,1 @@
-"""Models on servers."""
+"""Models on completions servers: vLLM, SGLang, llama-server."""

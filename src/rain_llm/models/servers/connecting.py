@@ -1,7 +1,7 @@
-"""Served models are connected to in a thread of their own, once for all calls that need the same one.
+"""Connect to a model on servers in a thread, once for all calls that need the same model.
 
-A call waits no longer than its deadline allows, and not at all once it has been given up. Connecting goes
-on meanwhile within the limits of the model, so that the next call finds it done or further.
+A call waits until its deadline, or until it is cancelled. The thread goes on connecting, within the limits of
+the model, so that the next call waits less.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from rain_llm.settings import ModelSettings
 _lock = threading.Lock()
 _models: WeakValueDictionary[ModelSettings, CompletionsModel] = WeakValueDictionary()
 _under_way: dict[ModelSettings, Future[CompletionsModel]] = {}
-_latest: list[CompletionsModel] = []  # kept, as those who wanted it may have met their deadlines
+_latest: list[CompletionsModel] = []  # kept alive: the calls that wanted it may have ended
 
 
 def connected(settings: ModelSettings) -> CompletionsModel:
     """Return the model of these settings, connected and probed.
 
     Raises:
-        ServerError: no answer before the deadline of the current call; or as ``CompletionsModel``.
+        ServerError: not connected before the deadline of the current call; or as ``CompletionsModel``.
     """
     with _lock:
         model = _models.get(settings)
@@ -43,19 +43,19 @@ def connected(settings: ModelSettings) -> CompletionsModel:
     try:
         return result_of(future, call.left())
     except TimeoutError:
-        if future.done():  # one of its own
+        if future.done():  # raised while connecting
             raise
     raise ServerError(
         settings.base_url[0],
         f"was not connected to within search.deadline_s = {call.seconds:g}",
-        "see whether it hangs or is overloaded, or raise search.deadline_s",
+        "check whether it hangs or is overloaded, or raise search.deadline_s",
     )
 
 
 def _connect(settings: ModelSettings, future: Future[CompletionsModel]) -> None:
     try:
         model = CompletionsModel(settings)
-    except BaseException as error:  # whatever it is, those who wait must get it
+    except BaseException as error:  # any kind: the threads that wait must get it
         with _lock:
             del _under_way[settings]
         future.set_exception(error)
@@ -68,7 +68,7 @@ def _connect(settings: ModelSettings, future: Future[CompletionsModel]) -> None:
 
 
 def _after_fork() -> None:
-    """What was being connected stays with the parent."""
+    """Forget connections in progress: their threads do not exist in a forked child."""
     global _lock
     _lock = threading.Lock()
     _under_way.clear()

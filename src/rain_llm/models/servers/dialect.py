@@ -1,22 +1,22 @@
-"""What every kind of completions server is asked for, what its replies must hold, and what they cost.
+"""The base of all kinds of completions servers: what they are asked for, what comes back, what it costs.
 
-vLLM and llama-server both take ``POST /v1/completions`` with token ids and give token ids back; they
-differ in how they say what was drawn, in how the log-probability of a given token is asked for, and in
-what they leave out: see ``vllm`` and ``llama_server``. A reply is believed only as far as it can be
-checked: as many continuations as were asked for, by the model that was asked, the prompt read whole,
-nothing clipped.
+vLLM, SGLang and llama-server all take ``POST /v1/completions`` with token ids and return token ids. They
+differ in how they report what was drawn, in how they are asked for the log-probability of a given token, and
+in what they leave out; each has a subclass of :class:`Dialect` in a file of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
-from rain_llm.bounds import CONTEXT
-from rain_llm.models.servers.reading import Malformed, Node, Unreadable, is_number, shown, token_ids
+from rain_llm.bounds import CONTEXT, DESCRIPTION_BYTES
+from rain_llm.models.servers.reading import Node, Unreadable
+from rain_llm.models.tokenizer import Text
 from rain_llm.types import TokenIds
 
 Found = TypeVar("Found")
@@ -25,18 +25,30 @@ PATH = "/v1/completions"
 
 
 class Ask(Protocol):
-    """Sends a body to a path, and returns what a function makes of the reply."""
+    """Posts a body to a path; returns what ``read`` makes of the reply."""
 
     def __call__(self, body: Body, read: Callable[[Any], Any], path: str = PATH) -> Awaitable[Any]:
         """Ask until there is a reply that ``read`` accepts."""
         ...
 
 
+class Fetch(Protocol):
+    """Asks one server once, and waits for the reply: POST with a body, else GET."""
+
+    def __call__(self, path: str, body: Body | None = None, most: int = DESCRIPTION_BYTES) -> Any:
+        """Return the JSON of a reply of at most ``most`` bytes; None if the server knows no such path."""
+        ...
+
+
+Post = Callable[[str, Body, Callable[[Any], Any]], Any]
+"""Posts a body to a path, waits for the reply, and returns what a function makes of it."""
+
+
 Contexts = Mapping[TokenIds, frozenset[int]]
-"""For each prefix, the tokens whose log-probabilities behind it are wanted."""
+"""For each prefix, the tokens whose log-probabilities after it are wanted."""
 
 Weighed = dict[TokenIds, dict[int, float]]
-"""For each prefix, log-probabilities of tokens behind it, nats."""
+"""For each prefix, log-probabilities of tokens after it, nats."""
 
 FORCE = 100.0
 """A logit bias that makes a token certain; more would cost precision."""
@@ -44,21 +56,15 @@ FORCE = 100.0
 BAR = -100.0
 """A logit bias that rules a token out."""
 
-NONSENSE = -9000.0
-"""Nats: what is below is no log-probability."""
-
-_ROUNDING = 1e-2  # nats by which one may be above 0
-_DIGITS = 9  # of a token id
-
 
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
-    """What is to be drawn: as :class:`~rain_llm.types.Sample`, but ``temperature`` 0 is the likeliest token.
+    """What to draw: as :class:`~rain_llm.requests.Sample`, but ``temperature`` 0 takes the likeliest token.
 
     Attributes:
-        ends: strings behind which the server may end a continuation.
-        end_tokens: the tokens whose text ends with one of these, and all that are no text.
-        schema: JSON text of the schema that a document is to fit; see ``grammar.narrowed``.
+        ends: strings after which the server may end a continuation.
+        end_tokens: the tokens whose text ends with one of these, and all special tokens.
+        schema: JSON text of the schema that a document must match; see ``grammar.narrowed``.
         barred: with a schema, the tokens that no document needs: those with control characters.
     """
 
@@ -77,11 +83,11 @@ class SampleRequest:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One continuation as the server gives it.
+    """One continuation as the server returns it.
 
     Attributes:
         tokens: all that were drawn, one that ends the text included. logprobs: nats, one for each.
-        closed: the last one ends the text, though the tokenizer does not know it as such.
+        closed: the last token ends the text, though the tokenizer does not know it as special.
     """
 
     tokens: TokenIds
@@ -91,12 +97,12 @@ class Completion:
 
 @dataclass
 class Cost:
-    """What a request has cost so far, by what the server reports.
+    """What a request has cost so far, as the server reports it.
 
     Attributes:
         prompt_tokens: in all prompts. cached_tokens: of these, found in the server's cache.
         drawn_tokens: that went through the model again after they were drawn.
-        forwards: passes one after another.
+        forwards: forward passes, one after another.
     """
 
     prompt_tokens: int = 0
@@ -110,60 +116,136 @@ class Cost:
         return self.prompt_tokens - self.cached_tokens + self.drawn_tokens
 
     def add(self, other: Cost) -> None:
-        """Add up what was made one after another."""
+        """Add the cost of a request that was made after this one."""
         self.prompt_tokens += other.prompt_tokens
         self.cached_tokens += other.cached_tokens
         self.drawn_tokens += other.drawn_tokens
         self.forwards += other.forwards
 
     def add_beside(self, other: Cost) -> None:
-        """Add up what was made at the same time."""
+        """Add the cost of a request that was made at the same time."""
         forwards = max(self.forwards, other.forwards)
         self.add(other)
         self.forwards = forwards
 
     def charge_prompt(self, reply: Any, length: int) -> None:
-        """Count a prompt of ``length`` tokens; without word of the cache, all of it.
+        """Count a prompt of ``length`` tokens: all of it, if the server reports no cached tokens.
 
         Raises:
-            Unreadable: the server has read another number of tokens.
+            Unreadable: the server reports another number of prompt tokens.
         """
         usage = Node(reply)["usage"]
         read, cached = usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"]
         if read.there and read.whole(0, CONTEXT) != length:
-            raise Unreadable(f"read {read.value} prompt tokens where {length} were sent: it clips prompts")
+            raise Unreadable(f"read {read.value} of {length} prompt tokens: it truncates prompts")
         found = cached.whole(0, length) if cached.there else 0
         self.prompt_tokens += length
         self.cached_tokens += found
 
     def charge_drawn(self, drawn: Sequence[Completion]) -> None:
-        """Count what was drawn side by side."""
+        """Count continuations that were drawn at the same time."""
         self.drawn_tokens += sum(max(0, len(one.tokens) - 1) for one in drawn)
         self.forwards += max(len(one.tokens) for one in drawn)
 
 
-class Dialect(Protocol):
-    """How one kind of server is spoken to."""
+@dataclass(frozen=True)
+class Facts:
+    """What a server reports about itself; all servers of a model report the same.
 
+    Attributes:
+        name: of the model. context_length: in tokens.
+        dialects: the kinds of server that it may be, in the order in which they are tried.
+        slots: requests that it works on at once; 0: it reports no limit.
+        root: the folder or hub name that it has loaded the model from; "" if it reports none.
+    """
+
+    name: str
+    context_length: int
+    dialects: tuple[type[Dialect], ...]
+    slots: int = 0
+    root: str = field(default="", compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.name} with a context of {self.context_length} tokens"
+
+
+class Dialect(ABC):
+    """How one kind of server is asked.
+
+    To support another kind, write a subclass in a file of its own, and add it to ``probe.DIALECTS``.
+
+    The class methods read what a server reports before anything is known of it; :meth:`for_model` then makes
+    the instance that sends requests. An instance holds no state: many requests share it.
+    """
+
+    @classmethod
+    def recognises(cls, props: Node) -> bool | None:
+        """Return whether a server is of this kind, by its ``/props``; None: only a try can tell."""
+        return None
+
+    @classmethod
+    def reported_slots(cls, props: Node) -> int:
+        """Return how many requests the server works on at once; 0: it reports no limit."""
+        return 0
+
+    @classmethod
+    @abstractmethod
+    def reported_context(cls, model: Node, props: Node) -> Node:
+        """Return where the server reports its context length.
+
+        Args:
+            model: its entry in ``/v1/models``.
+            props: the reply of ``/props``; missing where there is none.
+        """
+
+    @classmethod
+    def tokenizer(cls, fetch: Fetch, post: Post, name: str) -> Text | None:
+        """Return the server's own tokenizer; None if a user's text could pose as special tokens there.
+
+        Args:
+            fetch: asks the server once.
+            post: asks any server of the model.
+            name: of the model, for errors.
+
+        Raises:
+            Failed: no reply. Unreadable: the server does not give its tokens.
+        """
+        return None
+
+    @classmethod
+    @abstractmethod
+    def for_model(cls, facts: Facts, common: int, size: int) -> Self:
+        """Return how to ask a server for its model.
+
+        Args:
+            facts: what the server reports.
+            common: a token that is whole words.
+            size: of the vocabulary.
+        """
+
+    @abstractmethod
+    def tokenize_body(self, text: str) -> Body:
+        """Return the body that asks ``/tokenize`` for the tokens of ``text``, without a start token."""
+
+    @abstractmethod
     async def draw(self, ask: Ask, sampling: SampleRequest, cost: Cost) -> list[Completion]:
         """Draw ``sampling.n`` continuations."""
-        ...
 
+    @abstractmethod
     def grouped(self, prefixes: Sequence[TokenIds]) -> list[list[TokenIds]]:
-        """Divide the contexts of a round into those that are weighed by one call."""
-        ...
+        """Divide the contexts of a round into groups, each of which is weighed by one call."""
 
+    @abstractmethod
     async def rank(self, ask: Ask, prefix: TokenIds, n: int, cost: Cost) -> list[tuple[int, float]]:
-        """Return the ``n`` likeliest tokens behind ``prefix``, in order, with their log-probabilities."""
-        ...
+        """Return the ``n`` likeliest tokens after ``prefix``, in order, with their log-probabilities."""
 
+    @abstractmethod
     async def weigh(self, ask: Ask, contexts: Contexts, cost: Cost) -> Weighed:
-        """Return the log-probability of each wanted token behind each prefix."""
-        ...
+        """Return the log-probability of each wanted token after each prefix."""
 
 
 async def together(works: Iterable[Coroutine[Any, Any, Found]]) -> list[Found]:
-    """Do these side by side; if one fails, the others are given up."""
+    """Run coroutines at the same time; if one fails, the others are cancelled."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         return list(await asyncio.gather(*tasks))
@@ -173,83 +255,10 @@ async def together(works: Iterable[Coroutine[Any, Any, Found]]) -> list[Found]:
 
 
 def distinct(*numbers: int) -> int:
-    """Return a seed of 31 bits that hangs on all numbers.
+    """Return a seed of 31 bits that depends on all numbers.
 
-    Both servers draw the i-th continuation by seed + i: the seeds of two requests must not be neighbours.
-    llama-server takes 32 bits, of which the largest number means "draw one".
+    Servers draw the i-th continuation with seed + i, so the seeds of two requests must not be close.
+    llama-server takes 32 bits; its largest number means a random seed.
     """
-    reported = b"".join(number.to_bytes(9, "little", signed=True) for number in numbers)
-    return int.from_bytes(blake2b(reported, digest_size=4).digest(), "little") >> 1
-
-
-def choices_of(reply: Any, count: int, model: str) -> list[Node]:
-    """Return the continuations of a reply, in order.
-
-    Raises:
-        Unreadable: there are more or fewer than ``count``, or they are another model's.
-    """
-    found = Node(reply)
-    if not found["choices"].there:
-        raise Malformed("answered with JSON that is no completion")
-    choices = found["choices"].items()
-    if found.value.get("model", model) != model:  # llama-server takes any name
-        raise Unreadable(f"answered as {shown(found['model'].value)} where {model!r} was asked")
-    if len(choices) != count:
-        raise Unreadable(f"gave {len(choices)} continuations where {count} were asked for: it ignores n")
-    places = [
-        choice["index"].whole(0, count - 1) if choice["index"].there else i
-        for i, choice in enumerate(choices)
-    ]
-    if len(set(places)) != count:
-        raise Malformed("gave two continuations of one index")
-    return [choice for _, choice in sorted(zip(places, choices, strict=True), key=lambda pair: pair[0])]
-
-
-def drawn_from(tokens: Any, logprobs: Any, sampling: SampleRequest, finish: Any, size: int) -> Completion:
-    """Check one continuation, whose tokens are of a vocabulary of ``size``.
-
-    Raises:
-        Unreadable: ids or log-probabilities are missing, or it was cut short.
-    """
-    if not isinstance(tokens, list) or None in tokens:
-        raise Unreadable("gave no token ids of what it drew")
-    if not isinstance(logprobs, list) or len(logprobs) != len(tokens):
-        raise Unreadable(f"gave no log-probability for each of {len(tokens)} tokens")
-    if not tokens:
-        raise Unreadable("drew no token")
-    if len(tokens) > sampling.max_tokens:
-        raise Malformed(f"drew {len(tokens)} tokens where at most {sampling.max_tokens} were asked for")
-    drawn = token_ids(tokens, size, "what it drew")
-    if finish == "length" and len(tokens) < sampling.max_tokens:
-        raise Unreadable(
-            f"wrote {len(tokens)} of {sampling.max_tokens} tokens: its window is smaller than it says"
-        )
-    if finish not in ("length", "stop"):
-        raise Unreadable(f"ended a text for the reason {shown(finish)}")
-    return Completion(drawn, tuple(map(nats, logprobs)))
-
-
-def nats(found: Any) -> float:
-    """Read a log-probability.
-
-    Raises:
-        Unreadable: it is none: not a number, or one that stands for infinity, or above 0.
-    """
-    if not is_number(found) or not NONSENSE < found < _ROUNDING:
-        raise Malformed(f"gave {shown(found)} for a log-probability")
-    return float(found)
-
-
-def numbered(names: Mapping[str, Any], size: int, prefix: str = "") -> dict[int, Any]:
-    """Return what an object says of token ids, which are its fields' names behind ``prefix``.
-
-    Raises:
-        Malformed: a name is no token id of a vocabulary of ``size``.
-    """
-    found: dict[int, Any] = {}
-    for name, value in names.items():
-        digits = name.removeprefix(prefix)
-        if not (digits.isascii() and digits.isdigit() and len(digits) <= _DIGITS and int(digits) < size):
-            raise Malformed(f"gave {shown(name)} for a token id below {size:,}")
-        found[int(digits)] = value
-    return found
+    joined = b"".join(number.to_bytes(9, "little", signed=True) for number in numbers)
+    return int.from_bytes(blake2b(joined, digest_size=4).digest(), "little") >> 1

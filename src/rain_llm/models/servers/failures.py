@@ -1,4 +1,4 @@
-"""What a failed attempt means: whether it may be made again, in which words, with which remedy."""
+"""Say what a failed attempt means: whether to retry, the cause in words, the remedy."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from rain_llm.models.tokenizer import first_line
 from rain_llm.settings import ServerLimits
 
 FIRST_PAUSE_S = 0.2
-_LONGEST_ASKED_S = 60.0  # that a server may ask for
-STRANGE = "see whether this server is one of those supported"
-_DATA = re.compile(rb"data:([^\r\n]*)")  # of one event of a stream, where it begins a line
+_LONGEST_ASKED_S = 60.0  # seconds of "retry-after" that are respected
+STRANGE = "check that it is one of the supported servers"
+_DATA = re.compile(rb"data:([^\r\n]*)")  # of one event of a stream, at the beginning of a line
 _TOO_LONG = re.compile(r"context[ _](length|size|window)", re.IGNORECASE)  # vLLM, llama-server, OpenAI
 _REMEDIES = {
     401: "give the right key as api_key",
@@ -29,20 +29,21 @@ _REMEDIES = {
 
 
 class Refused(ServerError):
-    """A request that a server will not answer, however often it is asked (status 4xx)."""
+    """A request that a server rejects, and would reject again (status 3xx or 4xx)."""
 
 
 class TooLong(Refused, PromptTooLongError):
-    """A request that is longer than the server's context, by what the server says."""
+    """A request that is longer than the server's context, as the server reports."""
 
 
 class Failed(Exception):
-    """One attempt that failed, and may be made again.
+    """One attempt that failed, though another may succeed.
 
     Attributes:
         cause: in words. remedy: in words.
-        there: the server answered, only not as it should. busy: it said "not now". Neither: it is away.
-        pause_s: for how long it asks to be left alone; None if it does not say.
+        there: the server answered, with a failure or an unusable reply. busy: it answered "not now".
+            Neither: there was no reply.
+        pause_s: for how long it asks not to be asked again; None if it does not say.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Failed(Exception):
 
 
 def broken_off(error: Exception, limits: ServerLimits, patience: float) -> tuple[str, str]:
-    """Return cause and remedy of an exchange that was not completed within ``patience`` seconds."""
+    """Return cause and remedy of an attempt without a complete reply within ``patience`` seconds."""
     said = first_line(error)
     if isinstance(error, httpx.ConnectTimeout):
         return (
@@ -72,37 +73,37 @@ def broken_off(error: Exception, limits: ServerLimits, patience: float) -> tuple
     if isinstance(error, TimeoutError | httpx.TimeoutException):
         return (
             f"no complete reply within {patience:.3g} s",
-            "see whether it hangs or is overloaded, or raise limits.read_s",
+            "check whether it hangs or is overloaded, or raise limits.read_s",
         )
     if isinstance(error, httpx.ConnectError | httpx.ProxyError):
         return f"cannot be reached ({said})", "start the server, or check base_url"
-    return f"broke off the connection ({said})", "look into the server's own log"
+    return f"broke off the connection ({said})", "check the server's own log"
 
 
 def remedy_of(status: int) -> str:
-    """Return what to do about a status that is final."""
+    """Return the remedy for a status after which no retry helps."""
     if 300 <= status < 400:
         return "give the address that it redirects to as base_url: redirects are not followed"
-    return _REMEDIES.get(status, "this request cannot be answered there: see what it says")
+    return _REMEDIES.get(status, "see the message of the server, which rejects this request")
 
 
 def refused(server: str, status: int, cause: str, through: str = "", around: str = "") -> Refused:
-    """Make the error of a request that is refused for good.
+    """Make the error of a request that the server rejects.
 
     Args:
         server: its address.
         status: of the reply.
         cause: in words.
-        through: which proxy it came through, in words.
-        around: how to do without that proxy.
+        through: the proxy to the server, in words; added to the cause.
+        around: how to do without that proxy; added to the remedy.
     """
     if _TOO_LONG.search(cause):
-        return TooLong(server, cause, "shorten the prompt, or set model.context_length to what it has")
+        return TooLong(server, cause, "shorten the prompt, or set model.context_length to the server's")
     return Refused(server, cause + through, remedy_of(status) + around)
 
 
 def said(reply: Reply) -> str:
-    """Return what a server says of an error, as it says it."""
+    """Return the error message in a reply; "" if it holds none."""
     try:
         body = parsed(reply.body)
     except Malformed:
@@ -113,7 +114,7 @@ def said(reply: Reply) -> str:
 
 
 def pause_of(reply: Reply) -> float | None:
-    """Return for how many seconds a server asks to be left alone; None if it does not say."""
+    """Return the seconds of the header "retry-after", within bounds; None without a number there."""
     try:
         return min(_LONGEST_ASKED_S, max(FIRST_PAUSE_S, float(reply.headers["retry-after"])))
     except (KeyError, ValueError):  # or a date
@@ -124,13 +125,13 @@ def content_of(reply: Reply) -> Any:
     """Return the JSON of a reply of status 200, or the list of a stream's events.
 
     Raises:
-        Malformed: it is neither.
+        Malformed: the reply is neither.
     """
     return _events(reply.body) if reply.kind == "text/event-stream" else parsed(reply.body)
 
 
 def _events(body: bytes) -> list[Any]:
-    """Return the events of a whole stream (server-sent events); its end must be among them."""
+    """Return the events of a complete stream (server-sent events), which must end with ``[DONE]``."""
     if body.count(b"data:") > EVENTS:
         raise Malformed(f"a stream of more than {EVENTS:,} events")
     lines = (line for line in _DATA.finditer(body) if line.start() == 0 or body[line.start() - 1] in b"\r\n")

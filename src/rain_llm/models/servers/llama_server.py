@@ -1,7 +1,4 @@
-"""How llama-server of llama.cpp is spoken to.
-
-Tried with llama.cpp of October 2026.
-"""
+"""Ask llama-server of llama.cpp. Tested with llama.cpp of October 2026."""
 
 from __future__ import annotations
 
@@ -9,9 +6,9 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
-from rain_llm.bounds import CONTEXT, VOCABULARY
+from rain_llm.bounds import CONTEXT, SLOTS, VOCABULARY
 from rain_llm.models.servers.dialect import (
     FORCE,
     Ask,
@@ -19,28 +16,32 @@ from rain_llm.models.servers.dialect import (
     Completion,
     Contexts,
     Cost,
+    Dialect,
+    Facts,
+    Fetch,
+    Post,
     SampleRequest,
     Weighed,
-    choices_of,
     distinct,
-    drawn_from,
-    nats,
 )
+from rain_llm.models.servers.llama_tokenizer import LlamaTokenizer, token_bytes, vocabulary
 from rain_llm.models.servers.reading import Malformed, Node, Unreadable, shown
+from rain_llm.models.servers.replies import choices_of, drawn_from, nats
+from rain_llm.models.tokenizer import Text
 from rain_llm.types import TokenIds
 
 _BELOW = 40.0  # nats between the biases of the wanted tokens and that of the drawn one
-_LEAST = 1e-38  # a smaller probability is reported as 0 by a server that computes in float32
+_LEAST = 1e-38  # float32 reports a smaller probability as 0
 _ROUNDING = 1e-2  # by which probabilities may add up to more than 1
 
 
 @dataclass(frozen=True)
-class LlamaServer:
+class LlamaServer(Dialect):
     """llama-server of llama.cpp.
 
     Attributes:
-        model: the name it is served by; it takes any. slots: requests that it works on at once.
-        common: a token that is whole words: of one that only begins a character, replies tell nothing.
+        model: the name it is served by; the server accepts any. slots: requests that it works on at once.
+        common: a token that is whole words: replies leave out a token that is part of a character.
         size: of the vocabulary: token ids are below.
     """
 
@@ -49,12 +50,41 @@ class LlamaServer:
     common: int
     size: int = VOCABULARY
 
-    async def draw(self, ask: Ask, sampling: SampleRequest, cost: Cost) -> list[Completion]:
-        """Draw as many continuations by a request as there are slots; with ``ends``, one.
+    @classmethod
+    def recognises(cls, props: Node) -> bool:
+        """By its slots: no other server reports these."""
+        return cls.reported_slots(props) > 0
 
-        A whole reply leaves out the tokens of a stop string; a stream has them. Both leave out those that
-        only begin a character (an emoji has several): where some are missing, the request is made again
-        in a way that gives all ids, though not all log-probabilities.
+    @classmethod
+    def reported_slots(cls, props: Node) -> int:
+        """Read the number of slots: requests beyond it wait in the server's queue."""
+        return props["total_slots"].whole(0, SLOTS) if props["total_slots"].there else 0
+
+    @classmethod
+    def reported_context(cls, model: Node, props: Node) -> Node:
+        """Return the context of a slot, which is less than the model's."""
+        return props["default_generation_settings"]["n_ctx"]
+
+    @classmethod
+    def tokenizer(cls, fetch: Fetch, post: Post, name: str) -> Text:
+        """Return the server's own tokenizer, which can treat special tokens in a text as plain text."""
+        return LlamaTokenizer(post, name, vocabulary(fetch))
+
+    @classmethod
+    def for_model(cls, facts: Facts, common: int, size: int) -> Self:
+        """Return how to ask a server for its model."""
+        return cls(facts.name, facts.slots, common, size)
+
+    def tokenize_body(self, text: str) -> Body:
+        """Return the body that asks ``/tokenize`` for the tokens of ``text``."""
+        return {"content": text, "add_special": False}
+
+    async def draw(self, ask: Ask, sampling: SampleRequest, cost: Cost) -> list[Completion]:
+        """Draw as many continuations per request as there are slots; with ``ends``, one.
+
+        A reply that is not streamed leaves out the tokens of a stop string; a stream has them. Both leave
+        out tokens that are part of a character (an emoji has several): if some are missing, the request is
+        made again by :meth:`_by_ids`.
         """
         most = 1 if sampling.ends else self.slots
         found: list[Completion] = []
@@ -90,7 +120,7 @@ class LlamaServer:
         return read
 
     def _complete(self, choice: Node, sampling: SampleRequest, reported: int | None) -> Completion | None:
-        """Read a continuation; None if tokens are missing. ``reported`` is how many were drawn, if known."""
+        """Read a continuation; None if tokens are missing. ``reported``: how many were drawn, if known."""
         places = _content(choice)
         finish = choice["finish_reason"].value
         if reported is None:
@@ -102,7 +132,7 @@ class LlamaServer:
         return drawn_from(tokens, logprobs, sampling, finish, self.size)
 
     async def _by_ids(self, ask: Ask, sampling: SampleRequest, cost: Cost) -> Completion:
-        """Draw one continuation by llama-server's own way, and ask what each token's log-probability is."""
+        """Draw one continuation by ``/completion``, which returns all ids; then ask for log-probabilities."""
         body = self._body(sampling) | {
             "n_predict": sampling.max_tokens,
             "stop": list(least(sampling.ends)),
@@ -125,14 +155,14 @@ class LlamaServer:
         return Completion(tokens, tuple(weighed[prefix][token] for prefix, token in places))
 
     async def rank(self, ask: Ask, prefix: TokenIds, n: int, cost: Cost) -> list[tuple[int, float]]:
-        """Ask for the likeliest tokens at one place; as many as the vocabulary has."""
+        """Ask for the ``n`` likeliest tokens at one place; ``n`` may be the whole vocabulary."""
         body = self._forced(prefix, {self.common: FORCE}) | {"logprobs": n}
 
         def read(reply: Any) -> list[tuple[int, float]]:
             top = self._place(reply, prefix, cost)["top_logprobs"].items()
             found = [(self._id(place), nats(place["logprob"].value)) for place in top]
             if len(found) < n or len({token for token, _ in found}) < len(found):
-                raise Malformed(f"gave {len(found)} log-probabilities where {n} were asked for")
+                raise Malformed(f"returned {len(found)} log-probabilities, not {n} of different tokens")
             return sorted(found, key=lambda pair: -pair[1])[:n]
 
         ranked: list[tuple[int, float]] = await ask(body, read)
@@ -140,14 +170,15 @@ class LlamaServer:
         return ranked
 
     def grouped(self, prefixes: Sequence[TokenIds]) -> list[list[TokenIds]]:
-        """All by one call, which asks about one after another."""
+        """All in one group: :meth:`weigh` asks for one context after another."""
         return [list(prefixes)]
 
     async def weigh(self, ask: Ask, contexts: Contexts, cost: Cost) -> Weighed:
-        """Ask about one prefix after another: the next finds the common part in the cache.
+        """Ask for one prefix after another: each finds the part it shares with the last in the cache.
 
-        By logit biases the ``common`` token is drawn for certain. One request tells how likely the wanted
-        tokens are beside it, lifted above all others; another one, what its own log-probability is.
+        Logit biases make the ``common`` token certain to be drawn, and lift the wanted tokens above all
+        others. One request returns the probabilities of the wanted tokens relative to the common one;
+        another, the log-probability of the common one.
         """
         found: Weighed = {}
         for prefix, wanted in contexts.items():
@@ -167,7 +198,7 @@ class LlamaServer:
         return found
 
     def _forced(self, prefix: TokenIds, biases: Mapping[int, float]) -> Body:
-        """Draw one token, with these logit biases."""
+        """Return the body that draws one token with these logit biases."""
         return self._body(SampleRequest(prefix, 1, 1, 1, temperature=0)) | {
             "logit_bias": [[token, bias] for token, bias in biases.items()],
             "logprobs": len(biases),
@@ -177,10 +208,10 @@ class LlamaServer:
         return place["id"].whole(0, self.size - 1)
 
     def _place(self, reply: Any, prefix: TokenIds, cost: Cost) -> Node:
-        """Read what is said of the one token that was drawn, which must be the ``common`` one.
+        """Return the entry of the one token that was drawn, which must be the ``common`` one.
 
         Raises:
-            Unreadable: it is another.
+            Unreadable: another token was drawn.
         """
         places = _content(choices_of(reply, 1, self.model)[0])
         cost.charge_prompt(reply, len(prefix))
@@ -193,9 +224,9 @@ class LlamaServer:
             top = self._place(reply, prefix, cost)["top_probs"].items()
             chances = {self._id(place): place["prob"].number(0, 1 + _ROUNDING) for place in top}
             if set(chances) != wanted:
-                raise Unreadable("gave the probabilities of other tokens than were asked for")
+                raise Unreadable("returned the probabilities of other tokens than were asked for")
             if chances[self.common] == 0 or sum(chances.values()) > 1 + _ROUNDING:
-                raise Malformed(f"gave {list(chances.values())} for probabilities")
+                raise Malformed(f"returned {list(chances.values())} as probabilities")
             return chances
 
         return read
@@ -222,7 +253,7 @@ class LlamaServer:
 
 
 def least(ends: Iterable[str]) -> tuple[str, ...]:
-    """Leave out every string that holds another: where it is met, the other one is too."""
+    """Leave out every string that contains another: where it occurs, the other one does too."""
     kept: list[str] = []
     for end in sorted(set(ends), key=len):
         if not any(short in end for short in kept):
@@ -231,7 +262,7 @@ def least(ends: Iterable[str]) -> tuple[str, ...]:
 
 
 def _joined(events: Sequence[Any]) -> Body:
-    """Make one reply of the events of a stream with one continuation."""
+    """Join the events of a stream with one continuation to one reply."""
     content: list[Any] = []
     finish: Any = None
     usage: Any = None
@@ -253,13 +284,5 @@ def _joined(events: Sequence[Any]) -> Body:
 
 
 def _content(choice: Node) -> list[Node]:
-    """Return what llama-server says of each drawn token."""
+    """Return the entries of the drawn tokens."""
     return choice["logprobs"]["content"].items()
-
-
-def token_bytes(place: Node) -> bytes:
-    """Return the bytes of a token."""
-    values = place["bytes"].value or []
-    if not isinstance(values, list) or not all(type(byte) is int and 0 <= byte < 256 for byte in values):
-        raise place["bytes"].wrong("a list of bytes")
-    return bytes(values)

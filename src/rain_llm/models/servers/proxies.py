@@ -1,6 +1,6 @@
-"""Which proxy leads to a server, by the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY).
+"""Find the proxy for a server from HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY.
 
-A server on this machine is never reached through one.
+A server on this machine never has one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _KINDS = ("http", "https", "socks5", "socks5h")
 
 
 class UnusableProxy(Exception):
-    """A proxy that cannot be used: its text says why; ``remedy`` what to do."""
+    """A proxy that cannot be used: its text says why, ``remedy`` what to do."""
 
     def __init__(self, cause: str, remedy: str) -> None:
         super().__init__(cause)
@@ -26,7 +26,7 @@ class UnusableProxy(Exception):
 
 
 def proxy_for(url: str) -> str | None:
-    """Return the address of the proxy that leads to ``url``; None where none does."""
+    """Return the address of the proxy for ``url``; None without one."""
     parts = urlsplit(url)
     host, found = parts.hostname or "", getproxies()
     proxy = found.get(parts.scheme) or found.get("all")
@@ -36,7 +36,7 @@ def proxy_for(url: str) -> str | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether ``host`` is this machine: 127.0.0.0/8, ::1, localhost, and names below localhost."""
+    """Return whether ``host`` is this machine: 127.0.0.0/8, ::1, localhost, and names below localhost."""
     name = host.rstrip(".").lower()
     if name == "localhost" or name.endswith(".localhost"):
         return True
@@ -51,7 +51,7 @@ def is_loopback(host: str) -> bool:
 
 
 def shown(proxy: str) -> str:
-    """Return a proxy's address without user and password."""
+    """Return a proxy's address for an error, without user and password."""
     try:
         parts = urlsplit(proxy)
         port = f":{parts.port}" if parts.port else ""
@@ -62,10 +62,10 @@ def shown(proxy: str) -> str:
 
 
 def usable(proxy: str, url: str) -> httpx.Proxy:
-    """Return the proxy as httpx takes it.
+    """Return the proxy in the form that httpx accepts.
 
     Raises:
-        UnusableProxy: its address cannot be read, or a package is missing.
+        UnusableProxy: its address cannot be parsed, or a package is missing.
     """
     around = f"or add {urlsplit(url).hostname} to NO_PROXY"
     try:
@@ -87,7 +87,7 @@ def usable(proxy: str, url: str) -> httpx.Proxy:
 
 
 def _excepted(host: str, port: int | None, exceptions: str) -> bool:
-    """Whether NO_PROXY names the host: by name, by the end of its name, by address or network."""
+    """Return whether NO_PROXY names the host: its name, a parent domain, its address or network."""
     if proxy_bypass(host if port is None else f"{host}:{port}"):
         return True
     for entry in map(str.strip, exceptions.split(",")):

@@ -1,4 +1,4 @@
-"""How an error repeats what a server says: briefly, on one line, and without the API key in any spelling."""
+"""Prepare a server's text for an error: short, on one line, without the API key in any spelling."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from rain_llm.bounds import QUOTED
 _HIDDEN = "..."
 _BETWEEN = r"(?:[\s\\\"'+\u00ad\u200b-\u200f\u2028\u2029\u2060\ufeff]|\\[nrt]|%20|%0a)*"
 _WORD = r"[A-Za-z0-9+/=_-]{0,40}"
-_READ = 4_096  # characters in which the key is looked for
+_READ = 4_096  # characters that are searched for the key; the rest is cut off
 _LONG_VALUE = re.compile(r"(['\"])((?:(?!\1).){60})(?:(?!\1).)+\1")
-_LEAST = 8  # characters of a key; what is shorter ("EMPTY") is none, and stands in many words
+_LEAST = 8  # characters; a shorter key ("EMPTY") is only hidden where it is a word of its own
 
 
 class Quoting:
-    """Prepares what a server says for an error.
+    """Prepares a server's text for an error.
 
     Args:
-        secret: the API key; "" where there is none.
+        secret: the API key; "" for none.
     """
 
     def __init__(self, secret: str) -> None:
@@ -33,11 +33,11 @@ class Quoting:
         return "".join(sign if sign.isprintable() else _escaped(sign) for sign in text)[:most]
 
     def hidden(self, text: str) -> str:
-        """Return ``text`` with three dots in the place of the key."""
+        """Return ``text`` with three dots in place of the key."""
         return self._key.sub(_HIDDEN, text) if self._key else text
 
     def holds_key(self, error: BaseException) -> bool:
-        """Whether the key may stand in an error or in one that it came from."""
+        """Return whether an error, or one that caused it, may contain the key."""
         seen: BaseException | None = error
         while seen is not None and self._key is not None:
             text = f"{seen} {seen!r}"
@@ -48,14 +48,14 @@ class Quoting:
 
 
 def _spellings(secret: str) -> list[str]:
-    """Return patterns of the key: as it is, split, escaped or percent-encoded, as hex digits, in base64."""
+    """Return patterns of the key: plain, split, escaped or percent-encoded, in hexadecimal, in base64."""
     if len(secret) < _LEAST:
         return [rf"(?<![\w-]){re.escape(secret)}(?![\w-])"]
     found = [_BETWEEN.join(map(_signs, secret))]
     found.append(_BETWEEN.join(secret.encode().hex()))
-    for ahead in range(3):  # how many bytes stand before it in its group of three
+    for ahead in range(3):  # bytes before the key in its group of three
         code = base64.b64encode(b" " * ahead + secret.encode()).decode().rstrip("=")
-        # The signs at both ends depend on what stands around the key too.
+        # The characters at both ends also depend on the bytes around the key.
         sure = code[(0, 2, 3)[ahead] : len(code) - 1 if (ahead + len(secret)) % 3 else len(code)]
         signs = [f"[{sign}{'-' if sign == '+' else '_'}]" if sign in "+/" else sign for sign in sure]
         found.append(_WORD + _BETWEEN.join(signs) + _WORD)

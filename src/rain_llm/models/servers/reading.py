@@ -1,7 +1,7 @@
-"""Reading what a server sends: JSON within bounds, and values that are what they should be.
+"""Read a server's reply: JSON within bounds, each value checked for its type and range.
 
-All replies are read by this module. Whatever is missing, of another kind or out of its range raises
-:class:`Unreadable`, whose text names the place; no value of a reply is used before it was checked.
+All replies are read by this module. A value that is missing, of another type or out of range raises
+:class:`Unreadable`, which names the place in the reply.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from typing import Any, NoReturn
 
 from rain_llm.bounds import NAME_CHARACTERS, REPLY_FIELDS, REPLY_VALUES
 
-_SHOWN = 1_000  # characters of a text; ``quoting`` cuts what an error repeats, once the key is hidden
-_LARGE = 64  # bits of a number that is not written out
+_SHOWN = 1_000  # characters of a string; ``quoting`` hides the key, then shortens what an error repeats
+_LARGE = 64  # bits of a number that is written out
 
 
 class Unreadable(Exception):
-    """A reply of status 200 that is not what was asked for; says what it is instead."""
+    """A reply of status 200 that is not what was asked for; its text says what the server did."""
 
 
 class Malformed(Unreadable):
-    """A reply that no server of any kind gives: no JSON, or a value of another kind or out of its range."""
+    """A reply that no server should send: not JSON, or a value of the wrong type or out of range."""
 
 
 def parsed(body: bytes) -> Any:
     """Read JSON in UTF-8.
 
     Raises:
-        Malformed: it is none, it names a field twice, or it is too large or too deep.
+        Malformed: it is not JSON, repeats a field, or is too large or too deep.
     """
     if sum(body.count(sign) for sign in b",[{") > REPLY_VALUES:
         raise Malformed(f"more than {REPLY_VALUES:,} values")
@@ -44,7 +44,7 @@ def parsed(body: bytes) -> Any:
     except RecursionError:
         raise Malformed("nested too deep") from None
     except UnicodeDecodeError as error:
-        raise Malformed(f"no UTF-8 at byte {error.start}") from None
+        raise Malformed(f"not UTF-8 at byte {error.start}") from None
     except ValueError as error:  # of numbers with thousands of digits, too
         raise Malformed(str(error) if body.strip() else "it is empty") from None
 
@@ -53,20 +53,20 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"the field {shown(twice)} stands there twice")
+        raise ValueError(f"the field {shown(twice)} appears twice")
     return found
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
     """A value in a reply, and its place there.
 
-    The fields of what is missing (or null) are missing too; the methods that return a value raise
-    :class:`Malformed` where it is missing, of another kind, or out of range.
+    The fields of a missing value (or null) are missing too. The methods that return a value raise
+    :class:`Malformed` if it is missing, of another type, or out of range.
     """
 
     value: Any
@@ -74,7 +74,7 @@ class Node:
 
     @property
     def there(self) -> bool:
-        """It is there, and not null."""
+        """Whether it is present, and not null."""
         return self.value is not None
 
     def __getitem__(self, name: str) -> Node:
@@ -85,16 +85,16 @@ class Node:
         return Node(found, name if self.place == "the reply" else f"{self.place}.{name}")
 
     def items(self, most: int = REPLY_VALUES) -> list[Node]:
-        """Return the items of a list; none where it is missing."""
+        """Return the items of a list; none if it is missing."""
         values = [] if self.value is None else self.value
         if not isinstance(values, list):
             raise self.wrong("a list")
         if len(values) > most:
-            raise Malformed(f"gave {len(values):,} items in {self.place}, where at most {most:,} are read")
+            raise Malformed(f"returned {len(values):,} items in {self.place}, more than {most:,}")
         return [Node(value, f"{self.place}[{i}]") for i, value in enumerate(values)]
 
     def pairs(self) -> list[tuple[str, Node]]:
-        """Return the fields of an object; none where it is missing."""
+        """Return the fields of an object; none if it is missing."""
         if self.there and not isinstance(self.value, dict):
             raise self.wrong("an object")
         return [(name, Node(value, self.place)) for name, value in (self.value or {}).items()]
@@ -112,9 +112,9 @@ class Node:
         return float(self.value)
 
     def text(self, most: int = NAME_CHARACTERS) -> str:
-        """Return a text of at most ``most`` characters, all of which can be written as UTF-8."""
+        """Return a string of at most ``most`` characters, all of which can be encoded as UTF-8."""
         if not isinstance(self.value, str) or len(self.value) > most or not _encodes(self.value):
-            raise self.wrong(f"a text of at most {most:,} characters")
+            raise self.wrong(f"a string of at most {most:,} characters")
         return self.value
 
     def tokens(self, size: int, most: int = REPLY_VALUES) -> tuple[int, ...]:
@@ -124,24 +124,24 @@ class Node:
         return token_ids(self.value, size, self.place)
 
     def wrong(self, wanted: str) -> Malformed:
-        """Make the error of a value that is not what was ``wanted``."""
-        return Malformed(f"gave {shown(self.value)} for {self.place}, not {wanted}")
+        """Make the error for a value that is not what was ``wanted``."""
+        return Malformed(f"returned {shown(self.value)} for {self.place}, not {wanted}")
 
 
 def token_ids(values: Sequence[Any], size: int, place: str) -> tuple[int, ...]:
-    """Return ``values``, all of which must be token ids of a vocabulary of ``size``.
+    """Return ``values``, all of which must be token ids below ``size``.
 
     Raises:
         Malformed: one is not.
     """
     for value in values:
         if type(value) is not int or not 0 <= value < size:
-            raise Malformed(f"gave {shown(value)} in {place}, which is no token id below {size:,}")
+            raise Malformed(f"returned {shown(value)} in {place}, not a token id below {size:,}")
     return tuple(values)
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a number of JSON: ``true`` is none, and what stands for infinity is none."""
+    """Return whether it is a finite JSON number; ``true`` is not a number."""
     return type(value) is int or (type(value) is float and math.isfinite(value))
 
 

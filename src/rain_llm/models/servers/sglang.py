@@ -1,7 +1,7 @@
-"""How SGLang is spoken to: as vLLM, but for labels. By its documentation and source; **not tried**.
+"""Ask SGLang: as vLLM, except for the log-probabilities of given tokens. **Not tested**.
 
-Its ``/v1/completions`` takes token ids and gives them back. It knows no ``logprob_token_ids``, and a
-log-probability that it tells beside a logit bias holds the bias; but its own ``/generate`` takes
+By its documentation and source, ``/v1/completions`` takes token ids and returns token ids. It ignores
+``logprob_token_ids``, and its log-probabilities include a logit bias; but its own ``/generate`` accepts
 ``token_ids_logprob``. Seeds need ``--enable-deterministic-inference``, cached tokens
 ``--enable-cache-report``.
 """
@@ -11,8 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rain_llm.models.servers.dialect import Ask, Body, Contexts, Cost, SampleRequest, Weighed, nats, together
+from rain_llm.models.servers.dialect import Ask, Body, Contexts, Cost, SampleRequest, Weighed, together
 from rain_llm.models.servers.reading import Node, Unreadable, token_ids
+from rain_llm.models.servers.replies import nats
 from rain_llm.models.servers.vllm import Vllm
 from rain_llm.types import TokenIds
 
@@ -22,7 +23,7 @@ class Sglang(Vllm):
     """SGLang, by its documentation."""
 
     async def weigh(self, ask: Ask, contexts: Contexts, cost: Cost) -> Weighed:
-        """Ask about each prefix by a request of its own."""
+        """Ask for each prefix with a request of its own."""
         asked = (self._labels(ask, prefix, wanted, cost) for prefix, wanted in contexts.items())
         found = dict(zip(contexts, await together(asked), strict=True))
         cost.forwards += 1
@@ -50,7 +51,7 @@ class Sglang(Vllm):
                 logprob, token = ([item.value for item in place.items()] + [None, None])[:2]
                 found[token_ids([token], self.size, place.place)[0]] = nats(logprob)
             if set(found) != wanted:
-                raise Unreadable("gave no log-probabilities of the tokens that were asked for")
+                raise Unreadable("returned no log-probabilities of the tokens that were asked for")
             details = {"cached_tokens": reported["cached_tokens"].value}
             usage = {"prompt_tokens": reported["prompt_tokens"].value, "prompt_tokens_details": details}
             cost.charge_prompt({"usage": usage}, len(prefix))

@@ -1,7 +1,7 @@
-"""One HTTP exchange with a server: what is sent, and how much of what comes back is read.
+"""Exchange one HTTP request and reply with a server, and bound the size of the reply.
 
-A reply is read piece by piece, and no further than its bound, which is counted before and after
-decompression. How long that may take is the caller's affair. A redirect is not followed: it is a status.
+A reply is read in pieces, up to its bound, which counts before and after decompression. The caller bounds the
+time. A redirect is not followed: the reply has its status.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SIZES = {"gzip": zlib.MAX_WBITS | 16, "x-gzip": zlib.MAX_WBITS | 16, "deflate":
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back; of one that reports an error, no body where that is long."""
+    """A reply; one with an error status has an empty body if that was too long."""
 
     status: int
     headers: httpx.Headers
@@ -39,7 +39,7 @@ def new_client(
     limits: ServerLimits, tls: SSLContext, key: str, proxy: httpx.Proxy | None
 ) -> httpx.AsyncClient:
     """Return a client that keeps one connection, and no cookies."""
-    headers = {"Accept-Encoding": "gzip, deflate"}  # which are unpacked below
+    headers = {"Accept-Encoding": "gzip, deflate"}  # decompressed below, within the bound
     client = httpx.AsyncClient(
         headers=headers | ({"Authorization": f"Bearer {key}"} if key else {}),
         timeout=httpx.Timeout(limits.read_s, connect=limits.connect_s),
@@ -48,7 +48,7 @@ def new_client(
         proxy=proxy,
         trust_env=False,  # see ``proxies``
     )
-    client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=()))  # nothing bounds them
+    client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=()))  # their size has no bound
     return client
 
 
@@ -58,7 +58,7 @@ async def exchange(
     """Send a request and read at most ``most`` bytes of the reply.
 
     Raises:
-        Malformed: there are more, or they cannot be unpacked. httpx.RequestError: it broke off.
+        Malformed: there are more, or they cannot be decompressed. httpx.RequestError: no complete reply.
     """
     headers = {"Content-Type": "application/json"} if content else None
     async with client.stream(method, url, content=content, headers=headers) as reply:
@@ -66,7 +66,7 @@ async def exchange(
         if reply.status_code == httpx.codes.OK:
             body = await _read(reply, most)
         else:
-            with suppress(Malformed):  # then its status says enough
+            with suppress(Malformed):  # the status says enough without a body
                 body = await _read(reply, ERROR_BYTES)
         return Reply(reply.status_code, reply.headers, body)
 
@@ -75,7 +75,7 @@ async def _read(reply: httpx.Response, most: int) -> bytes:
     """Read a body of at most ``most`` bytes."""
     unpacked = _Unpacking(reply.headers.get("content-encoding", ""))
     body = bytearray()
-    too_large = Malformed(f"sent more than {most:,} bytes, the most that is read of this reply")
+    too_large = Malformed(f"sent more than {most:,} bytes, the bound for this reply")
     announced = reply.headers.get("content-length", "")[:20]
     if announced.isdecimal() and int(announced) > most:
         raise too_large
@@ -90,14 +90,14 @@ async def _read(reply: httpx.Response, most: int) -> bytes:
 
 
 class _Unpacking:
-    """Unpacks a body piece by piece, no more at once than there is room for."""
+    """Decompresses a body in pieces, each of a bounded size."""
 
     def __init__(self, encoding: str) -> None:
         name = encoding.strip().lower()
         self._decoder = None
         if name not in ("", "identity"):
             if name not in _SIZES:
-                raise Malformed(f"sent a reply packed as {shown(name)}, where gzip or deflate was asked for")
+                raise Malformed(f"sent a reply encoded as {shown(name)}, not gzip or deflate")
             self._decoder = zlib.decompressobj(_SIZES[name])
 
     def more(self, piece: bytes, room: int) -> bytes:
@@ -106,7 +106,7 @@ class _Unpacking:
         try:
             return self._decoder.decompress(piece, room)
         except zlib.error as error:
-            raise Malformed(f"sent a reply that cannot be unpacked ({error})") from None
+            raise Malformed(f"sent a reply that cannot be decompressed ({error})") from None
 
     def check_end(self) -> None:
         if self._decoder is not None and not self._decoder.eof:

@@ -1,7 +1,7 @@
-"""How vLLM is spoken to, and what speaks like it: Ray Serve LLM.
+"""Ask vLLM, and servers with the same API: Ray Serve LLM. Tested with vLLM 0.32.
 
-Tried with vLLM 0.32. The log-probabilities that it tells of a document's tokens are not the model's own but
-those among the tokens that its schema allows: a token that must come has 0 nats.
+With a schema, the log-probabilities that vLLM reports are not the model's own but those among the tokens that
+the schema allows: the only allowed token has 0 nats.
 """
 
 from __future__ import annotations
@@ -9,50 +9,60 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from rain_llm.bounds import VOCABULARY
 from rain_llm.models.servers.dialect import (
     BAR,
     FORCE,
-    NONSENSE,
     Ask,
     Body,
     Completion,
     Contexts,
     Cost,
+    Dialect,
+    Facts,
     SampleRequest,
     Weighed,
-    choices_of,
-    drawn_from,
-    nats,
-    numbered,
     together,
 )
 from rain_llm.models.servers.reading import Node, Unreadable, is_number
+from rain_llm.models.servers.replies import NONSENSE, choices_of, drawn_from, nats, numbered
 from rain_llm.types import TokenIds
 
-_SINGLY, _BATCH = 8, 64  # contexts that are asked one by one; prompts of one request
+_SINGLY, _BATCH = 8, 64  # contexts that have a request each; prompts of one request, where there are more
 _MOST_LABELS = 128  # of one request
 _BY_ID = "token_id:"
 
 
 @dataclass(frozen=True)
-class Vllm:
-    """vLLM, and what speaks like it: Ray Serve LLM.
+class Vllm(Dialect):
+    """vLLM that accepts ``logprob_token_ids``.
 
     Attributes:
         model: the name it is served by.
-        knows_labels: it takes ``logprob_token_ids``; else one request a token forces it by a logit bias.
         size: of the vocabulary: token ids are below.
     """
 
     model: str
-    knows_labels: bool = True
     size: int = VOCABULARY
 
+    @classmethod
+    def reported_context(cls, model: Node, props: Node) -> Node:
+        """Return the context length from the list of models."""
+        return model["max_model_len"]
+
+    @classmethod
+    def for_model(cls, facts: Facts, common: int, size: int) -> Self:
+        """Return how to ask a server for its model."""
+        return cls(facts.name, size)
+
+    def tokenize_body(self, text: str) -> Body:
+        """Return the body that asks ``/tokenize`` for the tokens of ``text``."""
+        return {"model": self.model, "prompt": text, "add_special_tokens": False}
+
     async def draw(self, ask: Ask, sampling: SampleRequest, cost: Cost) -> list[Completion]:
-        """Draw all continuations by one request."""
+        """Draw all continuations with one request."""
 
         def read(reply: Any) -> list[Completion]:
             choices = choices_of(reply, sampling.n, self.model)
@@ -66,9 +76,8 @@ class Vllm:
     async def rank(self, ask: Ask, prefix: TokenIds, n: int, cost: Cost) -> list[tuple[int, float]]:
         """Ask for the likeliest tokens at one place.
 
-        vLLM 0.32 gives nonsense for these while another request asks for labels (its sampler fills a row
-        with -9999). Then they are read from the prompt's own log-probabilities, before a token more:
-        right, but not cached.
+        vLLM 0.32 returns -9999 for these while another request asks for ``logprob_token_ids``. Then they
+        are read from the prompt's own log-probabilities, with one more token: correct, but not cached.
         """
         likeliest = self._body(SampleRequest(prefix, 1, 1, 1, temperature=0)) | {"logprobs": n}
         before = self._body(SampleRequest((*prefix, prefix[-1]), 1, 1, 1, temperature=0)) | {
@@ -79,9 +88,9 @@ class Vllm:
             (choice,) = choices_of(reply, 1, self.model)
             cost.charge_prompt(reply, len(prefix))
             top = self._top(choice)
-            spoilt = any(is_number(logprob) and logprob <= NONSENSE for logprob in top.values())
-            sound = len(top) >= n and not spoilt
-            return {token: nats(logprob) for token, logprob in top.items()} if sound else {}
+            invalid = any(is_number(logprob) and logprob <= NONSENSE for logprob in top.values())
+            usable = len(top) >= n and not invalid
+            return {token: nats(logprob) for token, logprob in top.items()} if usable else {}
 
         def read_before(reply: Any) -> dict[int, float]:
             (choice,) = choices_of(reply, 1, self.model)
@@ -89,7 +98,7 @@ class Vllm:
             places = choice["prompt_logprobs"].items()
             reported = dict(places[-1].pairs()) if places else {}
             if len(reported) < n:
-                raise Unreadable(f"gave {len(reported)} log-probabilities where {n} were asked for")
+                raise Unreadable(f"returned {len(reported)} log-probabilities, not {n}")
             return {
                 token: nats(place["logprob"].value) for token, place in numbered(reported, self.size).items()
             }
@@ -102,23 +111,16 @@ class Vllm:
         return sorted(top.items(), key=lambda item: -item[1])[:n]
 
     def grouped(self, prefixes: Sequence[TokenIds]) -> list[list[TokenIds]]:
-        """One by one, side by side: of several prompts vLLM tells the cached tokens of the last only.
+        """One context a group, or 64 where there are many.
 
-        Where there are many, that is worth the requests that it saves.
+        vLLM reports the cached tokens of the last prompt of a request only, so a few contexts have a request
+        each. With many, fewer requests are worth more than exact costs.
         """
         size = 1 if len(prefixes) <= _SINGLY else _BATCH
         return [list(prefixes[i : i + size]) for i in range(0, len(prefixes), size)]
 
     async def weigh(self, ask: Ask, contexts: Contexts, cost: Cost) -> Weighed:
-        """Ask about all prefixes by one request."""
-        if not self.knows_labels:
-            pairs = [(prefix, token) for prefix, tokens in contexts.items() for token in sorted(tokens)]
-            logprobs = await together(self._force(ask, *pair, cost) for pair in pairs)
-            cost.forwards += 1
-            found: Weighed = {prefix: {} for prefix in contexts}
-            for (prefix, token), logprob in zip(pairs, logprobs, strict=True):
-                found[prefix][token] = logprob
-            return found
+        """Ask for all prefixes with one request, or with several where too many tokens are wanted."""
         wanted = sorted(set().union(*contexts.values()))
         weighed: Weighed = {prefix: {} for prefix in contexts}
         for i in range(0, len(wanted), _MOST_LABELS):
@@ -142,28 +144,13 @@ class Vllm:
             for choice, prefix in zip(choices, prefixes, strict=True):
                 top = self._top(choice)
                 if missing := contexts[prefix] - set(top):
-                    raise Unreadable(f"gave no log-probability of token {min(missing)}")
+                    raise Unreadable(f"returned no log-probability of token {min(missing)}")
                 found[prefix] = {token: nats(top[token]) for token in contexts[prefix]}
             return found
 
         weighed: Weighed = await ask(body, read)
         cost.forwards += 1
         return weighed
-
-    async def _force(self, ask: Ask, prefix: TokenIds, token: int, cost: Cost) -> float:
-        """Make a token certain; its log-probability is reported as if it were not."""
-        sampling = SampleRequest(prefix, 1, 1, 1, temperature=0)
-
-        def read(reply: Any) -> float:
-            (choice,) = choices_of(reply, 1, self.model)
-            cost.charge_prompt(reply, len(prefix))
-            drawn = self._drawn(choice, sampling)
-            if drawn.tokens != (token,):
-                raise Unreadable(f"ignored a logit bias: token {token} was not drawn")
-            return drawn.logprobs[0]
-
-        logprob: float = await ask(self._body(sampling) | {"logit_bias": {str(token): FORCE}}, read)
-        return logprob
 
     def _body(self, sampling: SampleRequest) -> Body:
         return {
@@ -187,9 +174,10 @@ class Vllm:
         } | (self._held_to(sampling) if sampling.schema else {})
 
     def _held_to(self, sampling: SampleRequest) -> Body:
-        """As a structural tag, which alone bounds white space by request: one character between two parts.
+        """Ask for a structural tag: only this bounds white space per request, to one character between parts.
 
-        xgrammar 0.2 takes control characters in strings of a bounded length, which JSON does not.
+        Control characters are barred, because xgrammar 0.2 allows them in strings of a bounded length, and
+        JSON does not.
         """
         held = {"type": "json_schema", "json_schema": json.loads(sampling.schema), "max_whitespace_cnt": 1}
         tag = {"type": "structural_tag", "format": held}
@@ -208,3 +196,33 @@ class Vllm:
         reported = {name: node.value for name, node in places[0].pairs()} if places else {}
         by_id = {name: value for name, value in reported.items() if name.startswith(_BY_ID)}
         return numbered(by_id, self.size, _BY_ID)
+
+
+@dataclass(frozen=True)
+class VllmByBias(Vllm):
+    """vLLM that ignores ``logprob_token_ids``: each token has a request, in which a logit bias forces it."""
+
+    async def weigh(self, ask: Ask, contexts: Contexts, cost: Cost) -> Weighed:
+        """Ask for each token with a request of its own, all at the same time."""
+        pairs = [(prefix, token) for prefix, tokens in contexts.items() for token in sorted(tokens)]
+        logprobs = await together(self._force(ask, *pair, cost) for pair in pairs)
+        cost.forwards += 1
+        found: Weighed = {prefix: {} for prefix in contexts}
+        for (prefix, token), logprob in zip(pairs, logprobs, strict=True):
+            found[prefix][token] = logprob
+        return found
+
+    async def _force(self, ask: Ask, prefix: TokenIds, token: int, cost: Cost) -> float:
+        """Force one token; vLLM reports its log-probability without the bias."""
+        sampling = SampleRequest(prefix, 1, 1, 1, temperature=0)
+
+        def read(reply: Any) -> float:
+            (choice,) = choices_of(reply, 1, self.model)
+            cost.charge_prompt(reply, len(prefix))
+            drawn = self._drawn(choice, sampling)
+            if drawn.tokens != (token,):
+                raise Unreadable(f"ignored a logit bias: token {token} was not drawn")
+            return drawn.logprobs[0]
+
+        logprob: float = await ask(self._body(sampling) | {"logit_bias": {str(token): FORCE}}, read)
+        return logprob

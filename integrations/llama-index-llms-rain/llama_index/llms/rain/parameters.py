@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, field_serializer
 from pydantic.json_schema import SkipJsonSchema
 
 from rain_llm import Rain, RainSettings, SettingsError
-from rain_llm.chat import ALIASES, CALL, ENGINE, Parameters, Redacted, same_model
+from rain_llm.chat import ALIASES, ASKED, CALL, ENGINE, Parameters, Redacted, same_model
 
 PARAMETERS = Parameters(
     "RainLLM",
@@ -27,7 +27,7 @@ PARAMETERS = Parameters(
         "is_function_calling_model": ((True,), "give it no tools, or use a ReActAgent"),
     },
 )
-_TASK = ("context", "question", "schema", "response_format", "tools", "tool_choice", "parallel_tool_calls")
+_TASK = ("context", "question", "schema", *ASKED)
 _CALL = [name for name in PARAMETERS.of_a_call() if name not in PARAMETERS.aliases]
 _FIXED = {*ENGINE, "api_base", "rain"}
 

@@ -1,4 +1,4 @@
-"""Judges of the user's own: a local text classifier, or any chat model that LangChain knows.
+"""Judges of the user's own: a local text classifier, or any chat model that LangChain supports.
 
 On the command line ``--judge transformers:FOLDER[:LABEL]`` and ``--judge langchain:PROVIDER:MODEL``; in
 Python :func:`classifier` and :func:`chat` (which takes any ``BaseChatModel``), or a ``Judge`` made by hand.
@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rain_llm.errors import ModelError, ModelNotFoundError, SettingsError
-from rain_llm.evals.judges import Column, Items, Judge, refuses
+from rain_llm.evals.judges import Column, Items, Judge, applies
+from rain_llm.evals.judges.by_words import refuses
 from rain_llm.evals.rows import Row
 from rain_llm.evals.tasks import TASKS, Item
 from rain_llm.missing import needed
@@ -44,10 +45,10 @@ Rate it from 1 ({bad}) to 5 ({good}). Reply with the digit alone."""
 
 
 def named(specs: Sequence[str]) -> list[Judge]:
-    """Return the judges that a command line names; no network is loaded yet, and none is asked.
+    """Return the judges that a command line names, without loading or asking a model yet.
 
     Raises:
-        SettingsError: an unknown kind of judge, or a label that the classifier does not have.
+        SettingsError: the kind of judge is unknown, or the classifier lacks the label.
         ModelNotFoundError: no such classifier or chat model, or its library is missing.
     """
     judges = []
@@ -66,15 +67,15 @@ def named(specs: Sequence[str]) -> list[Judge]:
 
 
 def classifier(folder: str, label: str | None = None) -> Judge:
-    """Let a transformers text classifier see each answer: the figure is the probability of a label.
+    """Make a judge of a transformers text classifier: the figure is the probability of a label.
 
     Args:
-        folder: of the classifier, or its hub name.
-        label: one of its labels; may be left out where there are two (then it is the second).
+        folder: the classifier's folder or hub name.
+        label: one of its labels; if left out, the second of two.
 
     Raises:
         ModelNotFoundError: there is no such classifier.
-        SettingsError: it does not have the label, or has more than two and none is named.
+        SettingsError: it lacks the label, or no label is given and it has more than two.
     """
     with needed(f"the classifier {folder}"):
         from transformers import AutoConfig
@@ -98,26 +99,26 @@ def classifier(folder: str, label: str | None = None) -> Judge:
                 "text-classification", model=folder, top_k=None, device="cpu", trust_remote_code=False
             )
 
-    def see(rows: Sequence[Row], items: Items) -> Column:
+    def score(rows: Sequence[Row], items: Items) -> Column:
         found = loaded()([row.text for row in rows], batch_size=_BATCH, truncation=True)
         return np.array([{one["label"]: one["score"] for one in scores}[chosen] for scores in found])
 
     name = f"{Path(folder).name}:{chosen}"
     about = f"probability of '{chosen}' by the classifier {folder}"
-    return Judge(f"transformers:{name}", name, about, 0, see, _has_words, tone=True, model=folder)
+    return Judge(f"transformers:{name}", name, about, 0, score, applies.has_words, tone=True, model=folder)
 
 
 def chat(model: BaseChatModel, name: str) -> Judge:
-    """Let a chat model rate each answer from 1 to 5 by its task's criterion.
+    """Make a judge of a chat model, which rates each answer from 1 to 5 by its task's criterion.
 
-    A reply that is not one digit from 1 to 5 is no rating; the report says how many there were.
+    A reply other than a digit from 1 to 5 is no rating; the report counts those.
 
     Args:
-        model: any LangChain chat model, set to be as repeatable as it can (temperature 0).
-        name: what the report calls it.
+        model: any LangChain chat model, preferably with temperature 0.
+        name: its name in the report.
     """
 
-    def see(rows: Sequence[Row], items: Items) -> Column:
+    def score(rows: Sequence[Row], items: Items) -> Column:
         requests: list[Any] = [_request(row) for row in rows]
         options: Any = {"max_concurrency": _AT_ONCE}
         replies = model.batch(requests, options, return_exceptions=True)
@@ -127,7 +128,7 @@ def chat(model: BaseChatModel, name: str) -> Judge:
         return np.array([math.nan if isinstance(r, BaseException) else _rating(str(r.text)) for r in replies])
 
     about = f"rating by {name}, 1 to 5, of what the task is about"
-    return Judge(f"langchain:{name}", f"{name}, 1 to 5", about, 1, see, _is_rated, model=name)
+    return Judge(f"langchain:{name}", f"{name}, 1 to 5", about, 1, score, _is_rated, model=name)
 
 
 def _request(row: Row) -> str:
@@ -160,10 +161,6 @@ def _chat_model(name: str) -> BaseChatModel:
     return model
 
 
-def _has_words(row: Row, item: Item) -> bool:
-    return bool(row.text.strip())
-
-
 def _is_rated(row: Row, item: Item) -> bool:
-    """Where a task is about tone, a refusal is not rated: it is no text of either tone."""
-    return _has_words(row, item) and not (TASKS[row.task].continues and refuses(row))
+    """Whether an answer is rated: where a task is about tone, a refusal is not, since it has none."""
+    return applies.has_words(row, item) and not (TASKS[row.task].continues and refuses(row))
