@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rain_llm import Criterion, Message, PromptError, Rain, RainSettings, Task, ToolCall
-from rain_llm.chat import messages_of, tool_choice_of
+from rain_llm.chat import messages_of, replies_of, tool_choice_of
 from rain_llm.models.scripted import END, ScriptedModel
 
 SETTINGS = RainSettings(
@@ -83,6 +83,14 @@ def test_such_a_chat_is_answered_alone_and_in_a_task():
 def test_a_tools_reply_with_an_image_is_used_without_it():
     (reply,) = messages_of([{"role": "tool", "content": [{"type": "text", "text": "A cat: "}, IMAGE]}])
     assert reply.content == "A cat: [image left out]"
+
+
+def test_replies_are_those_after_the_users_last_turn():
+    first, second = Message("tool", "1"), Message("tool", "2")
+    asked, said = Message("user", "And?"), Message("assistant", "So.")
+    assert replies_of([asked, first, said, asked, second, second]) == ["2", "2"]
+    assert replies_of([asked, first, said, asked]) == replies_of([first]) == ["1"]
+    assert replies_of([asked, said]) == []
 
 
 def test_of_an_assistants_turn_its_words_are_read_and_a_marker_stands_for_an_image():

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from rain_llm.chat.messages import messages_of
+from rain_llm.chat.messages import messages_of, replies_of
 from rain_llm.errors import PromptError, SettingsError
 from rain_llm.judging.questions import JudgeInput
 from rain_llm.models.templates.chat_template import merged
@@ -63,15 +63,8 @@ def passages_of(task: Task) -> tuple[str, ...]:
     """Return what an answer is to keep to: the task's context, or else what its chat's tools returned."""
     passages = (task.context,) if isinstance(task.context, str) else tuple(task.context)
     if not any(passages) and not isinstance(task.prompt, str):
-        return tuple(_told_since(task.prompt))
+        return tuple(replies_of(task.prompt))
     return passages
-
-
-def _told_since(messages: Sequence[Message]) -> list[str]:
-    """Return the tools' replies behind the last user's turn; if there are none, all of the chat."""
-    last = max((place for place, m in enumerate(messages) if m.role == "user"), default=-1)
-    replies = [(place, message.content) for place, message in enumerate(messages) if message.role == "tool"]
-    return [reply for place, reply in replies if place > last] or [reply for _, reply in replies]
 
 
 def is_chat(task: Task, settings: RainSettings) -> bool:

@@ -1,7 +1,7 @@
 """Requests in the form of OpenAI's API in, results out: what LangChain, LlamaIndex and a server stand on."""
 
 from rain_llm.chat.habits import ALIASES
-from rain_llm.chat.messages import is_readable, left_out, media_kind, messages_of
+from rain_llm.chat.messages import is_readable, left_out, media_kind, messages_of, replies_of
 from rain_llm.chat.parameters import CALL, ENGINE, Parameters, Place, same_model, unknown
 from rain_llm.chat.requests import (
     ASKED,
@@ -40,6 +40,7 @@ __all__ = [
     "message_of",
     "messages_of",
     "place_of",
+    "replies_of",
     "rooted",
     "same_model",
     "task_of_chat",

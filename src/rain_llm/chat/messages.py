@@ -58,6 +58,13 @@ def messages_of(turns: Sequence[Any]) -> list[Message]:
     return messages
 
 
+def replies_of(messages: Sequence[Message]) -> list[str]:
+    """Return the tools' replies after the user's last turn; if there are none, all of the chat's."""
+    last = max((place for place, message in enumerate(messages) if message.role == "user"), default=-1)
+    replies = [(place, message.content) for place, message in enumerate(messages) if message.role == "tool"]
+    return [reply for place, reply in replies if place > last] or [reply for _, reply in replies]
+
+
 def _checked(turn: object) -> Message:
     roles = dict.fromkeys(_ROLES.values())
     if isinstance(turn, Message) and turn.role in roles and isinstance(turn.content, str):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from contextlib import aclosing, closing, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt
@@ -42,7 +43,7 @@ from llama_index.llms.rain.structured import RainStructuredLLM, asked_for, unbox
 from llama_index.llms.rain.tools import callable_tools, openai_tools
 
 from rain_llm import Message, PromptError, RainError, RainSettings, Step, StopReason, Task, UnsafeAnswerError
-from rain_llm.chat import format_of, tool_choice_of, tools_of
+from rain_llm.chat import task_of_chat
 
 Options = dict[str, Any]
 """Keyword arguments of a call."""
@@ -332,15 +333,8 @@ class RainLLM(Configured, CustomLLM, FunctionCallingLLM):
         if verbatim:
             settings = settings.updated(generation={"chat_template": False})
         context, question = self._judged
-        task = Task(
-            prompt,
-            context=given.get("context", context),
-            question=given.get("question", question),
-            schema=given.get("schema", format_of(given.get("response_format"))),
-            tools=tools_of(given.get("tools", ())),
-            tool_choice=tool_choice_of(given.get("tool_choice")),
-            parallel_calls=given.get("parallel_tool_calls", True),
-        )
+        task = task_of_chat(prompt, given, given.get("context", context), given.get("question", question))
+        task = replace(task, schema=given.get("schema", task.schema))
         if task.tools and isinstance(prompt, str):
             raise PromptError("tools are for chats, and for the model's own chat template: use chat or achat")
         return task, with_criteria_for(task, settings)

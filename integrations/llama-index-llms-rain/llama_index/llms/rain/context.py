@@ -11,6 +11,7 @@ from llama_index.core.prompts import BasePromptTemplate
 from llama_index.llms.rain.messages import from_llama_index, text_of
 
 from rain_llm import RainSettings, Task
+from rain_llm.chat import replies_of
 
 Judged = tuple[tuple[str, ...], str]
 """Passages and a question; ``((), "")``: there are none."""
@@ -43,10 +44,8 @@ def of_template(template: BasePromptTemplate, arguments: Mapping[str, Any]) -> J
 def of_chat(messages: Sequence[ChatMessage]) -> Judged:
     """Return the tools' replies since the user's last turn (or else in all the chat), and that turn."""
     turns = from_llama_index(unfolded(messages))
-    last = max((place for place, turn in enumerate(turns) if turn.role == "user"), default=-1)
-    replies = [(place, turn.content) for place, turn in enumerate(turns) if turn.role == "tool"]
-    latest = [text for place, text in replies if place > last] or [text for _, text in replies]
-    return tuple(latest), turns[last].content if last >= 0 else ""
+    asked = [turn.content for turn in turns if turn.role == "user"]
+    return tuple(replies_of(turns)), asked[-1] if asked else ""
 
 
 def unfolded(messages: Sequence[ChatMessage]) -> Sequence[ChatMessage]:

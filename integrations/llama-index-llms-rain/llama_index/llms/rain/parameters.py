@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
-from llama_index.core.bridge.pydantic import (
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    SecretStr,
-    field_serializer,
-    model_validator,
-)
+from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, field_serializer, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from rain_llm import Rain, RainSettings, SettingsError
-from rain_llm.chat import ALIASES, CALL, ENGINE, Parameters, Redacted, same_model
+from rain_llm.chat import ALIASES, ASKED, CALL, ENGINE, Parameters, Redacted, same_model
 
 PARAMETERS = Parameters(
     "RainLLM",
@@ -31,22 +24,11 @@ PARAMETERS = Parameters(
         "functions": ((), "give tools=, as chat_with_tools does"),
         "function_call": ((), "give tool_choice=, as chat_with_tools does"),
         "json_mode": ((False,), "give schema= (a JSON schema), or use structured_predict"),
-        "is_function_calling_model": (
-            (True,),
-            "it calls the functions that it is given; give none, or use a ReActAgent",
-        ),
+        "is_function_calling_model": ((True,), "give it no tools, or use a ReActAgent"),
     },
 )
-_OF_A_TASK = (
-    "context",
-    "question",
-    "schema",
-    "response_format",
-    "tools",
-    "tool_choice",
-    "parallel_tool_calls",
-)
-_OF_A_CALL = [name for name in PARAMETERS.of_a_call() if name not in PARAMETERS.aliases]
+_TASK = ("context", "question", "schema", *ASKED)
+_CALL = [name for name in PARAMETERS.of_a_call() if name not in PARAMETERS.aliases]
 _FIXED = {*ENGINE, "api_base", "rain"}
 
 
@@ -60,9 +42,7 @@ class Configured(Redacted):
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     model: str | None = Field(None, description="A folder or hub name; null: what the settings name.")
-    settings: RainSettings = Field(
-        default_factory=RainSettings, description="Everything else there is to set."
-    )
+    settings: RainSettings = Field(default_factory=RainSettings, description="All that can be set.")
     temperature: float | None = Field(None, description="settings.generation.temperature")
     max_tokens: int | None = Field(None, description="Longest answer: settings.generation.max_new_tokens")
     top_p: float | None = Field(None, description="settings.generation.top_p")
@@ -86,9 +66,8 @@ class Configured(Redacted):
 
     @model_validator(mode="after")
     def _make_engine(self) -> Self:
-        given = {
-            name: value for name in PARAMETERS.places if (value := getattr(self, name, None)) is not None
-        }
+        places = PARAMETERS.places
+        given = {name: value for name, value in self if name in places and value is not None}
         if self.rain is not None:
             if clash := [name for name in given if name in _FIXED]:
                 raise ValueError(f"give {clash[0]} or rain, not both: a ready engine has its model")
@@ -103,12 +82,12 @@ class Configured(Redacted):
 
     def _understood(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], RainSettings]:
         """Return what a call's arguments say of its task, and the settings that it is answered with."""
-        known = [*_OF_A_TASK, "settings", *_OF_A_CALL]
+        known = [*_TASK, "settings", *_CALL]
         given: dict[str, Any] = {}
         for part in (self.additional_kwargs, options):
             stated = {name: value for name, value in part.items() if value is not None or name == "seed"}
             given |= PARAMETERS.known(stated, known)
-        task = {name: given.pop(name) for name in _OF_A_TASK if name in given}
+        task = {name: given.pop(name) for name in _TASK if name in given}
         settings = same_model(given.pop("settings", self.settings), self.settings)
         return task, PARAMETERS.changed(settings, given)
 
