@@ -20,6 +20,8 @@ VLLM_PIP := $(VLLM)/bin/python -m pip $(PIP_FLAGS)
 
 # The embedded model comes out of an installed package: nothing is fetched while the code runs.
 demo check test test-results test-vllm bench bench-vllm bench-gpu: export HF_HUB_OFFLINE := 1
+# A quarter of the examples of each property (tests/examples.py).
+check: export RAIN_LLM_QUICK_TESTS := 1
 test-results test-vllm: export RAIN_LLM_VLLM_PYTHON := $(CURDIR)/$(VLLM)/bin/python
 # A notice about the theme's successor, printed at every build.
 docs: export NO_MKDOCS_2_WARNING := 1

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.examples import examples
 from tests.servers.process import Server
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def pytest_collection_finish() -> None:
 # The same examples at every run: a failure is found again, and no example database is needed.
 settings.register_profile(
     "suite",
+    max_examples=examples(100),
     deadline=None,
     derandomize=True,
     database=None,

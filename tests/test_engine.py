@@ -43,6 +43,7 @@ from rain_llm.models.scripted import END, ScriptedModel, script
 from rain_llm.requests import Sample, Samples, Score, Scores, Vector
 from rain_llm.task import subject_of, task_of
 from rain_llm.types import ToolCall
+from tests.examples import examples
 
 GOOD = Criterion(name="good", labels=(("good", "bad"),), frames=("Text: {answer}\nIt is",), calibration=None)
 
@@ -268,7 +269,7 @@ STRATEGIES = st.one_of(
     chunk=st.sampled_from([5, 512]),
     apart=st.booleans(),
 )
-@hypothesis_settings(max_examples=25)
+@hypothesis_settings(max_examples=examples(25))
 def test_whatever_the_settings_answers_are_the_same_and_every_token_is_counted(
     tiny: Any,
     monkeypatch: pytest.MonkeyPatch,
@@ -315,7 +316,7 @@ def test_whatever_the_settings_answers_are_the_same_and_every_token_is_counted(
     prefetch=st.sampled_from([0, 1]),
     limit=st.integers(1, 700),
 )
-@hypothesis_settings(max_examples=20)
+@hypothesis_settings(max_examples=examples(20))
 def test_wherever_the_budget_strikes_the_answer_is_a_beginning_and_is_paid(
     tiny: Any, strategy: str, prefetch: int, limit: int
 ):

@@ -22,6 +22,7 @@ from rain_llm.settings import (
     ServerLimits,
     SimilaritySettings,
 )
+from tests.examples import examples
 
 pytestmark = pytest.mark.filterwarnings("ignore::rain_llm.BlindJudgeWarning")  # of a few short texts
 
@@ -147,7 +148,7 @@ def test_each_extreme_runs(base: str) -> None:
         run(with_changes(BASES[base], [change]))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=examples(40), deadline=None, derandomize=True)
 @given(base=st.sampled_from([*BASES]), changes=st.lists(st.sampled_from(EXTREMES), max_size=6))
 def test_extremes_run_together(base: str, changes: list[tuple[type[BaseModel], str, Any]]) -> None:
     run(with_changes(BASES[base], changes))

@@ -601,6 +601,7 @@ def pair() -> tuple[Server, Server]:
     return one, other
 
 
+@pytest.mark.slow
 def test_all_searches_end_where_one_of_two_servers_dies() -> None:
     one, other = pair()
     with one, other:
@@ -612,6 +613,7 @@ def test_all_searches_end_where_one_of_two_servers_dies() -> None:
     assert totals(rain).moves >= 1
 
 
+@pytest.mark.slow
 def test_all_searches_end_where_both_servers_die() -> None:
     one, other = pair()
     with one, other:
@@ -627,6 +629,7 @@ def test_all_searches_end_where_both_servers_die() -> None:
         assert error.result.text in known
 
 
+@pytest.mark.slow
 def test_a_server_that_comes_back_with_another_model_is_not_asked() -> None:
     one, other = pair()
     with one, other:
@@ -677,6 +680,7 @@ def _until_error(stream: Iterator[Step]) -> list[Step]:
     return steps
 
 
+@pytest.mark.slow
 def test_a_server_that_was_down_at_start_is_taken_in_once_it_is_there() -> None:
     one, late = pair()
     with one:
@@ -877,6 +881,7 @@ def test_a_judge_on_a_server_weighs_what_is_written_here() -> None:
         clean(error.result, reference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dies", ["writer", "judge"])
 def test_writer_and_judge_on_two_servers(dies: str, tokenizer: str) -> None:
     with scripted_server("vllm", key=KEY) as writer, scripted_server("llama", key=KEY) as judge:

@@ -216,6 +216,7 @@ def test_a_stream_goes_on_in_the_parent_only(found: Any):
     assert len(parent.split()) == 9 * TOKENS
 
 
+@pytest.mark.slow
 def test_a_child_has_connections_of_its_own():
     with scripted_server("llama") as server:
         expected, *results, there = run(server.url)

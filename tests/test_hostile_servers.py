@@ -21,6 +21,7 @@ from rain_llm.errors import (
     ServerError,
 )
 from rain_llm.models.servers.completions import CompletionsModel
+from tests.examples import examples
 from tests.servers.hostile import DIALECTS, REQUESTS, SIZE, Connect, asked, changing, checked
 from tests.servers.inside import Inside
 
@@ -125,7 +126,7 @@ def mutated(response: httpx.Response, where: int, how: str, odd: Any) -> httpx.R
     return httpx.Response(200, content=body, headers={"Content-Type": response.headers["Content-Type"]})
 
 
-@settings(max_examples=250)
+@settings(max_examples=examples(250))
 @given(
     st.sampled_from(DIALECTS), st.sampled_from([*REQUESTS, "encode", "chat"]), st.integers(0, 3), MUTATIONS
 )
@@ -154,7 +155,7 @@ def test_a_changed_reply_gives_a_valid_answer_or_a_server_error(
     assert time.monotonic() - began < 2
 
 
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 @given(st.sampled_from(DIALECTS), st.integers(0, 7), MUTATIONS)
 def test_a_changed_reply_at_the_start_gives_a_model_or_a_server_error(
     connect: Connect, dialect: str, after: int, how: tuple[int, str, Any]

@@ -19,6 +19,7 @@ from rain_llm.models.local.transformers import TransformersModel
 from rain_llm.requests import Sample, Samples, Score
 from rain_llm.settings import ModelSettings
 from rain_llm.types import TokenIds
+from tests.examples import examples
 from tests.test_transformers import EVERY_KIND, WORKS
 
 HALF_TOLERANCE = 0.2  # nats, in bfloat16
@@ -235,7 +236,7 @@ PASS = st.lists(
     passes=st.lists(st.tuples(PASS, st.booleans()), min_size=1, max_size=25),
     budget=st.sampled_from([256, 300, 513, 4096]),
 )
-@hypothesis_settings(max_examples=60)
+@hypothesis_settings(max_examples=examples(60))
 def test_whatever_is_found_is_right_and_fits_after_any_passes(
     passes: list[tuple[list[tuple[int, int, list[int]]], bool]], budget: int
 ):
@@ -306,7 +307,7 @@ MOVE = st.tuples(
 
 @pytest.mark.slow
 @given(moves=st.lists(MOVE, min_size=1, max_size=8))
-@hypothesis_settings(max_examples=80)
+@hypothesis_settings(max_examples=examples(80))
 def test_logits_by_way_of_the_cache_are_those_without_it(
     small: TransformersModel, reference: Any, moves: list[tuple[str, int, int, list[int]]]
 ):
@@ -364,7 +365,7 @@ def check_steps(model: TransformersModel, network: Any, tolerance: float) -> Non
     budgets = [64 * model.cache.bytes_per_token, 1 << 30]
 
     @given(steps=STEPS, budget=st.sampled_from(budgets))
-    @hypothesis_settings(max_examples=10)
+    @hypothesis_settings(max_examples=examples(10))
     def holds(steps: list[tuple[str, list[tuple[int, int, list[int]]]]], budget: int) -> None:
         model.cache.max_bytes = budget
         texts: list[TokenIds] = [(5, 6, 7, 8)]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from rain_llm import Criterion, RainSettings, SettingsError
 from rain_llm.bounds import CRITERIA, POLICY_BYTES
+from tests.examples import examples
 
 CRITERION = "evaluation: {{criteria: {{name: a, labels: [[a, b]], frames: [{frames}]}}}}"
 BOMB = "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 12))
@@ -96,7 +97,7 @@ PIECES = [
 ]
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=examples(150), deadline=None, derandomize=True)
 @given(template=st.lists(st.sampled_from(PIECES), max_size=8).map("".join))
 def test_a_template_holds_nothing_but_plain_names(template: str) -> None:
     try:

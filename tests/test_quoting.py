@@ -12,6 +12,7 @@ from benchmarks.forgeries import FAILING, PLACES, forgeries
 from rain_llm import CIVILITY, HARMLESSNESS, Choice, Criterion
 from rain_llm.judging.quoting import quoter
 from rain_llm.judging.spelling import form, is_colon, seen, spelled
+from tests.examples import examples
 from tests.growth import grows_like_its_input
 
 OWN = Criterion(
@@ -72,7 +73,7 @@ PIECES = [
     ),
     *("<b>", "</b>", '"', "{", "}", "\u0442\u043e\u043d", "\u8bed\u6c14", "\u53cb\u597d", "24/7", "no", "- "),
 ]
-FUZZ = settings(max_examples=150, deadline=None, derandomize=True)
+FUZZ = settings(max_examples=examples(150), deadline=None, derandomize=True)
 own, harmless, civil = map(quoter, (OWN, HARMLESSNESS, CIVILITY))
 
 

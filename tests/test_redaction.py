@@ -44,6 +44,7 @@ from rain_llm.settings import (
     SimilaritySettings,
 )
 from rain_llm.task import check_task, task_of
+from tests.examples import examples
 
 KEY = "sk-do-not-TELL-123456789"
 MODELS: list[type[BaseModel]] = [
@@ -141,7 +142,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=examples(150), deadline=None, derandomize=True)
 @given(data=st.data())
 def test_a_key_at_any_place_of_any_constructor_is_told_by_no_error(data: st.DataObject) -> None:
     model = data.draw(st.sampled_from(MODELS))
@@ -208,7 +209,7 @@ KEYS = st.builds(
 FIELDS = ["model", "search", "evaluation", "judge", "criteria", "width", "dtype", "widht", "on_unsafe"]
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=examples(100), deadline=None, derandomize=True)
 @given(key=KEYS, data=st.data())
 def test_a_key_at_any_place_of_any_file_is_told_by_no_error(
     tmp_path_factory: pytest.TempPathFactory, key: str, data: st.DataObject

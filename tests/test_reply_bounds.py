@@ -91,6 +91,7 @@ sys.exit(grown > 300)
 """
 
 
+@pytest.mark.slow
 def test_a_reply_of_more_than_a_gigabyte_takes_little_memory():
     ended = subprocess.run(
         [sys.executable, "-c", MEMORY], capture_output=True, timeout=60, cwd=Path(__file__).parents[1]

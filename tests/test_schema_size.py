@@ -17,6 +17,7 @@ from rain_llm.bounds import PATTERN_SIZE
 from rain_llm.models.distinct import distinct
 from rain_llm.models.grammar import check, narrowed, spelled_out
 from rain_llm.models.schema_size import pattern_size
+from tests.examples import examples
 
 MANY = 10**9
 DRAFT4 = "http://json-schema.org/draft-04/schema#"
@@ -280,7 +281,7 @@ SCHEMAS = st.recursive(LEAVES, _more, max_leaves=8)
 
 
 @pytest.mark.slow
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(SCHEMAS, SCHEMAS, SCHEMAS)
 def test_any_schema_compiles_soon_or_is_refused(whole: Any, first: Any, second: Any):
     begun = time.thread_time()

@@ -18,6 +18,7 @@ from typing_extensions import TypedDict
 from rain_llm import Criterion, Message, PromptError, Rain, RainSettings, Task, Tool
 from rain_llm.models.scripted import END, ScriptedModel
 from rain_llm.schemas import schema_of
+from tests.examples import examples
 
 CRITERION = Criterion(name="kind", frames=["{answer} is"], labels=[("good", "bad")], calibration=None)
 RAIN_SETTINGS = RainSettings(evaluation={"criteria": [CRITERION], "actions": []}).updated(
@@ -298,7 +299,7 @@ def fitting(schema: dict[str, Any], root: dict[str, Any], depth: int = 0) -> Any
     )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=examples(60), deadline=None, derandomize=True)
 @given(ROOTS, ROOTS, st.lists(DOCUMENTS, max_size=6), WRAPPERS)
 def test_nothing_that_does_not_fit_leaves(root: Any, other: Any, documents: list[Any], wrap: Any):
     """A script would rather write what does not fit: bare documents, and good ones with a part replaced."""

@@ -156,6 +156,7 @@ def test_a_shell_can_complete(capsys):
     assert "--install-completion" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a shell")
 def test_a_reader_that_has_seen_enough_is_no_news():
     command = f"{sys.executable} -m rain_llm schema | head -c 1; exit ${{PIPESTATUS[0]}}"

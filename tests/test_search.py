@@ -34,6 +34,7 @@ from rain_llm.search.algorithm import RainSearch
 from rain_llm.search.outcome import Interrupted, Outcome
 from rain_llm.settings import PUNCTUATION
 from rain_llm.types import Candidate
+from tests.examples import examples
 
 # --- a small world ------------------------------------------------------------------------------
 
@@ -817,7 +818,7 @@ def test_raise_ends_with_what_was_accepted(mode: Callable[..., RainSettings]):
 @given(
     bad=st.sets(st.sampled_from(["la", "li", "lu", "la li", "lu lu"]), min_size=1), seed=st.integers(0, 99)
 )
-@hypothesis_settings(max_examples=25)
+@hypothesis_settings(max_examples=examples(25))
 def test_nothing_unaccepted_is_ever_emitted(
     mode: Callable[..., RainSettings], on_unsafe: str, bad: set[str], seed: int
 ):
@@ -956,7 +957,7 @@ def run_any(
     search=st.one_of(BY_VERDICT, BY_VISITS),
     on_unsafe=st.sampled_from(["best", "refuse", "raise"]),
 )
-@hypothesis_settings(max_examples=300)
+@hypothesis_settings(max_examples=examples(300))
 def test_any_search_ends_and_adds_up(
     weights: list[float],
     likes: dict[str, float],
@@ -1025,7 +1026,7 @@ def test_a_candidate_that_ends_the_text_has_ended():
 
 
 @given(weights=WEIGHTS, likes=LIKES, drawing=DRAWINGS, search=BY_VISITS)
-@hypothesis_settings(max_examples=200)
+@hypothesis_settings(max_examples=examples(200))
 def test_whatever_the_search_by_visits_foresight_changes_no_choice(
     weights: list[float], likes: dict[str, float], drawing: dict[str, Any], search: dict[str, Any]
 ):
@@ -1039,7 +1040,7 @@ def test_whatever_the_search_by_visits_foresight_changes_no_choice(
 
 
 @given(weights=WEIGHTS, likes=LIKES, drawing=DRAWINGS, search=BY_VISITS)
-@hypothesis_settings(max_examples=200)
+@hypothesis_settings(max_examples=examples(200))
 def test_a_step_that_is_ended_early_has_the_choice_of_the_whole_budget(
     weights: list[float], likes: dict[str, float], drawing: dict[str, Any], search: dict[str, Any]
 ):
@@ -1053,7 +1054,7 @@ def test_a_step_that_is_ended_early_has_the_choice_of_the_whole_budget(
 
 
 @given(weights=WEIGHTS, likes=LIKES, drawing=DRAWINGS, search=BY_VISITS)
-@hypothesis_settings(max_examples=200)
+@hypothesis_settings(max_examples=examples(200))
 def test_no_step_takes_more_than_its_budget(
     weights: list[float], likes: dict[str, float], drawing: dict[str, Any], search: dict[str, Any]
 ):
@@ -1074,7 +1075,7 @@ def test_no_step_takes_more_than_its_budget(
     on_unsafe=st.sampled_from(["best", "refuse", "raise"]),
     place=st.integers(0, 60),
 )
-@hypothesis_settings(max_examples=200)
+@hypothesis_settings(max_examples=examples(200))
 def test_whenever_a_search_is_interrupted_only_what_was_accepted_leaves(
     weights: list[float],
     likes: dict[str, float],

@@ -256,6 +256,7 @@ def test_the_same_settings_have_the_same_hash():
     assert int(one.hash, 16) >= 0
 
 
+@pytest.mark.slow
 def test_the_hash_is_the_same_in_every_process():
     code = "from rain_llm import RainSettings; print(RainSettings.preset('paper').hash)"
     made = [

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from rain_llm.models.validation import DocumentCheck
 from rain_llm.search.shortest import shortest
+from tests.examples import examples
 
 NODE = {
     "type": "object",
@@ -78,7 +79,7 @@ SCHEMAS = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=examples(100), deadline=None, derandomize=True)
 @given(SCHEMAS)
 def test_the_shortest_document_fits(schema):
     text = json.dumps(schema)

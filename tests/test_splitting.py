@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rain_llm.judging.splitting import split
+from tests.examples import examples
 
 
 def sentences(text: str) -> list[str]:
@@ -61,7 +62,7 @@ def test_layout(text: str, whole: list[str]) -> None:
 PARTS = st.sampled_from([*"aB1.!?…。\uff01`~|#>-*(\"'」\n\r\u2028 \t", "```", "e.g.", "Dr.", "No."])
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=examples(300), deadline=None, derandomize=True)
 @given(st.lists(PARTS, max_size=40).map("".join) | st.text(max_size=40))
 def test_every_character_that_is_no_space_is_in_one_sentence(text: str) -> None:
     spans = list(split(text))

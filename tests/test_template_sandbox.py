@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from rain_llm import Message, ModelNotSupportedError
 from rain_llm.models.templates.sandbox import render
 from rain_llm.models.tokenizer import Tokenizer
+from tests.examples import examples
 
 MESSAGES = [
     {"role": "system", "content": "Be brief."},
@@ -281,7 +282,7 @@ STATEMENTS = st.recursive(
 )
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(STATEMENTS)
 def test_any_template_ends_soon(source: str):
     begun = time.thread_time()

@@ -168,6 +168,7 @@ def test_what_does_not_say_so_uses_the_template(tmp_path):
     assert settings_for("rain", TASKS["rag"], QUICK, None, own).generation.chat_template
 
 
+@pytest.mark.slow
 def test_fluency_is_weighed_behind_what_was_asked(tmp_path):
     for kind, unchatty in ((Base, ()), (Chatty, ()), (Chatty, ("h",))):
         (tmp_path / "judged.jsonl").unlink(missing_ok=True)

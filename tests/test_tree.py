@@ -26,6 +26,7 @@ from rain_llm.requests import Vector
 from rain_llm.search.tree import Node, SearchTree, greedy_prior
 from rain_llm.settings import AdditionSettings, RainSettings, SimilaritySettings
 from rain_llm.settings.search import search_settings
+from tests.examples import examples
 
 PAPER: dict[str, Any] = {
     "token_set_lengths": (1, 2, 4, 10),
@@ -587,7 +588,7 @@ def check(tree: SearchTree) -> None:
 
 @pytest.mark.parametrize("make", [paper_tree, simulating_tree])
 @given(events=st.lists(EVENT, max_size=40), similar=st.booleans(), normalise=st.booleans())
-@hypothesis_settings(max_examples=150)
+@hypothesis_settings(max_examples=examples(150))
 def test_the_trees_books_balance_after_any_search(
     make: Callable[..., SearchTree],
     events: list[tuple[str, int, float, bool]],

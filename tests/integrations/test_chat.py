@@ -193,6 +193,7 @@ def clean(heard: Any) -> bool:
 # --- constructing ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_importing_and_constructing_load_nothing():
     code = """
 import sys, time

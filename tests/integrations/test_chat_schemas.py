@@ -29,6 +29,7 @@ from langchain_rain import ChatRain
 from rain_llm import Criterion, PromptError, Rain, RainSettings
 from rain_llm.models.scripted import END, ScriptedModel
 from rain_llm.schemas import schema_of
+from tests.examples import examples
 from tests.test_schemas import DOCUMENTS, ROOTS, WRAPPED, fitting
 
 KIND = {"labels": [("good", "bad")], "calibration": None}
@@ -411,7 +412,7 @@ def test_tools_named_as_mcp_names_them_are_called_and_found():
 # --- what is random ---
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=examples(40), deadline=None, derandomize=True)
 @given(ROOTS, ROOTS, st.lists(DOCUMENTS, max_size=6), st.integers(0, 4))
 def test_no_call_that_does_not_fit_leaves(root: Any, other: Any, documents: list[Any], way: int):
     schema = other | {"$defs": {"R": root}}

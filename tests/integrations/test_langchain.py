@@ -143,6 +143,7 @@ def test_core_is_bounded_but_never_pinned():
     assert "langchain-core>=1.2,<2" in project["dependencies"]
 
 
+@pytest.mark.slow
 def test_importing_and_constructing_load_nothing():
     code = """
 import sys, time

@@ -138,6 +138,7 @@ def test_llamahub_finds_the_class() -> None:
     assert list(hub["class_authors"]) == [RainLLM.class_name()]
 
 
+@pytest.mark.slow
 def test_import_construction_and_metadata_load_no_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"max_position_embeddings": 777}')
     code = f"""

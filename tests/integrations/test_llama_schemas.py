@@ -33,6 +33,7 @@ from pydantic import BaseModel, RootModel, ValidationError
 
 from rain_llm import PromptError, SearchError
 from rain_llm.requests import Sample
+from tests.examples import examples
 from tests.integrations.llama_scripts import memory, model_of, scripted
 
 QUESTION = "How is Bonn?"
@@ -193,7 +194,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=examples(60), deadline=None, derandomize=True)
 @given(JSON)
 def test_whatever_a_model_likes_best_only_what_fits_leaves(planted: Any) -> None:
     llm = says(call("look", planted), call("look", {"v": 1, "next": None}))

@@ -479,6 +479,7 @@ def test_groundedness_waits_for_what_tools_tell(said, tools, done):
     assert names == ["groundedness"] and clean([answer])
 
 
+@pytest.mark.slow
 def test_langchain_itself_is_needed_by_the_middleware_alone():
     code = """
 import sys
