@@ -640,7 +640,7 @@ def test_log_probabilities_of_a_document_are_the_models_own(case: Case):
 
 @pytest.mark.parametrize("how", [{"ranked": True, "max_tokens": 1}, {"greedy_first": True}, {"ends": (".",)}])
 def test_what_does_not_go_with_a_schema_is_refused(model: LanguageModel, how: dict[str, Any]):
-    with pytest.raises(PromptError, match=f"{next(iter(how))}=.* do not go together"):
+    with pytest.raises(PromptError, match=f"{next(iter(how))}=.* cannot be combined"):
         model.sample([document(model, **how)])
 
 

@@ -1,1 +1,1 @@
-"""Models that a search may use: local, and scripted."""
+"""Models that a search can use: local, on servers, and scripted."""

@@ -1,26 +1,25 @@
-"""The LanguageModel protocol: all that a search may ask of a model, and what it may rely on.
+"""The LanguageModel protocol: the operations that a search needs from a model, and their guarantees.
 
-**Promises** (one contract suite, ``tests/test_contract.py``, holds every implementation to them):
+**Guarantees** (``tests/test_contract.py`` checks every implementation):
 
-1. *Determinism.* A request carries its own seed. The same request gives the same tokens, alone or
-   in a batch, today or tomorrow, up to the model's numerical tolerance: a draw may differ only
-   where the random number falls within 1e-4 of a boundary between two tokens.
-2. *Log-probabilities* are nats over the whole vocabulary at temperature 1; they agree with an
-   uncached forward pass within 1e-3 (float32).
-3. *Order.* ``sample`` and ``score`` answer the requests of a batch in their order.
-4. *Text is text.* ``encode`` never produces a special token, whatever the text says: a user who
-   types ``<|im_start|>`` gets those characters. Only ``render_chat`` writes special tokens, and
-   only those of the template.
-5. *The end is the end.* Sampling stops at the first special token; it is not part of ``tokens``.
-6. *Nothing is left behind.* Caching is the model's own affair: any request may follow any other,
-   and memory stays within the model's own budget.
-7. *Errors* are ``rain_llm.errors``; a failed batch leaves the model usable.
+1. *Determinism.* A request carries its own seed. The same request returns the same tokens, alone or in a
+   batch, up to the model's numerical tolerance: a sampled token may differ only where the random number
+   falls within 1e-4 of a boundary between two tokens.
+2. *Log-probabilities* are in nats, over the full vocabulary at temperature 1; they agree with an uncached
+   forward pass within 1e-3 (float32).
+3. *Order.* ``sample`` and ``score`` return replies in the order of the requests.
+4. *Text is text.* ``encode`` never produces a special token: a user who types ``<|im_start|>`` gets those
+   characters. Only ``render_chat`` produces special tokens, and only those of the template.
+5. *End.* Sampling stops at the first special token, which is not part of ``tokens``.
+6. *No side effects.* Caching is internal: any request may follow any other, and memory stays within the
+   model's budget.
+7. *Errors* are those of ``rain_llm.errors``; a failed batch leaves the model usable.
 
-A local model keeps one promise more, :class:`SteppedModel`: it lets requests join and leave between
-two forward passes, questions in the same pass as samples. A model on a server keeps another,
-:class:`RemoteModel`: each request travels on its own, and can be called back.
+A local model also implements :class:`SteppedModel`: requests can join and leave between two forward passes,
+and questions share a pass with samples. A model on a server implements :class:`RemoteModel`: each request is
+sent on its own and can be cancelled.
 
-What a server computes in half precision, or in an order that hangs on its other work, is less exact: the
+A server that computes in half precision, or in an order that depends on its other work, is less exact; the
 tolerances of 1 and 2 are then the server's (``docs/scale-out.md``).
 """
 
@@ -35,38 +34,38 @@ from rain_llm.types import Message, TokenIds, Tool
 
 @runtime_checkable
 class LanguageModel(Protocol):
-    """A frozen model that can continue token sequences and weigh them."""
+    """A frozen model that can continue token sequences and compute their log-probabilities."""
 
     @property
     def name(self) -> str:
-        """The model's name and revision: what a cache may key on. Holds no secret."""
+        """Return the model's name and revision, usable as a cache key. Contains no secret."""
         ...
 
     @property
     def context_length(self) -> int:
-        """The most tokens that a prefix and its continuation may have together."""
+        """Return the maximum number of tokens of a prefix and its continuation together."""
         ...
 
     @property
     def start(self) -> TokenIds:
-        """The tokens that every raw text begins with: ``(bos,)`` or ``()``."""
+        """Return the tokens that every raw text begins with: ``(bos,)`` or ``()``."""
         ...
 
     def encode(self, text: str) -> TokenIds:
-        """Turn text into ordinary tokens: no start token, no special token."""
+        """Encode text as ordinary tokens: no start token, no special token."""
         ...
 
     def decode(self, tokens: TokenIds) -> str:
-        """Turn tokens into text; bytes that do not yet make a character become U+FFFD."""
+        """Decode tokens to text; an incomplete character becomes U+FFFD."""
         ...
 
     def render_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> TokenIds:
-        """Render a chat up to the place where the assistant begins to speak.
+        """Render a chat up to the beginning of the assistant's turn.
 
-        What ``tools`` there are is told by the template, or, where it has no place for them, in words.
+        The template describes ``tools``; if it cannot, they are described in a system message.
 
         Raises:
-            ModelNotSupportedError: the model has no chat template.
+            ModelNotSupportedError: The model has no chat template.
         """
         ...
 
@@ -75,18 +74,18 @@ class LanguageModel(Protocol):
         ...
 
     def score(self, batch: Sequence[Score]) -> list[Scores]:
-        """Weigh each request's options; see :class:`~rain_llm.requests.Score`."""
+        """Compute each request's option log-probabilities; see :class:`~rain_llm.requests.Score`."""
         ...
 
 
 @runtime_checkable
 class Job(Protocol):
-    """A request that a model is answering.
+    """A request that a model is working on.
 
     Attributes:
-        reply: None until the answer is complete.
-        model_tokens: tokens that went through the model for it so far; at the end the reply's.
-        forwards: forward passes in which it took part so far; at the end the reply's.
+        reply: The reply; None until it is complete.
+        model_tokens: Tokens that the model has processed for it so far; at the end those of the reply.
+        forwards: Forward passes that it took part in so far; at the end those of the reply.
     """
 
     reply: Samples | Scores | None
@@ -96,34 +95,33 @@ class Job(Protocol):
 
 @runtime_checkable
 class SteppedModel(LanguageModel, Protocol):
-    """A model that answers pass by pass, so that requests may join and leave between two passes.
+    """A model that works pass by pass, so that requests can join and leave between two forward passes.
 
-    ``sample`` and ``score`` give what stepping through their requests alone would give.
+    ``sample`` and ``score`` return the same as stepping through their requests alone.
     """
 
     def begin(self, request: Sample | Score) -> Job:
-        """Take up a request; nothing is computed yet.
+        """Create a job for a request, without computing anything yet.
 
         Raises:
-            PromptError: the prefix is empty, or it and its continuation exceed the context.
+            PromptError: The prefix is empty, or it and its continuation exceed the context.
         """
         ...
 
     def step(self, jobs: Sequence[Job]) -> None:
-        """Make one forward pass for all ``jobs``: samples grow by a token, questions are answered.
+        """Run one forward pass for all ``jobs``: samples grow by one token, questions are answered.
 
-        A job that is not stepped again is given up: it holds nothing that must be freed. If the pass
-        fails, no job has changed.
+        A job that is never stepped again needs no cleanup. If the pass fails, no job has changed.
         """
         ...
 
 
 @runtime_checkable
 class PendingRequest(Job, Protocol):
-    """A request that is under way to a model elsewhere.
+    """A request that was sent to a remote model.
 
     Attributes:
-        error: why there will be no reply; None while there may be one.
+        error: Why there will be no reply; None while a reply is still possible.
     """
 
     error: Exception | None
@@ -131,9 +129,9 @@ class PendingRequest(Job, Protocol):
 
 @runtime_checkable
 class RemoteModel(LanguageModel, Protocol):
-    """A model that answers elsewhere: requests are sent, and each is answered in its own time.
+    """A model on a server, to which requests are sent asynchronously.
 
-    ``sample`` and ``score`` give what sending their requests gives.
+    ``sample`` and ``score`` return the same as sending their requests.
     """
 
     def send(
@@ -143,38 +141,38 @@ class RemoteModel(LanguageModel, Protocol):
         deadline: float | None,
         done: Callable[[], None],
     ) -> Sequence[PendingRequest]:
-        """Send the requests of one round on their way, and return at once. From any thread.
+        """Send the requests of one round and return immediately. Thread-safe.
 
         Args:
-            requests: at least one.
-            search: whose they are: any object that can be hashed and weakly referenced. What one search
-                sends goes to the same server, where its prefixes are cached, while that one answers.
-            deadline: by ``time.monotonic``; afterwards no reply is wanted.
-            done: called whenever a reply or an error has come, from any thread; must return at once.
+            requests: At least one request.
+            search: The search that sends them: any hashable, weakly referenceable object. Requests of one
+                search go to the same server, which has its prefixes cached, while that server answers.
+            deadline: Time by ``time.monotonic`` after which no reply is needed.
+            done: Called from any thread when a reply or an error has arrived; must return immediately.
 
         Raises:
-            PromptError: a prefix is empty, or it and its continuation exceed the context.
+            PromptError: A prefix is empty, or it and its continuation exceed the context.
         """
         ...
 
     def recall(self, all_pending: Sequence[PendingRequest]) -> None:
-        """Give up what has not been answered; the server is told. From any thread."""
+        """Cancel requests that have no reply yet, also on the server. Thread-safe."""
         ...
 
 
 @runtime_checkable
 class Forgetful(Protocol):
-    """A model that keeps what it has read, and can let go of it."""
+    """A model that has a prefix cache and can clear it."""
 
     def forget(self) -> None:
-        """Drop every cached prefix; afterwards everything costs, and is computed, as at first."""
+        """Clear the prefix cache, so that every prefix is computed again."""
         ...
 
 
 @runtime_checkable
 class Embedder(Protocol):
-    """Turns sentences into unit vectors."""
+    """Embeds sentences as unit vectors."""
 
     def embed(self, texts: Sequence[str]) -> list[Vector]:
-        """Embed each text: unit vectors of one common length, in order."""
+        """Embed each text; returns unit vectors of equal dimension, in order."""
         ...

@@ -1,4 +1,4 @@
-"""What can be known of a model without loading it."""
+"""Find out a model's name and context length without loading it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from rain_llm.settings import ModelSettings
 
 
 def known_of(settings: ModelSettings) -> tuple[str, int | None]:
-    """Return a model's name and the tokens of its context.
+    """Return a model's name and its context length in tokens.
 
-    None for those where nothing tells: a hub model that was never downloaded, a server that was not asked.
+    The length is None if it is not known: for a hub model that was never downloaded, and for a server.
     """
     if settings.base_url:
         return settings.name or "", settings.context_length
@@ -29,7 +29,7 @@ def known_of(settings: ModelSettings) -> tuple[str, int | None]:
 
 
 def _config(name: str, revision: str | None) -> dict[str, Any]:
-    """Read ``config.json`` in a folder or the hub's cache; empty where there is none that can be read."""
+    """Read ``config.json`` from a folder or the hub's cache; empty if there is no readable one."""
     path = Path(name).expanduser() / "config.json"
     try:
         if not path.is_file():

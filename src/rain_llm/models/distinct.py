@@ -1,6 +1,6 @@
-"""How many different values a part of a JSON schema allows, where that is a small number.
+"""Count the different values that a part of a JSON schema allows, if there are few.
 
-A grammar cannot hold to ``uniqueItems``. It can end a list that has no further item to take.
+A grammar cannot enforce ``uniqueItems``. But it can end a list when no further item is possible.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from typing import Any
 
 from rain_llm.models.validation import hashable, part_at
 
-_MOST = 1000  # values that are worth counting
-_DEEP = 16  # references and alternatives within each other
+_MOST = 1000  # values; more are not counted
+_DEEP = 16  # nesting of references and alternatives
 _OF_TYPE = {"null": 1, "boolean": 2}
 
 
 def ended(schema: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
-    """Return a part of a schema in which a list of different items has no more of them than there are."""
+    """Limit a list with ``uniqueItems`` to the number of different items that its schema allows."""
     if part.get("uniqueItems") is not True:
         return part
     first = part.get("prefixItems", [])
@@ -29,7 +29,7 @@ def ended(schema: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
 
 
 def distinct(schema: Any, part: Any, depth: int = 0) -> int | None:
-    """Return the most different values that fit ``part``, which is found in ``schema``; None: not known."""
+    """Return the maximum number of different values that match ``part`` of ``schema``; None: unknown."""
     if part is False:
         return 0
     if not isinstance(part, dict) or depth > _DEEP:

@@ -1,14 +1,13 @@
-"""JSON schemas inside sampling: which tokens may come next, so that a document fits its schema.
+"""Constrained decoding: compute which tokens may come next, so that a document matches its JSON schema.
 
-The only module that knows llguidance. Documents are compact: no white space between their parts, in which
-small models lose themselves. For the same reason an object that names its properties gets no others unless
-its schema speaks of them, whole numbers are those that every reader of JSON knows (within 2^53), and numbers
-end after some 18 characters; all of this only narrows what a schema allows.
+This is the only module that uses llguidance. It restricts documents further than their schema, because small
+models otherwise write endless ones: no white space between parts, no properties that the schema does not
+mention, integers within 2^53, and numbers of about 18 characters at most.
 
-A grammar sees how a document is spelled, not what it says. So a whole document is checked by its schema once
-more, as every reader will read it, and one that does not fit has not ended. Nor may a name stand twice in it.
-What no grammar can hold to (``uniqueItems``, ``not``, ``if`` and the like, alternatives that overlap) is left
-to that check; a list of different items ends where there are no more of them (``models/distinct.py``).
+A grammar restricts how a document is spelled, not everything that a schema requires. So a complete document
+is also validated against its schema; one that does not match counts as incomplete. ``uniqueItems``, ``not``,
+``if`` and overlapping alternatives are checked only there; so are repeated names in an object. A list of
+different items ends when there are no further ones (``models/distinct.py``).
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ if TYPE_CHECKING:
 
 Mask = NDArray[np.bool_]
 
-_COMPILED = 32  # schemas that a vocabulary remembers
-_WHOLE = 2**53  # greater numbers are not told apart by what reads JSON into doubles
-_DIGITS = 15  # of a number with a point, in a schema
+_COMPILED = 32  # compiled schemas cached per vocabulary
+_LARGEST_INTEGER = 2**53  # JSON readers that use doubles do not distinguish larger integers
+_DIGITS = 15  # maximum digits of a schema's number with a decimal point
 _LONG = 18  # characters of a number: a double's 17 digits, and a point or a sign
 
 _COMBINED = {"$ref", "anyOf", "oneOf", "allOf"}
-# What the grammar cannot hold to.
+# Keywords that the grammar cannot enforce.
 _CHECKED = {
     *("uniqueItems", "contains", "minContains", "maxContains", "unevaluatedItems"),
     *("propertyNames", "dependencies", "dependentRequired", "dependentSchemas", "unevaluatedProperties"),
@@ -50,10 +49,10 @@ _CHECKED = {
 
 
 class Vocabulary:
-    """A model's tokens as bytes, and the grammars that were compiled for them. May be used by any thread.
+    """A model's tokens as bytes, with a cache of compiled grammars. Thread-safe.
 
     Args:
-        tokens: llguidance's view of them: see :func:`spelled_out`, :func:`vocabulary_of`.
+        tokens: llguidance's tokenizer; see :func:`spelled_out` and :func:`vocabulary_of`.
     """
 
     def __init__(self, tokens: llguidance.LLTokenizer) -> None:
@@ -64,26 +63,26 @@ class Vocabulary:
         self.special = np.array([tokens.is_special_token(i) for i in range(self.size)]) | self.ends
         pieces = [b"" if self.special[i] else tokens.decode_bytes([i]) for i in range(self.size)]
         self._pieces = pieces
-        # What to keep a number from, outside of strings: an exponent at any time, more when it is long.
+        # Tokens to exclude from numbers: an exponent always, any continuation if the number is long.
         self.with_exponent = _matching(rb'[^"]*[0-9][eE]', pieces)
         self.exponent = _matching(rb"[eE]", pieces)
         self.more_of_number = _matching(rb"[-+.0-9eE]", pieces)
         self._compiled = lru_cache(_COMPILED)(self._compile)
 
     def matcher(self, schema: str) -> Matcher:
-        """Return what leads a document that fits ``schema``, at its beginning.
+        """Create a matcher at the beginning of a document of ``schema``.
 
         Args:
             schema: JSON text.
 
         Raises:
-            PromptError: it is no schema, or no document can be held to it; says why.
+            PromptError: It is not a schema, or is not supported; the message gives the reason.
         """
         compiled, check = self._compiled(schema)
         return Matcher(self, compiled.deep_copy(), check)
 
     def spelling(self, text: bytes) -> Mask:
-        """Return which tokens, none of them special, ``text`` may begin with."""
+        """Return a mask of the ordinary tokens that ``text`` can begin with."""
         found = [i for i, piece in enumerate(self._pieces) if piece and text.startswith(piece)]
         mask = np.zeros(self.size, np.bool_)
         mask[found] = True
@@ -93,8 +92,8 @@ class Vocabulary:
         from llguidance import LLMatcher, LLParserLimits
 
         try:
-            held = _held(schema)
-            grammar = LLMatcher.grammar_from_json_schema(held.grammar)
+            prepared = _prepared(schema)
+            grammar = LLMatcher.grammar_from_json_schema(prepared.grammar)
             limits = LLParserLimits(
                 verbose_errors=False, max_lexer_states=LEXER_STATES, max_items_in_row=GRAMMAR_ROW
             )
@@ -104,17 +103,17 @@ class Vocabulary:
             beginning = compiled.deep_copy()
             beginning.compute_bitmask()
             if beginning.is_error():
-                raise ValueError(f"no document fits it ({beginning.get_error()})")
+                raise ValueError(f"no document matches it ({beginning.get_error()})")
         except (ValueError, RecursionError) as error:
             raise PromptError(
-                f"this schema cannot be held to: {' '.join(str(error).split())}: leave that out of it, or "
-                "say it another way"
+                f"this schema is not supported: {' '.join(str(error).split())}: remove that part, or "
+                "write it another way"
             ) from error
-        return compiled, held.check
+        return compiled, prepared.check
 
 
 class Matcher:
-    """What a document may go on with; made by :meth:`Vocabulary.matcher`."""
+    """The state of one document: which tokens may follow. Created by :meth:`Vocabulary.matcher`."""
 
     def __init__(self, vocabulary: Vocabulary, matcher: llguidance.LLMatcher, check: DocumentCheck) -> None:
         self._vocabulary = vocabulary
@@ -122,51 +121,52 @@ class Matcher:
         self._check = check
         self._text = bytearray()
         self._in_string = self._escaped = False
-        self._number = 0  # characters of the number that the document ends with
+        self._number = 0  # length of the number at the document's end
 
     @property
     def whole(self) -> bool:
-        """The document is whole, and nothing may follow."""
+        """Return whether the document is complete and nothing may follow."""
         return self._matcher.is_stopped() and not self._matcher.is_error()
 
     def allowed(self) -> Mask:
-        """Return which tokens may follow; those that end a text, where the document is whole.
+        """Return a mask of the tokens that may follow, with end tokens once the document is complete.
 
         Raises:
-            ModelError: none may, or the schema has become too much for the grammar.
+            ModelError: No token may follow, or the grammar has exceeded its limits.
         """
         words = self._vocabulary
         packed = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         found: Mask = np.unpackbits(packed, count=words.size, bitorder="little").view(np.bool_)
-        if not self.may_end and (found & words.special).any():  # a schema spells one: it is text there
+        # A schema may contain the name of a special token: it must be written as ordinary tokens.
+        if not self.may_end and (found & words.special).any():
             found = words.spelling(self._matcher.compute_ff_bytes())
         if self._matcher.is_error() or not found.any():
-            why = " ".join(self._matcher.get_error().split()) or "no token can be the next"
-            raise ModelError(f"a document cannot go on by its schema: {why}: simplify the schema")
+            why = " ".join(self._matcher.get_error().split()) or "no token can follow"
+            raise ModelError(f"a document cannot be continued by its schema: {why}: simplify the schema")
         if not self._in_string:
             barred = words.with_exponent
             if self._number:
                 barred = barred | (words.more_of_number if self._number >= _LONG else words.exponent)
             shorter = found & ~barred
-            found = shorter if shorter.any() else found  # a schema may name a longer number
+            found = shorter if shorter.any() else found  # a schema may require a longer number
         return found
 
     def allows(self, text: bytes) -> bool:
-        """Return whether ``text`` may follow; of a vocabulary of bytes."""
+        """Return whether ``text`` may follow; only for the vocabulary of single bytes."""
         return self._matcher.validate_tokens(list(text)) == len(text)
 
     @property
     def may_end(self) -> bool:
-        """The document is whole, though more of it may follow."""
+        """Return whether the document is complete, even if more may follow."""
         return self._matcher.is_accepting()
 
     @property
     def fits(self) -> bool:
-        """The document, which is whole, fits its schema as every reader of JSON will read it."""
+        """Return whether the document, which is complete, matches its schema."""
         return self._check.fits(self._text.decode())
 
     def advance(self, tokens: Sequence[int]) -> None:
-        """Go on behind ``tokens``, which are allowed and end no text."""
+        """Append ``tokens``, which must be allowed and must not be end tokens."""
         self._matcher.consume_tokens(list(tokens))
         text = self._vocabulary.tokens.decode_bytes(list(tokens))
         self._text += text
@@ -182,22 +182,24 @@ class Matcher:
 
 
 def vocabulary_of(tokenizer: Any, size: int, ends: frozenset[int]) -> Vocabulary:
-    """Return the vocabulary of a tokenizer of transformers. Takes about a second.
+    """Build the vocabulary of a transformers tokenizer, which takes about a second.
 
     Args:
-        tokenizer: a fast one.
-        size: of the model's logits.
-        ends: the tokens that end a text.
+        tokenizer: A fast tokenizer.
+        size: Number of the model's logits.
+        ends: The tokens that end a text.
 
     Raises:
-        ModelNotSupportedError: its tokens cannot be told as bytes.
+        ModelNotSupportedError: Its tokens cannot be converted to bytes.
     """
     from llguidance.hf import from_tokenizer
 
     try:
         return Vocabulary(from_tokenizer(tokenizer, n_vocab=size, eos_token=sorted(ends)))
-    except Exception as error:  # the library raises what its parts raise
-        raise ModelNotSupportedError(f"this model's tokenizer cannot write by a schema: {error}") from error
+    except Exception as error:  # the library passes on any error of its parts
+        raise ModelNotSupportedError(
+            f"this model's tokenizer does not support constrained decoding: {error}"
+        ) from error
 
 
 @cache
@@ -209,40 +211,41 @@ def spelled_out() -> Vocabulary:
 
 
 def check(schema: str) -> None:
-    """See that documents can be held to a schema, before any model runs.
+    """Check that a schema is supported, before any model runs.
 
     Args:
         schema: JSON text.
 
     Raises:
-        PromptError: it is no schema, or it asks for what cannot be held to; names it.
+        PromptError: It is not a schema, or has an unsupported part; the message names it.
     """
     spelled_out().matcher(schema)
 
 
 def narrowed(schema: str) -> str:
-    """Return what a grammar is made of for a schema: of what it leads, compact documents, all that ``fits``.
+    """Return the restricted schema from which a grammar is compiled; its documents also pass :func:`fits`.
 
-    Servers that hold to schemas by llguidance read ``x-guidance`` in it too; others leave it.
+    Servers that use llguidance also read ``x-guidance`` in it; others ignore that.
 
     Args:
         schema: JSON text.
 
     Raises:
-        ValueError: it is no schema, or holds a number that cannot be held to. RecursionError: it is too deep.
+        ValueError: It is not a schema, or contains an unsupported number.
+        RecursionError: It is nested too deeply.
     """
-    return _held(schema).grammar
+    return _prepared(schema).grammar
 
 
-class _Held(NamedTuple):
-    """A schema twice: as a grammar is made of it, and as whole documents are checked by it."""
+class _Prepared(NamedTuple):
+    """A schema in two forms: the input of the grammar, and the check of complete documents."""
 
     grammar: str
     check: DocumentCheck
 
 
 @lru_cache(_COMPILED)
-def _held(schema: str) -> _Held:
+def _prepared(schema: str) -> _Prepared:
     from llguidance import LLMatcher
 
     check_size(schema)
@@ -255,19 +258,19 @@ def _held(schema: str) -> _Held:
     closed = listed if _combines(read) else changed(listed, _closed)
     exact = closed | {"x-guidance": {"whitespace_flexible": False, "lenient": False}}
     if not LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(exact)):
-        return _Held(json.dumps(exact), check)
+        return _Prepared(json.dumps(exact), check)
     guidance = {"whitespace_flexible": False, "lenient": True, "coerce_one_of": True}
-    return _Held(json.dumps(changed(closed, _loosened) | {"x-guidance": guidance}), check)
+    return _Prepared(json.dumps(changed(closed, _loosened) | {"x-guidance": guidance}), check)
 
 
 def fits(text: str, schema: str) -> bool:
-    """Tell whether a JSON document is one that local models could have written, by a schema, to its end.
+    """Return whether a complete JSON document matches a schema and the restrictions of this module.
 
     Args:
-        text: JSON, perhaps with white space between its parts.
-        schema: JSON text that was checked.
+        text: JSON, possibly with white space between its parts.
+        schema: JSON text of a supported schema.
     """
-    if not _held(schema).check.fits(text):
+    if not _prepared(schema).check.fits(text):
         return False
     compact = json.dumps(json.loads(text), ensure_ascii=False, separators=(",", ":")).encode()
     matcher = spelled_out().matcher(schema)
@@ -278,21 +281,21 @@ def fits(text: str, schema: str) -> bool:
 
 
 def check_sample(request: Sample) -> None:
-    """See that nothing is asked for that does not go with a schema.
+    """Check that a request with a schema has no options that cannot be combined with one.
 
     Raises:
-        PromptError: it is; names it.
+        PromptError: It has one; the message names it.
     """
     if request.schema:
         for name in ("ranked", "greedy_first", "ends"):
             if getattr(request, name):
-                raise PromptError(f"a schema and {name}={getattr(request, name)!r} do not go together")
+                raise PromptError(f"a schema and {name}={getattr(request, name)!r} cannot be combined")
 
 
 def _exact(number: str) -> float:
-    """Read a number of a schema, of which llguidance would otherwise write another one."""
+    """Parse a number of a schema; raise an error if llguidance would not reproduce it exactly."""
     value = float(number)
-    if not abs(value) <= _WHOLE:
+    if not abs(value) <= _LARGEST_INTEGER:
         raise ValueError(f"the number {number} is beyond 2^53")
     if number.lstrip("-").isdigit():
         return int(number)
@@ -307,25 +310,25 @@ def _matching(pattern: bytes, pieces: Sequence[bytes]) -> Mask:
 
 
 def _combines(schema: dict[str, Any]) -> bool:
-    """Return whether two schemas, each with properties of its own, may speak of one object."""
+    """Return whether two schemas with properties may apply to the same object."""
     return any(
         "allOf" in part or ("properties" in part and _COMBINED & part.keys()) for part in parts_of(schema)
     )
 
 
 def _closed(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema without properties that are not named and endless numbers; see the module."""
+    """Forbid unmentioned properties and unbounded integers in a schema; see the module's docstring."""
     closed = dict(schema)
     named = closed.get("properties")
-    if isinstance(named, dict) and named.keys() >= _spoken_of(closed):
+    if isinstance(named, dict) and named.keys() >= _mentioned(closed):
         closed.setdefault("additionalProperties", False)
     if closed.get("type") == "integer" and not closed.keys() & {"const", "enum"}:
-        closed = {"minimum": -_WHOLE, "maximum": _WHOLE} | closed
+        closed = {"minimum": -_LARGEST_INTEGER, "maximum": _LARGEST_INTEGER} | closed
     return closed
 
 
-def _spoken_of(schema: Any) -> set[str]:
-    """Return the properties that a schema of an object names somewhere."""
+def _mentioned(schema: Any) -> set[str]:
+    """Return all properties that an object's schema mentions."""
     if isinstance(schema, list):
         return {name for name in schema if isinstance(name, str)}
     if not isinstance(schema, dict):
@@ -334,7 +337,7 @@ def _spoken_of(schema: Any) -> set[str]:
     for key in ("dependencies", "dependentRequired", "dependentSchemas"):
         parts += schema[key].values() if isinstance(schema.get(key), dict) else ()
     named = schema.get("properties")
-    return set(named if isinstance(named, dict) else ()).union(*map(_spoken_of, parts))
+    return set(named if isinstance(named, dict) else ()).union(*map(_mentioned, parts))
 
 
 def _loosened(schema: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""How large a JSON schema may be: checked before anything compiles it, since schemas come from anywhere.
+"""Check the size of a JSON schema before it is compiled, since schemas may come from untrusted sources.
 
-What compiles and checks schemas has no bounds of its own for all of this: a repetition in a pattern alone can
-take gigabytes.
+The libraries that compile and check schemas do not bound all of this: a single repetition in a pattern can
+take gigabytes of memory.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 
 from rain_llm.bounds import PATTERN_SIZE, SCHEMA_BYTES, SCHEMA_DEPTH, SCHEMA_PARTS
 
-_MEETING = 16  # different patterns that may hold for one string: each more takes a grammar twice the time
-_NAMING = 64  # patterns for the names in one object: each is compared with each other one
-_LONG = 1000  # characters of a literal that costs as little as others: an enum may have many short ones
+_MEETING = 16  # different patterns that may apply to one string: each one doubles the grammar's time
+_NAMING = 64  # patterns for the names in one object: every pair is compared
+_LONG = 1000  # characters; shorter literals do not count, because an enum may have many
 _PATTERN_PART = re.compile(
-    r"""\\.                               # what stands for itself, or for a class
+    r"""\\.                               # an escaped character, or a class
     | \[\^?\]?(?:\\.|[^]\\])*\]           # a class
     | \(\?\#[^)]*\)                       # a comment
-    | \(\?[a-zA-Z]*[xV]                   # flags that change how the rest is read
+    | \(\?[a-zA-Z]*[xV]                   # flags that change the syntax of the rest
     | \{\s*(\d*)\s*(?:(,)\s*(\d*)\s*)?\}  # a repetition
     | .""",
     re.DOTALL | re.VERBOSE,
@@ -27,13 +27,14 @@ _PATTERN_PART = re.compile(
 
 
 def check_size(schema: str) -> None:
-    """See that a schema is small enough to be compiled.
+    """Check that a schema is small enough to be compiled.
 
     Args:
         schema: JSON text.
 
     Raises:
-        ValueError: it is too large, or no JSON; names the bound. RecursionError: it is too deep.
+        ValueError: It is too large or not JSON; the message names the bound.
+        RecursionError: It is nested too deeply.
     """
     size = len(schema.encode("utf-8", "surrogatepass"))
     if size > SCHEMA_BYTES:
@@ -73,7 +74,7 @@ def _within(value: Any) -> list[Any]:
 
 
 def _patterns_of(values: list[Any]) -> list[str]:
-    """Return what may be a pattern in some objects, whether or not they are schemas."""
+    """Return everything that may be a pattern in some objects, whether or not they are schemas."""
     return [*_texts(values, "pattern"), *(name for value in values for name in _named_by_patterns(value))]
 
 
@@ -87,7 +88,7 @@ def _named_by_patterns(value: Any) -> dict[str, Any]:
 
 
 def _combines(value: Any) -> bool:
-    """Whether two schemas may hold for one value: then what they say of its strings holds together."""
+    """Return whether two schemas may apply to one value, so that all their patterns apply together."""
     if not isinstance(value, dict):
         return False
     both = value.get("allOf")
@@ -97,7 +98,7 @@ def _combines(value: Any) -> bool:
 
 
 def _literals_of(values: list[Any]) -> list[int]:
-    """Return the characters of what documents must repeat letter by letter, by some objects."""
+    """Return the lengths of all literals (names, constants, enum values) in some objects."""
     found: list[int] = []
     for value in values:
         if isinstance(value, dict):
@@ -109,15 +110,15 @@ def _literals_of(values: list[Any]) -> list[int]:
 
 
 def pattern_size(pattern: str) -> int:
-    """Return how many characters a regular expression has when its repetitions are written out.
+    """Return the length of a regular expression with all repetitions expanded, in characters.
 
-    Stops soon after ``PATTERN_SIZE``.
+    Counting stops soon after ``PATTERN_SIZE``.
 
     Raises:
-        ValueError: it changes by a flag how it is to be read.
+        ValueError: It has flags that change its syntax.
     """
-    groups = [0]  # sizes of the groups that are open
-    size = last = 0  # of all; of what a repetition would repeat
+    groups = [0]  # sizes of the open groups
+    size = last = 0  # of the complete pattern; of the part that a repetition would repeat
     for part in _PATTERN_PART.finditer(pattern):
         text = part[0]
         if text.startswith("(?") and not text.startswith("(?#"):

@@ -1,8 +1,8 @@
-"""A toy model that says what it is told to: for tests, for docs, and for users' own tests.
+"""A scripted toy model for tests, documentation, and users' own tests.
 
-Tokens are words and punctuation marks with the white space before them, so texts read naturally and
-a search over them can be worked out by hand. ``next_words`` says what may follow a text; ``opinion``
-says what the model thinks of a label after a question. Both see text, never token ids.
+Tokens are words and punctuation marks with the white space before them, so a search over them can be followed
+by hand. ``next_words`` defines which words may follow a text; ``opinion`` defines the log-probability of a
+label after a question. Both receive text, never token ids.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from rain_llm.types import Message, TokenIds, Tool
 
 NextWords: TypeAlias = Callable[[str], Mapping[str, float]]
 Opinion: TypeAlias = Callable[[str, str], float]
-_Drawn: TypeAlias = tuple[list[tuple[str, float]], bool]  # words, their log-probabilities; whether it ended
+_Drawn: TypeAlias = tuple[list[tuple[str, float]], bool]  # words with log-probabilities; whether it ended
 
 END = "<|end|>"
 """The word that ends an answer."""
 
-_SPECIAL = (END, "<|user|>", "<|assistant|>", "<|system|>")  # their token ids are their places
+_SPECIAL = (END, "<|user|>", "<|assistant|>", "<|system|>")  # token ids are the indices
 _WORDS = re.compile(r"\s*\w+|\s*[^\w\s]|\s+")
 
 
 def script(continuations: Mapping[str, Mapping[str, float]]) -> NextWords:
-    """Make ``next_words`` from a table: the longest key that a text ends with says what follows.
+    """Create ``next_words`` from a table: the longest key that a text ends with selects the next words.
 
-    A text that no key fits ends.
+    A text that ends with no key is finished.
     """
 
     def next_words(text: str) -> Mapping[str, float]:
@@ -50,15 +50,19 @@ def script(continuations: Mapping[str, Mapping[str, float]]) -> NextWords:
 
 @dataclass
 class ScriptedModel:
-    """A ``LanguageModel`` without a network.
+    """A scripted ``LanguageModel`` that needs no weights.
 
     Attributes:
-        next_words: text -> {next word: weight}, weights > 0; ``END`` ends the answer. A word must be
-            one token: a word or a punctuation mark, with the white space before it. With a schema, only
-            those are drawn that it allows.
-        opinion: (question, label) -> log-probability of the label, nats. The default knows nothing.
-        context_length: in tokens.
-        requests: everything it was asked, in order.
+        next_words: text -> {next word: weight}, weights > 0; ``END`` ends the answer. A word must be one
+            token: a word or a punctuation mark, with the white space before it. With a schema, only words
+            that it allows are sampled.
+        opinion: (question, label) -> log-probability of the label in nats. By default all labels are equal.
+        name: The model's name.
+        context_length: Context length in tokens.
+        start: Tokens that every raw text begins with.
+        requests: All requests received, in order.
+        model_tokens: Tokens processed so far.
+        forwards: Forward passes so far.
     """
 
     next_words: NextWords
@@ -76,27 +80,27 @@ class ScriptedModel:
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """Be of use in a forked process."""
+        """Replace the lock, so that the model works in a forked process."""
         self._lock = threading.RLock()
 
     def encode(self, text: str) -> TokenIds:
-        """Split text into words; a special token's name in it stays ordinary words."""
+        """Encode text word by word; the name of a special token is encoded as ordinary words."""
         with self._lock:
             return tuple(self._id(word) for word in _WORDS.findall(text))
 
     def decode(self, tokens: TokenIds) -> str:
-        """Join words; special tokens are not text."""
+        """Decode tokens to text; special tokens are left out."""
         return "".join(self._words[token] for token in tokens if token >= len(_SPECIAL))
 
     def render_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> TokenIds:
-        """Render each message behind a special token of its role; tools are told in words."""
+        """Render each message after a special token of its role; tools are described in words."""
         tokens: list[int] = []
         for message in spoken(messages, tools):
             tokens += [_SPECIAL.index(f"<|{message.role}|>"), *self.encode(message.content)]
         return (*tokens, _SPECIAL.index("<|assistant|>"))
 
     def sample(self, batch: Sequence[Sample]) -> list[Samples]:
-        """Draw continuations word by word."""
+        """Sample continuations word by word."""
         with self._lock:
             for request in batch:
                 self._check(request.prefix, request.max_tokens)
@@ -108,7 +112,7 @@ class ScriptedModel:
             return replies
 
     def score(self, batch: Sequence[Score]) -> list[Scores]:
-        """Ask ``opinion`` about every option."""
+        """Call ``opinion`` for every option."""
         with self._lock:
             for request in batch:
                 self._check(request.prefix, max(map(len, request.options)))
@@ -125,7 +129,7 @@ class ScriptedModel:
             ]
 
     def _id(self, word: str) -> int:
-        # By the word alone: draws hang on token ids, and must not hang on what was said before.
+        # Derived from the word alone: sampling depends on token ids, which must not depend on earlier texts.
         digest = blake2b(word.encode(), digest_size=6).digest()
         token = len(_SPECIAL) + int.from_bytes(digest, "little")
         self._words[token] = word

@@ -1,4 +1,4 @@
-"""A tokenizer of transformers: text to tokens and back, where no text can become a special token."""
+"""A transformers tokenizer that never encodes text as a special token."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from rain_llm.types import Message, TokenIds, Tool
 
 
 class Text(Protocol):
-    """Whoever knows a model's tokens. May be asked from many threads."""
+    """The tokenizer interface that models need. Thread-safe."""
 
     @property
     def start(self) -> TokenIds:
-        """The tokens that every raw text begins with."""
+        """Return the tokens that every raw text begins with."""
         ...
 
     @property
     def special(self) -> frozenset[int]:
-        """Tokens that are never text."""
+        """Return the tokens that are never text."""
         ...
 
     @property
     def size(self) -> int:
-        """Tokens in the vocabulary: ids are below this."""
+        """Return the size of the vocabulary; all token ids are below it."""
         ...
 
     def encode(self, text: str) -> TokenIds:
-        """Turn text into ordinary tokens."""
+        """Encode text as ordinary tokens."""
         ...
 
     def decode(self, tokens: TokenIds) -> str:
-        """Turn tokens into text."""
+        """Decode tokens to text."""
         ...
 
     def piece(self, token: int) -> str:
@@ -47,26 +47,26 @@ class Text(Protocol):
         ...
 
     def render_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> TokenIds:
-        """Render a chat up to where the assistant begins to speak."""
+        """Render a chat up to the beginning of the assistant's turn."""
         ...
 
 
 class Tokenizer:
-    """Encodes, decodes and renders chats. May be used from many threads.
+    """Encodes, decodes and renders chats with a transformers tokenizer. Thread-safe.
 
     Args:
-        loaded: a tokenizer of transformers.
-        name: of its model, for errors.
-        ends: tokens that end a text by the model's configuration, beside the special ones.
+        loaded: The transformers tokenizer.
+        name: Name of its model, for error messages.
+        ends: Tokens that end a text according to the model's configuration, besides the special ones.
     """
 
     def __init__(self, loaded: Any, name: str, ends: frozenset[int] = frozenset()) -> None:
         self._loaded = loaded
         self._name = name
         self._ends = ends
-        # A fast tokenizer keeps "special tokens are text" as a state of its own: two threads with
-        # different wishes would let a user's text become a special token. So there is a copy in which
-        # they always are; and it answers several times as fast as what is wrapped around it.
+        # A fast tokenizer keeps "encode special tokens as text" as mutable state: two threads that set it
+        # differently could turn a user's text into a special token. So text is encoded with a copy in which
+        # it is always set; this copy is also several times as fast as the wrapper.
         self.after_fork()
         renew_after_fork(self)
         self._plain: Any = copy.deepcopy(getattr(loaded, "backend_tokenizer", None))
@@ -78,15 +78,20 @@ class Tokenizer:
         self._chat = ChatTemplate(self._render, self.encode, self._encode_template, name)
 
     def after_fork(self) -> None:
-        """Be of use in a forked process."""
+        """Replace the lock, so that the tokenizer works in a forked process."""
         self._lock = threading.RLock()
 
     @classmethod
     def load(cls, source: str, revision: str | None = None, local_only: bool = False) -> Tokenizer:
-        """Load the tokenizer of a folder or hub name; never remote code. ``local_only``: without a download.
+        """Load the tokenizer of a folder or hub name; remote code is never run.
+
+        Args:
+            source: Folder or hub name.
+            revision: Revision of a hub model.
+            local_only: Do not download anything.
 
         Raises:
-            ModelNotFoundError: there is none, or it cannot be read.
+            ModelNotFoundError: There is no tokenizer, or it cannot be loaded.
         """
         with needed("a tokenizer in this process"):
             from transformers import AutoTokenizer
@@ -102,24 +107,24 @@ class Tokenizer:
 
     @cached_property
     def start(self) -> TokenIds:
-        """The start token, if the tokenizer puts one before a text."""
+        """Return the start token, if the tokenizer adds one."""
         plain = tuple(self._loaded("a").input_ids)
         bos = self._loaded.bos_token_id
         return (bos,) if bos is not None and plain[:1] == (bos,) else ()
 
     @cached_property
     def size(self) -> int:
-        """Tokens in the vocabulary: ids are below this."""
+        """Return the size of the vocabulary; all token ids are below it."""
         return len(self._loaded)
 
     @cached_property
     def special(self) -> frozenset[int]:
-        """Tokens that are never text: sampling one ends the answer."""
+        """Return the tokens that are never text: sampling one ends the answer."""
         added = self._loaded.added_tokens_decoder.items()
         return self._ends | set(self._loaded.all_special_ids) | {i for i, token in added if token.special}
 
     def encode(self, text: str) -> TokenIds:
-        """Turn text into ordinary tokens: special tokens in the text stay the characters they are."""
+        """Encode text as ordinary tokens; the name of a special token is encoded as its characters."""
         if self._plain is not None:
             tokens = tuple(self._plain.encode(text, add_special_tokens=False).ids)
         else:
@@ -127,25 +132,25 @@ class Tokenizer:
                 found = self._loaded(text, add_special_tokens=False, split_special_tokens=True)
             tokens = tuple(found.input_ids)
         forged = self.special.intersection(tokens) - {self._loaded.unk_token_id}
-        return self._apart(text, min(forged)) if forged else tokens
+        return self._split(text, min(forged)) if forged else tokens
 
-    def _apart(self, text: str, token: int) -> TokenIds:
-        """Encode a text in two, so that a special token that its vocabulary makes of it is taken apart.
+    def _split(self, text: str, token: int) -> TokenIds:
+        """Encode a text in two parts, split within a special token that the vocabulary would produce.
 
         Raises:
-            PromptError: it is not there as it is written.
+            PromptError: The text does not contain the special token literally.
         """
         written = str(self._loaded.convert_ids_to_tokens(token))
         place = text.find(written)
         if place < 0 or len(written) < 2:
             raise PromptError(
-                f"the tokenizer of {self._name} makes its special token {written!r} of a text, and it cannot "
-                "be taken apart: leave that out of the text"
+                f"the tokenizer of {self._name} encodes part of a text as its special token {written!r}, "
+                "which cannot be split: remove it from the text"
             )
         return self.encode(text[: place + 1]) + self.encode(text[place + 1 :])
 
     def decode(self, tokens: TokenIds) -> str:
-        """Turn tokens into text."""
+        """Decode tokens to text; special tokens are left out."""
         if self._plain is not None:
             return str(self._plain.decode(tokens, skip_special_tokens=True))
         with self._lock:
@@ -162,10 +167,10 @@ class Tokenizer:
         return self._pieces[token]
 
     def render_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> TokenIds:
-        """Render a chat by the model's template, up to where the assistant begins to speak.
+        """Render a chat with the model's template, up to the beginning of the assistant's turn.
 
         Raises:
-            ModelNotSupportedError: there is no template, or it cannot show these messages.
+            ModelNotSupportedError: There is no template, or it cannot render these messages.
         """
         if not self._loaded.chat_template:
             raise ModelNotSupportedError(f"{self._name} has no chat template: use plain text prompts")
@@ -178,7 +183,7 @@ class Tokenizer:
         values |= {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": True}
         try:
             return render(self._loaded.get_chat_template(tools=tools), values)
-        except Exception as error:  # a template is a program, and may fail in any way
+        except Exception as error:  # a template is a program, and may raise anything
             roles = ", ".join(dict.fromkeys(message["role"] for message in messages))
             raise ModelNotSupportedError(
                 f"the chat template of {self._name} cannot show messages of the roles {roles}: "
@@ -192,10 +197,10 @@ class Tokenizer:
 
 
 def local_folder(source: str) -> str:
-    """Return ``source`` with ``~`` expanded; what looks like a folder must be one.
+    """Return ``source`` with ``~`` expanded, and check that a path is an existing folder.
 
     Raises:
-        ModelNotFoundError: it looks like a folder and is none.
+        ModelNotFoundError: It looks like a path but is not a folder.
     """
     folder = Path(source)
     looks_local = folder.is_absolute() or source.startswith((".", "~"))
@@ -205,5 +210,5 @@ def local_folder(source: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error says, in a line."""
+    """Return the first line of an error's message."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,7 +1,7 @@
-"""Whole JSON documents, checked by their schema as every reader of them will read them.
+"""Validate complete JSON documents against a schema, in bounded time.
 
-The only module that knows jsonschema. Nothing is fetched, and a check ends in time: schemas come from
-anywhere (tools of other people's servers among them), and some would take for ever.
+This is the only module that uses jsonschema. Nothing is downloaded. Every check has a time limit, because
+schemas may come from untrusted sources (such as the tools of an MCP server).
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
 
 Keyword = Callable[["Validator", Any, Any, dict[str, Any]], Iterator["ValidationError"] | None]
 
-_CHECKING_S = 0.5  # the most for one document
-_READING_S = 1.5  # the most for one schema
-_MATCHING_S = 0.1  # the most for one pattern
+_CHECKING_S = 0.5  # time limit for one document
+_READING_S = 1.5  # time limit for one schema
+_MATCHING_S = 0.1  # time limit for one pattern
 _NAMED = {"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"}
 _LISTED = {"anyOf", "oneOf", "allOf", "prefixItems"}
 _ALONE = {"items", "additionalProperties", "contains", "propertyNames", "not", "if", "then", "else"}
-_OLDER = {"items", "exclusiveMinimum", "exclusiveMaximum"}  # what older drafts of JSON Schema write otherwise
+_OLDER = {"items", "exclusiveMinimum", "exclusiveMaximum"}  # keywords that differ in older JSON Schema drafts
 
 _end: ContextVar[float] = ContextVar("_end", default=float("inf"))
 
 
 class DocumentCheck:
-    """What tells whether a document fits a schema, by the first draft of JSON Schema that it can be.
+    """Checks documents against a schema, using the first JSON Schema draft in which the schema is valid.
 
     Args:
         schema: JSON text of an object.
 
     Raises:
-        ValueError: it is no schema, or has a part that documents cannot be checked by. RecursionError: it is
-            too deep.
+        ValueError: It is not a schema, or has a part that cannot be checked.
+        RecursionError: It is nested too deeply.
     """
 
     def __init__(self, schema: str) -> None:
@@ -48,7 +48,7 @@ class DocumentCheck:
         from jsonschema.validators import validator_for
         from referencing import Registry
 
-        read = json.loads(schema, parse_float=Decimal)  # as the numbers are read that are checked by it
+        read = json.loads(schema, parse_float=Decimal)  # the number type of the documents
         if not isinstance(read.get("$schema", ""), str):
             raise ValueError(f"its $schema is {read['$schema']!r:.40}")
         _check_parts(read)
@@ -56,15 +56,16 @@ class DocumentCheck:
         for kind in (validator_for(read, default=Draft202012Validator), Draft7Validator, Draft4Validator):
             error = _schema_error(kind, read)
             if error is None:
-                self._validator: Validator = _bounded(kind)(read, registry=Registry())  # that fetches nothing
+                # An empty registry: references are never downloaded.
+                self._validator: Validator = _bounded(kind)(read, registry=Registry())
                 return
             refused.append(f"{error.message:.200}")
             if not (error.path and error.path[-1] in _OLDER):
                 break
-        raise ValueError(f"it is no JSON schema ({refused[0]})")
+        raise ValueError(f"it is not a JSON schema ({refused[0]})")
 
     def fits(self, text: str) -> bool:
-        """Whether a document fits; one that takes too long to check, or has a name twice, does not."""
+        """Return whether a document matches; False if the check takes too long or a name is repeated."""
         from referencing.exceptions import Unresolvable
 
         _end.set(time.thread_time() + _CHECKING_S)
@@ -75,11 +76,11 @@ class DocumentCheck:
 
 
 def read_document(text: str) -> Any:
-    """Read JSON; numbers with a point are ``Decimal``, which are exact.
+    """Parse JSON; numbers with a decimal point become ``Decimal``, which is exact.
 
     Raises:
-        ValueError: it is none, a name stands twice in an object, or a text is no Unicode. RecursionError: it
-            is too deep.
+        ValueError: It is not JSON, an object has a name twice, or a string is not valid Unicode.
+        RecursionError: It is nested too deeply.
     """
     document = json.loads(text, parse_float=Decimal, object_pairs_hook=_object)
     json.dumps(document, ensure_ascii=False, default=str).encode()
@@ -89,7 +90,7 @@ def read_document(text: str) -> Any:
 def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
     read = dict(members)
     if len(read) < len(members):
-        raise ValueError("a name stands twice in an object")
+        raise ValueError("an object has a name twice")
     return read
 
 
@@ -99,12 +100,12 @@ def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
 def changed(
     schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]], but: Collection[str] = ()
 ) -> Any:
-    """Return a schema with ``change`` made to each one within it, and then to itself.
+    """Apply ``change`` to every subschema of a schema, and then to the schema itself.
 
     Args:
-        schema: or a part of one.
-        change: makes one of another.
-        but: what stands under these keywords stays as it is.
+        schema: A schema, or a part of one.
+        change: Returns a changed schema.
+        but: Keywords whose values are not changed.
     """
     if not isinstance(schema, dict):
         return schema
@@ -122,7 +123,7 @@ def changed(
 
 
 def parts_of(schema: Any) -> list[dict[str, Any]]:
-    """Return the schemas that hang in a schema, the innermost first and itself last."""
+    """Return all subschemas of a schema, the innermost first and the schema itself last."""
     parts: list[dict[str, Any]] = []
 
     def keep(part: dict[str, Any]) -> dict[str, Any]:
@@ -134,19 +135,19 @@ def parts_of(schema: Any) -> list[dict[str, Any]]:
 
 
 def _check_parts(schema: dict[str, Any]) -> None:
-    """See that no part of a schema is too much, or speaks of what is not there.
+    """Check that no part of a schema is unsupported or refers to a missing part.
 
     Raises:
-        ValueError: one is or does; names it.
+        ValueError: A part is invalid; the message names it.
     """
     parts = parts_of(schema)
-    named = any(isinstance(part.get("$id"), str) for part in parts)  # then a reference may be to a name
+    named = any(isinstance(part.get("$id"), str) for part in parts)  # references may then use these names
     keys = {key for part in parts for key in part}
     if {"unevaluatedProperties", "patternProperties"} <= keys:
         raise ValueError("it has unevaluatedProperties and patternProperties")
     for part in parts:
         if isinstance(ref := part.get("$ref"), str) and not named and not _is_within(schema, ref):
-            raise ValueError(f"its $ref {ref!r:.80} leads nowhere within it")
+            raise ValueError(f"its $ref {ref!r:.80} does not refer to a part of it")
         several = part.get("patternProperties")
         for pattern in (part.get("pattern"), *(several if isinstance(several, dict) else ())):
             if isinstance(pattern, str):
@@ -154,10 +155,10 @@ def _check_parts(schema: dict[str, Any]) -> None:
 
 
 def _schema_error(kind: Any, schema: Any) -> ValidationError | None:
-    """Return what is wrong with a schema by a draft of JSON Schema.
+    """Return the first error of a schema in a JSON Schema draft; None if it is valid.
 
     Raises:
-        ValueError: that takes too long to find out.
+        ValueError: The check takes too long.
     """
     _end.set(time.thread_time() + _READING_S)
     errors: Iterator[ValidationError] = _bounded(kind)(kind.META_SCHEMA).iter_errors(schema)
@@ -168,7 +169,7 @@ def _schema_error(kind: Any, schema: Any) -> ValidationError | None:
 
 
 def _is_within(schema: Any, ref: str) -> bool:
-    """Whether a reference is to a part of the schema, by its place; of an anchor, whether it could be."""
+    """Return whether a reference points into the schema; an anchor always counts."""
     try:
         part_at(schema, ref)
     except LookupError:
@@ -177,10 +178,10 @@ def _is_within(schema: Any, ref: str) -> bool:
 
 
 def part_at(schema: Any, ref: str) -> Any:
-    """Return the part of a schema that a reference within it leads to; of an anchor, the schema.
+    """Return the part of a schema that a reference points to; for an anchor, the complete schema.
 
     Raises:
-        LookupError: there is none.
+        LookupError: There is no such part.
     """
     if not ref.startswith("#"):
         raise LookupError(ref)
@@ -209,7 +210,7 @@ def _check_pattern(pattern: str) -> None:
 
 @cache
 def _bounded(kind: Any) -> Any:
-    """Return a kind of validator whose checks raise ``TimeoutError`` where they take too long."""
+    """Return a validator class whose checks raise ``TimeoutError`` if they take too long."""
     import attrs
     from jsonschema.validators import extend
 
@@ -220,9 +221,9 @@ def _bounded(kind: Any) -> Any:
         "uniqueItems": _unique_items,
     }
     keywords = {name: _timed(own.get(name, check)) for name, check in kind.VALIDATORS.items()}
-    whole = kind.TYPE_CHECKER.redefine("integer", _is_whole)
-    bounded: Any = extend(kind, keywords, type_checker=whole)
-    bounded.evolve = attrs.evolve  # its own would change to another kind, without bounds, at a "$schema"
+    integers = kind.TYPE_CHECKER.redefine("integer", _is_integer)
+    bounded: Any = extend(kind, keywords, type_checker=integers)
+    bounded.evolve = attrs.evolve  # the original switches to an unbounded class at a "$schema"
     return bounded
 
 
@@ -235,9 +236,9 @@ def _timed(check: Keyword) -> Keyword:
     return timed
 
 
-def _is_whole(_: object, instance: object) -> bool:
-    whole = isinstance(instance, Decimal) and instance == instance.to_integral_value()
-    return whole or (isinstance(instance, int) and not isinstance(instance, bool))
+def _is_integer(_: object, instance: object) -> bool:
+    integral = isinstance(instance, Decimal) and instance == instance.to_integral_value()
+    return integral or (isinstance(instance, int) and not isinstance(instance, bool))
 
 
 def _matches(pattern: str, text: str) -> bool:
@@ -279,15 +280,15 @@ def _additional_properties(
 def _unique_items(
     validator: Validator, unique: Any, instance: Any, schema: dict[str, Any]
 ) -> Iterator[ValidationError]:
-    """Check by what can be looked up: jsonschema compares each item with each other one."""
+    """Check by hashing, in linear time: jsonschema compares all pairs of items."""
     from jsonschema import ValidationError
 
     if unique is True and isinstance(instance, list) and len(set(map(hashable, instance))) < len(instance):
-        yield ValidationError("an item stands twice in a list")
+        yield ValidationError("a list has an item twice")
 
 
 def hashable(value: Any) -> Any:
-    """Return what is equal for JSON values that are equal: 1 and 1.0 are, 1 and true are not."""
+    """Return a hashable key that is equal for equal JSON values: 1 and 1.0 are equal, 1 and true are not."""
     if isinstance(value, dict):
         return dict, frozenset((name, hashable(part)) for name, part in value.items())
     if isinstance(value, list):

@@ -1,7 +1,7 @@
-"""Which models can be used, and how: one table, for the README and for errors.
+"""Which models can be used, and how: one table for the README and for error messages.
 
-The names of models that cannot be loaded (``gpt-4o-mini``, ``llama3.2:1b``, a GGUF file) are known by their
-form. They are refused when an engine is made, before anything is downloaded or sent.
+Names of models that cannot be loaded (``gpt-4o-mini``, ``llama3.2:1b``, a GGUF file) are recognised by their
+form, when an engine is created and before anything is downloaded or sent.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ class Kind:
     """A row of the table.
 
     Attributes:
-        models: whose models. works: what RAIN can do with them. needs: how to name or reach them.
+        models: The provider or the format.
+        works: What RAIN can do with these models.
+        needs: How to name or reach them.
     """
 
     models: str
@@ -65,9 +67,9 @@ _HOSTED_NAME = re.compile(
     re.IGNORECASE,
 )
 _BEDROCK_NAME = re.compile(r"[a-z]\w*\..*v\d+:\d+", re.IGNORECASE)  # anthropic.claude-3-haiku-20240307-v1:0
-# No folder and no owner, and a run of letters and digits longer than any model has in its name.
+# No folder, no owner, and a longer run of letters and digits than any model's name has.
 _KEY = re.compile(r"(?=.*\d)[^/\\]*[a-z0-9]{20}[^/\\]*", re.IGNORECASE)
-# Ollama's names have no owner; on the hub such a name has one.
+# Ollama's names have no owner; names on the hub have one.
 _OLLAMA_NAME = re.compile(
     r"(?:codellama|deepseek|gemma|gpt-oss|granite|llama|mistral|mixtral|phi-?\d|qwen|qwq|smollm|tinyllama"
     r"|vicuna)[\w.-]*",
@@ -86,13 +88,13 @@ def table() -> str:
 
 
 def summary() -> str:
-    """Return the table in a line: for the name of a model that is nowhere."""
+    """Return the table in one line, for the error about an unknown model."""
     return "models that can be used: " + "; ".join(f"{row.models}: {row.needs}" for row in KINDS)
 
 
 def kind_of(name: str) -> Kind:
-    """Return the row that a model's name belongs to, by its form and the folders that there are."""
-    with contextlib.suppress(OSError, RuntimeError, ValueError):  # too long, ~nobody, a null character
+    """Return the row for a model's name, by the name's form and the existing folders."""
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # too long, ~unknown user, a null character
         folder = Path(name).expanduser()
         if folder.is_dir():
             return LLAMA_SERVER if _only_gguf(folder) else TRANSFORMERS
@@ -100,7 +102,7 @@ def kind_of(name: str) -> Kind:
         return LLAMA_SERVER
     if _DRIVE.match(name):
         return TRANSFORMERS
-    if ":" in name:  # in no name of the hub: LangChain's PROVIDER:MODEL, or Ollama's MODEL:TAG
+    if ":" in name:  # not in hub names: LangChain's PROVIDER:MODEL, or Ollama's MODEL:TAG
         provider = name.partition(":")[0].lower()
         hosted = provider in ("openai", "mistralai") or _PROVIDER.fullmatch(provider)
         return HOSTED if hosted or _BEDROCK_NAME.fullmatch(name) else OLLAMA
@@ -114,17 +116,17 @@ def kind_of(name: str) -> Kind:
 
 
 def check(settings: ModelSettings) -> None:
-    """Refuse a model that cannot be loaded or reached; nothing is loaded, and nobody is asked.
+    """Check by name and address that a model can be used; this loads nothing and sends no request.
 
     Raises:
-        ModelNotFoundError: holds the row of the table that fits.
+        ModelNotFoundError: It cannot be used; the message contains the matching row of the table.
     """
     for url in settings.base_url:
         host = urlsplit(url).hostname or ""
         if _HOSTED_ADDRESS.fullmatch(host):
             raise ModelNotFoundError(_no(f"a model at {host}", HOSTED))
     if settings.base_url or settings.name is None:
-        return  # a server may call its model whatever it likes
+        return  # a server may use any name for its model
     if _URL.match(settings.name):
         raise ModelNotFoundError(
             "model.name is an address: give it as base_url, if vLLM or llama-server answers there, or give "
