@@ -7,54 +7,40 @@ chunks, also where it is not streamed.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
-from typing import Any, Literal, Self, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
-import langchain_core.messages
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput, ModelProfile
-from langchain_core.language_models.chat_models import generate_from_stream
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, message_chunk_to_message
-from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
-from langchain_core.messages.tool import tool_call_chunk
+from langchain_core.language_models import BaseChatModel, LanguageModelInput, ModelProfile
+from langchain_core.language_models.chat_models import agenerate_from_stream, generate_from_stream
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.prompt_values import ChatPromptValue, PromptValue
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.runnables.config import get_config_list
 from pydantic import BaseModel
 
-from langchain_rain._engine import GuardedModel, with_stop
+from langchain_rain._engine import GuardedModel
 from langchain_rain._errors import PromptTooLongError as PromptTooLongError
 from langchain_rain._errors import standard_errors
-from langchain_rain._messages import chat_of, traceable
-from langchain_rain._schemas import (
-    AnyTool,
-    document_schema,
-    named,
-    openai_tool,
-    traced_schema,
-)
+from langchain_rain._messages import chat_of, chunk_of, traceable
+from langchain_rain._schemas import AnyTool, document_schema, named, openai_tool, traced_schema
 from langchain_rain._structured import RawReader, Reader, unless_refused
-from rain_llm import (
-    Rain,
-    RainResult,
-    RainSettings,
-    SettingsError,
-    Step,
-    Task,
-    Usage,
-)
-from rain_llm.chat import ASKED, about, finish_reason, task_of_chat, tool_choice_of, tools_of
+from rain_llm import Rain, RainSettings, SettingsError, Task
+from rain_llm.chat import ASKED, task_of_chat, tool_choice_of, tools_of
 
-_OWN = {"revision": None, "tokenizer": None, "context_length": None}
-"""Settings of one model alone: they do not apply to another that a call names."""
-
+_Messages = list[BaseMessage]
+_OF_ONE_MODEL = {"revision": None, "tokenizer": None, "context_length": None}
+"""Settings that do not apply to another model that a call names."""
 _AT_ONCE = 64
 """Answers of a batch: each has a thread that waits, while one engine writes them all."""
-
-_HAS_REFUSALS = hasattr(langchain_core.messages, "RefusalContentBlock")
+_PROFILE = {
+    **dict.fromkeys(("text_inputs", "text_outputs", "temperature"), True),
+    **dict.fromkeys(("image_inputs", "audio_inputs", "pdf_inputs", "video_inputs"), False),
+    **dict.fromkeys(("image_outputs", "audio_outputs", "video_outputs"), False),
+    **dict.fromkeys(("tool_calling", "tool_choice", "tool_call_streaming"), True),
+    "structured_output": False,  # create_agent would ask for it together with tools, which is not possible
+}
 
 
 def check_chat(chat: object) -> None:
@@ -107,6 +93,8 @@ class ChatRain(GuardedModel, BaseChatModel):
     streaming: bool | None = None
     """True: ``invoke``, too, sends each accepted piece to the callbacks; False: it never does."""
 
+    _of_a_task: ClassVar[tuple[str, ...]] = ASKED
+
     # -- what LangChain asks about a model -----------------------------------------------------
 
     @property
@@ -114,25 +102,12 @@ class ChatRain(GuardedModel, BaseChatModel):
         return "rain-chat"
 
     def _resolve_model_profile(self) -> ModelProfile:
-        profile: dict[str, Any] = {
-            "text_inputs": True,
-            "text_outputs": True,
-            **dict.fromkeys(("image_inputs", "audio_inputs", "pdf_inputs", "video_inputs"), False),
-            **dict.fromkeys(("image_outputs", "audio_outputs", "video_outputs"), False),
-            **dict.fromkeys(("tool_calling", "tool_choice", "tool_call_streaming"), True),
-            # Documents are guaranteed, but not beside tools, which create_agent would take this for.
-            "structured_output": False,
-            "temperature": True,
-        }
-        engine = self.rain or Rain(self.settings)  # asked for before there is our own
+        profile: dict[str, Any] = dict(_PROFILE)
+        engine = self.rain or Rain(self.settings)  # LangChain asks before there is self._rain
         if length := engine.context_length:  # else known only once the model is loaded
             profile["max_input_tokens"] = length
         known = ModelProfile.__annotations__  # it grows from version to version
         return cast("ModelProfile", {name: value for name, value in profile.items() if name in known})
-
-    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        chat, _ = self._asked(stop, kwargs)
-        return chat._traced("chat")
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
         """Return the cache key of a call: calls that mean the same share it."""
@@ -227,7 +202,7 @@ class ChatRain(GuardedModel, BaseChatModel):
             )
         reader = Reader(schema, calls=method == "function_calling")
         if include_raw:
-            raw = RawReader(llm, reader, _unfinished)
+            raw = RawReader(llm, reader)
             return RunnableLambda(raw.ask, raw.aask).with_config(max_concurrency=_AT_ONCE)
         return llm | RunnableLambda(reader.read)
 
@@ -235,24 +210,18 @@ class ChatRain(GuardedModel, BaseChatModel):
 
     def _overridden(self, overrides: Mapping[str, Any]) -> Self:
         rest = self._understood(overrides)
-        name = rest.pop("model", None) or self.settings.model.name
-        if name == self.settings.model.name:
+        name = rest.pop("model", None)
+        if not name or name == self.settings.model.name:
             return super()._overridden(rest)
         if self.rain is not None:
             raise SettingsError(f"a ready engine has its model: make another ChatRain for model={name!r}")
-        settings = self.settings.updated(model={"name": name, **_OWN})
+        settings = self.settings.updated(model={"name": name, **_OF_ONE_MODEL})
         other = self.model_copy(update={"settings": settings})
         other._rain = self._others.setdefault(str(name), Rain(settings))
         return other._overridden(rest)
 
-    def _asked(self, stop: list[str] | None, kwargs: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:
-        """Return the model that a call asks for, and what it asks for beside settings."""
-        asked = {name: kwargs[name] for name in ASKED if name in kwargs}
-        rest = {name: value for name, value in kwargs.items() if name not in ASKED}
-        return self._overridden(with_stop(rest, stop)), asked
-
     def _call(
-        self, messages: list[BaseMessage], stop: list[str] | None, kwargs: Mapping[str, Any]
+        self, messages: _Messages, stop: list[str] | None, kwargs: Mapping[str, Any]
     ) -> tuple[Rain, Task, RainSettings]:
         """Return the engine, the task and the settings of one call."""
         chat, asked = self._asked(stop, kwargs)
@@ -285,55 +254,35 @@ class ChatRain(GuardedModel, BaseChatModel):
         return super().batch(inputs, configs, **kwargs)
 
     def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
+        self, messages: _Messages, stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
     ) -> ChatResult:
         return generate_from_stream(self._stream(messages, stop, run_manager, **kwargs))
 
     async def _agenerate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
+        self, messages: _Messages, stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
     ) -> ChatResult:
-        chunks = [chunk async for chunk in self._astream(messages, stop, run_manager, **kwargs)]
-        return generate_from_stream(iter(chunks))
+        return await agenerate_from_stream(self._astream(messages, stop, run_manager, **kwargs))
 
     def _stream(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
+        self, messages: _Messages, stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
     ) -> Iterator[ChatGenerationChunk]:
         rain, task, settings = self._call(messages, stop, kwargs)
-        numbers = itertools.count(1)  # LangChain's own number of the text is 0
+        numbers = itertools.count(1)
         with standard_errors(), closing(rain.stream(task, settings=settings)) as steps:
             for step in steps:
-                if step.text or step.tool_calls or step.result:
-                    yield _chunk(step, numbers)
+                if chunk := chunk_of(step, numbers):
+                    yield chunk
 
     async def _astream(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
+        self, messages: _Messages, stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
     ) -> AsyncIterator[ChatGenerationChunk]:
         rain, task, settings = self._call(messages, stop, kwargs)
-        numbers = itertools.count(1)  # LangChain's own number of the text is 0
+        numbers = itertools.count(1)
         with standard_errors():
             async with aclosing(rain.astream(task, settings=settings)) as steps:
                 async for step in steps:
-                    if step.text or step.tool_calls or step.result:
-                        yield _chunk(step, numbers)
-
-
-# --- from LangChain to the engine ---------------------------------------------------------
+                    if chunk := chunk_of(step, numbers):
+                        yield chunk
 
 
 def _check_last(messages: Sequence[BaseMessage]) -> None:
@@ -341,54 +290,3 @@ def _check_last(messages: Sequence[BaseMessage]) -> None:
     last = messages[-1] if messages else None
     if isinstance(last, AIMessage) and last.response_metadata.get("model_provider") == "rain":
         unless_refused(last)
-
-
-# --- and back ---------------------------------------------------------------------------------------
-
-
-def _chunk(step: Step, numbers: Iterator[int]) -> ChatGenerationChunk:
-    """Return an accepted piece; what ``on_unsafe="best"`` lets through is marked as such."""
-    message = AIMessageChunk(
-        content=step.text,
-        tool_call_chunks=[
-            tool_call_chunk(
-                name=call.name,
-                args=json.dumps(dict(call.arguments), ensure_ascii=False),
-                id=call.id,
-                index=next(numbers),
-            )
-            for call in step.tool_calls
-        ],
-    )
-    if step.refusal and _HAS_REFUSALS:
-        message.content = [{"type": "text", "text": step.text}, {"type": "refusal", "refusal": step.text}]
-    elif step.refusal:
-        message.additional_kwargs["refusal"] = step.text
-    elif step.text and not step.accepted:
-        message.response_metadata["accepted"] = False
-    if step.result is not None:
-        message.chunk_position = "last"
-        message.usage_metadata = _usage(step.result.usage)
-        message.response_metadata = {
-            **about(step.result),
-            "finish_reason": finish_reason(step.result),
-            "model_name": step.result.trace.model,
-            "model_provider": "rain",
-        }
-    return ChatGenerationChunk(message=message)
-
-
-def _usage(usage: Usage) -> UsageMetadata:
-    return UsageMetadata(
-        input_tokens=usage.prompt_tokens,
-        output_tokens=usage.output_tokens,
-        total_tokens=usage.prompt_tokens + usage.output_tokens,
-        input_token_details=InputTokenDetails(cache_read=usage.cached_tokens),
-    )
-
-
-def _unfinished(result: RainResult) -> AIMessage:
-    """Return an unfinished answer as a message."""
-    step = Step(result.text, accepted=result.accepted, verdict=result.verdict, result=result)
-    chunk = _chunk(step, itertools.count(1)).message
-    return cast("AIMessage", message_chunk_to_message(cast("AIMessageChunk", chunk)))
