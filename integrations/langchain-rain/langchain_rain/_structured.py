@@ -88,25 +88,23 @@ class RawReader:
     def ask(self, asked: LanguageModelInput, config: RunnableConfig, **kwargs: Any) -> dict[str, Any]:
         """Ask and read."""
         try:
-            raw = self.llm.invoke(asked, config, **kwargs)
+            return self._read(self.llm.invoke(asked, config, **kwargs))
         except IncompleteError as error:
-            return _told(unfinished(error.result), error=error)
-        return self._read(raw)
+            return _raw(unfinished(error.result), error=error)
 
     async def aask(self, asked: LanguageModelInput, config: RunnableConfig, **kwargs: Any) -> dict[str, Any]:
         """Ask and read without blocking the event loop."""
         try:
-            raw = await self.llm.ainvoke(asked, config, **kwargs)
+            return self._read(await self.llm.ainvoke(asked, config, **kwargs))
         except IncompleteError as error:
-            return _told(unfinished(error.result), error=error)
-        return self._read(raw)
+            return _raw(unfinished(error.result), error=error)
 
     def _read(self, raw: AIMessage) -> dict[str, Any]:
         try:
-            return _told(raw, self.reader.read(raw))
+            return _raw(raw, self.reader.read(raw))
         except Exception as error:  # a class's own validators may raise anything
-            return _told(raw, error=error)
+            return _raw(raw, error=error)
 
 
-def _told(raw: AIMessage, parsed: Any = None, error: Exception | None = None) -> dict[str, Any]:
+def _raw(raw: AIMessage, parsed: Any = None, error: Exception | None = None) -> dict[str, Any]:
     return {"raw": raw, "parsed": parsed, "parsing_error": error}

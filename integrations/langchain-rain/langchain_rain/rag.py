@@ -85,8 +85,8 @@ class _Answerer:
                 "{'context': retriever, 'question': RunnablePassthrough()} before it"
             )
         documents = _documents(asked["context"])
-        told = [document.page_content for document in documents]
-        passages = told if any(text.strip() for text in told) else [_NOTHING]
+        texts = [document.page_content for document in documents]
+        passages = texts if any(text.strip() for text in texts) else [_NOTHING]
         messages = self.prompt.invoke({**asked, "passages": _quoted(passages)})
         bound = self.chat.bind(context=passages, question=asked["question"])
         return RunnableLambda(lambda _: messages) | bound | _citing(documents)
@@ -110,10 +110,10 @@ def _citing(documents: Sequence[Document]) -> Runnable[AIMessage, AIMessage]:
     sources = [{"page_content": d.page_content, "metadata": d.metadata} for d in documents]
 
     def cited(message: AIMessage) -> AIMessage:
-        told = message.response_metadata
-        if "verdict" not in told:
+        metadata = message.response_metadata
+        if "verdict" not in metadata:
             return message
-        return message.model_copy(update={"response_metadata": {**told, "sources": sources}})
+        return message.model_copy(update={"response_metadata": {**metadata, "sources": sources}})
 
     def transform(messages: Iterator[AIMessage]) -> Iterator[AIMessage]:
         for message in messages:
