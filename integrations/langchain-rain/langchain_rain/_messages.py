@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import langchain_core.messages
@@ -49,24 +49,19 @@ def traceable(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
 
     It fails on an image without a source and a type: in a tool's reply, a marker takes its place.
     """
-    return [_traceable(m) if _is_reply(m) and isinstance(m.content, list) else m for m in messages]
+    return [_traceable(m) if getattr(m, "role", m.type) in ("tool", "function") else m for m in messages]
 
 
 def _traceable(message: BaseMessage) -> BaseMessage:
-    content = [
-        {"type": "text", "text": left_out("image")} if _is_untyped_image(block) else block
-        for block in message.content
-    ]
-    return message if content == message.content else message.model_copy(update={"content": content})
+    if isinstance(message.content, str):
+        return message
+    content = [left_out("image") if _is_untyped_image(block) else block for block in message.content]
+    return message.model_copy(update={"content": content})
 
 
-def _is_untyped_image(block: object) -> bool:
-    is_image = isinstance(block, Mapping) and block.get("type") == "image"
-    return is_image and not {"url", "file_id", "mime_type"} & block.keys()  # type: ignore[attr-defined]
-
-
-def _is_reply(message: BaseMessage) -> bool:
-    return getattr(message, "role", message.type) in ("tool", "function")
+def _is_untyped_image(block: str | dict[str, Any]) -> bool:
+    is_image = isinstance(block, dict) and block.get("type") == "image"
+    return is_image and not {"url", "file_id", "mime_type"} & set(block)
 
 
 def _openai(message: BaseMessage) -> dict[str, Any]:

@@ -59,21 +59,18 @@ def check_chat(chat: object) -> None:
 class ChatRain(GuardedModel, BaseChatModel):
     """A chat model that judges its own words and actions while it writes, and rewinds.
 
-    Constructing it loads nothing: the model loads on first use, once for all objects that name it. Only
-    accepted text and accepted tool calls leave it, while streaming too; text that ``on_unsafe="best"``
-    returns is marked (``response_metadata["accepted"]`` is False); calls and documents that did not pass
-    are never returned.
+    Only accepted text and accepted tool calls are returned, also while streaming. Text that
+    ``on_unsafe="best"`` returns is marked: ``response_metadata["accepted"]`` is False. The model loads on
+    first use, once for all objects that name it.
 
-    LangChain's standard parameters are names for places in the ``settings``, which hold the truth.
-    A call, or ``bind``, may override them, any field of the settings' ``generation``, any other section
-    (``on_unsafe="raise"``), or all ``settings`` at once; and give a ``context`` (passages or documents
-    for criteria that judge against them) and a ``question``. Without a ready engine it may name another
-    ``model``, too, which is then loaded beside the first.
+    LangChain's standard parameters are other names for places in ``settings``. A call, or ``bind``, may
+    override them, any field of ``settings.generation``, any other section (``on_unsafe="raise"``), or all
+    ``settings`` at once; and give a ``context`` and a ``question``. Without a ready engine it may also name
+    another ``model``, which is then loaded beside the first.
 
-    Every answer carries in its ``response_metadata``: ``verdict``, ``accepted``, ``stop_reason``,
-    ``finish_reason``, ``usage`` (the whole cost, judging included), ``settings_hash``, ``model_name``.
-    Its ``usage_metadata`` counts the prompt and the answer alone, as everywhere: what the judge read is
-    part of neither, and LangChain's standard tests allow no details that exceed them.
+    An answer's ``response_metadata`` has ``verdict``, ``accepted``, ``stop_reason``, ``finish_reason``,
+    ``usage`` (the whole cost, judging included), ``settings_hash`` and ``model_name``. Its
+    ``usage_metadata`` counts the prompt and the answer alone, as other models do.
 
     Example:
         ```python
@@ -84,7 +81,7 @@ class ChatRain(GuardedModel, BaseChatModel):
         ```
 
     Raises:
-        UnsafeAnswerError: by every way to call it, where nothing passed and ``on_unsafe="raise"``.
+        UnsafeAnswerError: nothing passed, and ``on_unsafe="raise"``.
         IncompleteError: a tool call or a document did not fit into ``max_tokens``.
         PromptTooLongError: the chat and ``max_tokens`` exceed the model's context.
         Further errors are those of ``rain_llm.Rain.generate``.
@@ -163,25 +160,23 @@ class ChatRain(GuardedModel, BaseChatModel):
         include_raw: bool = False,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
-        """Return the model with answers of a schema.
+        """Return the model with answers that match a schema.
 
         Args:
             schema: a pydantic class, a dataclass, an ``Enum`` or another type that pydantic reads (then
                 answers are its objects); a ``TypedDict``, or a JSON schema, also in the wrapper of OpenAI,
                 Anthropic or MCP (then they are plain data).
-            method: "json_schema": the answer is one document that fits the schema, by its grammar;
-                "function_calling": the arguments of a forced tool call, which fit it likewise;
+            method: "json_schema": the answer is one document, written by constrained decoding;
+                "function_calling": the arguments of a forced tool call, written likewise;
                 "json_mode": any JSON object, parsed by the schema afterwards.
-            include_raw: return a dict of ``raw`` (the message), ``parsed`` and ``parsing_error``: the
-                refusal, what the class's own validators raise, or that the answer did not fit into
-                ``max_tokens``.
+            include_raw: return a dict of ``raw`` (the message), ``parsed`` and ``parsing_error``.
             kwargs: ``strict`` changes nothing; others are bound.
 
         Raises:
-            ValueError: there is no such method, or answers cannot be held to the schema. When called: an
-                answer that was refused is never parsed, but an ``OutputParserException``
-                (``ModelRefusalError`` where langchain-core has it), and so is one that the class rejects;
-                ``IncompleteError``: it did not fit into ``max_tokens``.
+            ValueError: there is no such method, or answers cannot be held to the schema.
+            OutputParserException: when called; the model refused (``ModelRefusalError`` where langchain-core
+                has it), or the class rejects the answer.
+            IncompleteError: when called; the answer did not fit into ``max_tokens``.
         """
         document = document_schema(schema)
         traced = {"kwargs": {"method": method}, "schema": traced_schema(schema, document)}

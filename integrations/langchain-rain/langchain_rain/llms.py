@@ -18,6 +18,7 @@ from langchain_rain._errors import standard_errors
 from rain_llm import RainResult, RainSettings, Step, Task, Usage
 from rain_llm.chat import about
 
+_Callbacks = Callbacks | list[Callbacks] | None
 _Configs = RunnableConfig | list[RunnableConfig] | None
 _RUN = ("tags", "metadata", "run_name", "run_id")
 """Arguments of ``generate`` that are LangChain's own."""
@@ -26,30 +27,26 @@ _RUN = ("tags", "metadata", "run_name", "run_id")
 class RainLLM(GuardedModel, BaseLLM):
     """A language model that judges its own words while it writes, and rewinds.
 
-    Constructing it loads nothing: the model loads on first use, once for all objects that name it.
-    Only accepted text is returned, also while streaming; text that ``on_unsafe="best"`` returns is
-    marked. Every generation carries in its ``generation_info``: ``usage``, ``verdict``,
-    ``accepted``, ``stop_reason``, ``settings_hash``.
+    Only accepted text is returned, also while streaming; text that ``on_unsafe="best"`` returns is marked.
+    The ``generation_info`` of an answer has ``usage``, ``verdict``, ``accepted``, ``stop_reason`` and
+    ``settings_hash``. The model loads on first use, once for all objects that name it.
 
-    A call, or ``bind``, may override any field of the settings' ``generation``
-    (``max_new_tokens``, ``stop``, ``seed``, ...), any other section (``on_unsafe="raise"``), or all
-    ``settings`` at once, and give a ``context`` (passages or documents for criteria that judge against them)
-    and the ``question`` asked of it.
+    A call, or ``bind``, may override any field of ``settings.generation`` (``max_new_tokens``, ``stop``,
+    ``seed``, ...), any other section (``on_unsafe="raise"``), or all ``settings`` at once; and give a
+    ``context`` and a ``question``.
 
     Example:
         ```python
-        from langchain_core.output_parsers import StrOutputParser
         from langchain_core.prompts import PromptTemplate
         from langchain_rain import RainLLM
 
-        prompt = PromptTemplate.from_template("Dear {who}, thank you for")
-        chain = prompt | RainLLM() | StrOutputParser()
+        chain = PromptTemplate.from_template("Dear {who}, thank you for") | RainLLM()
         chain.invoke({"who": "neighbour"})
         ```
 
     Raises:
-        UnsafeAnswerError: when called, where nothing passed and ``on_unsafe="raise"``. Further errors are
-            those of ``rain_llm.Rain.generate``.
+        UnsafeAnswerError: when called; nothing passed, and ``on_unsafe="raise"``. Further errors are those of
+            ``rain_llm.Rain.generate``.
     """
 
     @property
@@ -59,11 +56,7 @@ class RainLLM(GuardedModel, BaseLLM):
     # LangChain's cache knows of a call only its ``stop``: what else it overrides, a copy of the model has.
 
     def generate(
-        self,
-        prompts: list[str],
-        stop: list[str] | None = None,
-        callbacks: Callbacks | list[Callbacks] | None = None,
-        **kwargs: Any,
+        self, prompts: list[str], stop: list[str] | None = None, callbacks: _Callbacks = None, **kwargs: Any
     ) -> LLMResult:
         """Answer prompts in one batch; see ``BaseLLM.generate``.
 
@@ -74,11 +67,7 @@ class RainLLM(GuardedModel, BaseLLM):
         return BaseLLM.generate(self._overridden(kwargs), prompts, stop, callbacks, **run)
 
     async def agenerate(
-        self,
-        prompts: list[str],
-        stop: list[str] | None = None,
-        callbacks: Callbacks | list[Callbacks] | None = None,
-        **kwargs: Any,
+        self, prompts: list[str], stop: list[str] | None = None, callbacks: _Callbacks = None, **kwargs: Any
     ) -> LLMResult:
         """Answer prompts together without blocking the event loop; see :meth:`generate`."""
         run = {name: kwargs.pop(name) for name in _RUN if name in kwargs}
@@ -87,29 +76,17 @@ class RainLLM(GuardedModel, BaseLLM):
     # ``BaseLLM.batch`` returns one prompt's exception for every prompt. ``Runnable.batch`` makes one call for
     # each prompt, and their searches meet again in the engine.
 
-    def batch(
-        self,
-        inputs: list[LanguageModelInput],
-        config: _Configs = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
-    ) -> list[str]:
-        """Answer inputs together; with ``return_exceptions``, each that failed has its own."""
-        batch = Runnable.batch if return_exceptions else BaseLLM.batch
-        return batch(self, inputs, config, return_exceptions=return_exceptions, **kwargs)
+    def batch(self, inputs: list[LanguageModelInput], config: _Configs = None, **kwargs: Any) -> list[str]:
+        """Answer inputs together; with ``return_exceptions=True``, each that failed has its own."""
+        batch = Runnable.batch if kwargs.get("return_exceptions") else BaseLLM.batch
+        return batch(self, inputs, config, **kwargs)
 
     async def abatch(
-        self,
-        inputs: list[LanguageModelInput],
-        config: _Configs = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
+        self, inputs: list[LanguageModelInput], config: _Configs = None, **kwargs: Any
     ) -> list[str]:
         """Answer inputs together without blocking the event loop; see :meth:`batch`."""
-        abatch = Runnable.abatch if return_exceptions else BaseLLM.abatch
-        return await abatch(self, inputs, config, return_exceptions=return_exceptions, **kwargs)
+        abatch = Runnable.abatch if kwargs.get("return_exceptions") else BaseLLM.abatch
+        return await abatch(self, inputs, config, **kwargs)
 
     # -- from LangChain to the engine and back -------------------------------------------------
 

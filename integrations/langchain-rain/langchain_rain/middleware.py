@@ -40,15 +40,14 @@ except ImportError as error:
 class RainMiddleware(AgentMiddleware[Any, Any, Any]):
     """Judges each answer of an agent's model before it is returned; RAIN answers in place of one that fails.
 
-    Text is judged by ``settings.evaluation.criteria``, tool calls by ``settings.evaluation.actions``. An
-    answer that passes is returned unchanged. One that fails is dropped with all its calls: RAIN's own engine
-    answers the same messages, in words and without tools, and its accepted text is streamed. If that does
-    not pass either, RAIN refuses, also with ``on_unsafe="best"``.
+    Text is judged by ``settings.evaluation.criteria``, tool calls by ``settings.evaluation.actions``; images
+    and other media are not checked. An answer that passes is returned unchanged. In place of one that fails,
+    RAIN's own engine answers the same messages in words, without tools; its accepted text is streamed. If
+    that does not pass either, RAIN refuses, also with ``on_unsafe="best"``. Where RAIN answers for an agent
+    with a ``response_format``, there is text, and no ``structured_response``.
 
     The message's ``response_metadata["rain"]`` holds who wrote it (``written_by``: "outside" or "rain") and
-    the ``verdict`` on the outside model's answer (None: it was empty). Text, reasoning and calls are judged;
-    images and other media are not checked. If RAIN had to answer for an agent with a ``response_format``,
-    there is no ``structured_response``, but text.
+    the ``verdict`` on the outside model's answer (None: it was empty).
 
     Put it last in the list of middleware: only what the middleware after it returns is judged. Your own
     callbacks and tracers still see the outside model's answer; streams of any mode and ``astream_events`` do
@@ -66,8 +65,8 @@ class RainMiddleware(AgentMiddleware[Any, Any, Any]):
         chat: who judges and answers; by default the embedded model with the tuned settings.
 
     Raises:
-        UnsafeAnswerError: when called, where RAIN's answer did not pass and ``on_unsafe="raise"``.
-        PromptTooLongError: when called, where an answer is too long to be judged: it does not leave.
+        UnsafeAnswerError: when called; RAIN's answer did not pass, and ``on_unsafe="raise"``.
+        PromptTooLongError: when called; an answer is too long to be judged, and is not returned.
     """
 
     def __init__(self, chat: ChatRain | None = None) -> None:
