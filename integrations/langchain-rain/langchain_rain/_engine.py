@@ -1,14 +1,13 @@
 """What both models share: the engine, the settings, and what one call may change.
 
-LangChain's caches know a model's identifying parameters. So a call that overrides settings is made by a
-copy of the model that has those settings: the copy has its own parameters, and with them its own entries.
-Chats without a seed have one key, too: the cache returns its answer, as for other models.
+LangChain's caches identify a model by its parameters. So a call that overrides settings is answered by a copy
+of the model that has those settings, and with them cache entries of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Collection, Iterable, Mapping
+from typing import Annotated, Any, ClassVar, Self
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
@@ -17,7 +16,7 @@ from langchain_core.language_models import BaseLanguageModel, LangSmithParams
 from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr, model_validator
 
 from rain_llm import Rain, RainSettings, SettingsError
-from rain_llm.chat import ALIASES, ENGINE, Parameters, Redacted, place_of, same_model, unknown
+from rain_llm.chat import ALIASES, ENGINE, Parameters, Redacted, same_model
 
 _ALIASES = {
     **ALIASES,
@@ -30,14 +29,14 @@ _OF_TOOLS = {
     "tool_choice": (("auto",), "give it to bind_tools of a ChatRain"),
     "response_format": ((), "give the schema to with_structured_output of a ChatRain"),
 }
-"""Parameters of single calls, with the values that ask for nothing; and what to do about others."""
-
 _SUBJECT = ("context", "question")
+_SECTIONS = [name for name in RainSettings.model_fields if name != "model"]
+_OF_A_CALL = [*Parameters("").of_a_call(), *_SECTIONS, "settings", *_SUBJECT]
 _marks: WeakKeyDictionary[Rain, str] = WeakKeyDictionary()
 
 
 def passages(context: str | Document | Iterable[str | Document] | None) -> str | tuple[str, ...]:
-    """Return a context as the engine takes it: a text, or several passages; documents give their content."""
+    """Return a context as the engine takes it: a text, or several passages."""
     if context is None:
         return ""
     if isinstance(context, str):
@@ -48,79 +47,55 @@ def passages(context: str | Document | Iterable[str | Document] | None) -> str |
 
 
 class GuardedModel(Redacted, BaseLanguageModel[Any]):
-    """The fields and overrides of a model that answers by a ``Rain``. Constructing it loads nothing.
+    """The fields and overrides of a model that answers with a ``Rain``. Constructing it loads nothing.
 
-    Each answer draws a fresh seed, unless ``seed`` or ``settings.generation.seed`` was given. Pickled, a
-    model takes its settings along, the key of its servers among them, and leaves weights and callbacks
-    behind: the copy loads its own. One with a ready engine (``rain``) cannot be pickled.
+    Each answer draws a fresh seed, unless ``seed`` or ``settings.generation.seed`` was given. A pickle holds
+    the settings, the API key among them, but no weights and no callbacks: the copy loads its own model.
+
+    Attributes:
+        model: a folder or hub name, ``settings.model.name``.
+        base_url: address of a server, or of several with the same model, ``settings.model.base_url``.
+        api_key: for these servers, ``settings.model.api_key``.
+        max_retries: of a server's failed request, ``settings.model.limits.attempts`` less one.
+        temperature, top_p, top_k, stop, seed: as in ``settings.generation``.
+        max_tokens: of an answer, ``settings.generation.max_new_tokens``.
+        timeout: seconds for an answer, which then ends with what was accepted,
+            ``settings.search.deadline_s``.
+        settings: all settings of the engine; the parameters above take precedence.
+        context: passages (texts or documents) for criteria that judge against them, such as groundedness.
+        question: what the judge reads as the question; "": the prompt, or a chat's last user turn.
+        rain: a ready engine instead of ``model``; it brings its settings if none are given.
     """
 
     model: str | None = Field(default=None, frozen=True)
-    """A folder or hub name; overrides ``settings.model.name``. None: what the settings name."""
-
     base_url: str | tuple[str, ...] | None = Field(default=None, frozen=True)
-    """Address of a server, or of several that serve the same model: ``settings.model.base_url``."""
-
     api_key: SecretStr | None = Field(default=None, frozen=True)
-    """For these servers: ``settings.model.api_key``."""
-
     max_retries: int | None = Field(default=None, frozen=True)
-    """Retries of a server's failed request: ``settings.model.limits.attempts`` less one."""
-
     temperature: float | None = Field(default=None, frozen=True)
-    """``settings.generation.temperature``."""
-
     top_p: float | None = Field(default=None, frozen=True)
-    """``settings.generation.top_p``."""
-
     top_k: int | None = Field(default=None, frozen=True)
-    """``settings.generation.top_k``."""
-
     max_tokens: int | None = Field(default=None, frozen=True)
-    """Longest answer, tokens: ``settings.generation.max_new_tokens``."""
-
     stop: str | tuple[str, ...] | None = Field(default=None, frozen=True)
-    """The answer ends before the first of these: ``settings.generation.stop``."""
-
     seed: int | None = Field(default=None, frozen=True)
-    """Seed of sampling: ``settings.generation.seed``. None: that of the settings, or else a fresh one for
-    each answer."""
-
     timeout: float | None = Field(default=None, frozen=True)
-    """Seconds for an answer, ``settings.search.deadline_s``: then it ends with what was accepted."""
-
     settings: RainSettings = Field(default_factory=RainSettings, repr=False, frozen=True)
-    """All settings of the engine; the tuned default if left out."""
-
     context: Annotated[str | tuple[str, ...], BeforeValidator(passages)] = Field(default="", repr=False)
-    """Passages (texts or documents) for criteria that judge against them (groundedness); most often
-    given by a call."""
-
     question: str = Field(default="", repr=False)
-    """The question that the judge reads; "": the prompt, or a chat's last user turn."""
-
     rain: Rain | None = Field(default=None, exclude=True, repr=False, frozen=True)
-    """A ready engine instead of ``model``; its settings are used if none are given."""
 
     _rain: Rain = PrivateAttr()
-
-    _others: dict[str, Rain] = PrivateAttr(default_factory=dict)
-    """Engines of the models that calls named."""
+    _others: dict[str, Rain] = PrivateAttr(default_factory=dict)  # engines of the models that calls named
+    _of_a_task: ClassVar[tuple[str, ...]] = ()  # what a call may ask for beside settings
 
     @model_validator(mode="before")
     @classmethod
-    def _one_truth(cls, values: Any) -> Any:
-        """Put the parameters into the settings."""
+    def _into_settings(cls, values: Any) -> Any:
+        """Put the parameters into the settings, which hold the truth."""
         if not isinstance(values, dict):
             return values
-        taken, known = cls._parameters(), cls.model_fields
-        values = taken.understood(_flat(values, known), known)
-        for name in values:
-            if name not in known:
-                if place := place_of(name):
-                    raise ValueError(f"'{name}' is a setting: give settings={place}")
-                raise ValueError(f"{unknown(name, known)}; all else is in settings=RainSettings(...)")
-        given = {name: values[name] for name in taken.places if values.get(name) is not None}
+        parameters, known = cls._parameters(), cls.model_fields
+        values = parameters.known(_flat(values, known), known)
+        given = {name: values[name] for name in parameters.places if values.get(name) is not None}
         rain, settings = values.get("rain"), values.get("settings")
         if isinstance(rain, Rain):
             if clash := [name for name in given if name in ENGINE]:
@@ -128,8 +103,7 @@ class GuardedModel(Redacted, BaseLanguageModel[Any]):
             settings = settings or rain.settings
         if not isinstance(settings, RainSettings):
             settings = RainSettings() if settings is None else RainSettings.model_validate(settings)
-        settings = taken.changed(settings, given)
-        return {**values, "settings": settings.unseeded()}
+        return {**values, "settings": parameters.changed(settings, given).unseeded()}
 
     @model_validator(mode="after")
     def _make_engine(self) -> Self:
@@ -138,44 +112,35 @@ class GuardedModel(Redacted, BaseLanguageModel[Any]):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle the fields: whoever unpickles them makes an engine anew, and has callbacks of their own.
+        """Pickle the fields, without engine and callbacks.
 
         Raises:
-            TypeError: the engine was given ready, and cannot be made anew.
+            TypeError: the engine was given ready, and cannot be made again.
         """
-        name = type(self).__name__
         if self.rain is not None:
+            name = type(self).__name__
             raise TypeError(
                 f"a {name} with a ready engine cannot be pickled: name its model instead, as in "
                 f"{name}(model=..., settings=...)"
             )
         state = super().__getstate__()
-        private = {**state["__pydantic_private__"], "_rain": None, "_others": {}}
-        fields = {**state["__dict__"], "callbacks": None}
-        return {**state, "__dict__": fields, "__pydantic_private__": private}
+        state["__dict__"] = {**state["__dict__"], "callbacks": None}
+        state["__pydantic_private__"] = {**state["__pydantic_private__"], "_rain": None, "_others": {}}
+        return state
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         super().__setstate__(state)
         self._rain = Rain(self.settings)
 
-    @classmethod
-    def _parameters(cls) -> Parameters:
-        return Parameters(cls.__name__, aliases=_ALIASES, others=_OF_TOOLS)
-
     def warm_up(self) -> None:
         """Load the model now, or ask the server, which the first answer does otherwise."""
         self._rain.load()
 
-    # -- LangChain's questions about a model -----------------------------------------------------
-
-    @classmethod
-    def is_lc_serializable(cls) -> bool:
-        """Return False: LangChain loads classes of its own packages only."""
-        return False
-
-    @property
-    def _llm_type(self) -> str:
-        return "rain"
+    def get_token_ids(self, text: str) -> list[int]:
+        """Return the model's own tokens of a text; loads the model."""
+        if self.custom_get_token_ids is not None:
+            return self.custom_get_token_ids(text)
+        return list(self._rain.encode(text, self.settings.updated(generation={"chat_template": False})))
 
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
@@ -186,32 +151,25 @@ class GuardedModel(Redacted, BaseLanguageModel[Any]):
             params["engine"] = _marks.setdefault(self.rain, uuid4().hex)
         return params
 
-    def _traced(self, kind: Literal["chat", "llm"]) -> LangSmithParams:
-        """Return the model's parameters for a LangSmith trace."""
-        generation = self.settings.generation
-        params = LangSmithParams(
-            ls_provider="rain",
-            ls_model_type=kind,
-            ls_model_name=self.settings.model.name or "default",
-            ls_temperature=generation.temperature,
-            ls_max_tokens=generation.max_new_tokens,
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        settings = self._asked(stop, kwargs)[0].settings
+        params = super()._get_ls_params(
+            [*settings.generation.stop],
+            model=settings.model.name or "default",
+            temperature=settings.generation.temperature,
+            max_tokens=settings.generation.max_new_tokens,
         )
-        if generation.stop:
-            params["ls_stop"] = [*generation.stop]
-        return params
+        return {**params, "ls_provider": "rain"}
 
-    def get_token_ids(self, text: str) -> list[int]:
-        """Return the model's own tokens of a text; loads the model."""
-        if self.custom_get_token_ids is not None:
-            return self.custom_get_token_ids(text)
-        return list(self._rain.encode(text, self.settings.updated(generation={"chat_template": False})))
+    # -- overrides of one call -----------------------------------------------------------------
 
-    # -- one path for all overrides ------------------------------------------------------------
-
-    def _understood(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the overrides of a call under our names."""
-        known = {*_overrides(), *ENGINE}
-        return self._parameters().understood(_flat(overrides, known), known)
+    def _asked(self, stop: list[str] | None, kwargs: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:
+        """Return the model that answers a call, and what the call asks for beside settings."""
+        asked = {name: kwargs[name] for name in self._of_a_task if name in kwargs}
+        overrides = {name: value for name, value in kwargs.items() if name not in asked}
+        if stop is not None:
+            overrides["stop"] = stop
+        return self._overridden(overrides), asked
 
     def _overridden(self, overrides: Mapping[str, Any]) -> Self:
         """Return the model for a call: itself, or a copy with other settings.
@@ -219,36 +177,32 @@ class GuardedModel(Redacted, BaseLanguageModel[Any]):
         Raises:
             SettingsError: a name is no override, or a value is out of bounds.
         """
-        overrides, taken, known = self._understood(overrides), self._parameters(), _overrides()
-        if not overrides:
+        parameters = self._parameters()
+        given = parameters.known(self._understood(overrides), _OF_A_CALL)
+        if not given:
             return self
-        for name, value in overrides.items():
-            if name in ENGINE and value is not None:
-                raise SettingsError(
-                    f"{name} is the model's, not a call's: give it to {type(self).__name__}(...)"
-                )
-            if name not in known and name not in ENGINE:
-                raise SettingsError(unknown(name, known))
-        changes = {
-            n: v for n, v in overrides.items() if v is not None or n not in taken.places or n == "seed"
-        }
-        settings = same_model(changes.pop("settings", self.settings), self.settings)
-        update = {name: changes.pop(name) for name in _SUBJECT if name in changes}
+        update: dict[str, Any] = {name: given.pop(name) for name in _SUBJECT if name in given}
         if "context" in update:
             update["context"] = passages(update["context"])
-        single = {n: changes.pop(n) for n in taken.of_a_call() if n in changes}
-        settings = taken.changed(settings.updated(**changes), single)
-        return self.model_copy(update={**update, "settings": settings})
+        settings = same_model(given.pop("settings", self.settings), self.settings)
+        sections = {name: given.pop(name) for name in _SECTIONS if name in given}
+        update["settings"] = parameters.changed(settings.updated(**sections), given)
+        return self.model_copy(update=update)
+
+    def _understood(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the overrides of a call under our names, without parameters that are None."""
+        parameters = self._parameters()
+        given = parameters.understood(_flat(overrides, _OF_A_CALL), _OF_A_CALL)
+        unset = [n for n, value in given.items() if value is None and n in parameters.places and n != "seed"]
+        return {name: value for name, value in given.items() if name not in unset}
+
+    @classmethod
+    def _parameters(cls) -> Parameters:
+        return Parameters(cls.__name__, aliases=_ALIASES, others=_OF_TOOLS)
 
 
-def _overrides() -> list[str]:
-    """Return what one call may override: everything but the model."""
-    sections = [name for name in RainSettings.model_fields if name != "model"]
-    return [*Parameters("").of_a_call(), *sections, "settings", *_SUBJECT]
-
-
-def _flat(given: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
-    """Return parameters with those in ``model_kwargs`` beside the others."""
+def _flat(given: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """Return parameters with those in ``model_kwargs`` among the others."""
     flat = {name: value for name, value in given.items() if name != "model_kwargs"}
     more = given.get("model_kwargs") or {}
     if not isinstance(more, Mapping):
@@ -257,8 +211,3 @@ def _flat(given: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
         what = twice[0] if twice[0] in {*known, *_ALIASES, *_OF_TOOLS} else "a parameter"
         raise SettingsError(f"{what} is given twice, once in model_kwargs: give it once")
     return flat | dict(more)
-
-
-def with_stop(overrides: Mapping[str, Any], stop: list[str] | None) -> Mapping[str, Any]:
-    """Return all overrides of a call: LangChain hands ``stop`` over apart from the others."""
-    return overrides if stop is None else {**overrides, "stop": stop}

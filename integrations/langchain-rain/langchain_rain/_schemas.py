@@ -1,8 +1,7 @@
 """LangChain's tools and schemas in OpenAI's form, without loss.
 
-LangChain's ``convert_to_openai_tool`` inlines references, and drops them where a type refers to itself: its
-arguments would not be checked there. So names and descriptions are LangChain's, and parameters are those of
-the class itself.
+LangChain's ``convert_to_openai_tool`` inlines references, and drops them where a type refers to itself. So
+names and descriptions are LangChain's, and the parameters are the class's own schema.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any, cast, get_origin, get_type_hints
 from langchain_core.tools import BaseTool, create_schema_from_function
 from langchain_core.tools import Tool as TextTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from langchain_core.utils.pydantic import is_pydantic_v1_subclass
+from langchain_core.utils.pydantic import is_basemodel_subclass, is_pydantic_v1_subclass
 from pydantic import BaseModel, TypeAdapter
 from typing_extensions import TypedDict, is_typeddict
 
@@ -33,7 +32,7 @@ _BY_NAME = {"properties", "patternProperties", "dependentSchemas", "$defs", "def
 
 
 def openai_tool(tool: AnyTool) -> dict[str, Any]:
-    """Return a tool of whatever form in OpenAI's, with references in its parameters.
+    """Return a tool in OpenAI's form, with references in its parameters.
 
     Raises:
         ValueError: it is no function that can be called.
@@ -93,20 +92,18 @@ def document_schema(schema: Any) -> dict[str, Any]:
     return document_of(kind)
 
 
-# --- classes, functions and LangChain's own tools ---------------------------------------------------
-
-
 def _made(tool: Any) -> dict[str, Any]:
     """Return the function that LangChain makes of a tool, with the parameters of its own schema."""
     if isinstance(tool, BaseTool):
         if isinstance(tool, TextTool) and not tool.args_schema:  # one text, or another API's custom tool
             return _converted(tool)
-        return function(tool.name, tool.description, _untitled(rooted(_of_class(tool.tool_call_schema))))
-    if is_typeddict(tool) or dataclasses.is_dataclass(tool):
-        return _typed(tool)
-    if isinstance(tool, type) and (issubclass(tool, BaseModel) or is_pydantic_1(tool)):
-        schema = _untitled(rooted(_of_class(tool)), keep=True)
-        return function(tool_name(schema.pop("title")), schema.pop("description", None), schema)
+        return function(tool.name, tool.description, _untitled(_own_schema(tool.tool_call_schema)))
+    if is_typeddict(tool) or dataclasses.is_dataclass(tool) or is_basemodel_subclass(tool):
+        schema = _untitled(_own_schema(tool), keep=True)
+        if is_typeddict(tool):
+            _describe(schema, tool)
+        name = tool_name(schema.pop("title", None) or tool.__name__)
+        return function(name, schema.pop("description", None), schema)
     if not callable(tool):
         return _converted(tool)
     if issubclass(tool, _NO_OBJECTS) if isinstance(tool, type) else not is_function(tool):
@@ -123,7 +120,7 @@ def _made(tool: Any) -> dict[str, Any]:
         )
     except (TypeError, NameError) as error:  # a partial, say, or an annotation that cannot be resolved
         raise ValueError(f"no tool can be made of {tool!r:.80}: {error}: give a function") from error
-    schema = _untitled(rooted(_of_class(model)))
+    schema = _untitled(_own_schema(model))
     schema.pop("description", None)
     return function(name, model.__doc__, schema)
 
@@ -135,49 +132,42 @@ def _converted(tool: Any) -> dict[str, Any]:
     return cast("dict[str, Any]", converted["function"])
 
 
-def _typed(kind: Any) -> dict[str, Any]:
-    """Return the function of a ``TypedDict``, a dataclass or another type that is no function itself."""
+def _own_schema(kind: Any) -> dict[str, Any]:
+    """Return the JSON schema that a type has of itself."""
+    if isinstance(kind, Mapping):
+        return rooted(kind)
+    if is_pydantic_1(kind):
+        return rooted(kind.schema())
+    if is_basemodel_subclass(kind):
+        return rooted(kind.model_json_schema())
     try:
-        schema = TypeAdapter(readable(kind)).json_schema()
+        return rooted(TypeAdapter(readable(kind)).json_schema())
     except Exception as error:  # pydantic raises what the types raise
         why = str(error).partition("\n")[0]
         raise PromptError(f"no JSON schema can be made of {kind!r:.80}: {why}") from error
-    schema = _untitled(rooted(schema), keep=True)
-    if is_typeddict(kind):
-        _describe(schema, kind)
-    return function(
-        tool_name(schema.pop("title", None) or kind.__name__), schema.pop("description", None), schema
-    )
 
 
 def _describe(schema: dict[str, Any], kind: Any) -> None:
-    """Take over what LangChain reads of the docstring of a ``TypedDict``.
+    """Add what LangChain reads in the docstring of a ``TypedDict``.
 
-    It reads that of a class with the same names: of ``NotRequired`` and the like it could make nothing.
+    It reads that of a class with the same names: it cannot read ``NotRequired`` and the like.
     """
     names = TypedDict(kind.__name__, dict.fromkeys(get_type_hints(kind), Any))  # type: ignore[misc]
     names.__doc__ = kind.__dict__.get("__doc__") or ""  # and not that of ``dict``
     function = _converted(names)
     schema["description"] = function.get("description", "")
-    for name, told in function["parameters"]["properties"].items():
-        if "description" in told:
-            schema["properties"][name].setdefault("description", told["description"])
-
-
-def _of_class(schema: Any) -> Mapping[str, Any]:
-    if isinstance(schema, Mapping):
-        return schema
-    made = schema.schema() if is_pydantic_1(schema) else schema.model_json_schema()
-    return cast("Mapping[str, Any]", made)
+    for name, part in function["parameters"]["properties"].items():
+        if "description" in part:
+            schema["properties"][name].setdefault("description", part["description"])
 
 
 def _untitled(schema: Any, keep: bool = False, names: bool = False) -> Any:
-    """Return a schema without the titles that pydantic writes: they would only lengthen the prompt.
+    """Return a schema, or a part, without pydantic's titles, which would only lengthen the prompt.
 
     Args:
-        schema: or a part of one.
-        keep: the title of this part.
-        names: its keys are names, not keywords.
+        schema: the schema.
+        keep: keep the title of its root.
+        names: its keys are names of properties, not keywords.
     """
     if isinstance(schema, list):
         return [_untitled(part) for part in schema]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,10 @@ from langchain_core.tools import BaseTool
 from pydantic import TypeAdapter
 from typing_extensions import is_typeddict
 
+from langchain_rain._messages import unfinished
 from langchain_rain._schemas import is_function, is_pydantic_1
 from langchain_rain._typeddict import readable
-from rain_llm import IncompleteError, RainResult, StopReason
+from rain_llm import IncompleteError, StopReason
 
 REFUSED: type[Exception] = getattr(langchain_core.exceptions, "ModelRefusalError", OutputParserException)
 
@@ -77,36 +78,33 @@ class RawReader:
     """Asks the model and returns ``raw``, ``parsed`` and ``parsing_error``.
 
     Attributes:
-        llm: is asked. reader: reads its message. unfinished: makes a message of what an answer held that was
-            not finished.
+        llm: is asked.
+        reader: reads its message.
     """
 
     llm: Runnable[LanguageModelInput, AIMessage]
     reader: Reader
-    unfinished: Callable[[RainResult], AIMessage]
 
     def ask(self, asked: LanguageModelInput, config: RunnableConfig, **kwargs: Any) -> dict[str, Any]:
         """Ask and read."""
         try:
-            raw = self.llm.invoke(asked, config, **kwargs)
+            return self._read(self.llm.invoke(asked, config, **kwargs))
         except IncompleteError as error:
-            return _told(self.unfinished(error.result), error=error)
-        return self._read(raw)
+            return _raw(unfinished(error.result), error=error)
 
     async def aask(self, asked: LanguageModelInput, config: RunnableConfig, **kwargs: Any) -> dict[str, Any]:
         """Ask and read without blocking the event loop."""
         try:
-            raw = await self.llm.ainvoke(asked, config, **kwargs)
+            return self._read(await self.llm.ainvoke(asked, config, **kwargs))
         except IncompleteError as error:
-            return _told(self.unfinished(error.result), error=error)
-        return self._read(raw)
+            return _raw(unfinished(error.result), error=error)
 
     def _read(self, raw: AIMessage) -> dict[str, Any]:
         try:
-            return _told(raw, self.reader.read(raw))
+            return _raw(raw, self.reader.read(raw))
         except Exception as error:  # a class's own validators may raise anything
-            return _told(raw, error=error)
+            return _raw(raw, error=error)
 
 
-def _told(raw: AIMessage, parsed: Any = None, error: Exception | None = None) -> dict[str, Any]:
+def _raw(raw: AIMessage, parsed: Any = None, error: Exception | None = None) -> dict[str, Any]:
     return {"raw": raw, "parsed": parsed, "parsing_error": error}

@@ -7,54 +7,40 @@ chunks, also where it is not streamed.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
-from typing import Any, Literal, Self, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
-import langchain_core.messages
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput, ModelProfile
-from langchain_core.language_models.chat_models import generate_from_stream
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, message_chunk_to_message
-from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
-from langchain_core.messages.tool import tool_call_chunk
+from langchain_core.language_models import BaseChatModel, LanguageModelInput, ModelProfile
+from langchain_core.language_models.chat_models import agenerate_from_stream, generate_from_stream
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.prompt_values import ChatPromptValue, PromptValue
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.runnables.config import get_config_list
 from pydantic import BaseModel
 
-from langchain_rain._engine import GuardedModel, with_stop
+from langchain_rain._engine import GuardedModel
 from langchain_rain._errors import PromptTooLongError as PromptTooLongError
 from langchain_rain._errors import standard_errors
-from langchain_rain._messages import chat_of, traceable
-from langchain_rain._schemas import (
-    AnyTool,
-    document_schema,
-    named,
-    openai_tool,
-    traced_schema,
-)
+from langchain_rain._messages import chat_of, chunk_of, traceable
+from langchain_rain._schemas import AnyTool, document_schema, named, openai_tool, traced_schema
 from langchain_rain._structured import RawReader, Reader, unless_refused
-from rain_llm import (
-    Rain,
-    RainResult,
-    RainSettings,
-    SettingsError,
-    Step,
-    Task,
-    Usage,
-)
-from rain_llm.chat import ASKED, about, finish_reason, task_of_chat, tool_choice_of, tools_of
+from rain_llm import Rain, RainSettings, SettingsError, Task
+from rain_llm.chat import ASKED, task_of_chat, tool_choice_of, tools_of
 
-_OWN = {"revision": None, "tokenizer": None, "context_length": None}
-"""Settings of one model alone: they do not apply to another that a call names."""
-
+_Messages = list[BaseMessage]
+_OF_ONE_MODEL = {"revision": None, "tokenizer": None, "context_length": None}
+"""Settings that do not apply to another model that a call names."""
 _AT_ONCE = 64
 """Answers of a batch: each has a thread that waits, while one engine writes them all."""
-
-_HAS_REFUSALS = hasattr(langchain_core.messages, "RefusalContentBlock")
+_PROFILE = {
+    **dict.fromkeys(("text_inputs", "text_outputs", "temperature"), True),
+    **dict.fromkeys(("image_inputs", "audio_inputs", "pdf_inputs", "video_inputs"), False),
+    **dict.fromkeys(("image_outputs", "audio_outputs", "video_outputs"), False),
+    **dict.fromkeys(("tool_calling", "tool_choice", "tool_call_streaming"), True),
+    "structured_output": False,  # create_agent would ask for it together with tools, which is not possible
+}
 
 
 def check_chat(chat: object) -> None:
@@ -73,21 +59,18 @@ def check_chat(chat: object) -> None:
 class ChatRain(GuardedModel, BaseChatModel):
     """A chat model that judges its own words and actions while it writes, and rewinds.
 
-    Constructing it loads nothing: the model loads on first use, once for all objects that name it. Only
-    accepted text and accepted tool calls leave it, while streaming too; text that ``on_unsafe="best"``
-    returns is marked (``response_metadata["accepted"]`` is False); calls and documents that did not pass
-    are never returned.
+    Only accepted text and accepted tool calls are returned, also while streaming. Text that
+    ``on_unsafe="best"`` returns is marked: ``response_metadata["accepted"]`` is False. The model loads on
+    first use, once for all objects that name it.
 
-    LangChain's standard parameters are names for places in the ``settings``, which hold the truth.
-    A call, or ``bind``, may override them, any field of the settings' ``generation``, any other section
-    (``on_unsafe="raise"``), or all ``settings`` at once; and give a ``context`` (passages or documents
-    for criteria that judge against them) and a ``question``. Without a ready engine it may name another
-    ``model``, too, which is then loaded beside the first.
+    LangChain's standard parameters are other names for places in ``settings``. A call, or ``bind``, may
+    override them, any field of ``settings.generation``, any other section (``on_unsafe="raise"``), or all
+    ``settings`` at once; and give a ``context`` and a ``question``. Without a ready engine it may also name
+    another ``model``, which is then loaded beside the first.
 
-    Every answer carries in its ``response_metadata``: ``verdict``, ``accepted``, ``stop_reason``,
-    ``finish_reason``, ``usage`` (the whole cost, judging included), ``settings_hash``, ``model_name``.
-    Its ``usage_metadata`` counts the prompt and the answer alone, as everywhere: what the judge read is
-    part of neither, and LangChain's standard tests allow no details that exceed them.
+    An answer's ``response_metadata`` has ``verdict``, ``accepted``, ``stop_reason``, ``finish_reason``,
+    ``usage`` (the whole cost, judging included), ``settings_hash`` and ``model_name``. Its
+    ``usage_metadata`` counts the prompt and the answer alone, as other models do.
 
     Example:
         ```python
@@ -98,7 +81,7 @@ class ChatRain(GuardedModel, BaseChatModel):
         ```
 
     Raises:
-        UnsafeAnswerError: by every way to call it, where nothing passed and ``on_unsafe="raise"``.
+        UnsafeAnswerError: nothing passed, and ``on_unsafe="raise"``.
         IncompleteError: a tool call or a document did not fit into ``max_tokens``.
         PromptTooLongError: the chat and ``max_tokens`` exceed the model's context.
         Further errors are those of ``rain_llm.Rain.generate``.
@@ -107,6 +90,8 @@ class ChatRain(GuardedModel, BaseChatModel):
     streaming: bool | None = None
     """True: ``invoke``, too, sends each accepted piece to the callbacks; False: it never does."""
 
+    _of_a_task: ClassVar[tuple[str, ...]] = ASKED
+
     # -- what LangChain asks about a model -----------------------------------------------------
 
     @property
@@ -114,25 +99,12 @@ class ChatRain(GuardedModel, BaseChatModel):
         return "rain-chat"
 
     def _resolve_model_profile(self) -> ModelProfile:
-        profile: dict[str, Any] = {
-            "text_inputs": True,
-            "text_outputs": True,
-            **dict.fromkeys(("image_inputs", "audio_inputs", "pdf_inputs", "video_inputs"), False),
-            **dict.fromkeys(("image_outputs", "audio_outputs", "video_outputs"), False),
-            **dict.fromkeys(("tool_calling", "tool_choice", "tool_call_streaming"), True),
-            # Documents are guaranteed, but not beside tools, which create_agent would take this for.
-            "structured_output": False,
-            "temperature": True,
-        }
-        engine = self.rain or Rain(self.settings)  # asked for before there is our own
+        profile: dict[str, Any] = dict(_PROFILE)
+        engine = self.rain or Rain(self.settings)  # LangChain asks before there is self._rain
         if length := engine.context_length:  # else known only once the model is loaded
             profile["max_input_tokens"] = length
         known = ModelProfile.__annotations__  # it grows from version to version
         return cast("ModelProfile", {name: value for name, value in profile.items() if name in known})
-
-    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        chat, _ = self._asked(stop, kwargs)
-        return chat._traced("chat")
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
         """Return the cache key of a call: calls that mean the same share it."""
@@ -188,25 +160,23 @@ class ChatRain(GuardedModel, BaseChatModel):
         include_raw: bool = False,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
-        """Return the model with answers of a schema.
+        """Return the model with answers that match a schema.
 
         Args:
             schema: a pydantic class, a dataclass, an ``Enum`` or another type that pydantic reads (then
                 answers are its objects); a ``TypedDict``, or a JSON schema, also in the wrapper of OpenAI,
                 Anthropic or MCP (then they are plain data).
-            method: "json_schema": the answer is one document that fits the schema, by its grammar;
-                "function_calling": the arguments of a forced tool call, which fit it likewise;
+            method: "json_schema": the answer is one document, written by constrained decoding;
+                "function_calling": the arguments of a forced tool call, written likewise;
                 "json_mode": any JSON object, parsed by the schema afterwards.
-            include_raw: return a dict of ``raw`` (the message), ``parsed`` and ``parsing_error``: the
-                refusal, what the class's own validators raise, or that the answer did not fit into
-                ``max_tokens``.
+            include_raw: return a dict of ``raw`` (the message), ``parsed`` and ``parsing_error``.
             kwargs: ``strict`` changes nothing; others are bound.
 
         Raises:
-            ValueError: there is no such method, or answers cannot be held to the schema. When called: an
-                answer that was refused is never parsed, but an ``OutputParserException``
-                (``ModelRefusalError`` where langchain-core has it), and so is one that the class rejects;
-                ``IncompleteError``: it did not fit into ``max_tokens``.
+            ValueError: there is no such method, or answers cannot be held to the schema.
+            OutputParserException: when called; the model refused (``ModelRefusalError`` where langchain-core
+                has it), or the class rejects the answer.
+            IncompleteError: when called; the answer did not fit into ``max_tokens``.
         """
         document = document_schema(schema)
         traced = {"kwargs": {"method": method}, "schema": traced_schema(schema, document)}
@@ -227,7 +197,7 @@ class ChatRain(GuardedModel, BaseChatModel):
             )
         reader = Reader(schema, calls=method == "function_calling")
         if include_raw:
-            raw = RawReader(llm, reader, _unfinished)
+            raw = RawReader(llm, reader)
             return RunnableLambda(raw.ask, raw.aask).with_config(max_concurrency=_AT_ONCE)
         return llm | RunnableLambda(reader.read)
 
@@ -235,24 +205,18 @@ class ChatRain(GuardedModel, BaseChatModel):
 
     def _overridden(self, overrides: Mapping[str, Any]) -> Self:
         rest = self._understood(overrides)
-        name = rest.pop("model", None) or self.settings.model.name
-        if name == self.settings.model.name:
+        name = rest.pop("model", None)
+        if not name or name == self.settings.model.name:
             return super()._overridden(rest)
         if self.rain is not None:
             raise SettingsError(f"a ready engine has its model: make another ChatRain for model={name!r}")
-        settings = self.settings.updated(model={"name": name, **_OWN})
+        settings = self.settings.updated(model={"name": name, **_OF_ONE_MODEL})
         other = self.model_copy(update={"settings": settings})
         other._rain = self._others.setdefault(str(name), Rain(settings))
         return other._overridden(rest)
 
-    def _asked(self, stop: list[str] | None, kwargs: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:
-        """Return the model that a call asks for, and what it asks for beside settings."""
-        asked = {name: kwargs[name] for name in ASKED if name in kwargs}
-        rest = {name: value for name, value in kwargs.items() if name not in ASKED}
-        return self._overridden(with_stop(rest, stop)), asked
-
     def _call(
-        self, messages: list[BaseMessage], stop: list[str] | None, kwargs: Mapping[str, Any]
+        self, messages: _Messages, stop: list[str] | None, kwargs: Mapping[str, Any]
     ) -> tuple[Rain, Task, RainSettings]:
         """Return the engine, the task and the settings of one call."""
         chat, asked = self._asked(stop, kwargs)
@@ -285,55 +249,35 @@ class ChatRain(GuardedModel, BaseChatModel):
         return super().batch(inputs, configs, **kwargs)
 
     def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
+        self, messages: _Messages, stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
     ) -> ChatResult:
         return generate_from_stream(self._stream(messages, stop, run_manager, **kwargs))
 
     async def _agenerate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
+        self, messages: _Messages, stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
     ) -> ChatResult:
-        chunks = [chunk async for chunk in self._astream(messages, stop, run_manager, **kwargs)]
-        return generate_from_stream(iter(chunks))
+        return await agenerate_from_stream(self._astream(messages, stop, run_manager, **kwargs))
 
     def _stream(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
+        self, messages: _Messages, stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
     ) -> Iterator[ChatGenerationChunk]:
         rain, task, settings = self._call(messages, stop, kwargs)
-        numbers = itertools.count(1)  # LangChain's own number of the text is 0
+        numbers = itertools.count(1)
         with standard_errors(), closing(rain.stream(task, settings=settings)) as steps:
             for step in steps:
-                if step.text or step.tool_calls or step.result:
-                    yield _chunk(step, numbers)
+                if chunk := chunk_of(step, numbers):
+                    yield chunk
 
     async def _astream(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
+        self, messages: _Messages, stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
     ) -> AsyncIterator[ChatGenerationChunk]:
         rain, task, settings = self._call(messages, stop, kwargs)
-        numbers = itertools.count(1)  # LangChain's own number of the text is 0
+        numbers = itertools.count(1)
         with standard_errors():
             async with aclosing(rain.astream(task, settings=settings)) as steps:
                 async for step in steps:
-                    if step.text or step.tool_calls or step.result:
-                        yield _chunk(step, numbers)
-
-
-# --- from LangChain to the engine ---------------------------------------------------------
+                    if chunk := chunk_of(step, numbers):
+                        yield chunk
 
 
 def _check_last(messages: Sequence[BaseMessage]) -> None:
@@ -341,54 +285,3 @@ def _check_last(messages: Sequence[BaseMessage]) -> None:
     last = messages[-1] if messages else None
     if isinstance(last, AIMessage) and last.response_metadata.get("model_provider") == "rain":
         unless_refused(last)
-
-
-# --- and back ---------------------------------------------------------------------------------------
-
-
-def _chunk(step: Step, numbers: Iterator[int]) -> ChatGenerationChunk:
-    """Return an accepted piece; what ``on_unsafe="best"`` lets through is marked as such."""
-    message = AIMessageChunk(
-        content=step.text,
-        tool_call_chunks=[
-            tool_call_chunk(
-                name=call.name,
-                args=json.dumps(dict(call.arguments), ensure_ascii=False),
-                id=call.id,
-                index=next(numbers),
-            )
-            for call in step.tool_calls
-        ],
-    )
-    if step.refusal and _HAS_REFUSALS:
-        message.content = [{"type": "text", "text": step.text}, {"type": "refusal", "refusal": step.text}]
-    elif step.refusal:
-        message.additional_kwargs["refusal"] = step.text
-    elif step.text and not step.accepted:
-        message.response_metadata["accepted"] = False
-    if step.result is not None:
-        message.chunk_position = "last"
-        message.usage_metadata = _usage(step.result.usage)
-        message.response_metadata = {
-            **about(step.result),
-            "finish_reason": finish_reason(step.result),
-            "model_name": step.result.trace.model,
-            "model_provider": "rain",
-        }
-    return ChatGenerationChunk(message=message)
-
-
-def _usage(usage: Usage) -> UsageMetadata:
-    return UsageMetadata(
-        input_tokens=usage.prompt_tokens,
-        output_tokens=usage.output_tokens,
-        total_tokens=usage.prompt_tokens + usage.output_tokens,
-        input_token_details=InputTokenDetails(cache_read=usage.cached_tokens),
-    )
-
-
-def _unfinished(result: RainResult) -> AIMessage:
-    """Return an unfinished answer as a message."""
-    step = Step(result.text, accepted=result.accepted, verdict=result.verdict, result=result)
-    chunk = _chunk(step, itertools.count(1)).message
-    return cast("AIMessage", message_chunk_to_message(cast("AIMessageChunk", chunk)))

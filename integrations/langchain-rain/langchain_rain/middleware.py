@@ -1,8 +1,8 @@
 """RainMiddleware: another model plans; RAIN judges its text and tool calls before they are returned.
 
-A guardrail after the model is too late for streams: with ``stream_mode="messages"`` every raw token has been
-sent before the finished message is blocked (langchain issue 35011). So the handlers that stream model output
-are removed from the running config while the other model answers.
+With ``stream_mode="messages"`` every raw token is sent before a guardrail after the model can block the
+message (langchain issue 35011). So while the other model answers, the handlers that stream its output are
+removed from the running config.
 """
 
 from __future__ import annotations
@@ -40,15 +40,14 @@ except ImportError as error:
 class RainMiddleware(AgentMiddleware[Any, Any, Any]):
     """Judges each answer of an agent's model before it is returned; RAIN answers in place of one that fails.
 
-    Text is judged by ``settings.evaluation.criteria``, tool calls by ``settings.evaluation.actions``. An
-    answer that passes is returned unchanged. One that fails is dropped with all its calls: RAIN's own engine
-    answers the same messages, in words and without tools, and its accepted text is streamed. If that does
-    not pass either, RAIN refuses, also with ``on_unsafe="best"``.
+    Text is judged by ``settings.evaluation.criteria``, tool calls by ``settings.evaluation.actions``; images
+    and other media are not checked. An answer that passes is returned unchanged. In place of one that fails,
+    RAIN's own engine answers the same messages in words, without tools; its accepted text is streamed. If
+    that does not pass either, RAIN refuses, also with ``on_unsafe="best"``. Where RAIN answers for an agent
+    with a ``response_format``, there is text, and no ``structured_response``.
 
     The message's ``response_metadata["rain"]`` holds who wrote it (``written_by``: "outside" or "rain") and
-    the ``verdict`` on the outside model's answer (None: it was empty). Text, reasoning and calls are judged;
-    images and other media are not checked. If RAIN had to answer for an agent with a ``response_format``,
-    there is no ``structured_response``, but text.
+    the ``verdict`` on the outside model's answer (None: it was empty).
 
     Put it last in the list of middleware: only what the middleware after it returns is judged. Your own
     callbacks and tracers still see the outside model's answer; streams of any mode and ``astream_events`` do
@@ -66,8 +65,8 @@ class RainMiddleware(AgentMiddleware[Any, Any, Any]):
         chat: who judges and answers; by default the embedded model with the tuned settings.
 
     Raises:
-        UnsafeAnswerError: when called, where RAIN's answer did not pass and ``on_unsafe="raise"``.
-        PromptTooLongError: when called, where an answer is too long to be judged: it does not leave.
+        UnsafeAnswerError: when called; RAIN's answer did not pass, and ``on_unsafe="raise"``.
+        PromptTooLongError: when called; an answer is too long to be judged, and is not returned.
     """
 
     def __init__(self, chat: ChatRain | None = None) -> None:
@@ -93,12 +92,9 @@ class RainMiddleware(AgentMiddleware[Any, Any, Any]):
         if answer := self._answer(request, response):
             with standard_errors():
                 verdict = self._chat._rain.judge(**answer)
-            if not verdict.passed:
-                said = self._chat.invoke(_readable(request), **self._instead(request))
-                return self._refused(said, verdict)
-        if failed:
-            raise failed
-        return _passed(response, verdict)
+        if verdict and not verdict.passed:
+            return _replaced(self._chat.invoke(_readable(request), **self._options(request)), verdict)
+        return _passed(response, verdict, failed)
 
     async def awrap_model_call(
         self,
@@ -120,16 +116,13 @@ class RainMiddleware(AgentMiddleware[Any, Any, Any]):
         if answer := self._answer(request, response):
             with standard_errors():
                 verdict = await self._chat._rain.ajudge(**answer)
-            if not verdict.passed:
-                said = await self._chat.ainvoke(_readable(request), **self._instead(request))
-                return self._refused(said, verdict)
-        if failed:
-            raise failed
-        return _passed(response, verdict)
+        if verdict and not verdict.passed:
+            return _replaced(await self._chat.ainvoke(_readable(request), **self._options(request)), verdict)
+        return _passed(response, verdict, failed)
 
     def _answer(self, request: ModelRequest[Any], response: ModelResponse[Any]) -> dict[str, Any]:
         """Return the arguments of ``Rain.judge`` for an answer; {}: there is nothing to judge."""
-        forms = _forms(request.response_format)
+        structured = _structured_calls(request.response_format)
         words: list[str] = []
         calls: list[ToolCall] = []
         for message in response.result:
@@ -137,12 +130,11 @@ class RainMiddleware(AgentMiddleware[Any, Any, Any]):
                 continue  # the agent's own note on a structured answer
             words += [message.text, *_texts_beside(message)]
             for call in message.tool_calls:
-                if call["name"] in forms:  # a structured answer comes as a call, too, but does nothing
+                if call["name"] in structured:  # a structured answer comes as a call, too, but does nothing
                     words.append(str(call["args"]))
                 else:
                     calls.append(_plain_call(call["name"], call["args"]))
-            for broken in message.invalid_tool_calls:
-                calls.append(_plain_call(broken["name"], broken["args"]))
+            calls += [_plain_call(invalid["name"], invalid["args"]) for invalid in message.invalid_tool_calls]
         text = "\n\n".join(filter(None, words))
         if not text.strip() and not calls:
             return {}
@@ -155,12 +147,7 @@ class RainMiddleware(AgentMiddleware[Any, Any, Any]):
         )
         return {"prompt": task, "text": text, "tool_calls": calls, "settings": self._chat.settings}
 
-    def _refused(self, answer: AIMessage, verdict: Verdict) -> ExtendedModelResponse[Any]:
-        """Return RAIN's answer, with which the agent ends: it would ask for a structured one for ever."""
-        end: Command[Any] = Command(update={"jump_to": "end"})
-        return ExtendedModelResponse(ModelResponse([_marked(answer, "rain", verdict)]), end)
-
-    def _instead(self, request: ModelRequest[Any]) -> dict[str, Any]:
+    def _options(self, request: ModelRequest[Any]) -> dict[str, Any]:
         """Return the options of RAIN's own answer: the tools' replies are its context."""
         context = self._chat.context or _replies(request)
         criteria = self._chat.settings.evaluation.criteria
@@ -195,14 +182,14 @@ def _texts_beside(message: AIMessage) -> list[str]:
 
 
 def _is_one_of(block: Mapping[str, Any], calls: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a block is one of these calls, in a provider's own words."""
-    told = block.get("function", block)
-    if not isinstance(told, Mapping):
+    """Whether a block is one of these calls, in the form of some provider."""
+    function = block.get("function", block)
+    if not isinstance(function, Mapping):
         return False
-    arguments: Any = next((told[key] for key in ("args", "input", "arguments") if key in told), None)
-    with suppress(TypeError, ValueError):  # OpenAI has them as text; those of broken calls are no JSON
+    arguments: Any = next((function[key] for key in ("args", "input", "arguments") if key in function), None)
+    with suppress(TypeError, ValueError):  # OpenAI has them as text; those of invalid calls are no JSON
         arguments = json.loads(arguments)
-    return any(told.get("name") == call["name"] and arguments == call["args"] for call in calls)
+    return any(function.get("name") == call["name"] and arguments == call["args"] for call in calls)
 
 
 def _texts(part: object) -> list[str]:
@@ -223,8 +210,8 @@ def _plain_call(name: str | None, arguments: object) -> ToolCall:
     return ToolCall(name or "", plain if isinstance(plain, dict) else {"arguments": plain})
 
 
-def _forms(response_format: Any) -> set[str]:
-    """Return the names of the calls by which a structured answer comes."""
+def _structured_calls(response_format: Any) -> set[str]:
+    """Return the names of the calls that hold a structured answer."""
     if response_format is None or isinstance(response_format, ProviderStrategy):
         return set()
     if not isinstance(response_format, ToolStrategy):
@@ -234,13 +221,13 @@ def _forms(response_format: Any) -> set[str]:
 
 def _replies(request: ModelRequest[Any]) -> list[str]:
     """Return the tools' replies since the user's last turn."""
-    told: list[str] = []
+    replies: list[str] = []
     for turn in request.messages:
         if turn.type == "human":
-            told = []
+            replies = []
         elif turn.type == "tool":
-            told.append(turn.text)
-    return told
+            replies.append(turn.text)
+    return replies
 
 
 @contextmanager
@@ -265,25 +252,35 @@ def _streams(handler: object) -> bool:
 def _readable(request: ModelRequest[Any]) -> list[BaseMessage]:
     """Return an agent's chat for a model that reads text, with a marker for anything else."""
     system = [request.system_message] if request.system_message else []
-    return [_in_words(message) for message in (*system, *request.messages)]
+    messages: list[BaseMessage] = []
+    for message in (*system, *request.messages):
+        if isinstance(message.content, list):
+            words = [_in_words(block, message.type == "human") for block in message.content]
+            message = message.model_copy(update={"content": words})
+        messages.append(message)
+    return messages
 
 
-def _in_words(message: BaseMessage) -> BaseMessage:
-    if isinstance(message.content, str):
-        return message
-    words = [_block_in_words(block, asked=message.type == "human") for block in message.content]
-    return message.model_copy(update={"content": words})
-
-
-def _block_in_words(block: str | dict[str, Any], asked: bool) -> str | dict[str, Any]:
-    """Return a block that can be read; ``ChatRain`` itself reads those of other turns than the user's."""
+def _in_words(block: str | dict[str, Any], by_user: bool) -> str | dict[str, Any]:
+    """Return a block that can be read; ``ChatRain`` itself reads the data of other turns than the user's."""
     if isinstance(block, str):
         return block
-    kind = media_kind(block) or ("data" if asked and not is_readable(block) else "")
+    kind = media_kind(block) or ("data" if by_user and not is_readable(block) else "")
     return left_out(kind) if kind else block
 
 
-def _passed(response: ModelResponse[Any], verdict: Verdict | None) -> ModelResponse[Any]:
+def _replaced(answer: AIMessage, verdict: Verdict) -> ExtendedModelResponse[Any]:
+    """Return RAIN's answer, with which the agent ends: it would ask for a structured one for ever."""
+    end: Command[Any] = Command(update={"jump_to": "end"})
+    return ExtendedModelResponse(ModelResponse([_marked(answer, "rain", verdict)]), end)
+
+
+def _passed(
+    response: ModelResponse[Any], verdict: Verdict | None, failed: StructuredOutputError | None
+) -> ModelResponse[Any]:
+    """Return the outside model's answer, or raise the agent's own error about it."""
+    if failed:
+        raise failed
     result = [_marked(m, "outside", verdict) if isinstance(m, AIMessage) else m for m in response.result]
     return replace(response, result=result)
 

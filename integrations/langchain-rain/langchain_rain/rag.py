@@ -29,11 +29,11 @@ _NOTHING = "Nothing was found."
 def grounded_chain(
     chat: ChatRain | None = None, prompt: ChatPromptTemplate = PROMPT
 ) -> Runnable[Mapping[str, Any], AIMessage]:
-    """Return a chain that answers a question by passages, guarded.
+    """Return a chain that answers a question from passages, guarded.
 
-    Its input holds ``question``, and as ``context`` a text or a list of texts or documents. It streams
-    accepted text. The answer's ``response_metadata`` holds, beside those of ``ChatRain`` (``verdict``,
-    ``usage``, ...), its ``sources``: for each passage ``page_content`` and ``metadata``.
+    Its input has a ``question``, and as ``context`` a text or a list of texts or documents. It streams
+    accepted text. The answer's ``response_metadata`` has, beside ``ChatRain``'s, its ``sources``: the
+    ``page_content`` and ``metadata`` of each passage.
 
     Example:
         ```python
@@ -45,15 +45,15 @@ def grounded_chain(
         ```
 
     Args:
-        chat: who answers; by default the embedded model, judged by harmlessness and groundedness.
-        prompt: has places for ``passages``, which come quoted and numbered, and ``question``; for others
-            (``chat_history``, say) the input holds what belongs there.
+        chat: answers; by default the embedded model, judged for harmlessness and groundedness.
+        prompt: has places for ``passages``, which come quoted and numbered, and ``question``; the input holds
+            what belongs in others (``chat_history``, say).
 
     Raises:
         TypeError: ``chat`` is no ``ChatRain``.
         SettingsError: no criterion of the chat's settings reads the passages.
-        PromptError: when called, with something else than ``context`` and ``question``. Further errors, when
-            called, are those of ``ChatRain``.
+        PromptError: when called; the input is no dict of ``context`` and ``question``. Further errors are
+            those of ``ChatRain``.
     """
     chat = ChatRain(settings=_SETTINGS) if chat is None else chat
     check_chat(chat)
@@ -85,8 +85,8 @@ class _Answerer:
                 "{'context': retriever, 'question': RunnablePassthrough()} before it"
             )
         documents = _documents(asked["context"])
-        told = [document.page_content for document in documents]
-        passages = told if any(text.strip() for text in told) else [_NOTHING]
+        texts = [document.page_content for document in documents]
+        passages = texts if any(text.strip() for text in texts) else [_NOTHING]
         messages = self.prompt.invoke({**asked, "passages": _quoted(passages)})
         bound = self.chat.bind(context=passages, question=asked["question"])
         return RunnableLambda(lambda _: messages) | bound | _citing(documents)
@@ -110,10 +110,10 @@ def _citing(documents: Sequence[Document]) -> Runnable[AIMessage, AIMessage]:
     sources = [{"page_content": d.page_content, "metadata": d.metadata} for d in documents]
 
     def cited(message: AIMessage) -> AIMessage:
-        told = message.response_metadata
-        if "verdict" not in told:
+        metadata = message.response_metadata
+        if "verdict" not in metadata:
             return message
-        return message.model_copy(update={"response_metadata": {**told, "sources": sources}})
+        return message.model_copy(update={"response_metadata": {**metadata, "sources": sources}})
 
     def transform(messages: Iterator[AIMessage]) -> Iterator[AIMessage]:
         for message in messages:

@@ -19,6 +19,7 @@ runs them where its ``asyncio_mode`` is "auto".
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import time
@@ -41,12 +42,33 @@ from langchain_core.prompts import PromptTemplate
 from langchain_core.runnables import RunnableConfig
 from pydantic import SecretStr
 
+WAYS = ("invoke", "ainvoke", "batch", "abatch", "stream", "astream")
 
-class Ear(BaseCallbackHandler):
-    """Notes what LangChain tells its callbacks of each run.
+
+async def ask(llm: BaseLLM, way: str, prompt: str, config: RunnableConfig | None = None) -> str:
+    """Ask a model in one of the six :data:`WAYS`, and return its whole answer."""
+    match way:
+        case "invoke":
+            return llm.invoke(prompt, config)
+        case "ainvoke":
+            return await llm.ainvoke(prompt, config)
+        case "batch":
+            return llm.batch([prompt], config)[0]
+        case "abatch":
+            return (await llm.abatch([prompt], config))[0]
+        case "stream":
+            return "".join(llm.stream(prompt, config))
+    return "".join([chunk async for chunk in llm.astream(prompt, config)])
+
+
+class Recorder(BaseCallbackHandler):
+    """Records what LangChain reports of each run to its callbacks.
 
     Attributes:
-        starts: keyword arguments of each start. tokens: streamed tokens. ends: results. errors: errors.
+        starts: keyword arguments of each start.
+        tokens: streamed tokens.
+        ends: results.
+        errors: errors.
     """
 
     def __init__(self) -> None:
@@ -56,24 +78,24 @@ class Ear(BaseCallbackHandler):
         self.errors: list[BaseException] = []
 
     def on_llm_start(self, serialized: dict[str, Any], prompts: list[str], **kwargs: Any) -> None:
-        """Note a run's beginning."""
+        """Record the start of a run."""
         self.starts.append({"prompts": prompts, **kwargs})
 
     def on_llm_new_token(self, token: str | list[str | dict[str, Any]], **kwargs: Any) -> None:
-        """Note a token."""
+        """Record a token."""
         self.tokens.append(str(token))
 
     def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
-        """Note a run's result."""
+        """Record a result."""
         self.ends.append(response)
 
     def on_llm_error(self, error: BaseException, **kwargs: Any) -> None:
-        """Note a run's error."""
+        """Record an error."""
         self.errors.append(error)
 
 
 class _TextLLMTests:
-    """What both classes are told of the model."""
+    """What both classes know of the model."""
 
     @property
     def llm_class(self) -> type[BaseLLM]:
@@ -88,6 +110,10 @@ class _TextLLMTests:
     def make(self, **changes: Any) -> BaseLLM:
         """Construct the model, with changes to ``llm_params``."""
         return self.llm_class(**{**self.llm_params, **changes})
+
+    def declared(self, name: str) -> Any:
+        """Return what a property declares; skip the test if that is nothing."""
+        return getattr(self, name) or pytest.skip(f"{name} is not declared")
 
     @pytest.fixture
     def llm(self) -> BaseLLM:
@@ -148,13 +174,10 @@ class TextLLMUnitTests(_TextLLMTests):
 
     def test_different_models_have_different_cache_keys(self) -> None:
         """Whatever changes an answer changes the cache key, too."""
-        if not self.distinct_params:
-            pytest.skip("distinct_params is not declared")
-        every = [{}, *self.distinct_params]
+        every = [{}, *self.declared("distinct_params")]
         keys = [_cache_key(self.make(**changes)) for changes in every]
-        for i, key in enumerate(keys):
-            for j in range(i):
-                assert key != keys[j], f"{every[i]} and {every[j]} share cache entries"
+        for (one, key), (other, other_key) in itertools.combinations(zip(every, keys, strict=True), 2):
+            assert key != other_key, f"{one} and {other} share cache entries"
 
     def test_serialisation(self) -> None:
         """What says that it can be written and loaded again comes back equal; what does not, says so."""
@@ -165,13 +188,9 @@ class TextLLMUnitTests(_TextLLMTests):
             if not llm.is_lc_serializable():
                 assert written["type"] == "not_implemented"
                 return
-            namespaces = [llm.get_lc_namespace()[0]]
-            loaded = load(
-                written,
-                allowed_objects=[self.llm_class],
-                valid_namespaces=namespaces,
-                secrets_from_env=True,
-            )
+            names = [llm.get_lc_namespace()[0]]
+            kinds = [self.llm_class]
+            loaded = load(written, allowed_objects=kinds, valid_namespaces=names, secrets_from_env=True)
             assert loaded == llm, "the loaded model differs"
 
 
@@ -190,12 +209,12 @@ class TextLLMIntegrationTests(_TextLLMTests):
 
     @property
     def streams(self) -> bool:
-        """``_stream`` is there: an answer comes in several chunks, each told to the callbacks."""
+        """``_stream`` is there: an answer comes in several chunks, each reported to the callbacks."""
         return True
 
     @property
     def supports_stop(self) -> bool:
-        """An answer ends in front of a stop string."""
+        """An answer ends before a stop string."""
         return True
 
     @property
@@ -233,15 +252,7 @@ class TextLLMIntegrationTests(_TextLLMTests):
 
     async def test_all_ways_agree(self) -> None:
         """Invoke, batch and stream give one answer, with and without async."""
-        prompt = self.prompts[0]
-        self.agree(
-            self.make().invoke(prompt),
-            await self.make().ainvoke(prompt),
-            *self.make().batch([prompt]),
-            *await self.make().abatch([prompt]),
-            "".join(self.make().stream(prompt)),
-            "".join([chunk async for chunk in self.make().astream(prompt)]),
-        )
+        self.agree(*[await ask(self.make(), way, self.prompts[0]) for way in WAYS])
 
     async def test_batches_keep_their_order(self) -> None:
         """Each answer of a batch stands where its prompt stands."""
@@ -260,38 +271,28 @@ class TextLLMIntegrationTests(_TextLLMTests):
         assert min(len(chunks), len(later)) > 1 or not self.streams, "the answer comes in one chunk"
 
     async def test_tokens_reach_callbacks_once(self) -> None:
-        """Each streamed token is told once, and joined they are the answer."""
-        if not self.streams:
-            pytest.skip("streams is declared False")
-        ear, later = Ear(), Ear()
-        answer = "".join(self.make().stream(self.prompts[0], {"callbacks": [ear]}))
-        assert "".join(ear.tokens) == answer
-        stream = self.make().astream(self.prompts[0], {"callbacks": [later]})
-        assert "".join([chunk async for chunk in stream]) == "".join(later.tokens)
+        """Each streamed token is reported once, and joined they are the answer."""
+        self.declared("streams")
+        for way in ("stream", "astream"):
+            recorder = Recorder()
+            answer = await ask(self.make(), way, self.prompts[0], {"callbacks": [recorder]})
+            assert "".join(recorder.tokens) == answer
 
     async def test_runs_reach_callbacks_once(self) -> None:
         """Each run begins once and ends once, with its answer."""
-        prompt = self.prompts[0]
         for way in ("invoke", "ainvoke", "stream", "astream"):
-            ear = Ear()
-            config: RunnableConfig = {"callbacks": [ear]}
-            if way == "invoke":
-                answer = self.make().invoke(prompt, config)
-            elif way == "ainvoke":
-                answer = await self.make().ainvoke(prompt, config)
-            elif way == "stream":
-                answer = "".join(self.make().stream(prompt, config))
-            else:
-                answer = "".join([chunk async for chunk in self.make().astream(prompt, config)])
-            assert (len(ear.starts), len(ear.ends), ear.errors) == (1, 1, []), f"{way}: not one run"
-            assert ear.ends[0].generations[0][0].text == answer, f"{way}: another answer is told"
+            recorder = Recorder()
+            answer = await ask(self.make(), way, self.prompts[0], {"callbacks": [recorder]})
+            runs = (len(recorder.starts), len(recorder.ends), recorder.errors)
+            assert runs == (1, 1, []), f"{way}: not one run"
+            assert recorder.ends[0].generations[0][0].text == answer, f"{way}: another answer is reported"
 
     def test_config_reaches_callbacks(self, llm: BaseLLM) -> None:
         """Tags, metadata and the run's name and id get through, given by either way."""
-        ear, run_id = Ear(), uuid4()
-        named = llm.with_config({"tags": ["one"], "metadata": {"key": "value"}, "callbacks": [ear]})
+        recorder, run_id = Recorder(), uuid4()
+        named = llm.with_config({"tags": ["one"], "metadata": {"key": "value"}, "callbacks": [recorder]})
         named.invoke(self.prompts[0], {"tags": ["two"], "run_name": "mine", "run_id": run_id})
-        (start,) = ear.starts
+        (start,) = recorder.starts
         assert {"one", "two"} <= set(start["tags"])
         assert start["metadata"]["key"] == "value"
         assert (start["name"], start["run_id"]) == ("mine", run_id)
@@ -311,18 +312,15 @@ class TextLLMIntegrationTests(_TextLLMTests):
             bound.invoke(self.prompts[0]),
             "".join(bound.stream(self.prompts[0])),
         ):
-            assert stopped.rstrip() == expected.rstrip(), f"not stopped in front of {stop!r}"
+            assert stopped.rstrip() == expected.rstrip(), f"not stopped before {stop!r}"
 
     def test_generation_info(self) -> None:
         """Every answer of a batch carries what is declared, and so does a streamed one."""
-        if not self.generation_info_keys:
-            pytest.skip("generation_info_keys is not declared")
-        ear = Ear()
-        for _ in self.make().stream(self.prompts[0], {"callbacks": [ear]}):
-            pass
-        for result in (self.make().generate(self.prompts), *ear.ends):
+        keys, recorder = self.declared("generation_info_keys"), Recorder()
+        list(self.make().stream(self.prompts[0], {"callbacks": [recorder]}))
+        for result in (self.make().generate(self.prompts), *recorder.ends):
             for (generation,) in result.generations:
-                assert set(generation.generation_info or {}) >= self.generation_info_keys
+                assert set(generation.generation_info or {}) >= keys
 
     def test_cache(self) -> None:
         """A cached answer comes back without another question to the model."""
@@ -335,9 +333,7 @@ class TextLLMIntegrationTests(_TextLLMTests):
 
     def test_cache_knows_call_overrides(self) -> None:
         """An argument of a call that changes the answer is no hit for a call without it."""
-        if not self.call_overrides:
-            pytest.skip("call_overrides is not declared")
-        every = [{}, *self.call_overrides]
+        every = [{}, *self.declared("call_overrides")]
         expected = [self.make().invoke(self.prompts[0], **overrides) for overrides in every]
         assert len(set(expected)) > 1, "call_overrides changes no answer: the test would show nothing"
         with _cache():
@@ -347,9 +343,8 @@ class TextLLMIntegrationTests(_TextLLMTests):
 
     async def test_batch_returns_each_its_own_exception(self) -> None:
         """Asked to return exceptions, a batch answers the prompts that can be answered."""
-        if self.failing_prompt is None:
-            pytest.skip("failing_prompt is not declared")
-        batch: list[LanguageModelInput] = [self.prompts[0], self.failing_prompt, self.prompts[1]]
+        failing = self.declared("failing_prompt")
+        batch: list[LanguageModelInput] = [self.prompts[0], failing, self.prompts[1]]
         for answers in (
             self.make().batch(batch, return_exceptions=True),
             await self.make().abatch(batch, return_exceptions=True),
@@ -358,17 +353,13 @@ class TextLLMIntegrationTests(_TextLLMTests):
             assert failed == [False, True, False], "the failing prompt took others with it"
 
     async def test_errors_reach_callbacks(self) -> None:
-        """A failed run is told once as an error, and not as an end."""
-        if self.failing_prompt is None:
-            pytest.skip("failing_prompt is not declared")
-        ear, later = Ear(), Ear()
-        with suppress(Exception):
-            self.make().invoke(self.failing_prompt, {"callbacks": [ear]})
-        with suppress(Exception):
-            async for _ in self.make().astream(self.failing_prompt, {"callbacks": [later]}):
-                pass
-        assert (len(ear.errors), len(ear.ends)) == (1, 0)
-        assert (len(later.errors), len(later.ends)) == (1, 0)
+        """A failed run is reported once as an error, and not as an end."""
+        failing = self.declared("failing_prompt")
+        for way in ("invoke", "astream"):
+            recorder = Recorder()
+            with suppress(Exception):
+                await ask(self.make(), way, failing, {"callbacks": [recorder]})
+            assert (len(recorder.errors), len(recorder.ends)) == (1, 0)
 
     async def test_event_loop_stays_free(self, llm: BaseLLM) -> None:
         """While answers are written, the event loop does other things."""
@@ -396,7 +387,7 @@ class TextLLMIntegrationTests(_TextLLMTests):
             self.agree(expected, answer)
 
     async def test_stream_closed_early(self, llm: BaseLLM) -> None:
-        """A stream that nobody reads on leaves the model ready for the next."""
+        """A stream that is closed early leaves the model ready for the next call."""
         for _ in llm.stream(self.prompts[0]):
             break
         async for _ in llm.astream(self.prompts[0]):
@@ -405,12 +396,12 @@ class TextLLMIntegrationTests(_TextLLMTests):
 
 
 class _Notebook(InMemoryCache):
-    """A cache that has every answer already and notes under which key it is asked."""
+    """A cache that has every answer and records the key that is looked up."""
 
     key: str
 
     def lookup(self, prompt: str, llm_string: str) -> Sequence[Generation]:
-        """Note the model's part of the key."""
+        """Record the model's part of the key."""
         self.key = llm_string
         return [Generation(text="from the cache")]
 
