@@ -14,6 +14,9 @@ VLLM := .venv-vllm
 VLLM_STAMP := $(VLLM)/.installed
 VLLM_PIP := $(VLLM)/bin/python -m pip $(PIP_FLAGS)
 
+# Images of containers often set it, and then every process compiles all modules and tests anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check test test-results test-vllm lint type docs bench bench-vllm bench-gpu clean
 .DELETE_ON_ERROR:
