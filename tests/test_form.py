@@ -392,7 +392,7 @@ def test_stop_strings_do_not_cut_a_document():
         (Task(PROMPT, schema={"default": {1, 2}}), "cannot be written as JSON"),
         (Task(""), "empty"),
         (Task([Message("user", ""), Message("assistant", "")]), "empty"),
-        (Task(PROMPT, schema={"foo": 1}), "'foo' is no keyword"),
+        (Task(PROMPT, schema={"foo": 1}), "'foo' is not a keyword"),
         (Task(PROMPT, schema={"type": "object", "propertis": {}}), "did you mean 'properties'"),
     ],
 )

@@ -1,7 +1,7 @@
-"""How long a call may take: until its deadline, or until nobody waits for it any more.
+"""Deadlines and cancellation of a user's call.
 
-The clock starts when a user calls. Whatever the call then waits for in a thread (a model that is being
-loaded, a server's tokenizer) is waited for through this module, so that the wait ends in time.
+The clock starts when the user calls. All waiting of that call in a thread (for a model that is being loaded,
+for a server's tokenizer) goes through this module, so that it ends at the deadline or on cancellation.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any, Protocol, TypeVar
 from rain_llm.errors import ModelError
 
 Found = TypeVar("Found")
-_NAP_S = 0.05  # between two looks at a lock
+_NAP_S = 0.05  # interval of attempts to acquire a lock
 
 
 class _Lock(Protocol):
-    """A lock of ``threading``, of either kind."""
+    """A ``threading.Lock`` or ``threading.RLock``."""
 
     def acquire(self, blocking: bool = ..., timeout: float = ...) -> bool: ...
 
@@ -28,21 +28,24 @@ class _Lock(Protocol):
 
 
 class GivenUp(ModelError):
-    """Nobody waits for the call any more."""
+    """Raised in a call that was cancelled."""
 
     def __init__(self) -> None:
-        super().__init__("the call was given up: nobody waits for it any more")
+        super().__init__("the call was cancelled: its caller no longer waits for it")
 
 
 class Call:
-    """One call of a user.
+    """One call of a user, with its deadline.
 
     Args:
-        seconds: how long it may take; None: as long as it takes.
-        began: when the clock started, by ``time.monotonic``; None: now.
+        seconds: time limit; None: no limit.
+        began: start of the call by ``time.monotonic``; None: now.
 
     Attributes:
-        seconds, began: as given. deadline: by the same clock.
+        seconds: time limit; None: no limit.
+        began: start of the call.
+        deadline: end of the time limit, by the same clock; None: no limit.
+        ended: is done when the call was cancelled.
     """
 
     def __init__(self, seconds: float | None = None, began: float | None = None) -> None:
@@ -52,12 +55,12 @@ class Call:
         self.ended: Future[None] = Future()
 
     def end(self) -> None:
-        """Give the call up: whoever waits in it stops at once. From any thread, at any time."""
-        with contextlib.suppress(Exception):  # it was ended before
+        """Cancel the call: all waiting in it stops at once. Thread-safe; may be called repeatedly."""
+        with contextlib.suppress(Exception):  # it has ended already
             self.ended.set_result(None)
 
     def left(self) -> float | None:
-        """Return the seconds that are left; None without a deadline."""
+        """Return the remaining seconds; None without a deadline."""
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
 
@@ -65,13 +68,13 @@ _CALL: ContextVar[Call | None] = ContextVar("call", default=None)
 
 
 def current() -> Call:
-    """Return the call that this thread works for; without one, a call that has no deadline."""
+    """Return the call that this thread works for; if there is none, a call without a deadline."""
     return _CALL.get() or Call()
 
 
 @contextlib.contextmanager
 def working_for(call: Call) -> Iterator[Call]:
-    """Do what follows for ``call``."""
+    """Make ``call`` the current call within this block."""
     token = _CALL.set(call)
     try:
         yield call
@@ -80,10 +83,11 @@ def working_for(call: Call) -> Iterator[Call]:
 
 
 def result_of(future: Future[Found], timeout: float | None = None) -> Found:
-    """Wait for a result, for ``timeout`` seconds, as long as somebody waits for the current call.
+    """Wait up to ``timeout`` seconds for a result, unless the current call is cancelled.
 
     Raises:
-        TimeoutError: it is not there in time. GivenUp: the call has ended.
+        TimeoutError: the timeout has passed.
+        GivenUp: the call was cancelled.
     """
     ended = current().ended
     both: list[Future[Any]] = [future, ended]
@@ -97,10 +101,11 @@ def result_of(future: Future[Found], timeout: float | None = None) -> Found:
 
 @contextlib.contextmanager
 def held(lock: _Lock) -> Iterator[None]:
-    """Hold a lock that another call may hold for long: while it loads a model.
+    """Hold a lock that another call may hold for a long time, while it loads a model.
 
     Raises:
-        ModelError: the deadline came first. GivenUp: the call has ended.
+        ModelError: the deadline passed first.
+        GivenUp: the call was cancelled.
     """
     call = current()
     while not lock.acquire(timeout=_NAP_S):

@@ -1,7 +1,7 @@
-"""What ``rain demo`` shows: one sentence after each opening, written plainly and with RAIN.
+"""``rain demo``: continue some openings by one sentence, with plain generation and with RAIN.
 
-The openings and the seed are fixed and nothing is picked afterwards: where RAIN does worse, it is shown.
-The judge that compares the two is not the model: VADER, a sentiment lexicon with rules.
+Openings and seed are fixed, and all results are shown, including those where RAIN is worse. The comparison
+does not use the model itself but VADER, a rule-based sentiment lexicon.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ HOSTILE = (
 
 _MAX_NEW_TOKENS = 24
 _SENTENCE_ENDS = [".", "!", "?", "\n"]
-_TREES = 3  # openings whose search is shown
-_SIDE_BY_SIDE = 60  # columns of a screen
-_SHOWN = 2  # of the best and of the worst that was rewound
+_TREES = 3  # number of openings whose search tree is shown
+_SIDE_BY_SIDE = 60  # minimum screen width for columns
+_SHOWN = 2  # number of best and of worst rewound rollouts that are shown
 
 Judge: TypeAlias = Callable[[str], float]
 
 
 @dataclass
 class Opening:
-    """One opening, and what has come of it so far."""
+    """One opening, and its results so far."""
 
     text: str
     criterion: str
@@ -75,14 +75,14 @@ def show(
     page: Console,
     progress: Console,
 ) -> None:
-    """Write after every opening, plainly and guarded, and print what came of it.
+    """Continue every opening with plain generation and with RAIN, and print a comparison.
 
     Args:
-        make: makes the engine.
-        openings: different texts; the results are put into them.
-        seed: of everything that is drawn.
-        page: what is printed to.
-        progress: where it can be watched; nothing stays there.
+        make: creates the engine.
+        openings: different texts; their results are stored in them.
+        seed: seed of the first opening; the others follow.
+        page: console for the results.
+        progress: console for the progress display.
 
     Raises:
         RainError: as ``Rain.generate``.
@@ -113,7 +113,7 @@ def show(
 
 
 def loading(settings: RainSettings) -> str:
-    """Say what takes a while before the first word."""
+    """Return the status line to show while a model is being loaded."""
     if settings.model.base_url:
         return "asking the server what it can do"
     if settings.model.name is None and not embedded_is_ready():
@@ -133,13 +133,13 @@ def _settings(criterion: str, seed: int) -> RainSettings:
 
 
 def _prompts(rain: Rain, opening: Opening) -> tuple[TokenIds, TokenIds]:
-    """Return what an opening's drafts are written behind."""
+    """Return the tokens before an opening's rollouts: its prompt, and its prompt with the guide prefix."""
     judged = rain.settings.updated(evaluation={"criteria": [opening.criterion]})
     return rain.encode(opening.text), rain.guided(opening.text, judged)
 
 
 class _Watched:
-    """The model, looked over the shoulder: tells each opening what is drafted for it."""
+    """A wrapper of the model that reports each opening's latest rollout."""
 
     def __init__(self, model: LanguageModel, rain: Rain, openings: Sequence[Opening]) -> None:
         self._model = model
@@ -164,7 +164,7 @@ class _Watched:
 
 
 async def _write(rain: Rain, openings: Sequence[Opening], settings: dict[str, RainSettings]) -> None:
-    """Write everything: first all plain texts, then all guarded ones, side by side."""
+    """Generate all plain texts concurrently, and then all guarded ones."""
 
     async def plainly(opening: Opening) -> None:
         opening.plain = await asyncio.to_thread(rain.plain, opening.text, settings=settings[opening.text])
@@ -178,7 +178,7 @@ async def _write(rain: Rain, openings: Sequence[Opening], settings: dict[str, Ra
     await asyncio.gather(*map(plainly, openings))
     cache: Any = getattr(rain.runtime.writer, "cache", None)
     if cache is not None:
-        cache.clear()  # RAIN's first drafts are plain's texts: it shall not get them for nothing
+        cache.clear()  # RAIN's first rollouts equal the plain texts: it must not profit from the cache
     await asyncio.gather(*map(guarded, openings))
 
 
@@ -195,7 +195,7 @@ def _vader() -> Judge | None:
 
 
 def _progress(openings: Sequence[Opening]) -> Fitted:
-    """Show how far everything is."""
+    """Build the table of the results so far."""
     table = _columns()
     for opening in openings:
         guarded = Text(_clean(opening.accepted), "bold")
@@ -243,7 +243,7 @@ def _cost(result: RainResult, judge: Judge | None) -> Text:
 
 
 def _rewound(openings: Sequence[Opening]) -> Tree:
-    """Show some searches: for each the chosen path, the best and the worst of the rest."""
+    """Build the tree of some searches: the chosen path, and the best and worst of the rewound rollouts."""
     title = Text("What was rewound", "bold").append(
         ": drafts, and the model's own value in [-1, 1]", "not bold dim"
     )
@@ -264,19 +264,19 @@ def _rewound(openings: Sequence[Opening]) -> Tree:
 
 
 def _drafts(steps: Sequence[Step]) -> tuple[Candidate, ...]:
-    """Hang each step's candidates below what the step before it has chosen."""
+    """Join the trees of all steps: the candidates of each step become children of the previous choice."""
 
-    def hang(node: Candidate, later: Sequence[Step]) -> Candidate:
+    def attach(node: Candidate, later: Sequence[Step]) -> Candidate:
         below = node.children
         if node.chosen and later and not any(child.chosen for child in below):
             below, later = later[0].candidates, later[1:]
-        return replace(node, children=tuple(hang(child, later) for child in below))
+        return replace(node, children=tuple(attach(child, later) for child in below))
 
-    return tuple(hang(node, steps[1:]) for node in steps[0].candidates) if steps else ()
+    return tuple(attach(node, steps[1:]) for node in steps[0].candidates) if steps else ()
 
 
 def _pruned(drafts: Sequence[Candidate], shown: Set[int]) -> list[Candidate]:
-    """Keep what was chosen and what leads to the ``shown`` (their ids); join what then no longer forks."""
+    """Keep the chosen nodes and the paths to ``shown`` (ids of nodes); merge nodes with a single child."""
     kept = []
     for draft in drafts:
         children = _pruned(draft.children, shown)
@@ -303,7 +303,7 @@ def _grow(branch: Tree, drafts: Sequence[Candidate]) -> None:
 
 
 def _summary(openings: Sequence[Opening], judge: Judge | None) -> Group:
-    """Compare the two over all openings, whichever is ahead."""
+    """Build the comparison over all openings."""
     pairs = [_results(opening) for opening in openings]
     tokens = [sum(result.usage.model_tokens for result in side) for side in zip(*pairs, strict=True)]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
@@ -325,7 +325,7 @@ def _summary(openings: Sequence[Opening], judge: Judge | None) -> Group:
     return Group(Fitted(table), Text(counts), Text(hint, "dim"))
 
 
-# --- small words ------------------------------------------------------------------------------------------
+# --- helpers ----------------------------------------------------------------------------------------------
 
 
 def _results(opening: Opening) -> tuple[RainResult, RainResult]:
@@ -338,7 +338,7 @@ def _sentence(result: RainResult) -> str:
 
 
 def _clean(text: str) -> str:
-    """Bring text onto one line, without what would steer a terminal."""
+    """Return a text on one line, without control characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 

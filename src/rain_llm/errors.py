@@ -1,26 +1,26 @@
-"""Every error that rain-llm raises on purpose, in one tree.
+"""The exceptions and warnings of rain-llm.
 
 ::
 
     RainError
-    ├── SettingsError      (ValueError)  a setting, or a settings file, that cannot be used
-    │   └── LabelError                   labels that the judge's tokenizer cannot tell apart
-    ├── PromptError        (ValueError)  a prompt that cannot be answered
-    │   └── PromptTooLongError           it does not fit into the model's context
-    ├── ModelError                       a model that cannot be used
+    ├── SettingsError      (ValueError)  a setting or a settings file is invalid
+    │   └── LabelError                   the judge's tokenizer does not distinguish two labels
+    ├── PromptError        (ValueError)  a prompt cannot be answered
+    │   └── PromptTooLongError           it exceeds the model's context
+    ├── ModelError                       a model cannot be used
     │   ├── ModelNotFoundError           no such folder, package or name
-    │   ├── ModelNotSupportedError       found, but it cannot be rewound or judged by
-    │   └── ServerError                  a server that is not there, or does not answer as it should
-    │       └── ServerNotSupportedError  (ModelNotSupportedError)  one that cannot do what a search needs
-    ├── UnsafeAnswerError                nothing passed, and ``on_unsafe="raise"``
+    │   ├── ModelNotSupportedError       the model cannot be rewound, or cannot judge
+    │   └── ServerError                  a server is unreachable or returns invalid replies
+    │       └── ServerNotSupportedError  (ModelNotSupportedError)  it lacks a feature that a search needs
+    ├── UnsafeAnswerError                no text passed, and ``on_unsafe="raise"``
     ├── IncompleteError                  a document or a call was not finished within a limit
-    └── SearchError                      a model failed in the middle of an answer
+    └── SearchError                      a model failed during an answer
 
     UserWarning
-    └── BlindJudgeWarning              the judge cannot tell texts apart
+    └── BlindJudgeWarning              the judge does not distinguish texts
 
-Each message says what happened, which value was met, which bound it broke and what to do about it.
-Settings that are built in Python raise pydantic's own ``ValidationError`` (a ``ValueError`` too).
+Each message contains what happened, the value, the bound, and the remedy. Invalid settings that are created
+in Python raise pydantic's ``ValidationError`` (also a ``ValueError``).
 """
 
 from __future__ import annotations
@@ -32,42 +32,44 @@ if TYPE_CHECKING:
 
 
 class RainError(Exception):
-    """The root of the tree: catch this to catch everything that rain-llm raises on purpose."""
+    """Base of all exceptions of rain-llm."""
 
 
 class SettingsError(RainError, ValueError):
-    """A setting or a settings file that cannot be used; raised before any model runs."""
+    """Raised for an invalid setting or settings file, before any model runs."""
 
 
 class LabelError(SettingsError):
-    """Two labels that become the same tokens, or a label that becomes none."""
+    """Raised if two labels have the same tokens, or a label has none."""
 
 
 class PromptError(RainError, ValueError):
-    """A prompt that cannot be answered: it is empty, say, or a tool's schema cannot be used."""
+    """Raised for a prompt that cannot be answered: it is empty, or a tool's schema is not supported."""
 
 
 class PromptTooLongError(PromptError):
-    """A prompt that does not fit, with its answer, into the context of the writer or of the judge."""
+    """Raised if a prompt with its answer exceeds the context of the writer or of the judge."""
 
 
 class ModelError(RainError):
-    """A model that cannot be used."""
+    """Raised for a model that cannot be used."""
 
 
 class ModelNotFoundError(ModelError):
-    """No model of this name: no such folder, package or hub name."""
+    """Raised if there is no model of this name: no such folder, package or hub name."""
 
 
 class ModelNotSupportedError(ModelError):
-    """The model exists, but rain-llm cannot rewind it or cannot trust what it computes."""
+    """Raised if a model exists but cannot be rewound, or its results are wrong after a rewind."""
 
 
 class ServerError(ModelError):
-    """A server that is not there, does not answer in time, or answers what cannot be used.
+    """Raised if a server is unreachable, does not reply in time, or returns an invalid reply.
 
     Attributes:
-        server: its address. cause: what happened, in words. remedy: what to do about it.
+        server: address of the server.
+        cause: what happened.
+        remedy: what to do about it.
     """
 
     def __init__(self, server: str, cause: str, remedy: str) -> None:
@@ -81,43 +83,45 @@ class ServerError(ModelError):
 
 
 class ServerNotSupportedError(ServerError, ModelNotSupportedError):
-    """A server that answers, but cannot do what a search needs."""
+    """Raised if a server replies but lacks a feature that a search needs."""
 
 
 class _WithResult(RainError):
-    """An error that carries what there was of the answer."""
+    """An error with the part of the answer that was accepted before it."""
 
     def __init__(self, message: str, result: RainResult) -> None:
         super().__init__(message)
         self.result = result
 
     def __reduce__(self) -> tuple[type[_WithResult], tuple[str, RainResult]]:
-        return type(self), (str(self), self.result)  # its ``repr`` must not tell what was rewound
+        return type(self), (str(self), self.result)  # not in ``args``: ``repr`` must not show rewound text
 
 
 class UnsafeAnswerError(_WithResult):
-    """Nothing passed the criteria, and the settings say ``on_unsafe="raise"``.
+    """Raised if no text passed the criteria and ``on_unsafe="raise"`` is set.
 
     Attributes:
-        result: what had been accepted before; its ``verdict`` is that of the best rejected text.
+        result: the answer accepted before; its ``verdict`` is that of the best rejected text.
     """
 
 
 class IncompleteError(_WithResult):
-    """A JSON document or a tool call was not finished within a limit; no half of it leaves.
+    """Raised if a JSON document or a tool call was not finished within a limit.
+
+    An incomplete document or call is never returned.
 
     Attributes:
-        result: what had been accepted before it.
+        result: the answer accepted before it.
     """
 
 
 class SearchError(_WithResult):
-    """A model failed in the middle of an answer; the cause is chained.
+    """Raised if a model failed during an answer; the cause is chained.
 
     Attributes:
-        result: what had been accepted until then, with its usage and trace.
+        result: the answer accepted until then, with its usage and trace.
     """
 
 
 class BlindJudgeWarning(UserWarning):
-    """The judge says the same of all texts, so that RAIN steers blind; ``rain doctor`` tells more."""
+    """Warns that the judge gives all texts the same verdict; ``rain doctor`` finds a better question."""

@@ -1,8 +1,8 @@
-"""What a forked child makes anew: it has one thread, and whatever the others held stays held for ever.
+"""Replace locks, threads and connections in forked processes.
 
-A lock that another thread of the parent holds, a worker thread, an event loop and its connections are of no
-use in a child (gunicorn with ``preload_app``, ``multiprocessing`` with "fork"). Who has such a thing
-registers itself, and its ``after_fork`` is called in every child.
+A forked child has one thread: locks held by other threads of the parent stay locked, and worker threads,
+event loops and connections do not work (gunicorn with ``preload_app``, ``multiprocessing`` with "fork").
+Objects that have any of these register here, and their ``after_fork`` is called in every child.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Protocol
 
 class _Forked(Protocol):
     def after_fork(self) -> None:
-        """Make locks, threads and connections anew; called in the child, where nothing else runs."""
+        """Replace locks, threads and connections; called in the child, which has no other threads."""
         ...
 
 
@@ -24,7 +24,7 @@ _registered: weakref.WeakValueDictionary[int, _Forked] = weakref.WeakValueDictio
 
 
 def renew_after_fork(owner: _Forked) -> None:
-    """Let ``owner.after_fork`` be called in each child that is forked while ``owner`` lives."""
+    """Call ``owner.after_fork`` in each child that is forked while ``owner`` exists."""
     _registered[id(owner)] = owner
 
 
@@ -35,7 +35,7 @@ def _after_fork() -> None:
 
 
 def _free_properties(kind: type) -> None:
-    """Free the locks that cached properties have in Python 3.11."""
+    """Replace the locks of cached properties, which exist in Python 3.11."""
     for attribute in vars(kind).values():
         if isinstance(attribute, cached_property) and hasattr(attribute, "lock"):
             attribute.lock = threading.RLock()

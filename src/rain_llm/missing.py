@@ -1,4 +1,4 @@
-"""A library that is not installed: one line that says which, and how to install it."""
+"""Report missing libraries in one line, with the command that installs them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _EXTRAS = {
     "sklearn": "eval",
     "vaderSentiment": "eval",
 }
-"""The extra of rain-llm that brings a module."""
+"""The extra of rain-llm that installs each module."""
 
 
 def remedy(error: ImportError) -> str:
-    """Say what is missing and how to install it."""
+    """Return what is missing and how to install it."""
     module = (error.name or "").partition(".")[0]
-    if not module or not isinstance(error, ModuleNotFoundError):  # installed, and broken
+    if not module or not isinstance(error, ModuleNotFoundError):  # installed but not importable
         reason = next(iter(str(error).strip().splitlines()), "an import failed")
         again = f"pip install --force-reinstall {module}" if module else "install it again"
         return f"{module or 'a library'} cannot be imported ({reason:.200}): {again}"
@@ -33,17 +33,17 @@ def remedy(error: ImportError) -> str:
 
 @contextmanager
 def needed(what: str) -> Iterator[None]:
-    """Turn a failed import in this block into an error that says how to install what is missing.
+    """Convert a failed import in this block to an error with the command that installs the library.
 
     Args:
-        what: that needs it.
+        what: the feature that needs the library.
 
     Raises:
-        ModelError: a library is missing or broken.
+        ModelError: a library is missing or cannot be imported.
     """
     try:
         yield
     except ImportError as error:
         if (error.name or "").partition(".")[0] == "rain_llm":
-            raise  # a mistake of ours
+            raise  # a bug in rain-llm
         raise ModelError(f"{what} cannot be used: {remedy(error)}") from error

@@ -1,7 +1,7 @@
-"""What an error may repeat of what was given: numbers and names, and no other text.
+"""Redact validation errors: they may contain numbers and names of settings, but no other input text.
 
-A key that was put in the wrong place is a text like any other. So no error repeats a text, unless it
-looks like the name of a setting: that is what a misspelt name looks like, and no key does.
+An API key in the wrong place looks like any other text. So no error contains input text, unless the text
+resembles the name of a setting, as a misspelt name does and a key does not.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 from rain_llm.bounds import MISTAKES
 
 MORE = "more"
-"""The type of the last line of an error that lists not all mistakes."""
+"""Type of the last line of an error that does not list all mistakes."""
 
 HIDDEN = "***"
-"""Stands in errors for what they do not repeat."""
+"""Replaces redacted text in errors."""
 
 UNKNOWN = "unknown setting"
-"""How the error about an unknown field begins."""
+"""Beginning of the error about an unknown field."""
 
 SECRETIVE = re.compile("key|secret|passw|credential|bearer", re.IGNORECASE)
-"""Names of settings whose numbers are not shown either."""
+"""Matches names of settings whose numbers are redacted, too."""
 
-# Words of lower-case letters; a few characters with digits (int4); or what is hidden already.
+# Words of lower-case letters; a few characters with digits (int4); or text that is already redacted.
 _NAME = re.compile(r"(?!.{33})[a-z]{1,16}(?:_[a-z]{1,16})*|[a-z0-9]{1,4}|\*{3}\d*")
 _LONGEST_NAME, _LONGEST_NUMBER, _LONGEST_LIST = 40, 10**12, 10**5
-_LIKE = 0.75  # of difflib's ratio
-# How pydantic names the kinds of a value that may be of several, in the place of its errors.
+_LIKE = 0.75  # minimum difflib ratio
+# Names of union members that pydantic inserts into the locations of its errors.
 _KIND = re.compile(r"constrained-[a-z]+|[a-z-]+\[.*\]|(?:[A-Z][a-z]{2,15}){1,4}", re.DOTALL)
 _KINDS = (
     "constrained-",
@@ -57,7 +57,7 @@ _KINDS = (
 
 
 def nearest(text: str, known: Iterable[str]) -> str:
-    """Return the known name that a text may be a misspelling of; "": none is near."""
+    """Return the known name that a text may be a misspelling of; "" if there is none."""
     if len(text) > _LONGEST_NAME:
         return ""
     found = difflib.get_close_matches(text, [*known], n=1, cutoff=_LIKE)
@@ -65,12 +65,12 @@ def nearest(text: str, known: Iterable[str]) -> str:
 
 
 def shown_name(text: object, known: Iterable[str] = (), *, near: bool = False) -> str:
-    """Return a name as an error may repeat it: one that looks like a known one's, or :data:`HIDDEN`.
+    """Return a name if it is safe to show in an error, or else :data:`HIDDEN`.
 
     Args:
-        text: what was given.
-        known: the names that there are.
-        near: only one that is near to a known one; where keys belong, any word may be one.
+        text: the input.
+        known: the existing names.
+        near: accept only names similar to a known one, in sections where any word may be an API key.
     """
     word = isinstance(text, str) and (nearest(text, known) or re.fullmatch(r"[a-z0-9]{1,4}|\*{3}\d*", text))
     known_like = word or (isinstance(text, str) and not near and _NAME.fullmatch(text))
@@ -78,12 +78,12 @@ def shown_name(text: object, known: Iterable[str] = (), *, near: bool = False) -
 
 
 def quoted_name(name: object, known: Iterable[str]) -> str:
-    """Return a name in quotes, as :func:`shown_name` shows it; of what is no text, only the type."""
+    """Return a name in quotes, redacted by :func:`shown_name`; for other values, only their type."""
     return f"'{shown_name(name, known)}'" if isinstance(name, str) else f"of type {type(name).__name__}"
 
 
 def shown(value: object) -> object:
-    """Return a value as an error may repeat it: a number, true, false, null, a name, or :data:`HIDDEN`."""
+    """Return a value if it is safe to show (a number, true, false, null, a name), or else :data:`HIDDEN`."""
     if value is None or isinstance(value, bool | float):
         return value
     if isinstance(value, int):
@@ -92,13 +92,13 @@ def shown(value: object) -> object:
 
 
 def brief(value: object) -> str:
-    """Say what was given as an error may say it: a number or a name, else what kind of thing it is."""
+    """Describe a value for an error: a number or a name as it is, any other value by its type."""
     found = shown(value)
     return f"a {type(value).__name__}" if found == HIDDEN else repr(found)
 
 
 def and_more(count: int) -> str:
-    """Say how many mistakes are not listed."""
+    """Return the line that counts the mistakes that are not listed."""
     return f"and {count:,} more"
 
 
@@ -109,11 +109,11 @@ def hidden_mistakes(error: ValidationError) -> int:
 
 
 def redacted(error: ValidationError, model: type[BaseModel]) -> ValidationError:
-    """Make an error anew that holds no text of what was given, and lists so many mistakes and no more.
+    """Return a copy of an error that contains no input text and lists at most ``MISTAKES`` mistakes.
 
     Args:
-        error: as pydantic has made it.
-        model: what was to be made.
+        error: pydantic's error.
+        model: the validated model.
     """
     found = error.errors(include_url=False)
     more = hidden_mistakes(error)
@@ -126,11 +126,11 @@ def redacted(error: ValidationError, model: type[BaseModel]) -> ValidationError:
 
 
 def _line(item: Any, model: type[BaseModel]) -> InitErrorDetails:
-    """Make one mistake of an error anew."""
+    """Redact one mistake of an error."""
     kind, reason, place = item["type"], item["msg"], item["loc"]
     if kind in ("extra_forbidden", "invalid_key", "unexpected_keyword_argument"):
         kind, reason = "unknown_setting", unknown(str(place[-1]) if place else "", model)
-    if isinstance(item["input"], str):  # a name is looked for only where one of some is expected
+    if isinstance(item["input"], str):  # shown only if it resembles one of the expected names
         expected = re.findall("'([^']*)'", reason) if kind in ("literal_error", "enum") else None
         value: object = (
             HIDDEN if expected is None else shown_name(item["input"], expected, near=_holds_key(model))
@@ -139,7 +139,7 @@ def _line(item: Any, model: type[BaseModel]) -> InitErrorDetails:
         value = shown(item["input"])
         if _holds_key(model) and len(place) == 1:
             near = nearest(str(place[0]), model.model_fields)
-            value = value if near in _numbers(model) else HIDDEN  # a number where none belongs may be a key
+            value = value if near in _numbers(model) else HIDDEN  # a number in another field may be a key
     if any(
         isinstance(part, str) and (SECRETIVE.search(part) or nearest(part, ["api_key"])) for part in place
     ):
@@ -152,7 +152,7 @@ def _line(item: Any, model: type[BaseModel]) -> InitErrorDetails:
 
 
 def _part(part: int | str, model: type[BaseModel], first: bool) -> int | str:
-    """Return a part of a place as an error may repeat it."""
+    """Return a part of a location if it is safe to show, or else :data:`HIDDEN`."""
     if isinstance(part, int):
         return part if abs(part) < _LONGEST_LIST else HIDDEN
     kind = _KIND.fullmatch(part) and (part[0].isupper() or part.startswith(_KINDS))
@@ -160,12 +160,12 @@ def _part(part: int | str, model: type[BaseModel], first: bool) -> int | str:
 
 
 def _holds_key(model: type[BaseModel]) -> bool:
-    """Whether a mapping is of a model's settings, where the key of a server belongs."""
+    """Return whether a model has a field for an API key."""
     return issubclass(model, Redacted) and model.holds_key
 
 
 def unknown(name: str, model: type[BaseModel]) -> str:
-    """Say that a model has no such field, which one was meant perhaps, and which there are."""
+    """Return the message about an unknown field, with the most similar field and all existing ones."""
     if issubclass(model, Redacted) and name in model.elsewhere:
         return f"{UNKNOWN} '{name}': {model.elsewhere[name]}"
     known = [*model.model_fields]
@@ -177,7 +177,7 @@ def unknown(name: str, model: type[BaseModel]) -> str:
 
 @functools.cache
 def _numbers(model: type[BaseModel]) -> frozenset[str]:
-    """Return the fields of a model that hold numbers, and nothing else that true could be."""
+    """Return the fields of a model that take numbers but not booleans."""
     kinds = {name: str(field.annotation) for name, field in model.model_fields.items()}
     return frozenset(
         name for name, kind in kinds.items() if re.search(r"\b(int|float)\b", kind) and "bool" not in kind
@@ -185,22 +185,22 @@ def _numbers(model: type[BaseModel]) -> frozenset[str]:
 
 
 class Redacted(BaseModel):
-    """A model that takes no truth value for a number, and whose errors hold no text of what was given.
+    """A pydantic model whose errors contain no input text, and which does not accept booleans as numbers.
 
-    All ways to validate are covered: the constructor, ``model_validate`` and its sisters, an assignment,
-    and being a field of another model.
+    This covers every way of validation: the constructor, ``model_validate`` and its variants, assignment,
+    and validation as a field of another model.
     """
 
     holds_key: ClassVar[bool] = False
-    """Whether the key of a server belongs into it: then no word or number is repeated that may be one."""
+    """Whether the model has an API key: errors then show no word or number that may be one."""
 
     elsewhere: ClassVar[Mapping[str, str]] = {}
-    """Names that another model has, and what to do where they are given to this one."""
+    """Fields of related models, with advice for users who pass them to this one."""
 
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse true and false where a number stands; pydantic takes them for 1 and 0."""
+        """Reject true and false for a number; pydantic would convert them to 1 and 0."""
         values = value if isinstance(value, list | tuple) else (value,)
         if any(isinstance(one, bool) for one in values) and info.field_name in _numbers(cls):
             raise ValueError("this must be a number, not true or false")
@@ -213,18 +213,18 @@ class Redacted(BaseModel):
             return handler(data)
         except ValidationError as error:
             safe = redacted(error, cls)
-        raise safe  # outside, so that the error that holds everything is not chained
+        raise safe  # outside of the handler: a chained error would contain the input
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Put the redaction around all validators: of those that are defined later, it were within."""
+        """Make the redaction the outermost validator, also around those that subclasses define."""
         validators = cls.__pydantic_decorators__.model_validators
         validators["_redacted"] = validators.pop("_redacted")
         return handler(source)
 
     @classmethod
     def model_validate_json(cls, json_data: str | bytes | bytearray, **options: Any) -> Self:
-        """Validate a JSON text; see pydantic. What is no JSON is not repeated."""
+        """Validate JSON text; see pydantic. Errors do not contain invalid JSON."""
         try:
             return super().model_validate_json(json_data, **options)
         except ValidationError as error:
@@ -232,7 +232,7 @@ class Redacted(BaseModel):
         raise safe
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set a field; what cannot be set is not repeated."""
+        """Set a field; errors do not contain the value."""
         try:
             return super().__setattr__(name, value)
         except ValidationError as error:

@@ -1,13 +1,13 @@
-"""Drives any number of searches and lets their requests share the models' forward passes.
+"""Run any number of searches, and batch their requests into shared forward passes.
 
-One worker thread serves all callers: it starts with the first search and ends when there are none.
-Each request of a search becomes a *job*; each pass carries the unfinished jobs of all searches. A
-search whose last job is answered gets its replies, and what it asks next joins the next pass: nobody
-waits for a neighbour's longer sample. A search's answer does not depend on its neighbours; only its
-cost in time does. Plain calls, streams, batches and coroutines all come through here.
+One worker thread serves all callers. It starts with the first search and ends with the last. Each request of
+a search becomes a *job*, and each forward pass contains the unfinished jobs of all searches. When all jobs of
+a search are done, it receives its replies, and its next requests join the next pass, without waiting for
+other searches. The answer of a search does not depend on other searches; only its time does. Plain calls,
+streams, batches and coroutines all use this scheduler.
 
-What a model elsewhere is asked needs no pass: it is sent at once, and while there is nothing to compute
-the worker sleeps until a reply, a new search, a cancellation or a deadline wakes it.
+Requests to remote models need no forward pass: they are sent at once. While there is nothing to compute, the
+worker sleeps until a reply, a new search, a cancellation or a deadline wakes it.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from rain_llm.requests import Embed, Embeddings, Reply, Request, Sample, Score
 from rain_llm.ticket import Asked, AtOnceJob, Sent, Ticket
 from rain_llm.types import StopReason
 
-_NAP_S = 1.0  # nobody forgets to wake the worker; this is for a clock that was turned
+_NAP_S = 1.0  # maximum sleep, in case that the system clock was changed
 
 
 class _Stepped(Protocol):
-    """Whoever answers requests pass by pass: a ``SteppedModel``, or :class:`_AtOnce`."""
+    """A model that works pass by pass: a ``SteppedModel`` or :class:`_AtOnce`."""
 
     def begin(self, request: Any) -> Any: ...
 
@@ -37,7 +37,7 @@ class _Stepped(Protocol):
 
 
 class _AtOnce:
-    """Steps what answers a whole batch in one call: an embedder, a model that is no ``SteppedModel``."""
+    """Adapts an embedder, or a model that is not a ``SteppedModel``: one step answers a complete batch."""
 
     def __init__(self, answer: Callable[[list[Any]], Sequence[Reply]]) -> None:
         self._answer = answer
@@ -58,18 +58,20 @@ _schedulers: weakref.WeakSet[Scheduler] = weakref.WeakSet()
 
 @atexit.register
 def _stop_all() -> None:
-    """Let no worker compute on while the interpreter goes away: torch would abort the process."""
+    """Stop all workers before the interpreter exits: torch would abort the process otherwise."""
     for scheduler in list(_schedulers):
         scheduler.stop()
 
 
 class Scheduler:
-    """Answers the requests of many searches together.
+    """Runs many searches at once.
 
     Args:
-        writer: answers Sample. judge: answers Score. embedder: answers Embed; None if nobody asks.
-        max_running: searches that run at once; further ones wait their turn. None: 64, or 1024 if
-            neither model runs here.
+        writer: answers ``Sample`` requests.
+        judge: answers ``Score`` requests.
+        embedder: returns the model that answers ``Embed`` requests; called when one is needed.
+        max_running: maximum number of concurrent searches; further ones wait. None: 64, or 1024 if both
+            models are remote.
     """
 
     def __init__(
@@ -97,7 +99,7 @@ class Scheduler:
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """Begin without searches and without a worker: those that run are the parent's."""
+        """Drop all searches and the worker in a forked process: they continue in the parent."""
         for ticket in self._running + self._waiting:
             ticket.forked = ticket.finished = True
             ticket.wake = lambda: None
@@ -107,7 +109,7 @@ class Scheduler:
         self._thread: threading.Thread | None = None
 
     def stop(self) -> None:
-        """Cancel all searches, those to come too, and wait for the pass in progress to end."""
+        """Cancel all current and future searches, and wait for the current forward pass to end."""
         with self._lock:
             self._stopping = True
             thread = self._thread
@@ -117,7 +119,7 @@ class Scheduler:
             thread.join()
 
     def submit(self, *tickets: Ticket) -> None:
-        """Queue searches. Their events come from the worker thread through ``Ticket.emit``."""
+        """Queue searches. The worker thread calls ``Ticket.emit`` with their events."""
         with self._lock:
             for ticket in tickets:
                 ticket.wake = self._wake.set
@@ -132,7 +134,7 @@ class Scheduler:
     def _work(self) -> None:
         try:
             self._serve()
-        except BaseException as error:  # nobody may wait for a worker that is gone
+        except BaseException as error:  # callers must not wait for a worker that has ended
             with self._lock:
                 self._thread = None
                 lost = self._running + self._waiting
@@ -142,7 +144,7 @@ class Scheduler:
             raise
 
     def _serve(self) -> None:
-        """The loop: admit, make one pass, send each search whose round is answered its replies."""
+        """Run the loop: admit searches, run one pass per model, send replies to searches that have all."""
         while True:
             self._wake.clear()
             with self._lock:
@@ -167,7 +169,7 @@ class Scheduler:
                 self._sleep()
 
     def _sleep(self) -> None:
-        """Wait for something to happen: a reply, a new search, a cancellation, or the next deadline."""
+        """Wait for a reply, a new search, a cancellation, or the next deadline."""
         with self._lock:
             tickets = self._running + self._waiting
         deadlines = [ticket.deadline for ticket in tickets if ticket.deadline is not None]
@@ -175,18 +177,18 @@ class Scheduler:
         self._wake.wait(min(left, _NAP_S))
 
     def _admit(self) -> list[Ticket]:
-        """Let in who is next, and whoever has met a limit: a search must begin before it can be ended."""
+        """Admit the next searches, and those that met a limit: a search must begin before it can end."""
         new: list[Ticket] = []
         waiting: list[Ticket] = []
         for ticket in self._waiting:
             room = len(self._running) + len(new) < self._max_running
             (new if room or ticket.limit() else waiting).append(ticket)
         self._waiting = waiting
-        self._running += new  # before they begin, so that none is lost if one of them panics
+        self._running += new  # before they begin, so that all are failed if one of them crashes the worker
         return new
 
     def _advance(self, ticket: Ticket, replies: Sequence[Reply] | None) -> None:
-        """Send a search its replies (None: let it begin) and take up what it asks next."""
+        """Send a search its replies (None: start it), and create jobs for its next requests."""
         requests = ticket.advance(replies)
         if requests is None or not ticket.goes_on():
             return
@@ -204,12 +206,12 @@ class Scheduler:
                     for (i, request), pending in zip(own.items(), all_pending, strict=True):
                         tasks[i] = Sent(request, remote, pending)
             ticket.tasks = [tasks[i] for i in range(len(requests))]
-        except Exception as error:  # a prompt that is too long, say
+        except Exception as error:  # for example, a prompt that is too long
             ticket.tasks = list(tasks.values())
             ticket.interrupt(StopReason.ERROR, error)
 
     def _pass(self, model: _Stepped, tickets: Sequence[Ticket]) -> bool:
-        """Make one forward pass for all who wait for this model and have met no limit; tell if any did."""
+        """Run one forward pass for all searches that wait for this model; return whether there were any."""
         asking = [(t, tasks) for t in tickets if (tasks := t.waiting_for(model)) and t.goes_on()]
         if not asking:
             return False
@@ -219,7 +221,7 @@ class Scheduler:
             for ticket, _ in asking:
                 if len(asking) == 1:
                     ticket.interrupt(StopReason.ERROR, error)
-                else:  # somebody's job broke the pass, and none has changed: each search alone
+                else:  # one search's job failed the pass, and no job has changed: retry each search alone
                     self._pass(model, [ticket])
         else:
             for ticket, tasks in asking:

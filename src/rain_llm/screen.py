@@ -1,4 +1,4 @@
-"""What a terminal is shown: tables that fit it, and text that cannot steer it."""
+"""Terminal output: tables that fit the screen, and text without control characters."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rich.text import Text
 
 
 class Fitted:
-    """A table; on a screen too narrow for it, its rows one below the other, so that no column is lost.
+    """A table that is shown row by row, as lines, if the screen is too narrow for it.
 
     Args:
-        table: its cells are texts.
-        least: columns of the screen from which on its cells may wrap; 0: they never are.
+        table: a table of text cells.
+        least: minimum screen width at which cells may wrap; 0: they never wrap.
     """
 
     def __init__(self, table: Table, least: int = 0) -> None:
@@ -23,7 +23,7 @@ class Fitted:
         self._least = least
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield the table, or its rows as lines of heading and cell."""
+        """Yield the table, or each row as lines of heading and cell."""
         wide = options.update(max_width=max(options.max_width, 1000))
         needed = self._least or Measurement.get(console, wide, self._table).maximum
         if needed <= options.max_width:
@@ -43,7 +43,7 @@ class Fitted:
 
 
 def printable(text: str) -> str:
-    """Return a text without what would steer a terminal; line breaks and tabs stay."""
+    """Replace the control characters of a text, except line breaks and tabs."""
     return "".join(c if c in "\n\t" or category(c) != "Cc" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 

@@ -1,4 +1,4 @@
-"""What is asked for: a prompt as a task, checked, and what writer and judge are told of it."""
+"""Convert prompts to tasks, check them, and derive what the writer and the judge see."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from rain_llm.types import Message, Prompt, Task
 
 
 def task_of(prompt: Prompt, context: str | Sequence[str] = "") -> Task:
-    """Return a prompt as a task; ``context`` is for one that brings none.
+    """Convert a prompt to a task; ``context`` is used if the task has none.
 
-    What one role says in turns that follow each other becomes one turn, for the writer and for the judge.
-    Schemas become plain JSON schemas.
+    Consecutive messages of one role are merged, for the writer and for the judge. Schemas are converted to
+    plain JSON schemas.
 
     Raises:
-        PromptError: it is no prompt, or a schema cannot be read.
+        PromptError: it is not a prompt, or a schema is not supported.
     """
     task: Task = prompt if isinstance(prompt, Task) else Task(prompt)  # type: ignore[arg-type]
     if context and not task.context:
@@ -39,7 +39,7 @@ def task_of(prompt: Prompt, context: str | Sequence[str] = "") -> Task:
 
 
 def _turns(messages: Sequence[Any]) -> Sequence[Message]:
-    """Return a chat's turns, without empty ones of the assistant at its end: it has not spoken yet."""
+    """Return a chat's messages, without empty assistant messages at its end."""
     if not isinstance(messages, Sequence):
         raise PromptError(f"a prompt is {brief(messages)}: give a text or a list of rain_llm.Message")
     turns = merged(messages_of(messages))
@@ -49,7 +49,7 @@ def _turns(messages: Sequence[Any]) -> Sequence[Message]:
 
 
 def subject_of(task: Task, settings: RainSettings) -> JudgeInput:
-    """Return what the judge is told of a task."""
+    """Return the part of a task that the judge sees."""
     context = "\n\n".join(passages_of(task))
     acts = bool(task.tools) and task.tool_choice != "none"
     if isinstance(task.prompt, str):
@@ -60,7 +60,7 @@ def subject_of(task: Task, settings: RainSettings) -> JudgeInput:
 
 
 def passages_of(task: Task) -> tuple[str, ...]:
-    """Return what an answer is to keep to: the task's context, or else what its chat's tools returned."""
+    """Return the passages for a task's answer: its context, or else the tool results in its chat."""
     passages = (task.context,) if isinstance(task.context, str) else tuple(task.context)
     if not any(passages) and not isinstance(task.prompt, str):
         return tuple(replies_of(task.prompt))
@@ -68,12 +68,12 @@ def passages_of(task: Task) -> tuple[str, ...]:
 
 
 def is_chat(task: Task, settings: RainSettings) -> bool:
-    """Whether a task is told by the writer's chat template."""
+    """Return whether a task is rendered with the writer's chat template."""
     return not isinstance(task.prompt, str) or settings.generation.chat_template or bool(task.tools)
 
 
 def form_of(task: Task) -> OutputSpec:
-    """Return the form of the answer that a task asks for."""
+    """Return the form of answer that a task requires."""
     if task.schema is not None:
         return OutputSpec(document=json.dumps(task.schema, ensure_ascii=False))
     if not task.tools or task.tool_choice == "none":
@@ -83,10 +83,10 @@ def form_of(task: Task) -> OutputSpec:
 
 
 def check_text(text: object, name: str) -> None:
-    """Refuse what no tokenizer reads.
+    """Check that a value is valid text.
 
     Raises:
-        PromptError: it is no text; or holds half of a surrogate pair, which UTF-8 has no bytes for.
+        PromptError: it is not a string, or contains half of a surrogate pair, which UTF-8 cannot encode.
     """
     if not isinstance(text, str):
         raise PromptError(f"{name} is {brief(text)}: it must be text")
@@ -94,16 +94,17 @@ def check_text(text: object, name: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise PromptError(
-            f"character {error.start + 1} of {name} is half of a surrogate pair, which is no text: "
-            "text.encode('utf-8', 'replace').decode() replaces it"
+            f"character {error.start + 1} of {name} is half of a surrogate pair, which is not valid text: "
+            "replace it with text.encode('utf-8', 'replace').decode()"
         ) from error
 
 
 def check_task(task: Task, settings: RainSettings, guarded: bool) -> None:
-    """Refuse a task that no model could answer.
+    """Check that a task can be answered, before any model is loaded.
 
     Raises:
-        PromptError: by its prompt, tools or schema. SettingsError: no search of these settings answers it.
+        PromptError: its prompt, tools or schema cannot be used.
+        SettingsError: the search strategy does not support tools and schemas.
     """
     passages = (task.context,) if isinstance(task.context, str) else tuple(task.context or ())
     for passage in passages:
@@ -121,15 +122,14 @@ def check_task(task: Task, settings: RainSettings, guarded: bool) -> None:
     check_tools(task.tools, task.tool_choice)
     if task.schema is not None and task.tools and task.tool_choice != "none":
         raise PromptError(
-            "a task asks for calls of tools and for a JSON document: leave out schema, or tools, or say "
-            "tool_choice='none'"
+            "a task has both tools and a JSON schema: leave out schema or tools, or set tool_choice='none'"
         )
     form, budget = form_of(task), settings.search
     if form == OutputSpec():
         return
     if guarded and not isinstance(budget, KeepDraftsSettings):
         raise SettingsError(
-            "tools and schemas need rollouts that are judged whole: set search.strategy to "
+            "this search strategy does not support tools and schemas: set search.strategy to "
             f"'keep_drafts', not '{budget.strategy}'"
         )
     from rain_llm.models.grammar import check

@@ -1,4 +1,4 @@
-"""One search on its way through the scheduler: its requests, its limits, what it has cost."""
+"""A search in the scheduler: its requests, its limits and its cost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rain_llm.types import Step, StopReason
 
 @dataclass(slots=True, eq=False)
 class AtOnceJob:
-    """A job that one step answers; its cost is known when the reply is."""
+    """A job that is done in one step; its cost is known with its reply."""
 
     request: Request
     reply: Reply | None = None
@@ -27,7 +27,7 @@ class AtOnceJob:
 
 @dataclass(slots=True, eq=False)
 class Asked:
-    """One request of a search's round: who answers it, its job there, and how much of it is charged."""
+    """A request of the current round, with its model, its job, and the cost charged so far."""
 
     request: Request
     model: object
@@ -38,7 +38,7 @@ class Asked:
 
 @dataclass(slots=True, eq=False)
 class Sent(Asked):
-    """One that is under way to a model elsewhere."""
+    """A request that was sent to a remote model."""
 
     model: RemoteModel
     job: PendingRequest
@@ -49,9 +49,12 @@ class Finished:
     """The last event of a search.
 
     Attributes:
-        outcome: what it came to; None if the search itself broke.
+        outcome: its result; None if the search itself failed.
         cause: the exception that ended it, if one did.
-        model_tokens, evaluation_tokens, forwards, embeddings: what it cost (see ``Usage``).
+        model_tokens: see ``Usage``.
+        evaluation_tokens: see ``Usage``.
+        forwards: see ``Usage``.
+        embeddings: see ``Usage``.
     """
 
     outcome: Outcome | None
@@ -66,7 +69,15 @@ Event: TypeAlias = Step | Finished
 
 
 class Ticket:
-    """One submitted search: its place in line, its limits, what it has cost so far."""
+    """One submitted search, with its limits and its cost so far.
+
+    Args:
+        search: the coroutine.
+        emit: called with each event, from the worker thread.
+        deadline_s: time limit in seconds; None: no limit.
+        max_model_tokens: maximum tokens through the models; None: no limit.
+        began: start of the time limit by ``time.monotonic``; None: now.
+    """
 
     def __init__(
         self,
@@ -81,10 +92,10 @@ class Ticket:
         self.call = Call(deadline_s, began)
         self.deadline = self.call.deadline
         self.max_model_tokens = max_model_tokens
-        self.wake: Callable[[], None] = lambda: None  # of whoever drives the search
+        self.wake: Callable[[], None] = lambda: None  # wakes the scheduler
         self.cancelled = False
         self.finished = False
-        self.forked = False  # the process was forked since it was submitted: it goes on in the parent alone
+        self.forked = False  # the process was forked after the submission: only the parent continues
         self.tasks: Sequence[Asked] = ()
         self.cause: BaseException | None = None
         self.model_tokens = 0
@@ -93,13 +104,13 @@ class Ticket:
         self.embeddings = 0
 
     def cancel(self) -> None:
-        """End the search before the next forward pass. May be called from any thread, at any time."""
+        """End the search before the next forward pass. Thread-safe; may be called at any time."""
         self.cancelled = True
         self.call.end()
         self.wake()
 
     def limit(self) -> StopReason | None:
-        """Tell which limit has been met, if any."""
+        """Return the limit that was reached; None if there is none."""
         if self.cancelled:
             return StopReason.CANCELLED
         if self.deadline is not None and time.monotonic() >= self.deadline:
@@ -109,22 +120,22 @@ class Ticket:
         return None
 
     def goes_on(self) -> bool:
-        """Tell whether the search is still to be served; one that has met a limit is ended here."""
+        """Return whether the search continues; if it has reached a limit, end it first."""
         if not self.finished and (reason := self.limit()):
             self.interrupt(reason)
         return not self.finished
 
     def waiting_for(self, model: object) -> list[Asked]:
-        """Return what this model has still to answer."""
+        """Return the requests that this model has not answered yet."""
         return [task for task in self.tasks if task.model is model and task.job.reply is None]
 
     @property
     def sent(self) -> list[Sent]:
-        """What models elsewhere were asked in this round."""
+        """Return the requests of this round that were sent to remote models."""
         return [task for task in self.tasks if isinstance(task, Sent)]
 
     def heed(self) -> None:
-        """End a search that waits for a model elsewhere if it has met a limit, or if none will answer."""
+        """End a search that waits for a remote model if it has reached a limit or the request failed."""
         waiting = [task for task in self.sent if task.job.reply is None]
         if waiting and self.goes_on():
             errors = [error for task in waiting if (error := task.job.error)]
@@ -132,20 +143,20 @@ class Ticket:
                 self.interrupt(StopReason.ERROR, errors[0])
 
     def replies(self) -> list[Reply] | None:
-        """Return the replies to the round; None while one is missing, or if the search has finished."""
+        """Return the replies of the round; None while one is missing, or if the search has finished."""
         replies = [task.job.reply for task in self.tasks]
         return None if self.finished or None in replies else cast("list[Reply]", replies)
 
     def advance(self, replies: Sequence[Reply] | None) -> Sequence[Request] | None:
-        """Send replies (None: begin); return what it asks next, or None as it has finished."""
+        """Send replies to the search (None: start it); return its next requests, or None if it finished."""
         self.charge(self.sent)
         return self._drive(lambda: self.search.send(cast("Sequence[Reply]", replies)))
 
     def interrupt(self, reason: StopReason, cause: BaseException | None = None) -> None:
-        """End the search for ``reason``; its jobs are given up."""
+        """End the search for ``reason`` and drop its jobs."""
         self.cause = cause
         if self._drive(lambda: self.search.throw(Interrupted(reason))) is not None:
-            self.fail(RuntimeError("a search that was interrupted asked on"))
+            self.fail(RuntimeError("a search sent requests after it was interrupted"))
 
     def _drive(self, resume: Callable[[], Sequence[Request] | Step]) -> Sequence[Request] | None:
         try:
@@ -157,12 +168,12 @@ class Ticket:
                 return item
         except StopIteration as stop:
             self._finish(stop.value)
-        except Exception as error:  # whatever broke a search must reach the caller who waits for it
+        except Exception as error:  # any error of a search must reach its caller
             self.fail(error)
         return None
 
     def fail(self, error: BaseException) -> None:
-        """Tell the caller that the search is lost."""
+        """End the search with an error, which the caller receives."""
         self.cause = error
         self._finish(None)
 
@@ -175,10 +186,10 @@ class Ticket:
             task.model.recall([task.job])
         self.tasks = ()
         if outcome is not None and outcome.cause is not None:
-            if reason := self.limit():  # which is why it was not waited for
+            if reason := self.limit():  # the limit, not the error, ended the wait
                 outcome = replace(outcome, stop_reason=reason, cause=None)
             self.cause = self.cause or outcome.cause
-        with contextlib.suppress(Exception):  # a search that will not be closed is lost all the same
+        with contextlib.suppress(Exception):  # an error while closing changes nothing
             self.search.close()
         self.emit(
             Finished(
@@ -192,7 +203,7 @@ class Ticket:
         )
 
     def charge(self, tasks: Sequence[Asked]) -> None:
-        """Count what a pass cost. The search's requests shared it: the most forwards of one count."""
+        """Add the cost of a pass. Requests of one search share its forward passes: the maximum counts."""
         self.forwards += max((task.job.forwards - task.forwards for task in tasks), default=0)
         for task in tasks:
             job, tokens = task.job, task.job.model_tokens - task.model_tokens

@@ -1,6 +1,6 @@
-"""Tools in a chat: how a call is written, read, told to the model and shown to the judge.
+"""Tools and tool calls: check, parse and format them for the model and for the judge.
 
-A call is written as models of the Hermes family write it::
+A call has the format of the Hermes family of models::
 
     <tool_call>
     {"name": "send_mail", "arguments": {"to": "a@b.c"}}
@@ -25,32 +25,32 @@ OPENING = "<tool_call>"
 CLOSING = "</tool_call>"
 
 CHOICES = ("auto", "none", "any")
-"""What ``tool_choice`` may be beside the name of a tool."""
+"""Values of ``tool_choice`` besides the name of a tool."""
 
-_TAKEN = (*CHOICES, "required")  # what else OpenAI's API has for "any"
+_TAKEN = (*CHOICES, "required")  # OpenAI's name for "any"
 
-_NAME = re.compile(r"[A-Za-z0-9_./-]{1,128}")  # as MCP has them
+_NAME = re.compile(r"[A-Za-z0-9_./-]{1,128}")  # as in MCP
 _TAG = re.compile(r"<(?=\s*/?\s*tool_(?:call|response))", re.IGNORECASE)
 _ESCAPE = re.compile(r'\\(["\\])|\\(?:u[0-9a-f]{4}|.)')
-_LITERAL = ("enum", "const", "default", "examples")  # values, in which "$ref" is a word like any other
+_LITERAL = ("enum", "const", "default", "examples")  # their values are data: "$ref" has no meaning there
 _SCHEMAS_BY_NAME = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
 
 
-# --- what a task asks for -------------------------------------------------------------------------
+# --- checks ---------------------------------------------------------------------------------------
 
 
 def prepared(tools: Sequence[Any]) -> tuple[Tool, ...]:
-    """Return tools whose parameters are plain JSON schemas, whatever they were given as.
+    """Convert the parameters of tools to plain JSON schemas.
 
     Raises:
-        PromptError: some are no schema; names the tool.
+        PromptError: the parameters of a tool are not a schema; the message names the tool.
     """
     return tuple(_prepared(tool) for tool in tools)
 
 
 def _prepared(tool: Any) -> Any:
     if not isinstance(tool, Tool):
-        return tool  # check_tools refuses it
+        return tool  # check_tools raises an error for it
     try:
         return replace(tool, parameters=schema_of(tool.parameters))
     except PromptError as error:
@@ -61,8 +61,8 @@ def check_tools(tools: Sequence[Tool], choice: str) -> None:
     """Check the tools of a task and its choice among them.
 
     Raises:
-        PromptError: a tool's name, description or parameters cannot be used, two tools have one name, or the
-            choice names none of them.
+        PromptError: a tool's name, description or parameters are invalid, two tools have the same name, or
+            there is no tool with the name of the choice.
     """
     for tool in tools:
         if not isinstance(getattr(tool, "name", None), str):
@@ -86,7 +86,7 @@ def check_tools(tools: Sequence[Tool], choice: str) -> None:
             raise PromptError(f"{times[tool.name]} tools are named {tool.name!r}: give each its own name")
         _check_parameters(tool)
     if choice not in ("auto", "none") and not tools:
-        raise PromptError(f"tool_choice={choice!r:.140} asks for a call, and there are no tools: give tools")
+        raise PromptError(f"tool_choice={choice!r:.140} requires a call, but there are no tools: give tools")
     if choice not in CHOICES and choice not in names:
         raise PromptError(
             f"tool_choice={choice!r:.140} names no tool: choose one of {', '.join((*CHOICES, *names))}"
@@ -94,15 +94,15 @@ def check_tools(tools: Sequence[Tool], choice: str) -> None:
 
 
 def check_calls(calls: Sequence[ToolCall]) -> None:
-    """Check calls that somebody else has written.
+    """Check tool calls that come from the user.
 
     Raises:
-        PromptError: a call's name or arguments cannot be written as JSON.
+        PromptError: a call's name or arguments cannot be converted to JSON.
     """
     for call in calls:
         try:
             if not all(isinstance(name, str) for name in (call.name, *call.arguments)):
-                raise TypeError("a name is no text")
+                raise TypeError("a name is not a string")
             json.dumps([call.name, dict(call.arguments)], allow_nan=False, ensure_ascii=False).encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise PromptError(
@@ -118,7 +118,7 @@ def _check_parameters(tool: Tool) -> None:
         )
 
     if not isinstance(tool.description, str):
-        refuse(f"a description that is no text, {brief(tool.description)}")
+        refuse(f"a description that is not a string, {brief(tool.description)}")
     if not isinstance(tool.parameters, Mapping):
         refuse(f"parameters={brief(tool.parameters)}")
     try:
@@ -136,14 +136,14 @@ def _check_parameters(tool: Tool) -> None:
 
 
 def call_schema(tools: Sequence[Tool], choice: str) -> str:
-    """Return the JSON text of the schema of one call.
+    """Build the JSON schema of one call, as JSON text.
 
-    Each tool's parameters stand in ``$defs`` under the tool's name, so that what they refer to in
-    themselves is found, and two tools' definitions of one name stay apart.
+    Each tool's parameters are in ``$defs`` under the tool's name, so that references within them work and
+    definitions of different tools do not collide.
 
     Args:
-        tools: that were checked, at least one.
-        choice: the name of the only tool that may be called; "auto" or "any": all may.
+        tools: checked tools, at least one.
+        choice: the name of the only tool that may be called; "auto" or "any": any tool.
     """
     chosen = [tool for tool in tools if choice in (tool.name, *CHOICES)]
     calls = [
@@ -161,22 +161,22 @@ def call_schema(tools: Sequence[Tool], choice: str) -> str:
 
 
 def _place(tool: Tool) -> str:
-    """Return where the schema of a call has a tool's parameters."""
+    """Return the reference to a tool's parameters in the schema of a call."""
     return f"#/$defs/{tool.name.replace('/', '~1')}"
 
 
 def _arguments(tool: Tool) -> dict[str, Any]:
     schema: dict[str, Any] = _rooted(_plain(tool.parameters), _place(tool))
     for key in ("$schema", "$id"):
-        schema.pop(key, None)  # of a document of its own, which this no longer is
+        schema.pop(key, None)  # only valid at the root of a schema
     if not schema.keys() & {"$ref", "anyOf", "oneOf", "allOf"}:
-        # An object of which nothing more is said may hold anything; a model would write anything.
+        # By default an object may have any property, and a model would write any.
         schema = {"type": "object", "properties": {}, "additionalProperties": False} | schema
     return {"type": "object"} | schema
 
 
 def _rooted(schema: Any, root: str) -> Any:
-    """Return a schema in which what it refers to in itself is looked for below ``root``."""
+    """Prefix all references within a schema with ``root``."""
     if isinstance(schema, list):
         return [_rooted(part, root) for part in schema]
     if not isinstance(schema, dict):
@@ -201,12 +201,12 @@ def _plain(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read(text: str) -> tuple[str, tuple[ToolCall, ...]]:
-    """Return what an answer says, and the calls that it ends with; their ids are empty.
+    """Split an answer into its text and the calls at its end; the ids of the calls are empty.
 
     Raises:
-        ValueError: a call is not whole, or something follows the calls that is none.
+        ValueError: a call is incomplete, or other text follows the calls.
     """
-    said, opened, rest = text.partition(OPENING)
+    before, opened, rest = text.partition(OPENING)
     if not opened:
         return text, ()
     calls = []
@@ -215,15 +215,15 @@ def read(text: str) -> tuple[str, tuple[ToolCall, ...]]:
         calls.append(call)
         between, opened, rest = rest.partition(OPENING)
         if between.strip():
-            raise ValueError(f"after a call stands {between.strip()[:40]!r}")
-    return said.rstrip(), tuple(calls)
+            raise ValueError(f"a call is followed by {between.strip()[:40]!r}")
+    return before.rstrip(), tuple(calls)
 
 
 def _read_call(text: str) -> tuple[ToolCall, str]:
-    """Return the call that a text begins with, behind its opening, and what follows its closing."""
+    """Parse a call from a text after its opening; return it and the text after its closing."""
     try:
         document, end = json.JSONDecoder(parse_constant=_no_number).raw_decode(text)
-        json.dumps(document, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        json.dumps(document, ensure_ascii=False).encode()  # raises for half of a surrogate pair
     except RecursionError as error:
         raise ValueError("a call is nested too deeply") from error
     before, closed, rest = text[end:].partition(CLOSING)
@@ -232,15 +232,15 @@ def _read_call(text: str) -> tuple[ToolCall, str]:
     match document:
         case {"name": str(name), "arguments": dict(arguments), **more} if not more:
             return ToolCall(name, arguments), rest
-    raise ValueError("a call is an object of a name and arguments")
+    raise ValueError("a call must be an object with a name and arguments")
 
 
 def _no_number(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no JSON")
+    raise ValueError(f"{word} is not valid JSON")
 
 
 def written(calls: Sequence[ToolCall]) -> str:
-    """Return calls as a model writes them; ``read`` reads the same calls again."""
+    """Format calls as a model writes them; :func:`read` parses the same calls."""
     return "\n".join(
         f"{OPENING}\n{json_text({'name': call.name, 'arguments': dict(call.arguments)})}\n{CLOSING}"
         for call in calls
@@ -248,7 +248,7 @@ def written(calls: Sequence[ToolCall]) -> str:
 
 
 def described(calls: Sequence[ToolCall]) -> str:
-    """Return calls in a line, as they are shown to the judge: ``send_mail(to="a@b.c", copies=2)``."""
+    """Format calls on one line for the judge: ``send_mail(to="a@b.c", copies=2)``."""
     return "; ".join(f"{call.name}({', '.join(map(_argument, call.arguments.items()))})" for call in calls)
 
 
@@ -258,55 +258,55 @@ def _argument(item: tuple[str, Any]) -> str:
 
 
 def _shown(value: Any) -> str:
-    r"""Return a value as JSON in which line breaks and the like are spaces.
+    r"""Format a value as JSON with spaces in place of line breaks and other escapes.
 
-    As ``\n`` they would hide from the judge's own care what stands behind them.
+    An escape such as ``\n`` would hide the word after it from the removal of fake verdicts.
     """
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return _ESCAPE.sub(lambda found: found[0] if found[1] else " ", text)
 
 
 def json_text(value: Any) -> str:
-    """Return JSON text in which no tag of a call or of a reply stands: JSON can spell ``<`` otherwise."""
+    """Format JSON without tags of calls or results: their ``<`` is escaped."""
     return _TAG.sub(r"\\u003c", json.dumps(value, ensure_ascii=False))
 
 
-# --- tools told in words ----------------------------------------------------------------------------
+# --- tools in plain messages ------------------------------------------------------------------------
 
 
 def quoted(reply: str) -> str:
-    """Return a tool's reply in which no tag of a call or of a reply stands: ``<`` is ``&lt;`` there."""
+    """Escape the tags of calls and results in a tool's result: ``<`` becomes ``&lt;``."""
     return _TAG.sub("&lt;", reply)
 
 
 def spoken(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Message]:
-    """Turn a chat with tools into one of plain messages, for a template that has no place for tools.
+    """Convert a chat with tools to plain messages, for a template that does not support tools.
 
-    The tools are told in the system message, calls are part of what the assistant says, and replies that
-    follow each other are one turn of the user.
+    The system message describes the tools, calls become part of the assistant's text, and consecutive results
+    become one user message.
     """
-    told: list[Message] = []
+    plain: list[Message] = []
     for before, message in zip((None, *messages), messages, strict=False):
         if message.role == "tool":
             reply = f"<tool_response>\n{quoted(message.content)}\n</tool_response>"
             if before is not None and before.role == "tool":
-                reply = f"{told.pop().content}\n{reply}"
-            told.append(Message("user", reply))
+                reply = f"{plain.pop().content}\n{reply}"
+            plain.append(Message("user", reply))
         elif message.tool_calls:
             content = "\n".join(filter(None, (message.content, written(message.tool_calls))))
-            told.append(replace(message, content=content, tool_calls=()))
+            plain.append(replace(message, content=content, tool_calls=()))
         else:
-            told.append(message)
+            plain.append(message)
     if tools:
-        system = _told(tools)
-        if told and told[0].role == "system":
-            system = f"{told.pop(0).content}\n\n{system}"
-        told.insert(0, Message("system", system))
-    return told
+        system = _description(tools)
+        if plain and plain[0].role == "system":
+            system = f"{plain.pop(0).content}\n\n{system}"
+        plain.insert(0, Message("system", system))
+    return plain
 
 
-def _told(tools: Sequence[Tool]) -> str:
-    """Return which tools there are and how they are called: in few words, which small models read too."""
+def _description(tools: Sequence[Tool]) -> str:
+    """Describe the tools and how to call them, in few words for small models."""
     lines = [
         json_text({"name": tool.name, "description": tool.description, "parameters": _plain(tool.parameters)})
         for tool in tools

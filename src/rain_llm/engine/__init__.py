@@ -1,3 +1,3 @@
-"""The engine: text in, guarded text out."""
+"""The engine: answer prompts with guarded text."""
 
 from rain_llm.engine.rain import Rain as Rain

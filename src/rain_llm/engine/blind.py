@@ -1,4 +1,4 @@
-"""Warns of a judge that gives every text the same verdict."""
+"""Warn about a judge that gives every text the same verdict."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from rain_llm.settings import RainSettings
 
 
 class BlindnessWarning:
-    """Warns once for each criterion, and names the command that finds a better question.
+    """Warns once for each criterion, with the command that finds a better question.
 
     Args:
-        settings: name the judge.
-        judge: a ready judge in its place.
+        settings: the settings that select the judge.
+        judge: a ready judge that replaces it.
     """
 
     def __init__(self, settings: RainSettings, judge: LanguageModel | None) -> None:
-        asked = settings.evaluation.judge or settings.model
-        self._name = judge.name if judge else asked.name
-        self._needs_file = bool(asked.base_url)
-        self._warned: set[str] = set()  # criteria
+        own = settings.evaluation.judge or settings.model
+        self._name = judge.name if judge else own.name
+        self._needs_file = bool(own.base_url)
+        self._warned: set[str] = set()  # names of criteria
 
     def __call__(self, evaluator: SelfEvaluator) -> None:
-        """Warn of what the verdicts so far cannot distinguish."""
+        """Warn about the criteria whose verdicts so far do not distinguish texts."""
         for name, reason in evaluator.blindness.criteria().items():
             if name in self._warned:
                 continue

@@ -1,4 +1,4 @@
-"""From a prompt to the writer's tokens, with or without the criteria's guides."""
+"""Encode a prompt for the writer, with or without the criteria's guide prefixes."""
 
 from __future__ import annotations
 
@@ -14,27 +14,26 @@ _SPEAKER = re.compile(r"(\w+:)(?: +(.*))?")  # as in "Answer:", not as in "12:30
 
 
 def encode(writer: LanguageModel, task: Task, settings: RainSettings) -> TokenIds:
-    """Return the tokens that the writer sees of a task's prompt."""
+    """Encode a task's prompt for the writer."""
     if not is_chat(task, settings):
-        assert isinstance(task.prompt, str)  # else it is a chat
+        assert isinstance(task.prompt, str)  # otherwise it is a chat
         return writer.start + writer.encode(task.prompt)
     messages = [Message("user", task.prompt)] if isinstance(task.prompt, str) else task.prompt
     return writer.render_chat(messages, () if task.tool_choice == "none" else task.tools)
 
 
 def guided(writer: LanguageModel, task: Task, settings: RainSettings) -> TokenIds:
-    """Return the prompt's tokens with the criteria's guides; (): no criterion has one.
+    """Encode a task's prompt with the criteria's guide prefixes; () if no criterion has one.
 
-    In a chat, the answer begins with the guides. A text that is to be continued has them before its last
-    line (after a speaker's name, as in ``Answer:``), so that what stands before is read once for all
-    rollouts.
+    In a chat, the answer begins with the guide prefixes. In a text to continue, they are inserted before the
+    last line (after a speaker's name, as in ``Answer:``), so that the text before it is computed only once.
     """
     guide = " ".join(c.guide for c in settings.evaluation.criteria if c.guide)
     if not guide:
         return ()
     if is_chat(task, settings):
         return encode(writer, task, settings) + writer.encode(f"{guide}\n\n")
-    assert isinstance(task.prompt, str)  # else it is a chat
+    assert isinstance(task.prompt, str)  # otherwise it is a chat
     before, newline, line = task.prompt.rpartition("\n")
     if not line:
         return encode(writer, replace(task, prompt=f"{task.prompt}{guide}\n"), settings)

@@ -1,4 +1,4 @@
-"""From a task to a search that has not begun: all checks that need a tokenizer."""
+"""Create the search for a task, with all checks that need a tokenizer."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from rain_llm.types import Prompt, Task, ToolCall, Trace
 
 
 def tasks_of(prompts: Sequence[Prompt], context: str, settings: RainSettings, guarded: bool) -> list[Task]:
-    """Make tasks of prompts, and check all that can be checked before any model is loaded.
+    """Convert prompts to tasks, and check them before any model is loaded.
 
     Raises:
         PromptError: a prompt, tool or schema cannot be used.
-        SettingsError: no search of these settings answers it.
+        SettingsError: the search strategy does not support tools and schemas.
     """
     if isinstance(prompts, str):
         raise PromptError("a batch is a list of prompts, not one text: put it into a list")
@@ -49,21 +49,21 @@ def prepare(
     emit: Callable[[Event], None] | None = None,
     warn: Callable[[SelfEvaluator], None] | None = None,
 ) -> Answer:
-    """Turn a checked task into an answer whose search has not begun.
+    """Create the answer to a checked task; its search has not started yet.
 
     Args:
         runtime: the models.
-        task: what is asked.
-        settings: of this answer.
-        guarded: search; else sample once.
-        judge: give a verdict on the finished text, if it is not guarded.
-        given: judge this instead of writing an answer.
-        emit: what is called for each event; None: they wait in a queue.
-        warn: what is called with the evaluator at the end of a guarded answer.
+        task: the task.
+        settings: settings of this answer.
+        guarded: run a search; otherwise sample once.
+        judge: judge the finished text of an unguarded answer.
+        given: judge this text instead of generating an answer.
+        emit: called with each event; None: events are queued.
+        warn: called with the evaluator at the end of a guarded answer.
 
     Raises:
-        PromptError: a criterion lacks the passages that it judges against.
-        PromptTooLongError: prompt, answer and question do not fit into the model's context.
+        PromptError: a criterion needs a context and there is none.
+        PromptTooLongError: prompt, answer and question exceed the model's context.
     """
     writer, subject = runtime.writer, subject_of(task, settings)
     evaluator = runtime.evaluator(settings.evaluation) if guarded or judge or given else None
@@ -100,23 +100,23 @@ def prepare(
             "shorten it or ask for fewer tokens"
         )
     if len(guide) + room > writer.context_length:
-        guide = ()  # an answer without guidance is better than none
+        guide = ()  # too long: answer without a guide prefix
     if evaluator is not None:
         evaluator.check(subject, room)
     if not guarded:
         return answer(plain_search(tokens, subject, writer, evaluator, settings, seed, form), len(tokens))
     assert evaluator is not None
     if settings.search.similarity is not None:
-        runtime.embedder()  # a missing one is an error now, not in the middle of an answer
+        runtime.embedder()  # load it now, so that a missing one does not interrupt an answer
     search = RainSearch(tokens, subject, writer, evaluator, settings, seed, guide, form)
     return answer(run_and_explain(search, passages_of(task)), len(tokens), evaluator)
 
 
 def given_answer(text: str, calls: Sequence[ToolCall]) -> Given:
-    """Check what somebody else has written; return it as the judge is shown it.
+    """Check a given text and its tool calls, and prepare them for the judge.
 
     Raises:
-        PromptError: it is no text that a model could read.
+        PromptError: the text or a call is invalid.
     """
     check_text(text, "the text")
     check_calls(calls)
@@ -124,7 +124,7 @@ def given_answer(text: str, calls: Sequence[ToolCall]) -> Given:
 
 
 def given_sentences(text: str) -> Given:
-    """Check what somebody else has written; return it cut into sentences.
+    """Check a given text and split it into sentences.
 
     Raises:
         PromptError: it has no sentence, or too many.

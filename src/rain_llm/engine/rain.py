@@ -1,4 +1,4 @@
-"""Rain: text in, guarded text out. Plain, streamed, batched and async, all by one path."""
+"""Rain: the guarded language model, with plain, streamed, batched and async methods."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ from rain_llm.types import Prompt, RainResult, SentenceVerdict, Step, TokenIds, 
 class Rain:
     """A guarded language model.
 
-    Constructing it loads nothing: models load on first use, once for all objects that name the same
-    ones. All methods may be called from several threads and event loops; searches share batches.
+    The constructor loads nothing: models are loaded on first use, and shared by all objects with the same
+    models. All methods are thread-safe and may be used from several event loops; concurrent searches are
+    batched.
 
     Args:
-        settings: everything there is to choose; the tuned default if left out.
-        model: a ready model instead of the one in the settings (a test's ``ScriptedModel``, say).
-        judge: a ready judge; else the settings' judge, else the writer itself.
+        settings: all settings; None: the tuned default.
+        model: a ready model instead of the one in the settings, such as a ``ScriptedModel`` in tests.
+        judge: a ready judge; None: the settings' judge, or else the writer.
         embedder: a ready embedder for the similarity update.
 
     Raises:
@@ -55,46 +56,46 @@ class Rain:
                 which.check(named)
 
     def __deepcopy__(self, memo: object) -> Rain:
-        """Return itself: it cannot be changed, and models are never copied."""
+        """Return the object itself: it is immutable, and models are never copied."""
         return self
 
     def generate(
         self, prompt: Prompt, *, context: str = "", settings: RainSettings | None = None
     ) -> RainResult:
-        """Write one guarded answer.
+        """Generate one guarded answer.
 
         Args:
-            prompt: a text to continue, a list of chat messages to answer, or a task: a prompt with tools,
-                a JSON schema, passages and the question that was asked of them.
-            context: passages for criteria that judge against them (groundedness), if no task has its own.
-            settings: for this answer only; must name the same models.
+            prompt: a text to continue, a list of chat messages to answer, or a ``Task``: a prompt with
+                tools, a JSON schema, passages or a question.
+            context: passages for criteria that judge against them, unless the task has its own.
+            settings: settings for this answer only, with the same models.
 
         Raises:
             PromptError: the prompt is empty or too long, or a tool or a schema cannot be used.
-            SettingsError: other models are named. ModelError: a model cannot be loaded.
-            UnsafeAnswerError: nothing passed, and ``on_unsafe="raise"``. IncompleteError: a document or a
-                call was not finished within ``max_new_tokens`` or another limit. SearchError: a model
-                failed; it carries what was accepted.
+            SettingsError: the settings have other models. ModelError: a model cannot be loaded.
+            UnsafeAnswerError: no text passed, and ``on_unsafe="raise"`` is set.
+            IncompleteError: a document or a call was not finished within a limit.
+            SearchError: a model failed; the error contains the text accepted before.
         """
         return last(self.stream(prompt, context=context, settings=settings))
 
     def generate_batch(
         self, prompts: Sequence[Prompt], *, context: str = "", settings: RainSettings | None = None
     ) -> list[RainResult]:
-        """Write an answer to each prompt, all at once; each is what ``generate`` gives alone.
+        """Generate answers to all prompts concurrently; each equals the result of :meth:`generate`.
 
         Raises:
-            As ``generate``; the first prompt's error after all have ended.
+            As :meth:`generate`; if several fail, the error of the first prompt, once all have ended.
         """
         return results_of(self._answers(prompts, context, settings, guarded=True))
 
     def stream(
         self, prompt: Prompt, *, context: str = "", settings: RainSettings | None = None
     ) -> Generator[Step, None, None]:
-        """Yield each accepted piece of the answer as it is committed; the last step has the result.
+        """Yield each accepted piece of the answer; the last step contains the result.
 
-        Bad input raises at the call, before anything is loaded where that can be known. Closing the
-        iterator cancels the search.
+        Invalid input raises an error at the call, where possible before a model is loaded. Closing the
+        generator cancels the search.
         """
         (answer,) = self._answers([prompt], context, settings, guarded=True)
         return answer.listen()
@@ -102,7 +103,7 @@ class Rain:
     async def agenerate(
         self, prompt: Prompt, *, context: str = "", settings: RainSettings | None = None
     ) -> RainResult:
-        """Write one guarded answer without blocking the event loop; see :meth:`generate`."""
+        """Generate one guarded answer without blocking the event loop; see :meth:`generate`."""
         async with contextlib.aclosing(self.astream(prompt, context=context, settings=settings)) as steps:
             return result_of([step async for step in steps])
 
@@ -115,7 +116,7 @@ class Rain:
     def plain(
         self, prompt: Prompt, *, context: str = "", settings: RainSettings | None = None, judge: bool = False
     ) -> RainResult:
-        """Write with the same model unguarded; with ``judge``, the finished text gets a verdict."""
+        """Generate an unguarded answer with the same model; with ``judge``, judge the finished text."""
         (answer,) = self._answers([prompt], context, settings, guarded=False, judge=judge)
         return last(answer.listen())
 
@@ -127,20 +128,20 @@ class Rain:
         settings: RainSettings | None = None,
         judge: bool = False,
     ) -> list[RainResult]:
-        """Write after each prompt unguarded, all at once; each is what :meth:`plain` gives alone."""
+        """Generate unguarded answers to all prompts concurrently; each equals the result of :meth:`plain`."""
         return results_of(self._answers(prompts, context, settings, guarded=False, judge=judge))
 
     def plain_stream(
         self, prompt: Prompt, *, settings: RainSettings | None = None
     ) -> Generator[Step, None, None]:
-        """Stream with the same model unguarded: nothing of it is judged, no step is ``accepted``."""
+        """Stream an unguarded answer: it is not judged, and no step is ``accepted``."""
         (answer,) = self._answers([prompt], "", settings, guarded=False)
         return answer.listen()
 
     def plain_astream(
         self, prompt: Prompt, *, settings: RainSettings | None = None
     ) -> AsyncGenerator[Step, None]:
-        """Stream unguarded without blocking the event loop; see :meth:`plain_stream`."""
+        """Stream an unguarded answer without blocking the event loop; see :meth:`plain_stream`."""
         return self._astream(prompt, "", settings, guarded=False)
 
     def judge(
@@ -152,17 +153,17 @@ class Rain:
         context: str = "",
         settings: RainSettings | None = None,
     ) -> Verdict:
-        """Judge an answer that somebody else has written, as one of its own.
+        """Judge an existing answer, such as that of another model.
 
         Args:
-            prompt: what it answers.
-            text: what it says; may be empty where there are ``tool_calls``.
-            tool_calls: what it asks for; judged by ``evaluation.actions``.
+            prompt: the prompt that it answers.
+            text: its text; may be empty if there are ``tool_calls``.
+            tool_calls: its tool calls, which are judged by ``evaluation.actions``.
             context: passages, as for :meth:`generate`.
-            settings: for this verdict only.
+            settings: settings for this verdict only.
 
         Raises:
-            As ``generate``; SearchError too where a limit left no time for a verdict.
+            As :meth:`generate`; SearchError also if a limit was reached before the verdict.
         """
         (answer,) = self._answers([prompt], context, settings, False, given=given_answer(text, tool_calls))
         return verdict_of(last(answer.listen()))
@@ -176,7 +177,7 @@ class Rain:
         context: str = "",
         settings: RainSettings | None = None,
     ) -> Verdict:
-        """Judge somebody else's answer without blocking the event loop; see :meth:`judge`."""
+        """Judge an existing answer without blocking the event loop; see :meth:`judge`."""
         given = given_answer(text, tool_calls)
         async with contextlib.aclosing(self._astream(prompt, context, settings, False, given)) as steps:
             return verdict_of(result_of([step async for step in steps]))
@@ -189,20 +190,19 @@ class Rain:
         context: str | Sequence[str] = "",
         settings: RainSettings | None = None,
     ) -> tuple[SentenceVerdict, ...]:
-        """Judge each sentence of an answer by itself, and name the nearest passage of each.
+        """Judge each sentence of an existing answer, and find the passage nearest to it.
 
-        It says where an answer fails that :meth:`judge` rejects. All sentences are judged in one batch: each
-        costs what a verdict on an answer of its length does.
+        This shows where an answer fails that :meth:`judge` rejects. All sentences are judged in one batch;
+        each costs as much as a verdict on an answer of its length.
 
         Args:
-            prompt: what the text answers.
-            text: somebody's answer, 1 to 256 sentences.
-            context: the passages, one or several; in the result they are numbered from 0. For a task that
-                has passages of its own, those.
-            settings: for these verdicts only.
+            prompt: the prompt that the text answers.
+            text: the answer, 1 to 256 sentences.
+            context: one passage or several, numbered from 0 in the result, unless the task has its own.
+            settings: settings for these verdicts only.
 
         Raises:
-            As :meth:`judge`; PromptError also where the text has no sentence, or more than 256.
+            As :meth:`judge`; PromptError also if the text has no sentence, or more than 256.
         """
         (answer,) = self._answers(
             [task_of(prompt, context)], "", settings, False, given=given_sentences(text)
@@ -223,10 +223,10 @@ class Rain:
             return sentences_of(result_of([step async for step in steps]))
 
     def load(self) -> None:
-        """Load the models now, or ask the servers, which the first answer does otherwise.
+        """Load the models, or connect to their servers, before the first answer.
 
         Raises:
-            ModelError: as ``generate``.
+            ModelError: a model cannot be loaded, or a server cannot be used.
         """
         runtime = self.runtime
         if self.settings.search.similarity is not None:
@@ -234,29 +234,29 @@ class Rain:
 
     @property
     def runtime(self) -> Runtime:
-        """Return the loaded models; loads them at the first call."""
+        """Return the loaded models; the first call loads them."""
         if self._runtime is None:
             self._runtime = runtime_of(self.settings, *self._given)
         return self._runtime
 
     @property
     def context_length(self) -> int | None:
-        """Return the tokens of the writer's context; loads nothing: None where only loading would tell."""
+        """Return the writer's context length in tokens, without loading it; None if it is not known yet."""
         writer = self._given[0] or (self._runtime and self._runtime.writer)
         return writer.context_length if writer else known_of(self.settings.model)[1]
 
     @property
     def model_name(self) -> str:
-        """Return the writer's name; loads nothing: "" where only asking the server would tell."""
+        """Return the writer's name, without loading it; "" if only the server knows it."""
         writer = self._given[0] or (self._runtime and self._runtime.writer)
         return writer.name if writer else known_of(self.settings.model)[0]
 
     def encode(self, prompt: Prompt, settings: RainSettings | None = None) -> TokenIds:
-        """Return the tokens that the writer sees of a prompt."""
+        """Encode a prompt for the writer."""
         return encode(self.runtime.writer, task_of(prompt), settings or self.settings)
 
     def guided(self, prompt: Prompt, settings: RainSettings | None = None) -> TokenIds:
-        """Return the prompt's tokens with the criteria's guides; (): no criterion has one."""
+        """Encode a prompt with the criteria's guide prefixes; () if no criterion has one."""
         return guided(self.runtime.writer, task_of(prompt), settings or self.settings)
 
     def _astream(
@@ -285,12 +285,12 @@ class Rain:
         call: Call | None = None,
         emit: Callable[[Event], None] | None = None,
     ) -> list[Answer]:
-        """Check all that can be checked before any model is loaded; then prepare the searches."""
+        """Check the prompts before any model is loaded, and then create the searches."""
         settings = settings or self.settings
         if models_of(settings) != models_of(self.settings):
             raise SettingsError(
-                "the settings of one answer name other models than this Rain: "
-                "make another Rain(settings) for them"
+                "the settings of this answer have other models than this Rain object: "
+                "make another Rain(settings)"
             )
         tasks = tasks_of(prompts, context, settings, guarded)
         with working_for(call or Call(settings.search.deadline_s)):  # the clock starts at the call

@@ -1,4 +1,4 @@
-"""Loads models, and shares them between all ``Rain`` objects that name the same ones."""
+"""Load models, and share them between all ``Rain`` objects with the same models."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rain_llm.models.base import Embedder, Forgetful, LanguageModel
 from rain_llm.scheduler import Scheduler
 from rain_llm.settings import EvaluationSettings, ModelSettings, RainSettings, SimilaritySettings
 
-KEPT_EVALUATORS = 64  # each holds only its calibration: forgetting costs a question
+KEPT_EVALUATORS = 64  # an evaluator only caches its calibration, which costs one question
 
 
 class Runtime:
-    """Loaded models and their scheduler; shared by all ``Rain`` objects that name the same models."""
+    """Loaded models with their scheduler, shared by all ``Rain`` objects with the same models."""
 
     def __init__(
         self, writer: LanguageModel, judge: LanguageModel, embedder: Embedder | None, embedder_name: str
@@ -30,7 +30,7 @@ class Runtime:
         self._evaluators: dict[EvaluationSettings, SelfEvaluator] = {}
 
     def embedder(self) -> Embedder:
-        """Return the embedder, loading it at the first call."""
+        """Return the embedder; the first call loads it."""
         if self._embedder is None:
             from rain_llm.models.local.similarity import SentenceEmbedder
 
@@ -38,19 +38,19 @@ class Runtime:
         return self._embedder
 
     def evaluator(self, settings: EvaluationSettings) -> SelfEvaluator:
-        """Return the evaluator of these settings: it keeps its calibration between answers."""
+        """Return the evaluator of these settings, which caches its calibration between answers."""
         evaluator = self._evaluators.get(settings)
         if evaluator is None:
             evaluator = SelfEvaluator(settings, self.judge)
             if len(self._evaluators) >= KEPT_EVALUATORS:
                 self._evaluators.clear()
-            self._evaluators[settings] = evaluator  # two threads may make one each: either will do
+            self._evaluators[settings] = evaluator  # two threads may create equal ones: either can be used
         return evaluator
 
     def forget(self) -> None:
-        """Drop calibrations and cached prefixes: what comes next costs what it costs at first.
+        """Clear the caches of calibrations and prefixes, so that measured costs are comparable.
 
-        To be called while nothing is being written, by whoever compares costs.
+        Call it only while no search is running.
         """
         self._evaluators.clear()
         for model in (self.writer, self.judge):
@@ -60,7 +60,7 @@ class Runtime:
 
 _models: weakref.WeakValueDictionary[ModelSettings, LanguageModel] = weakref.WeakValueDictionary()
 _runtimes: weakref.WeakValueDictionary[tuple[object, ...], Runtime] = weakref.WeakValueDictionary()
-_latest: list[Runtime] = []  # kept, so that a chain of short-lived objects loads its model once
+_latest: list[Runtime] = []  # a strong reference, so that short-lived objects do not reload their model
 _loading = threading.RLock()
 
 
@@ -89,7 +89,7 @@ def _load(settings: ModelSettings) -> LanguageModel:
 
 
 def models_of(settings: RainSettings) -> tuple[ModelSettings, ModelSettings | None, str]:
-    """Return what the settings say of models: what one answer cannot change."""
+    """Return the settings of the models, which must be the same for all answers of a ``Rain`` object."""
     similarity = settings.search.similarity or SimilaritySettings()
     return settings.model, settings.evaluation.judge, similarity.embedder
 
@@ -100,22 +100,24 @@ def runtime_of(
     judge: LanguageModel | None,
     embedder: Embedder | None,
 ) -> Runtime:
-    """Return the runtime of these models, loading what is not loaded yet; waits as long as the call may.
+    """Return the runtime of these models, and load those that are not loaded yet.
+
+    Waiting for another thread that loads a model ends at the current call's deadline.
 
     Args:
-        settings: which models, where they are not given.
+        settings: selects the models that are not passed.
         model: a ready writer.
-        judge: a ready judge; else the settings' judge, else the writer.
+        judge: a ready judge; None: the settings' judge, or else the writer.
         embedder: a ready embedder.
     """
     own, other, name = models_of(settings)
     key = (own, other, name, *map(id, (model, judge, embedder)))
     runtime = _runtimes.get(key)
     if runtime is None:
-        writer = model or _load(own)  # waits no longer than the current call may take
+        writer = model or _load(own)
         judge = judge or (_load(other) if other else writer)
         with held(_loading):
-            runtime = _runtimes.get(key)  # another thread may have made it
+            runtime = _runtimes.get(key)  # another thread may have created it
             if runtime is None:
                 runtime = _runtimes[key] = Runtime(writer, judge, embedder, name)
     if model is None:

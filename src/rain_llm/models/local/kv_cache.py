@@ -1,16 +1,16 @@
-"""Each token's keys and values once, for every text that begins with it.
+"""The prefix cache: keys and values of each token, shared by all texts with the same prefix.
 
-The cache is a prefix tree of tokens. A token after a given prefix owns one *slot*: a row in every
-layer's keys and values. To branch is to add another token behind a slot; to rewind is to do nothing:
-what is not continued is forgotten, least recently used first, when the byte budget is needed.
+The cache is a prefix tree of tokens. A token after a given prefix has one *slot*: a row in the keys and
+values of every layer. A branch adds another token after a slot; a rewind needs no operation. When the memory
+budget is reached, the least recently used slots are evicted first.
 
-What changes when:
+Rules:
 
-* :meth:`KVCache.begin` opens a forward pass; every slot touched from then on is safe from eviction
-  until the next ``begin``.
-* :meth:`KVCache.find` and :meth:`KVCache.insert` touch; ``insert`` may evict, and may grow the
-  arena beyond the budget only if the open forward pass alone needs more than the budget.
-* :meth:`KVCache.abandon` forgets what the open pass inserted: call it if the pass failed.
+* :meth:`KVCache.begin` opens a forward pass; slots used from then on are not evicted until the next
+  ``begin``.
+* :meth:`KVCache.find` and :meth:`KVCache.insert` mark slots as used. ``insert`` may evict others. It exceeds
+  the budget only if the current forward pass alone needs more.
+* :meth:`KVCache.abandon` removes what the current pass inserted: call it if the pass failed.
 """
 
 from __future__ import annotations
@@ -26,53 +26,53 @@ from rain_llm.types import TokenIds
 Slots = NDArray[np.int64]
 
 _ROOT = -1
-_AT_ONCE = 16384  # slots reserved at least; growing in small steps leaves holes in the process's memory
+_AT_ONCE = 16384  # minimum slots to reserve; growing in small steps fragments the process's memory
 
 
 @dataclass
 class Path:
-    """Where a text, or its beginning, was found: need not be looked up again in the same epoch."""
+    """The slots of a text or its beginning, which stay valid within one epoch."""
 
     slots: Slots = field(default_factory=lambda: np.empty(0, np.int64))
     epoch: int = -1
 
 
 class KVCache:
-    """A prefix tree of token slots over one arena of keys and values a layer.
+    """A prefix tree of token slots, with one tensor of keys and one of values (an *arena*) per layer.
 
     Args:
-        max_bytes: budget for keys and values of all layers together.
+        max_bytes: Budget for the keys and values of all layers together, in bytes.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        self.evictions = 0  # tokens forgotten so far
-        self.epoch = 0  # rises whenever slots are forgotten or moved: paths known before are void
-        self._keys: list[torch.Tensor] = []  # a layer: [slots, key heads, head size]
+        self.evictions = 0  # tokens evicted so far
+        self.epoch = 0  # increases when slots are removed or moved: earlier paths are then invalid
+        self._keys: list[torch.Tensor] = []  # per layer: [slots, key heads, head size]
         self._values: list[torch.Tensor] = []
         self._children: dict[tuple[int, int], int] = {}  # (parent slot, token) -> slot
         self._token: NDArray[np.int64] = np.empty(0, np.int64)
         self._parent: NDArray[np.int64] = np.empty(0, np.int64)
-        self._used: NDArray[np.int64] = np.empty(0, np.int64)  # clock of the last touch; 0: free
+        self._used: NDArray[np.int64] = np.empty(0, np.int64)  # pass of the last use; 0: free
         self._free: list[int] = []
-        self._inserted: list[int] = []  # by the open forward pass
+        self._inserted: list[int] = []  # by the current forward pass
         self._clock = 0
 
     # -- the tree ------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Open a forward pass; give memory back that only the last one needed."""
+        """Open a forward pass; free the memory that only the last pass needed beyond the budget."""
         if self.bytes > self.max_bytes:
             self._shrink()
         self._clock += 1
         self._inserted.clear()
 
     def find(self, tokens: TokenIds, path: Path | None = None) -> Slots:
-        """Return the slots of the longest cached beginning of ``tokens``, and touch them.
+        """Return the slots of the longest cached prefix of ``tokens``, and mark them as used.
 
         Args:
-            tokens: the text.
-            path: what was found of it before, or of a beginning of it; brought up to date.
+            tokens: The text.
+            path: An earlier result for this text or a prefix of it, which is updated.
         """
         path = path or Path()
         known = path.slots if path.epoch == self.epoch else path.slots[:0]
@@ -90,7 +90,7 @@ class KVCache:
         return path.slots
 
     def insert(self, parent: int, token: int) -> int:
-        """Give ``token`` behind the slot ``parent`` (-1: at the start) a slot of its own."""
+        """Assign a slot to ``token`` after the slot ``parent`` (-1: at the start)."""
         if not self._free:
             self._make_room()
         slot = self._free.pop()
@@ -100,20 +100,20 @@ class KVCache:
         return slot
 
     def abandon(self) -> None:
-        """Forget what the open forward pass inserted: its keys and values were never written."""
+        """Remove what the current forward pass inserted: its keys and values were not all written."""
         self._forget(np.array(self._inserted, np.int64))
         self._inserted.clear()
 
     def clear(self) -> None:
-        """Forget all tokens; the arenas stay, and their slots are given out as at first."""
+        """Remove all tokens; the arenas are kept and their slots reused from the first."""
         self._forget(np.array(list(self._children.values()), np.int64))
         self._free = list(reversed(range(len(self._used))))
 
     # -- keys and values -----------------------------------------------------------------------
 
     def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Store keys and values, both [tokens, heads, size], of one layer in their slots."""
-        if layer == len(self._keys):  # the first forward pass tells each layer's shape
+        """Store keys and values of one layer, both of shape [tokens, heads, size], in the given slots."""
+        if layer == len(self._keys):  # the first forward pass determines each layer's shape
             capacity = len(self._used)
             self._keys.append(_reserve(keys, capacity))
             self._values.append(_reserve(values, capacity))
@@ -126,7 +126,7 @@ class KVCache:
             arena.index_copy_(0, slots, rows)
 
     def gather(self, layer: int, slots: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return keys and values, both [slots, heads, size], of one layer; of a slice, as they lie."""
+        """Return keys and values of one layer, both [slots, heads, size]; for a slice, without a copy."""
         if isinstance(slots, slice):
             return self._keys[layer][slots], self._values[layer][slots]
         return self._keys[layer].index_select(0, slots), self._values[layer].index_select(0, slots)
@@ -135,13 +135,13 @@ class KVCache:
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes of one slot over all layers; 0 before the first forward pass."""
+        """Return the bytes of one slot over all layers; 0 before the first forward pass."""
         arenas = self._keys + self._values
         return sum(arena.shape[1:].numel() * arena.element_size() for arena in arenas)
 
     @property
     def bytes(self) -> int:
-        """Bytes of all arenas as they stand; on a CPU, those of slots never used are not taken yet."""
+        """Return the bytes of all arenas; on a CPU, slots that were never used take no memory yet."""
         return sum(arena.numel() * arena.element_size() for arena in self._keys + self._values)
 
     def __len__(self) -> int:
@@ -149,12 +149,12 @@ class KVCache:
 
     @property
     def _allowed(self) -> int:
-        """Slots that the budget pays for; unlimited before the first pass tells what one costs."""
+        """Return the number of slots within the budget; unlimited before the first pass shows their size."""
         cost = self.bytes_per_token
         return self.max_bytes // cost if cost else 1 << 62
 
     def _make_room(self) -> None:
-        """Grow while the budget allows; else forget the older half; else grow all the same."""
+        """Grow within the budget; otherwise evict the older half; if nothing can be evicted, grow anyway."""
         capacity, allowed = len(self._used), self._allowed
         if capacity < allowed:
             least = _AT_ONCE if self.bytes_per_token else 16
@@ -162,8 +162,8 @@ class KVCache:
             return
         old = np.unique(self._used[(self._used > 0) & (self._used < self._clock)])
         if len(old):
-            # A prefix is touched whenever anything behind it is, so whatever was last used at or
-            # before some moment includes all that hangs behind it: the tree stays whole.
+            # A prefix is used whenever anything after it is. So the slots last used up to some pass
+            # include all slots after them, and the tree stays consistent.
             stale = np.flatnonzero((self._used > 0) & (self._used <= old[len(old) // 2]))
             self.evictions += len(stale)
             self._forget(stale)
@@ -171,9 +171,9 @@ class KVCache:
             self._grow(capacity + max(16, capacity // 4))
 
     def _shrink(self) -> None:
-        """Keep what the last pass used, if the budget pays for it, and no free slots."""
+        """Reduce the arenas to the slots that the last pass used, if these are within the budget."""
         kept = np.flatnonzero(self._used == self._clock)
-        if len(kept) > self._allowed:  # the same pass may come again: it would read all anew
+        if len(kept) > self._allowed:  # the next pass may need the same slots
             return
         self.evictions += len(self._children) - len(kept)
         place = {_ROOT: _ROOT} | {int(slot): i for i, slot in enumerate(kept)}
@@ -204,7 +204,7 @@ class KVCache:
         self._free.extend(reversed(slots.tolist()))
 
     def check_integrity(self) -> None:
-        """Raise RuntimeError unless tree, slots and free list agree: for tests, and for doubt."""
+        """Raise RuntimeError unless tree, slots and free list are consistent (for tests and debugging)."""
         slots = list(self._children.values())
         if len(set(slots)) != len(slots):
             raise RuntimeError("two tokens share a slot")
@@ -212,16 +212,16 @@ class KVCache:
             raise RuntimeError("slots in use and free slots do not add up")
         for (parent, token), slot in self._children.items():
             if self._parent[slot] != parent or self._token[slot] != token or self._used[slot] == 0:
-                raise RuntimeError(f"slot {slot} does not know its place")
+                raise RuntimeError(f"slot {slot} does not match its place in the tree")
             if parent != _ROOT and not self._used[parent] >= self._used[slot]:
-                raise RuntimeError(f"slot {slot} hangs behind {parent}, which is older or gone")
+                raise RuntimeError(f"slot {slot} follows slot {parent}, which is older or free")
 
 
 def _reserve(like: torch.Tensor, capacity: int) -> torch.Tensor:
-    """Return zeros of ``capacity`` slots, each as a slot of ``like``, [slots, heads, size]."""
+    """Allocate zeros for ``capacity`` slots like those of ``like``, which has shape [slots, heads, size]."""
     shape = (capacity, *like.shape[1:])
     if like.device.type != "cpu":
         return like.new_zeros(shape)
-    # torch would write its zeros; the system hands out numpy's page by page, when one is first used.
+    # torch writes its zeros; the memory of numpy's zeros is allocated page by page, on first use.
     size = capacity * like.shape[1:].numel() * like.element_size()
     return torch.from_numpy(np.zeros(size, np.uint8)).view(like.dtype).view(shape)

@@ -1,8 +1,8 @@
-"""Weights laid out once for the way a CPU multiplies them.
+"""Store linear weights in oneDNN's memory layout, for faster inference on a CPU.
 
-``torch.nn.functional.linear`` rearranges a weight at every call for more than one row, which costs as
-much as the product itself: reading eight branches at once would cost two passes over one. oneDNN can
-take the weight in its own layout instead. Where it cannot, the network stays as it is.
+``torch.nn.functional.linear`` reorders a weight in every call with more than one row, which costs as much as
+the multiplication itself. oneDNN can keep the weight in its own layout instead. If it does not support that,
+the network is not changed.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from typing import Any
 import torch
 from transformers.pytorch_utils import Conv1D
 
-_ROWS = 16  # what the layout is made for; layouts for 1 or 64 rows were no faster
-# How far a product may be from the ordinary one, as a part of its largest number.
+_ROWS = 16  # the layout is optimised for this; layouts for 1 or 64 rows were not faster
+# Maximum difference from the ordinary product, relative to its largest number.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.02}
 
 _ops: Any = torch.ops
 
 
 class PackedLinear(torch.nn.Module):
-    """A linear layer, its weight in oneDNN's layout.
+    """A linear layer whose weight is in oneDNN's layout.
 
     Args:
-        weight: [outputs, inputs]; not kept.
-        bias: [outputs], or None.
+        weight: Shape [outputs, inputs]; not kept.
+        bias: Shape [outputs], or None.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.nn.Parameter | None) -> None:
@@ -34,7 +34,7 @@ class PackedLinear(torch.nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The weight in its ordinary layout, made anew each time."""
+        """Return the weight in its ordinary layout, converted in each call."""
         dense: torch.Tensor = self._packed.to_dense()
         return dense
 
@@ -45,27 +45,27 @@ class PackedLinear(torch.nn.Module):
 
 
 def pack(network: torch.nn.Module) -> int:
-    """Pack the weights of the network's linear layers where this machine can; return how many.
+    """Pack the weights of the network's linear layers if this machine supports it; return their number.
 
-    A layer's own weight is freed before the next one is packed. One that is shared stays with its
-    other owner, as an output layer's often stays with the embedding.
+    A layer's own weight is freed before the next one is packed. A shared weight (as of an output layer that
+    is tied to the embedding) stays with its other owner.
     """
     count = 0
     parents = [module for module in network.modules() if next(module.children(), None) is not None]
-    for parent in parents:  # no list holds the layers themselves: each is freed when it is replaced
+    for parent in parents:  # do not list the layers themselves: each is freed when it is replaced
         for name in [name for name, _ in parent.named_children()]:
             if packed := _packed(getattr(parent, name)):
                 setattr(parent, name, packed)
                 count += 1
     if count:
-        # A file of weights is mapped as a whole: the few that are left would keep all of it.
+        # The weights' file is memory-mapped: the few remaining weights would keep all of it in memory.
         for kept in (*network.parameters(), *network.buffers()):
             kept.data = kept.data.clone()
     return count
 
 
 def _packed(layer: torch.nn.Module) -> PackedLinear | None:
-    """Return the layer's packed stand-in, if there is one and its numbers are right."""
+    """Return the packed replacement of a layer; None if it is not supported or its results differ."""
     weight: Any = layer.weight if type(layer) in (torch.nn.Linear, Conv1D) else None
     if weight is None or weight.device.type != "cpu" or weight.dtype not in _TOLERANCE:
         return None
@@ -80,7 +80,7 @@ def _packed(layer: torch.nn.Module) -> PackedLinear | None:
                 return None
             packed = PackedLinear(weight, bias)
             found = packed(probe)
-        except (AttributeError, RuntimeError):  # no oneDNN, or not for this
+        except (AttributeError, RuntimeError):  # no oneDNN, or no support for this layer
             return None
         right = torch.nn.functional.linear(probe, weight, bias)
         close = (found - right).abs().max() <= _TOLERANCE[weight.dtype] * right.abs().max()

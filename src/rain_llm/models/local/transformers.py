@@ -1,7 +1,7 @@
-"""A local causal language model through transformers: loading it, its text, its forward passes.
+"""A local causal language model that runs with transformers.
 
-Every forward pass is one flat row of tokens over one shared cache (``tree_attention``, ``kv_cache``);
-what a request reads and makes of the logits is its job's affair (``jobs``).
+Every forward pass is one flat row of tokens over a shared cache (``tree_attention``, ``kv_cache``). The jobs
+(``jobs``) decide which tokens a request needs and choose tokens by the logits.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ from rain_llm.requests import Sample, Samples, Score, Scores
 from rain_llm.settings import ModelSettings
 from rain_llm.types import Message, TokenIds, Tool
 
-# Of the logits' own spread. A wrong position or a lost token makes a difference of about 1; in half
-# precision a wide network's rounding alone was seen to make 0.05.
+# In standard deviations of the logits. A wrong position or a missing token makes a difference of about 1; in
+# half precision, rounding in a wide network makes up to 0.05.
 _REWIND_TOLERANCE = {torch.float32: 0.02, torch.bfloat16: 0.2, torch.float16: 0.2}
 
 
 class TransformersModel:
-    """A causal language model from a folder or the hub, frozen, with its prefixes cached.
+    """A frozen causal language model from a folder or the hub, with a prefix cache.
 
     Args:
-        settings: which model, where, in which number format.
+        settings: Name, device and data type of the model.
 
     Raises:
-        ModelNotFoundError: there is no such model.
-        ModelNotSupportedError: it is no causal language model, or it cannot be rewound. Checked by
-            what it computes: a short text by way of a branch and a rewind must give the logits that
-            it gives uncached.
+        ModelNotFoundError: There is no such model.
+        ModelNotSupportedError: It is not a causal language model, or cannot be rewound. This is tested when
+            it is loaded: after a branch and a rewind, a short text must have the same logits as without the
+            cache.
     """
 
     def __init__(self, settings: ModelSettings | None = None) -> None:
@@ -76,7 +76,7 @@ class TransformersModel:
         pack(self._network)
         self._cache_bytes = settings.kv_cache_bytes
         self.cache = KVCache(self._cache_bytes)
-        self.model_tokens = 0  # through the network so far
+        self.model_tokens = 0  # processed so far
         self.forwards = 0
         self._check_rewinding()
 
@@ -84,31 +84,31 @@ class TransformersModel:
 
     @cached_property
     def context_length(self) -> int:
-        """The most tokens that a prefix and its continuation may have together."""
+        """Return the maximum number of tokens of a prefix and its continuation together."""
         config: Any = self._network.config.get_text_config()
         return int(config.max_position_embeddings)
 
     @property
     def start(self) -> TokenIds:
-        """The start token, if the tokenizer puts one before a text."""
+        """Return the start token, if the tokenizer adds one."""
         return self.text.start
 
     def encode(self, text: str) -> TokenIds:
-        """Turn text into ordinary tokens."""
+        """Encode text as ordinary tokens."""
         return self.text.encode(text)
 
     def decode(self, tokens: TokenIds) -> str:
-        """Turn tokens into text."""
+        """Decode tokens to text."""
         return self.text.decode(tokens)
 
     def render_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> TokenIds:
-        """Render a chat by the model's template."""
+        """Render a chat with the model's template."""
         return self.text.render_chat(messages, tools)
 
     # -- sampling and scoring -------------------------------------------------------------------
 
     def begin(self, request: Sample | Score) -> SampleJob | ScoreJob:
-        """Take up a request; nothing is computed yet."""
+        """Create a job for a request, without computing anything yet."""
         if isinstance(request, Sample):
             self._check_length(len(request.prefix), request.max_tokens)
             check_sample(request)
@@ -119,12 +119,12 @@ class TransformersModel:
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:
-        """The tokens of the logits, for schemas."""
+        """Return the vocabulary for constrained decoding."""
         size = int(self._network.config.get_text_config().vocab_size)
         return vocabulary_of(self._tokenizer, size, frozenset(i for i in self.text.special if i < size))
 
     def step(self, jobs: Sequence[Job]) -> None:
-        """Make one forward pass for all jobs: samples grow by a token, questions are answered."""
+        """Run one forward pass for all jobs: samples grow by one token, questions are answered."""
         begun = cast("Sequence[SampleJob | ScoreJob]", jobs)
         with self._lock, torch.inference_mode():
             self.cache.begin()
@@ -142,7 +142,7 @@ class TransformersModel:
             sizes = [len(rows) for rows in wanted]
             logprobs = torch.log_softmax(logits, -1)
             parts = zip(begun, torch.split(logits, sizes), torch.split(logprobs, sizes), costs, strict=True)
-            # All decide before the first one keeps anything.
+            # All jobs decide before the first one changes, so that an error changes none.
             decided: list[tuple[SampleJob | ScoreJob, Any, int]] = [
                 (job, job.weigh(rows, chances), cost) for job, rows, chances, cost in parts
             ]
@@ -150,11 +150,11 @@ class TransformersModel:
                 job.accept(decision, cost)
 
     def sample(self, batch: Sequence[Sample]) -> list[Samples]:
-        """Continue each request's prefix, all requests and branches in lockstep."""
+        """Continue each request's prefix; all requests and branches share the forward passes."""
         return cast(list[Samples], self._answer(batch))
 
     def score(self, batch: Sequence[Score]) -> list[Scores]:
-        """Weigh each request's options, all in one forward pass once the prefixes are read."""
+        """Score each request's options, all in one forward pass once the prefixes are read."""
         return cast(list[Scores], self._answer(batch))
 
     def _answer(self, batch: Sequence[Sample | Score]) -> list[Samples | Scores | None]:
@@ -164,14 +164,14 @@ class TransformersModel:
         return [job.reply for job in jobs]
 
     def after_fork(self) -> None:
-        """Be of use in a forked process; a pass that the parent has not ended leaves its cache in pieces."""
-        whole = self._lock.acquire(blocking=False)
+        """Replace the lock in a forked process, and the cache if the parent was in a forward pass."""
+        idle = self._lock.acquire(blocking=False)
         self._lock = threading.RLock()
-        if not whole:
+        if not idle:
             self.cache = KVCache(self._cache_bytes)
 
     def forget(self) -> None:
-        """Drop every cached prefix."""
+        """Clear the prefix cache."""
         with self._lock:
             self.cache.clear()
 
@@ -184,7 +184,7 @@ class TransformersModel:
             input_ids=torch.tensor([forward.tokens], device=self._device),
             position_ids=torch.tensor([forward.positions], device=self._device),
             use_cache=False,
-            # Where only a part of a long text is read, no row is wanted: one is the least there is.
+            # While a long prefix is read in chunks, no row is needed, but the minimum is one.
             logits_to_keep=torch.tensor(keep or [0], device=self._device),
             rain_pass=forward,
         )
@@ -203,7 +203,7 @@ class TransformersModel:
             )
 
     def _check_rewinding(self) -> None:
-        """Compare logits by way of a branch and a rewind with uncached logits."""
+        """Check that logits after a branch and a rewind equal uncached logits."""
         vocabulary = int(self._network.config.get_text_config().vocab_size)
         ids: NDArray[np.int64] = np.random.default_rng(7).integers(0, vocabulary, 12)
         text = tuple(int(i) for i in ids)
@@ -224,19 +224,19 @@ class TransformersModel:
         except ModelNotSupportedError:
             raise
         except Exception as error:
-            raise ModelNotSupportedError(f"{kind} cannot be rewound here: {error}") from error
+            raise ModelNotSupportedError(f"{kind} cannot be rewound: {error}") from error
         difference = float((logits - reference).abs().max() / reference.std())
         tolerance = _REWIND_TOLERANCE[self._network.dtype]
         if not difference <= tolerance:
             raise ModelNotSupportedError(
-                f"{kind} does not survive a rewind: logits differ by {difference:.3f} standard deviations, "
-                f"more than {tolerance}; choose a Llama-, Qwen-, Mistral- or GPT-2-like model"
+                f"{kind} cannot be rewound: after a rewind, logits differ by {difference:.3f} standard "
+                f"deviations, more than {tolerance}: use a Llama-, Qwen-, Mistral- or GPT-2-like model"
             )
         self._check_long_texts(forward.windows, kind)
         self.model_tokens = self.forwards = 0
 
     def _check_long_texts(self, windows: set[int | None], kind: str) -> None:
-        """Refuse what a short text cannot show: masks and rotations that change with the length."""
+        """Check for masks and rotations that depend on the length, which a short text does not show."""
         config: Any = self._network.config.get_text_config()
         layers = set(getattr(config, "layer_types", None) or ())
         if unknown := layers - {"full_attention", "sliding_attention"}:
@@ -244,18 +244,20 @@ class TransformersModel:
         window = getattr(config, "sliding_window", None)
         slides = not layers and window is not None and window < self.context_length
         if ("sliding_attention" in layers or slides) and windows == {None}:
-            raise ModelNotSupportedError(f"{kind} keeps its sliding window from the attention: not supported")
+            raise ModelNotSupportedError(
+                f"{kind} does not pass its sliding window to the attention: not supported"
+            )
         ropes = getattr(config, "rope_parameters", None) or {}
         for rope in (ropes, *(rope for rope in ropes.values() if isinstance(rope, dict))):
             if rope.get("rope_type") in ("dynamic", "longrope"):
                 raise ModelNotSupportedError(
-                    f"{kind} turns its positions by the text's length ({rope['rope_type']}), so that "
-                    "keys cannot be kept: not supported"
+                    f"{kind} scales its positions by the text's length ({rope['rope_type']}), so that "
+                    "keys cannot be cached: not supported"
                 )
 
 
 def _load(source: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Load tokenizer and network; never remote code, never a pickle."""
+    """Load tokenizer and network; remote code is never run and pickles are never loaded."""
     source = local_folder(source)
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
@@ -285,7 +287,7 @@ def _load(source: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, A
 
 
 def _ends(network: Any) -> frozenset[int]:
-    """Return the tokens that end a text by the network's configuration."""
+    """Return the tokens that end a text according to the network's configuration."""
     found: set[int] = set()
     for config in (network.config, network.generation_config):
         eos: Any = getattr(config, "eos_token_id", None)

@@ -1,9 +1,9 @@
-"""One forward pass over many branches: a flat row of tokens, each attending to its own path.
+"""Tree attention: one forward pass over many branches, in which each token attends to its own path.
 
-A pass holds the new tokens of all branches of all requests side by side, without padding. Each token
-knows its position and attends to the slots on its own path only (a *tree mask*); its keys and values
-go into the shared :class:`~rain_llm.models.local.kv_cache.KVCache`. transformers runs the network; only the
-attention is ours, plugged in through its attention interface.
+A pass contains the new tokens of all branches of all requests as one flat row, without padding. Each token
+has its position and attends only to the slots on its own path (a *tree mask*). Keys and values are stored in
+the shared :class:`~rain_llm.models.local.kv_cache.KVCache`. transformers runs the network; only the attention
+is replaced, through its attention interface.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from rain_llm.models.local.kv_cache import KVCache, Path, Slots
 from rain_llm.types import TokenIds
 
 TREE_ATTENTION = "rain_tree"
-"""The attention's name in transformers."""
+"""Name of this attention in transformers."""
 
 _HIDDEN = -1
-# What an attention call costs, in units of one gathered slot: groups share a call where the padding
-# costs less than calls of their own. Measured on CPU; no result depends on them.
+# Cost of an attention call, in units of one gathered slot: groups share a call if the padding costs less
+# than separate calls. Measured on a CPU; results do not depend on it.
 _CALL_COST = 200.0
-_ROW_COST = 0.15  # of looking at one slot from one row
+_ROW_COST = 0.15  # of one row's attention to one slot
 
 
 @dataclass
 class _Branch:
-    """A path of slots, and the positions on it that are computed in this pass."""
+    """A path of slots, and its positions that are computed in this pass."""
 
     path: Slots
     computed: list[int]
@@ -40,11 +40,11 @@ class _Branch:
 
 @dataclass
 class _Group:
-    """New tokens that lie side by side in the row and look at one common set of slots."""
+    """Adjacent new tokens of the row that attend to one common set of slots."""
 
     start: int
     slots: Slots
-    back: NDArray[np.int32]  # [new tokens, slots]: how many positions back the slot is; hidden: -1
+    back: NDArray[np.int32]  # [new tokens, slots]: distance to the slot in positions; hidden: -1
 
     @property
     def rows(self) -> int:
@@ -53,21 +53,21 @@ class _Group:
 
 @dataclass
 class _Batch:
-    """Groups of similar shape, padded to one block and attended to in one call."""
+    """Groups of similar shape, padded to one block for a single attention call."""
 
     groups: int
     height: int  # rows of a group
-    rows: torch.Tensor | None  # [groups * height] of the flat row; None: the whole row as it stands
-    slots: torch.Tensor | slice  # groups * width of them
+    rows: torch.Tensor | None  # [groups * height] indices into the flat row; None: the complete row
+    slots: torch.Tensor | slice  # groups * width slots
     back: torch.Tensor  # [groups, height, width]
-    deepest: int  # the furthest that a row looks back
+    deepest: int  # the largest distance in ``back``
     whole: bool  # nothing is hidden
     masks: dict[tuple[int | None, int], torch.Tensor | None] = field(default_factory=dict)
 
     def mask(self, window: int | None, repeats: int, dtype: torch.dtype) -> torch.Tensor | None:
-        """Return what is added to the scores, [groups, 1, repeats * height, width]; None: nothing.
+        """Return the additive attention mask, [groups, 1, repeats * height, width]; None: no mask.
 
-        Made once a pass: all layers of one window share it.
+        It is computed once per pass: all layers with the same window share it.
         """
         key = (window, repeats)
         if key not in self.masks:
@@ -83,11 +83,16 @@ class _Batch:
 
 
 class Pass:
-    """One forward pass: what is computed, and what it looks at.
+    """One forward pass: the tokens to compute, and the slots that they attend to.
 
     Attributes:
-        tokens, positions, slots: of each row of the pass.
-        windows: sliding windows that the layers asked for, known once the network has run.
+        tokens: Token of each row.
+        positions: Position of each row.
+        slots: Cache slot of each row.
+        windows: Sliding windows that the layers used, known once the network has run.
+        slot_index: ``slots`` as a tensor.
+        batches: The attention calls.
+        order: Index of each row in the batches' concatenated output; None: they are in order.
     """
 
     def __init__(self, cache: KVCache) -> None:
@@ -98,19 +103,19 @@ class Pass:
         self.windows: set[int | None] = set()
         self.slot_index = torch.empty(0)
         self.batches: list[_Batch] = []
-        self.order: torch.Tensor | None = None  # of each row, its place in the batches' output
+        self.order: torch.Tensor | None = None
         self._row_of: dict[int, int] = {}  # slot -> row
         self._requests: list[list[_Branch]] = []
 
     def open_request(self) -> None:
-        """The branches added from here on may share one group."""
+        """Start a request: the branches added from now on may share one group."""
         self._requests.append([])
 
     def add(self, tokens: TokenIds, logits: int = 1, path: Path | None = None) -> list[int]:
-        """Bring ``tokens`` into the cache; return the rows of the last ``logits`` of them.
+        """Add a text to the pass; return the rows of its last ``logits`` tokens.
 
-        Those are computed even where they are cached: logits are not kept. ``path`` tells where a
-        beginning of ``tokens`` was last time, and is told where they are now.
+        Tokens that are cached are not computed again, except the last ``logits``, because logits are not
+        cached. ``path`` is an earlier result for a prefix of ``tokens``, and is updated.
         """
         path = path or Path()
         slots = self.cache.find(tokens, path)
@@ -137,7 +142,7 @@ class Pass:
         return [self._row_of[slot] for slot in slots[len(tokens) - logits :].tolist()]
 
     def close(self, device: torch.device) -> None:
-        """Work out what each group of tokens may look at, and which groups share a call."""
+        """Compute which slots each group of tokens attends to, and which groups share a call."""
         groups: list[_Group] = []
         start = 0
         for branches in self._requests:
@@ -159,7 +164,7 @@ class Pass:
 
 
 def _group(start: int, branches: list[_Branch]) -> _Group:
-    """One request's rows: its branches share the slots of their common beginning."""
+    """Build the group of one request: its branches share the slots of their common prefix."""
     if len(branches) == 1:
         slots = branches[0].path
     else:
@@ -177,7 +182,7 @@ def _group(start: int, branches: list[_Branch]) -> _Group:
 
 
 def _blocks(groups: list[_Group]) -> list[list[_Group]]:
-    """Put groups of similar shape together, as long as the padding costs less than another call."""
+    """Combine groups of similar shape, as long as the padding costs less than another call."""
 
     def cost(count: int, rows: int, slots: int) -> float:
         return _CALL_COST + count * slots * (1 + _ROW_COST * rows)
@@ -202,8 +207,8 @@ def _blocks(groups: list[_Group]) -> list[list[_Group]]:
 def _batch(block: list[_Group], total: int, device: torch.device) -> _Batch:
     height = max(group.rows for group in block)
     width = max(len(group.slots) for group in block)
-    # Padded slots are hidden copies of a group's own; padded rows see everything, so that no row of
-    # the softmax is empty, and their output is never read.
+    # Padded slots are hidden copies of a group's own. Padded rows attend to everything, so that no row of
+    # the softmax is empty; their output is not used.
     back = np.zeros((len(block), height, width), np.int32)
     slots = np.empty((len(block), width), np.int64)
     rows = np.empty((len(block), height), np.int64)
@@ -229,7 +234,7 @@ def _batch(block: list[_Group], total: int, device: torch.device) -> _Batch:
 
 
 def _tree_attention(
-    module: Any,  # the attention layer; torch knows its attributes as tensors only
+    module: Any,  # the attention layer; torch types its attributes as tensors only
     query: torch.Tensor,  # [1, heads, tokens, size]
     key: torch.Tensor,  # [1, key heads, tokens, size]
     value: torch.Tensor,
@@ -239,14 +244,14 @@ def _tree_attention(
     rain_pass: Pass | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of a flat row of tokens, each over its own path in the cache."""
+    """Compute the attention of a flat row of tokens, each over its own path in the cache."""
     unknown = [
         name for name in ("softcap", "s_aux", "position_bias", "head_mask") if others.get(name) is not None
     ]
     if rain_pass is None or unknown:
         raise ModelNotSupportedError(
             f"{type(module).__name__} uses {unknown or 'attention that bypasses the cache'}, "
-            "which cannot be rewound here: choose a Llama-, Qwen-, Mistral- or GPT-2-like model"
+            "which cannot be rewound: use a Llama-, Qwen-, Mistral- or GPT-2-like model"
         )
     rain_pass.windows.add(sliding_window)
     cache, layer = rain_pass.cache, int(module.layer_idx)
@@ -261,7 +266,7 @@ def _tree_attention(
             kept.view(count, -1, *kept.shape[1:]).transpose(1, 2) for kept in cache.gather(layer, batch.slots)
         )
         q = rows if batch.rows is None else rows.index_select(0, batch.rows)
-        # Heads that share keys become more rows of one head: the context is never copied per head.
+        # Heads that share keys become more rows of one head, so that keys are not copied for each head.
         q = q.reshape(count, height, key_heads, repeats, -1).permute(0, 2, 3, 1, 4)
         out = torch.nn.functional.scaled_dot_product_attention(
             q.reshape(count, key_heads, repeats * height, -1),

@@ -1,1 +1,1 @@
-"""Chat templates, rendered within bounds."""
+"""Render chat templates within bounds of time and memory."""

@@ -1,4 +1,4 @@
-"""What a chat template may use up, and what its values weigh; see ``template_sandbox``."""
+"""The resource budget of a chat template: steps, memory and time; see ``sandbox.py``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jinja2.runtime import Macro
 
 from rain_llm.bounds import TEMPLATE_MEMORY, TEMPLATE_S, TEMPLATE_STEPS, TEMPLATE_VALUE
 
-WIDTH = 1000  # of a field, an indentation, a batch
+WIDTH = 1000  # maximum width of a field, an indentation or a batch
 _PARTED: tuple[Any, ...] = (
     list,
     tuple,
@@ -25,15 +25,15 @@ _PARTED: tuple[Any, ...] = (
     type({}.values()),
     type({}.items()),
 )
-_WIDE = re.compile(r"\d{4}[.hlLdiouxXeEfFgGcrsa%]|\.\d{4}")  # in a text that ``%`` formats
+_WIDE = re.compile(r"\d{4}[.hlLdiouxXeEfFgGcrsa%]|\.\d{4}")  # a wide field in a ``%`` format
 
 
 class BoundError(TemplateError):
-    """A template needs more than it is given."""
+    """A template exceeds a bound of its budget."""
 
 
 class Budget:
-    """What is left to one rendering."""
+    """The remaining steps, memory and time of one rendering."""
 
     def __init__(self) -> None:
         self._steps = TEMPLATE_STEPS
@@ -42,23 +42,23 @@ class Budget:
         self._weights: dict[int, tuple[int, object]] = {}  # the object too, so that its id stays its own
 
     def tick(self, size: int = 0) -> None:
-        """Count a step that makes ``size`` bytes."""
+        """Count one step that allocates ``size`` bytes."""
         self._steps -= 1
         self._memory -= size
         if self._steps < 0:
             raise BoundError(f"it takes more than {TEMPLATE_STEPS} steps")
         if self._memory < 0:
-            raise BoundError(f"it makes more than {TEMPLATE_MEMORY >> 20} MiB of data")
+            raise BoundError(f"it allocates more than {TEMPLATE_MEMORY >> 20} MiB of data")
         if time.thread_time() > self._end:
             raise BoundError(f"it takes more than {TEMPLATE_S:g} s")
 
     def expect(self, size: int) -> None:
-        """Refuse a value of ``size`` characters or parts before it is made."""
+        """Check the size of a value, in characters or items, before it is created."""
         if size > TEMPLATE_VALUE:
-            raise BoundError(f"it makes a value of more than {TEMPLATE_VALUE} characters or parts")
+            raise BoundError(f"it creates a value of more than {TEMPLATE_VALUE} characters or items")
 
     def keep(self, value: Any, fresh: bool = False) -> Any:
-        """Return a value that was made, having counted it; ``fresh``: its parts may have been made too."""
+        """Count a created value and return it; ``fresh``: its items may be new, too."""
         self.expect(self.weight(value))
         size = 200 + 16 * len(value) if isinstance(value, _PARTED) else sys.getsizeof(value)
         if fresh and isinstance(value, list | tuple):
@@ -67,7 +67,7 @@ class Budget:
         return value
 
     def weight(self, value: Any) -> int:
-        """Return the characters and parts of a value as it is written out: shared parts count each time."""
+        """Return the size of a value in characters and items; shared items count each time."""
         if isinstance(value, str | bytes | range):
             return len(value) + 2
         if isinstance(value, int):
@@ -85,7 +85,7 @@ class Budget:
         return known[0]
 
     def counted(self, items: Iterable[Any]) -> Iterator[Any]:
-        """Count a step for each of some items."""
+        """Iterate over items, counting a step for each."""
         for item in items:
             self.tick()
             yield item
@@ -94,13 +94,13 @@ class Budget:
 budget_now: ContextVar[Budget] = ContextVar("budget_now")
 
 
-# --- what makes much of little: the size of its result, or more -----------------------------------
+# --- upper bounds for the results of operations that can produce large values ---------------------
 
 
 def narrow(number: Any) -> int:
-    """Return a width, depth or the like that is not too large; 0: it is no number."""
+    """Check a width or depth and return it; 0 if it is not an integer."""
     if isinstance(number, int) and abs(number) > WIDTH:
-        raise BoundError(f"it asks for a width, depth or number of {number:.3g}, more than {WIDTH}")
+        raise BoundError(f"it uses a width, depth or number of {number:.3g}, more than {WIDTH}")
     return number if isinstance(number, int) else 0
 
 
@@ -113,11 +113,11 @@ def _parted(value: Any, linecount: Any = 0, fill_with: Any = None, slices: Any =
 
 
 def _split(value: Any, *args: Any, **given: Any) -> int:
-    return 8 * len(str(value))  # a text of one letter has the size of some fifty
+    return 8 * len(str(value))  # a string of one letter takes about fifty bytes
 
 
 def _stripped(value: Any, chars: Any = "") -> int:
-    return narrow(len(chars or ""))  # each is looked for at each place
+    return narrow(len(chars or ""))  # each one is compared at each position
 
 
 def _rounded(value: Any, precision: Any = 0, method: str = "") -> int:
@@ -137,18 +137,18 @@ def _replaced(value: Any, old: Any, new: Any, count: Any = -1) -> int:
 
 
 def joined(glue: Any, parts: Any) -> int:
-    """Return the size of parts with ``glue`` between them."""
+    """Return the size of items joined by ``glue``."""
     return budget_now.get().weight(parts) + len(parts) * len(str(glue))
 
 
 def _summed(value: Any, attribute: Any = None, start: Any = 0) -> int:
     if not isinstance(start, int | float):
-        raise BoundError("its sum does not begin with a number")
+        raise BoundError("its sum starts with a value that is not a number")
     return 0
 
 
 def formatted(value: Any, *shown: Any, **named: Any) -> int:
-    """Of ``%``: a width stands in the text, or, for a ``*``, among what is shown."""
+    """Return the size of a ``%`` format; a width is in the text or, for a ``*``, among the values."""
     text, budget = str(value), budget_now.get()
     parts = [*shown, *named.values()]
     numbers = [

@@ -1,8 +1,8 @@
-"""A model's chat template, in which nothing that comes from outside can forge a turn or a special token.
+"""Render a chat with a model's template, so that no message can forge a turn or a special token.
 
-A template is a program that writes a chat as text, special tokens among it. It never sees what comes from
-outside: messages, tools and calls reach it with marks in the place of their texts. In what it wrote, each
-mark gives way to the tokens of its text, encoded on their own as plain text.
+A template is a program that writes a chat as text, including special tokens. It never receives the texts of
+messages, tools and calls, but unguessable marks in their place. In its output, each mark is replaced by the
+tokens of its text, encoded as plain text.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from rain_llm.tools import CLOSING, OPENING, json_text, quoted, read, spoken
 from rain_llm.types import Message, TokenIds, Tool, ToolCall
 
 Render = Callable[[list[dict[str, Any]], list[dict[str, Any]] | None], str]
-"""Writes messages and tools, both as OpenAI's API has them, up to where the assistant begins to speak.
+"""Renders messages and tools (both in OpenAI's format) up to the beginning of the assistant's turn.
 
 Raises:
-    ModelNotSupportedError: the template cannot show them.
+    ModelNotSupportedError: The template cannot render them.
 """
 
-# What hardly any special token is spelled with: a template may look at it (at an argument's type, say).
+# Texts of these characters contain no special token, so that a template may see them (an argument's type).
 _HARMLESS = re.compile(r"[A-Za-z0-9_.,$ -]*")
 
 
 OPTIONS = {"enable_thinking": False}
-"""What every template is told: those of Qwen, GLM and others write an empty thought then."""
+"""Variables passed to every template: with them, those of Qwen, GLM and others write an empty thought."""
 
-# A template that opens a thought leaves its model no choice but to think; so it is closed again, empty.
+# If a template opens a thought anyway, the model would have to think: the thought is closed again, empty.
 _THOUGHT = ("<think>", "\n\n</think>\n\n")
 
 
 def merged(messages: Sequence[Message]) -> list[Message]:
-    """Join what one role says in turns that follow each other: templates want roles to alternate."""
+    """Merge consecutive messages of the same role, since many templates require alternating roles."""
     joined: list[Message] = []
     for turn in messages:
         if joined and joined[-1].role == turn.role != "tool":
@@ -53,10 +53,10 @@ _GO_ON = Message("user", "Go on.")
 
 
 def _alternating(messages: Sequence[Message]) -> list[Message]:
-    """Return a chat for templates that are strict about roles.
+    """Rearrange a chat for templates that require alternating roles.
 
-    The system speaks first or in the user's turns, and the user speaks before and after the assistant: where
-    nobody has, a turn of a few words is put in.
+    Later system messages become user messages, and missing user turns before and after the assistant's are
+    filled in with a few words.
     """
     first, *others = messages
     turns = [first, *(replace(m, role="user") if m.role == "system" else m for m in others)]
@@ -69,13 +69,13 @@ def _alternating(messages: Sequence[Message]) -> list[Message]:
 
 
 class ChatTemplate:
-    """Renders chats to tokens. May be used from many threads.
+    """Renders chats to tokens. Thread-safe.
 
     Args:
-        render: the model's template.
-        encode: turns text into ordinary tokens.
-        encode_template: turns text into tokens, special ones where it spells them.
-        name: of the model, for errors.
+        render: The model's template.
+        encode: Encodes text as ordinary tokens.
+        encode_template: Encodes text including the special tokens that it names.
+        name: Name of the model, for error messages.
     """
 
     def __init__(
@@ -91,10 +91,10 @@ class ChatTemplate:
         self._name = name
 
     def tokens(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> TokenIds:
-        """Return the tokens of a chat, up to where the assistant begins to speak.
+        """Return the tokens of a chat, up to the beginning of the assistant's turn.
 
         Raises:
-            ModelNotSupportedError: the template cannot show the messages, or leaves one out.
+            ModelNotSupportedError: The template cannot render the messages, or leaves one out.
         """
         with_tools = tools or any(message.tool_calls or message.role == "tool" for message in messages)
         if with_tools and not (self.shows_tools and self._is_text(_Marked(messages, tools).unmarked)):
@@ -125,11 +125,9 @@ class ChatTemplate:
                     f"the chat template of {self._name} leaves out a message of role '{role}'"
                 )
         if shown != list(chat.contents):
-            raise ModelNotSupportedError(
-                f"the chat template of {self._name} shows a message in another order or twice"
-            )
-        if (asked := written[-1].rstrip()).endswith(_THOUGHT[0]):
-            written[-1] = asked + _THOUGHT[1]
+            raise ModelNotSupportedError(f"the chat template of {self._name} reorders or repeats messages")
+        if (ending := written[-1].rstrip()).endswith(_THOUGHT[0]):
+            written[-1] = ending + _THOUGHT[1]
         tokens = self._encode_template(written[0])
         for before, place, after in zip(written, places, written[1:], strict=False):
             text = chat.texts[place]
@@ -138,13 +136,13 @@ class ChatTemplate:
         return tokens
 
     def _is_text(self, texts: Sequence[str]) -> bool:
-        """Whether no special token is spelled, as a vocabulary may have some that are words."""
+        """Return whether texts contain no special token (some vocabularies have ones that are words)."""
         joined = "\n".join(texts)
         return self._encode(joined) == self._encode_template(joined)
 
     @cached_property
     def shows_system(self) -> bool:
-        """Whether the template has a place for what the system says; else it is told in the user's turn."""
+        """Return whether the template renders system messages; if not, they become user messages."""
         chat = _Marked((Message("system", "Be brief."), Message("user", "What is rain?")), ())
         try:
             _, places = chat.found(self._render(chat.messages, None))
@@ -154,7 +152,7 @@ class ChatTemplate:
 
     @cached_property
     def answers_itself(self) -> bool:
-        """Whether the template opens another turn of the assistant after one of its own."""
+        """Return whether the template opens another assistant turn after an assistant message."""
         asked = Message("user", "What is rain?")
         after = []
         for messages in ((asked,), (asked, Message("assistant", "Water."))):
@@ -168,10 +166,10 @@ class ChatTemplate:
 
     @cached_property
     def shows_tools(self) -> bool:
-        """Whether the template shows tools, their replies, and calls as ``rain_llm.tools`` writes them.
+        """Return whether the template renders tools, results, and calls in the form of ``rain_llm.tools``.
 
-        Models whose own calls look otherwise (special tokens as of Llama 3 and Mistral, where an answer ends
-        here; Python; XML) are told of tools in words, and so are those whose template knows of none.
+        For other models, tools are described in words: those whose template has no tools, and those whose
+        calls have another form (special tokens as in Llama 3 and Mistral, Python, XML).
         """
         call = ToolCall("look_up", {"word": "rain"}, "call00001")
         messages = (
@@ -187,7 +185,7 @@ class ChatTemplate:
         written, places = chat.found(text)
         if places != list(chat.contents) or "not_called" not in text:
             return False
-        _, opened, rest = written[2].partition(OPENING)  # between what the assistant says and the reply
+        _, opened, rest = written[2].partition(OPENING)  # between the assistant's text and the tool's result
         try:
             _, calls = read(opened + rest.partition(CLOSING)[0] + CLOSING)
         except ValueError:
@@ -196,12 +194,14 @@ class ChatTemplate:
 
 
 class _Marked:
-    """A chat and its tools as a template takes them, with marks, words that nobody can guess, for texts.
+    """A chat and its tools in the template's format, with unguessable marks in place of texts.
 
     Attributes:
-        messages: of the chat. tools: None if there are none.
-        texts: that have a mark. contents: places in ``texts`` of the messages' contents, with their roles.
-        unmarked: texts that were left as they are.
+        messages: The messages.
+        tools: The tools; None if there are none.
+        texts: The texts that marks stand for.
+        contents: Role of each message by the index of its content in ``texts``.
+        unmarked: Texts that were not replaced.
     """
 
     def __init__(self, messages: Sequence[Message], tools: Sequence[Tool]) -> None:
@@ -214,14 +214,14 @@ class _Marked:
         self.tools = [self._tool(tool) for tool in tools] or None
 
     def found(self, text: str) -> tuple[list[str], list[int]]:
-        """Return what stands between the marks of a text, and the places in ``texts`` of the marks."""
+        """Split a text at its marks; return the parts, and the marks' indices in ``texts``."""
         parts = re.split(rf"{self._secret}x(\d+)x", text)
         return parts[::2], [int(place) for place in parts[1::2]]
 
     def _message(self, message: Message) -> dict[str, Any]:
         content = quoted(message.content) if message.role == "tool" else message.content
         turn: dict[str, Any] = {"role": message.role, "content": content}
-        if content or not message.tool_calls:  # templates ask whether anything was said beside the calls
+        if content or not message.tool_calls:  # templates test whether there is text besides the calls
             self.contents[len(self.texts)] = message.role
             turn["content"] = self._mark(content)
         if message.tool_calls:
@@ -242,7 +242,7 @@ class _Marked:
         return {"type": "function", "function": function}
 
     def _value(self, value: Any) -> Any:
-        """Return a JSON value with marks for its texts: the same text has the same mark."""
+        """Return a JSON value with marks in place of its texts; equal texts have the same mark."""
         if isinstance(value, Mapping):
             return {self._value(key): self._value(part) for key, part in value.items()}
         if isinstance(value, list | tuple):

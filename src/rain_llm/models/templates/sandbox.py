@@ -1,13 +1,13 @@
-"""Run a model's chat template within bounds: a template is a program that came with the model file.
+"""Run a chat template, an untrusted program that comes with a model, within bounds of time and memory.
 
-Jinja's sandbox keeps a template from reaching Python; this one also keeps it from running without end and
-from filling the memory. All of it holds on any thread. While a template is compiled, its syntax tree gets
+Jinja's sandbox prevents access to Python. This one also limits time and memory, on any thread. When a
+template is compiled, its syntax tree gets
 
-* a ``tick`` in each loop and macro, which counts the steps and looks at the clock;
-* a ``keep`` around each expression that makes or compares data, which weighs the value.
+* a ``tick`` in each loop and macro, which counts steps and checks the time;
+* a ``keep`` around each expression that creates or compares data, which counts the value's size.
 
-What can make a large value out of small ones is checked before it runs (``*``, ``+``, ``**``, ``%``, widths,
-``replace``, ``join`` and the like); methods and filters that are not listed here do not exist.
+Operations that can create a large value from small ones (``*``, ``+``, ``**``, ``%``, widths, ``replace``,
+``join`` and others) are checked before they run. Methods and filters that are not listed here do not exist.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ from rain_llm.models.templates.budget import (
 )
 
 _RANGE = 100_000
-_BITS = 1 << 12  # of a whole number
-_SCOPES = {"_loop_vars", "_block_vars"}  # what Jinja adds to the arguments of a call
-_TICK, _KEEP, _JOIN = " tick", " keep", " join"  # filters that no template can spell
+_BITS = 1 << 12  # of an integer
+_SCOPES = {"_loop_vars", "_block_vars"}  # arguments that Jinja adds to calls
+_TICK, _KEEP, _JOIN = " tick", " keep", " join"  # the space keeps templates from using these filters
 
 _FILTERS = (
     *("abs", "attr", "batch", "capitalize", "center", "count", "d", "default", "dictsort", "e", "escape"),
@@ -82,14 +82,15 @@ _METHODS: dict[type, frozenset[str]] = {
 
 
 def render(source: str, values: Mapping[str, Any]) -> str:
-    """Return what a template writes.
+    """Render a template.
 
     Args:
-        source: of the template.
-        values: what it may use; plain data.
+        source: Source of the template.
+        values: Its variables, plain data.
 
     Raises:
-        BoundError: it needs more than ``rain_llm.bounds`` allows. Exception: whatever else a program raises.
+        BoundError: It exceeds a bound of ``rain_llm.bounds``.
+        Exception: Any other error of the template.
     """
     if len(source.encode()) > TEMPLATE_BYTES:
         raise BoundError(f"it has {len(source.encode())} bytes, more than {TEMPLATE_BYTES}")
@@ -113,7 +114,7 @@ def _compiled(source: str) -> Template:
 
 @functools.cache
 def _environment() -> _Environment:
-    # Nothing is computed while a template is compiled, when nothing would count it.
+    # Constant expressions are not evaluated at compile time (optimized=False): they would not be counted.
     environment = _Environment(
         trim_blocks=True,
         lstrip_blocks=True,
@@ -140,7 +141,7 @@ def _environment() -> _Environment:
 
 
 class _Weaver(NodeTransformer):
-    """Adds the calls that count."""
+    """Adds the counting calls to the syntax tree."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self._begin(node)
@@ -149,7 +150,7 @@ class _Weaver(NodeTransformer):
         return node
 
     def _begin(self, node: Any) -> nodes.Node:
-        """Let what may run often begin with a step that pays for the text which stands in it."""
+        """Insert a tick at the beginning of a repeatable body, with the size of the body's text."""
         self.generic_visit(node)
         size = sum(4 * len(text.data) for text in node.find_all(nodes.TemplateData))
         node.body.insert(0, nodes.ExprStmt(_call(_TICK, nodes.Const(size))))
@@ -174,7 +175,7 @@ class _Weaver(NodeTransformer):
         return self._keep(node) if isinstance(node.arg, nodes.Slice) else self.generic_visit(node)
 
     def visit_EvalContextModifier(self, node: nodes.Node) -> nodes.Node:
-        raise SecurityError("it asks for autoescape, which no chat template needs")
+        raise SecurityError("it uses autoescape, which is not allowed")
 
     visit_ScopedEvalContextModifier = visit_EvalContextModifier
 
@@ -184,7 +185,7 @@ def _call(name: str, value: nodes.Expr) -> nodes.Filter:
 
 
 class _CodeGenerator(CodeGenerator):
-    """Compiles with a look at the clock: names in loops within loops take long."""
+    """Counts steps during compilation, too: nested loops with many names compile slowly."""
 
     def visit(self, node: nodes.Node, *args: Any, **given: Any) -> Any:
         budget_now.get().tick()
@@ -197,16 +198,16 @@ class _CodeGenerator(CodeGenerator):
 
 
 class _Generation(Extension):
-    """``{% generation %}`` marks what an assistant has said, for training."""
+    """Supports ``{% generation %}``, which marks an assistant's text for training."""
 
     tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Any) -> nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("_said"), [], [], body).set_lineno(line)
+        return nodes.CallBlock(self.call_method("_content"), [], [], body).set_lineno(line)
 
-    def _said(self, caller: Callable[[], str]) -> str:
+    def _content(self, caller: Callable[[], str]) -> str:
         return caller()
 
 
@@ -225,16 +226,16 @@ class _Environment(ImmutableSandboxedEnvironment):
         return budget_now.get().keep(super().call(context, called, *args, **given), fresh=True)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        """Read an item, as filters do for each of theirs: it counts as made, as they may copy it."""
+        """Read an item and count it as created, because filters may copy it."""
         found = super().getitem(obj, argument)
         budget_now.get().tick(budget_now.get().weight(found))
         return found
 
     def _check_call(self, called: Any, args: tuple[Any, ...], given: dict[str, Any]) -> None:
-        """See that a function is one of those that are known to be bounded.
+        """Check that a function is known to be bounded.
 
         Raises:
-            SecurityError: it is not.
+            SecurityError: It is not.
         """
         if isinstance(called, Macro | BlockReference | LoopContext | Joiner | Undefined | types.FunctionType):
             return
@@ -248,7 +249,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             if growth:
                 budget_now.get().expect(growth(owner, *args, **given))
             return
-        raise SecurityError(f"it calls {type(owner).__name__}.{name}, which no chat template needs")
+        raise SecurityError(f"it calls {type(owner).__name__}.{name}, which is not allowed")
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         budget = budget_now.get()
@@ -257,7 +258,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         elif isinstance(left, int) and isinstance(right, int):
             bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
             if bits > _BITS:
-                raise BoundError(f"it makes a number of more than {_BITS} bits")
+                raise BoundError(f"it creates a number of more than {_BITS} bits")
         elif operator == "*":
             times = right if isinstance(right, int) else left
             sized = left if times is right else right
@@ -294,11 +295,11 @@ class _EscapeFormatter(_Formatter, EscapeFormatter):
 
 
 class _Namespace(Namespace):
-    """Holds what a loop finds; written out, it does not go through what it holds."""
+    """A namespace whose text form does not include its content."""
 
     def __setitem__(self, name: str, value: Any) -> None:
         if name.startswith("_"):
-            raise SecurityError(f"it names an attribute {name[:40]!r}")
+            raise SecurityError(f"it sets the private attribute {name[:40]!r}")
         super().__setitem__(name, value)
 
     def __repr__(self) -> str:
@@ -307,7 +308,7 @@ class _Namespace(Namespace):
 
 @pass_context
 def _written(context: Context, value: Any) -> str:
-    """Turn what an expression came to into text."""
+    """Convert the value of an expression to text."""
     text: str = budget_now.get().keep(value if isinstance(value, str) else str(value))
     return text
 
@@ -327,8 +328,8 @@ def _concatenated(values: tuple[Any, ...]) -> str:
 
 
 def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a filter that is checked before it runs, and whose result is counted."""
-    passed = hasattr(function, "jinja_pass_arg")  # the environment, or the like, comes first
+    """Wrap a filter: check its arguments before it runs, and count its result."""
+    passed = hasattr(function, "jinja_pass_arg")  # the first argument is the environment or the like
     growth = GROWTH.get(name)
 
     @functools.wraps(function)
@@ -379,7 +380,7 @@ def _tojson(
 def _range(*numbers: int) -> range:
     made = range(*numbers)
     if len(made) > _RANGE:
-        raise BoundError(f"it counts to more than {_RANGE}")
+        raise BoundError(f"it uses a range of more than {_RANGE} numbers")
     return made
 
 
@@ -389,5 +390,5 @@ def _raise_exception(message: str) -> None:
 
 def _strftime_now(format: str) -> str:
     if len(format) > WIDTH or re.search(r"%[^%]*?\d", format):
-        raise BoundError("its date has a width")
+        raise BoundError("its date format has a width, which is not allowed")
     return datetime.now().strftime(format)
