@@ -18,7 +18,7 @@ _NO_WORDS = {
     *("type", "id", "call_id", "tool_call_id", "index", "format", "detail", "mime_type", "media_type"),
     *("url", "data", "base64", "file_data", "signature", "thought_signature", "encrypted_content"),
 }
-"""Parts of a block that nobody reads as words."""
+"""Parts of a block that are no words."""
 
 
 def text_and_calls(messages: Sequence[AIMessage], structured: Collection[str]) -> tuple[str, list[ToolCall]]:

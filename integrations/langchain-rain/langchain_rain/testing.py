@@ -12,7 +12,7 @@ Derive from the two classes in a test file, and pytest runs what they hold on yo
             return {"model": "my-model", "temperature": 0}
 
 The unit tests never ask the model for an answer; the integration tests do. What a model cannot do is
-declared by a property, and its test is then skipped, by name. Some tests are coroutines: pytest-asyncio
+declared by a property, and its test is then skipped. Some tests are coroutines: pytest-asyncio
 runs them where its ``asyncio_mode`` is "auto".
 """
 
