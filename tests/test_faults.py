@@ -50,7 +50,7 @@ pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 
 Dialect = Literal["vllm", "llama"]
 KEY = "sk-do-not-tell"
-TOTAL_S = 1.2
+TOTAL_S = 2.5
 SLACK_S = 1.0  # of a busy machine
 SECONDS = (
     1 + i / 1000 for i in itertools.count()
@@ -77,7 +77,7 @@ def model(*urls: str, **limits: float) -> dict[str, Any]:
     return {
         "base_url": urls,
         "api_key": KEY,
-        "limits": {"connect_s": next(SECONDS), "read_s": 0.5, "total_s": TOTAL_S, "attempts": 2} | limits,
+        "limits": {"connect_s": next(SECONDS), "read_s": 1.0, "total_s": TOTAL_S, "attempts": 2} | limits,
     }
 
 
