@@ -49,6 +49,7 @@ def test_parameters_are_known_under_our_names() -> None:
     [
         ("model", r"model is the model's, not a call's: give it to A\(...\)"),
         ("iterations", r"'iterations' is a setting: give settings=RainSettings\(search="),
+        ("device", r"'device' is the model's, not a call's: give it to A\(settings=RainSettings\(model="),
         ("sead", "'sead': did you mean 'seed'.*settings=RainSettings"),
         ("tools", "tools asks for what A does not do: give them to the chat"),
         ("n", "a call has one answer"),

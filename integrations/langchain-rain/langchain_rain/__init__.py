@@ -12,7 +12,7 @@ __all__ = ["ChatRain", "RainLLM"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "RainMiddleware":  # not before it is asked for: it needs the extra "agents"
+    if name == "RainMiddleware":  # imported on first use: it needs the extra "agents"
         from langchain_rain.middleware import RainMiddleware
 
         return RainMiddleware

@@ -90,7 +90,7 @@ class GuardedModel(Redacted, BaseLanguageModel[Any]):
     @model_validator(mode="before")
     @classmethod
     def _into_settings(cls, values: Any) -> Any:
-        """Put the parameters into the settings, which hold the truth."""
+        """Put the parameters into the settings, which the engine reads."""
         if not isinstance(values, dict):
             return values
         parameters, known = cls._parameters(), cls.model_fields
@@ -155,11 +155,10 @@ class GuardedModel(Redacted, BaseLanguageModel[Any]):
         settings = self._asked(stop, kwargs)[0].settings
         params = super()._get_ls_params(
             [*settings.generation.stop],
-            model=settings.model.name or "default",
             temperature=settings.generation.temperature,
             max_tokens=settings.generation.max_new_tokens,
         )
-        return {**params, "ls_provider": "rain"}
+        return {**params, "ls_provider": "rain", "ls_model_name": settings.model.name or "default"}
 
     # -- overrides of one call -----------------------------------------------------------------
 

@@ -42,7 +42,7 @@ def openai_tool(tool: AnyTool) -> dict[str, Any]:
 
 
 def is_pydantic_1(kind: Any) -> bool:
-    """Whether it is a model of pydantic's first version."""
+    """Whether it is a model class of pydantic 1."""
     return isinstance(kind, type) and is_pydantic_v1_subclass(kind)
 
 
@@ -53,7 +53,7 @@ def is_function(kind: Any) -> bool:
 
 
 def named(schema: Any) -> Any:
-    """Return a schema with a name for the call that is to hold it, if it is a dict without one."""
+    """Return a schema with a name for its tool call, if it is a dict without one."""
     if (
         not isinstance(schema, Mapping)
         or {"name", "title", "$ref", "function", "json_schema", "toolSpec"} & schema.keys()
@@ -63,7 +63,7 @@ def named(schema: Any) -> Any:
 
 
 def traced_schema(schema: Any, document: dict[str, Any]) -> Any:
-    """Return a schema for LangChain's tracers, in a form that keeps references."""
+    """Return a schema for LangChain's tracers in a form whose references they keep."""
     is_class = isinstance(schema, type) and issubclass(schema, BaseModel)
     if (is_class or isinstance(schema, Mapping)) and "$ref" not in json.dumps(document):
         return schema

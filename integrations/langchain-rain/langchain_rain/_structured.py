@@ -1,4 +1,4 @@
-"""Parse documents and tool calls into objects."""
+"""Structured output: documents and tool calls parsed into objects."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ def unless_refused(message: AIMessage) -> AIMessage:
 
 @dataclass(frozen=True)
 class Reader:
-    """Parses a message's document, or the arguments of its first call. Can be pickled.
+    """Parses the text of a message, or the arguments of its first call. Can be pickled.
 
     Attributes:
-        kind: the class or type whose objects are wanted; plain data where it is a schema, a function, a tool
-            or a ``TypedDict``.
-        calls: a call holds it, not the text.
+        kind: the class or type of the parsed object; a schema, a function, a tool or a ``TypedDict`` stands
+            for plain data.
+        calls: parse the arguments of the first call, not the text.
     """
 
     kind: Any
     calls: bool = False
 
     def read(self, message: AIMessage) -> Any:
-        """Return what a message holds.
+        """Return the parsed object.
 
         Raises:
-            OutputParserException: the answer is a refusal, or the class rejects it.
+            OutputParserException: the message is a refusal, or the class rejects it.
         """
         unless_refused(message)
         if self.calls and not message.tool_calls:
@@ -61,7 +61,7 @@ class Reader:
         try:
             return self._read(text)
         except (ValueError, RecursionError) as error:  # of the class's own validators, too
-            reason = f"the answer does not fit {getattr(self.kind, '__name__', 'its schema')}: {error}"
+            reason = f"the answer does not match {getattr(self.kind, '__name__', 'its schema')}: {error}"
             raise OutputParserException(reason, llm_output=text) from error
 
     def _read(self, text: str) -> Any:
@@ -75,27 +75,22 @@ class Reader:
 
 @dataclass(frozen=True)
 class RawReader:
-    """Asks the model and returns ``raw``, ``parsed`` and ``parsing_error``.
-
-    Attributes:
-        llm: is asked.
-        reader: reads its message.
-    """
+    """Calls the model and returns ``raw``, ``parsed`` and ``parsing_error``. Can be pickled."""
 
     llm: Runnable[LanguageModelInput, AIMessage]
     reader: Reader
 
-    def ask(self, asked: LanguageModelInput, config: RunnableConfig, **kwargs: Any) -> dict[str, Any]:
-        """Ask and read."""
+    def ask(self, prompt: LanguageModelInput, config: RunnableConfig, **kwargs: Any) -> dict[str, Any]:
+        """Call the model and parse its answer."""
         try:
-            return self._read(self.llm.invoke(asked, config, **kwargs))
+            return self._read(self.llm.invoke(prompt, config, **kwargs))
         except IncompleteError as error:
             return _raw(unfinished(error.result), error=error)
 
-    async def aask(self, asked: LanguageModelInput, config: RunnableConfig, **kwargs: Any) -> dict[str, Any]:
-        """Ask and read without blocking the event loop."""
+    async def aask(self, prompt: LanguageModelInput, config: RunnableConfig, **kwargs: Any) -> dict[str, Any]:
+        """Call the model and parse its answer without blocking the event loop."""
         try:
-            return self._read(await self.llm.ainvoke(asked, config, **kwargs))
+            return self._read(await self.llm.ainvoke(prompt, config, **kwargs))
         except IncompleteError as error:
             return _raw(unfinished(error.result), error=error)
 

@@ -8,9 +8,8 @@ removed from the running config.
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from contextvars import Context
 from dataclasses import asdict, replace
 from typing import Any
@@ -20,8 +19,9 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables.config import ensure_config, set_config_context
 
 from langchain_rain._errors import standard_errors
+from langchain_rain._foreign import text_and_calls
 from langchain_rain.chat_models import ChatRain, check_chat
-from rain_llm import HARMLESSNESS, Message, Task, Tool, ToolCall, Verdict
+from rain_llm import HARMLESSNESS, Message, Task, Tool, Verdict
 from rain_llm.chat import is_readable, left_out, media_kind
 
 try:
@@ -122,20 +122,8 @@ class RainMiddleware(AgentMiddleware[Any, Any, Any]):
 
     def _answer(self, request: ModelRequest[Any], response: ModelResponse[Any]) -> dict[str, Any]:
         """Return the arguments of ``Rain.judge`` for an answer; {}: there is nothing to judge."""
-        structured = _structured_calls(request.response_format)
-        words: list[str] = []
-        calls: list[ToolCall] = []
-        for message in response.result:
-            if not isinstance(message, AIMessage):
-                continue  # the agent's own note on a structured answer
-            words += [message.text, *_texts_beside(message)]
-            for call in message.tool_calls:
-                if call["name"] in structured:  # a structured answer comes as a call, too, but does nothing
-                    words.append(str(call["args"]))
-                else:
-                    calls.append(_plain_call(call["name"], call["args"]))
-            calls += [_plain_call(invalid["name"], invalid["args"]) for invalid in message.invalid_tool_calls]
-        text = "\n\n".join(filter(None, words))
+        messages = [message for message in response.result if isinstance(message, AIMessage)]
+        text, calls = text_and_calls(messages, _structured_calls(request.response_format))
         if not text.strip() and not calls:
             return {}
         asked = [turn.text for turn in request.messages if turn.type == "human" and turn.text.strip()]
@@ -155,59 +143,6 @@ class RainMiddleware(AgentMiddleware[Any, Any, Any]):
             return {"context": context}
         others = [criterion for criterion in criteria if not criterion.needs_context]
         return {"evaluation": {"criteria": others or [HARMLESSNESS]}}
-
-
-_NO_WORDS = {
-    *("type", "id", "call_id", "tool_call_id", "index", "format", "detail", "mime_type", "media_type"),
-    *("url", "data", "base64", "file_data", "signature", "thought_signature", "encrypted_content"),
-}
-"""Parts of a block that nobody reads as words."""
-
-
-def _texts_beside(message: AIMessage) -> list[str]:
-    """Return every text of a message beside its content and its calls, of whatever provider."""
-    calls = [*message.tool_calls, *message.invalid_tool_calls]
-    parts: list[Any] = list(message.content_blocks)
-    for key, part in message.additional_kwargs.items():
-        if not key.startswith("__"):  # internal data of a provider, such as signatures
-            parts += part if isinstance(part, list) else [part]
-    texts: list[str] = []
-    for part in parts:
-        block = part["value"] if isinstance(part, dict) and part.get("type") == "non_standard" else part
-        if isinstance(block, dict) and block.get("type") == "text":
-            texts += _texts({key: more for key, more in block.items() if key != "text"})
-        elif not (isinstance(block, dict) and _is_one_of(block, calls)):
-            texts += _texts(block)
-    return texts
-
-
-def _is_one_of(block: Mapping[str, Any], calls: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a block is one of these calls, in the form of some provider."""
-    function = block.get("function", block)
-    if not isinstance(function, Mapping):
-        return False
-    arguments: Any = next((function[key] for key in ("args", "input", "arguments") if key in function), None)
-    with suppress(TypeError, ValueError):  # OpenAI has them as text; those of invalid calls are no JSON
-        arguments = json.loads(arguments)
-    return any(function.get("name") == call["name"] and arguments == call["args"] for call in calls)
-
-
-def _texts(part: object) -> list[str]:
-    """Return every text within a part of a block."""
-    if isinstance(part, str):
-        return [part]
-    if isinstance(part, Mapping):
-        return [text for key, one in part.items() if key not in _NO_WORDS for text in _texts(one)]
-    return [text for one in part for text in _texts(one)] if isinstance(part, list | tuple) else []
-
-
-def _plain_call(name: str | None, arguments: object) -> ToolCall:
-    """Return a call as it is judged; arguments that are no JSON object as they are written."""
-    try:
-        plain = json.loads(json.dumps(arguments, allow_nan=False))
-    except (TypeError, ValueError):
-        plain = str(arguments)
-    return ToolCall(name or "", plain if isinstance(plain, dict) else {"arguments": plain})
 
 
 def _structured_calls(response_format: Any) -> set[str]:

@@ -1,4 +1,4 @@
-"""Answers from retrieved passages: the judge reads passages, question and answer separately."""
+"""Answers from retrieved passages; the judge reads passages, question and answer separately."""
 
 from __future__ import annotations
 
@@ -69,13 +69,13 @@ def grounded_chain(
 
 @dataclass(frozen=True)
 class _Answerer:
-    """What the chain does; it can be pickled."""
+    """Answers with passages. Can be pickled."""
 
     chat: ChatRain
     prompt: ChatPromptTemplate
 
     def answer(self, asked: Any) -> Runnable[Any, AIMessage]:
-        """Return what answers a question."""
+        """Return a chain that answers one question."""
         if not isinstance(asked, Mapping) or not {"context", "question"} <= asked.keys():
             given = (
                 f"a dict of {sorted(map(str, asked))}" if isinstance(asked, Mapping) else type(asked).__name__

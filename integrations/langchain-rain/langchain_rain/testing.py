@@ -12,7 +12,7 @@ Derive from the two classes in a test file, and pytest runs what they hold on yo
             return {"model": "my-model", "temperature": 0}
 
 The unit tests never ask the model for an answer; the integration tests do. What a model cannot do is
-declared by a property, and its test is then skipped, by name. Some tests are coroutines: pytest-asyncio
+declared by a property, and its test is then skipped. Some tests are coroutines: pytest-asyncio
 runs them where its ``asyncio_mode`` is "auto".
 """
 
@@ -23,75 +23,20 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 from unittest import mock
 from uuid import uuid4
 
 import pytest
-from langchain_core.caches import InMemoryCache
-from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.globals import get_llm_cache, set_llm_cache
 from langchain_core.language_models import BaseLLM, LanguageModelInput
 from langchain_core.load import dumpd, load
 from langchain_core.messages import HumanMessage
-from langchain_core.outputs import Generation, LLMResult
 from langchain_core.prompts import PromptTemplate
-from langchain_core.runnables import RunnableConfig
 from pydantic import SecretStr
 
-WAYS = ("invoke", "ainvoke", "batch", "abatch", "stream", "astream")
-
-
-async def ask(llm: BaseLLM, way: str, prompt: str, config: RunnableConfig | None = None) -> str:
-    """Ask a model in one of the six :data:`WAYS`, and return its whole answer."""
-    match way:
-        case "invoke":
-            return llm.invoke(prompt, config)
-        case "ainvoke":
-            return await llm.ainvoke(prompt, config)
-        case "batch":
-            return llm.batch([prompt], config)[0]
-        case "abatch":
-            return (await llm.abatch([prompt], config))[0]
-        case "stream":
-            return "".join(llm.stream(prompt, config))
-    return "".join([chunk async for chunk in llm.astream(prompt, config)])
-
-
-class Recorder(BaseCallbackHandler):
-    """Records what LangChain reports of each run to its callbacks.
-
-    Attributes:
-        starts: keyword arguments of each start.
-        tokens: streamed tokens.
-        ends: results.
-        errors: errors.
-    """
-
-    def __init__(self) -> None:
-        self.starts: list[dict[str, Any]] = []
-        self.tokens: list[str] = []
-        self.ends: list[LLMResult] = []
-        self.errors: list[BaseException] = []
-
-    def on_llm_start(self, serialized: dict[str, Any], prompts: list[str], **kwargs: Any) -> None:
-        """Record the start of a run."""
-        self.starts.append({"prompts": prompts, **kwargs})
-
-    def on_llm_new_token(self, token: str | list[str | dict[str, Any]], **kwargs: Any) -> None:
-        """Record a token."""
-        self.tokens.append(str(token))
-
-    def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
-        """Record a result."""
-        self.ends.append(response)
-
-    def on_llm_error(self, error: BaseException, **kwargs: Any) -> None:
-        """Record an error."""
-        self.errors.append(error)
+from langchain_rain._recording import WAYS, Recorder, ask, cache_key, fresh_cache
 
 
 class _TextLLMTests:
@@ -155,7 +100,7 @@ class TextLLMUnitTests(_TextLLMTests):
                 actual = actual.get_secret_value()
                 secrets.append(actual)
             assert actual == value, f"{name} is not what the environment says"
-        shown = f"{llm!r} {llm} {json.dumps(dumpd(llm), default=str)} {_cache_key(llm)}"
+        shown = f"{llm!r} {llm} {json.dumps(dumpd(llm), default=str)} {cache_key(llm)}"
         for secret in secrets:
             assert secret not in shown, "a secret shows in repr, str, dumpd or the cache key"
 
@@ -170,12 +115,12 @@ class TextLLMUnitTests(_TextLLMTests):
 
     def test_equal_models_share_cache_keys(self) -> None:
         """Two models made alike have one cache key."""
-        assert _cache_key(self.make()) == _cache_key(self.make())
+        assert cache_key(self.make()) == cache_key(self.make())
 
     def test_different_models_have_different_cache_keys(self) -> None:
         """Whatever changes an answer changes the cache key, too."""
         every = [{}, *self.declared("distinct_params")]
-        keys = [_cache_key(self.make(**changes)) for changes in every]
+        keys = [cache_key(self.make(**changes)) for changes in every]
         for (one, key), (other, other_key) in itertools.combinations(zip(every, keys, strict=True), 2):
             assert key != other_key, f"{one} and {other} share cache entries"
 
@@ -325,7 +270,7 @@ class TextLLMIntegrationTests(_TextLLMTests):
     def test_cache(self) -> None:
         """A cached answer comes back without another question to the model."""
         generate = self.llm_class._generate
-        with _cache(), mock.patch.object(self.llm_class, "_generate", autospec=True) as counted:
+        with fresh_cache(), mock.patch.object(self.llm_class, "_generate", autospec=True) as counted:
             counted.side_effect = generate
             answer = self.make().invoke(self.prompts[0])
             assert self.make().invoke(self.prompts[0]) == answer
@@ -336,7 +281,7 @@ class TextLLMIntegrationTests(_TextLLMTests):
         every = [{}, *self.declared("call_overrides")]
         expected = [self.make().invoke(self.prompts[0], **overrides) for overrides in every]
         assert len(set(expected)) > 1, "call_overrides changes no answer: the test would show nothing"
-        with _cache():
+        with fresh_cache():
             for overrides, answer in zip(every, expected, strict=True):
                 bound = self.make().bind(**overrides).invoke(self.prompts[0])
                 assert bound == answer, f"{overrides}: the cached answer of another call came back"
@@ -393,32 +338,3 @@ class TextLLMIntegrationTests(_TextLLMTests):
         async for _ in llm.astream(self.prompts[0]):
             break
         self.agree(llm.invoke(self.prompts[0]))
-
-
-class _Notebook(InMemoryCache):
-    """A cache that has every answer and records the key that is looked up."""
-
-    key: str
-
-    def lookup(self, prompt: str, llm_string: str) -> Sequence[Generation]:
-        """Record the model's part of the key."""
-        self.key = llm_string
-        return [Generation(text="from the cache")]
-
-
-def _cache_key(llm: BaseLLM) -> str:
-    """Return what LangChain keeps the model's answers under, beside the prompt."""
-    notebook = _Notebook()
-    llm.model_copy(update={"cache": notebook}).generate(["any"])
-    return notebook.key
-
-
-@contextmanager
-def _cache() -> Iterator[None]:
-    """Give LangChain a fresh global cache for a while."""
-    before = get_llm_cache()
-    set_llm_cache(InMemoryCache())
-    try:
-        yield
-    finally:
-        set_llm_cache(before)

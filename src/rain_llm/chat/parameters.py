@@ -92,7 +92,12 @@ class Parameters:
                 continue
             if name in self.places:
                 raise SettingsError(f"{name} is the model's, not a call's: give it to {self.who}(...)")
-            if place := place_of(name):
+            place = place_of(name)
+            if place.startswith("RainSettings(model=") and "model" not in known:
+                raise SettingsError(
+                    f"'{name}' is the model's, not a call's: give it to {self.who}(settings={place})"
+                )
+            if place:
                 raise SettingsError(f"'{name}' is a setting: give settings={place}")
             raise SettingsError(f"{unknown(name, known)}; all else is in settings=RainSettings(...)")
         return ours
