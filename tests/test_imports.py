@@ -366,6 +366,25 @@ def test_no_file_is_longer_than_400_lines():
     assert {path: n for path, n in lines().items() if n > 400} == {}
 
 
+FROZEN = {"doctor": 1_620, "evals": 4_100}
+"""Folders that measure, and do not grow: what is added takes the place of something."""
+
+
+@pytest.mark.parametrize("folder", FROZEN)
+def test_what_measures_does_not_grow(folder: str):
+    assert sum(lines(folder).values()) <= FROZEN[folder]
+
+
+@pytest.mark.parametrize(
+    ("integration", "most"), [("langchain-rain", 1_650), ("llama-index-llms-rain", 1_100)]
+)
+def test_the_integrations_do_not_grow(integration: str, most: int):
+    """Without the kits of standard tests, which other models use, too."""
+    kits = ("testing.py", "_recording.py")
+    files = [path for path in (INTEGRATIONS / integration).rglob("*.py") if path.name not in kits]
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files) <= most
+
+
 def test_only_the_strategies_know_which_strategy_it_is():
     """And the tree, for the rule by which a node is widened, and the task, which some strategies refuse."""
     allowed = {"search/strategies.py", "search/requests.py", "search/tree.py", "task.py"}
