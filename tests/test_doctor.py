@@ -200,7 +200,7 @@ def test_labels_may_be_words_numbers_or_truth_values(label, good):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"answer": "x", "good": tru}', "line 3 is no JSON object"),
+        ('{"answer": "x", "good": tru}', "line 3 is not a JSON object"),
         ('["x", true]', "line 3: "),
         ('{"query": "x", "good": true}', "line 3: answer: Field required"),
         ('{"answer": "x"}', "line 3: good: Field required"),
@@ -222,7 +222,7 @@ def test_too_few_answers_and_no_file_are_refused(tmp_path):
         read(write(tmp_path / "few.jsonl", rows))
     with pytest.raises(SettingsError, match="cannot read the labelled answers"):
         read(tmp_path / "none.jsonl")
-    with pytest.raises(SettingsError, match="no labelled answers ship for the criterion 'warmth'"):
+    with pytest.raises(SettingsError, match="no labelled answers are included for the criterion 'warmth'"):
         shipped("warmth")
 
 
@@ -737,7 +737,7 @@ def test_a_policy_whose_criteria_cannot_be_judged_stays_as_it_is(doctor, tmp_pat
     ("args", "code", "said"),
     [
         (["--criterion", "warmth"], 1, "unknown criterion 'warmth': there are harmlessness"),
-        (["--data", "OWN"], 2, "say what the answers are labelled for: --criterion NAME"),
+        (["--data", "OWN"], 2, "select the criterion of the labelled answers: --criterion NAME"),
         (["", *SENTIMENT, "--data", "OWN"], 1, "model.name: String should have at least 1 character"),
         ([*SENTIMENT, "--data", "none.jsonl"], 1, "cannot read the labelled answers none.jsonl"),
         ([*SENTIMENT, "--data", "OWN", "--out", "OWN"], 1, "exists: name another file"),

@@ -80,7 +80,7 @@ class Continuation:
         logprobs: one per token, nats: the model's own log-probability over its whole vocabulary
             at temperature 1, whatever the request's temperature, top_k and top_p.
         ended: the model ended the text after these tokens (then ``tokens`` may be empty), or the document
-            that a schema asks for is whole and fits it.
+            that a schema asks for is complete and matches it.
         logprob: sum of ``logprobs``, plus that of the end token where ``ended``.
     """
 

@@ -62,7 +62,7 @@ def placeholders(template: str) -> set[str]:
     """Return the names of a template's placeholders.
 
     Raises:
-        ValueError: The template is too long or malformed, or has an unknown placeholder, or one with a format
+        ValueError: the template is too long or malformed, or has an unknown placeholder, or one with a format
             (which could produce text of any length).
     """
     if len(template.encode(errors="surrogatepass")) > FRAME_BYTES:

@@ -1,6 +1,6 @@
-"""``rain doctor``: can this model judge answers, asked how, and from which score on?
+"""``rain doctor``: test whether a model can judge, and fit question style, calibration and threshold.
 
-From the ground up: ``items`` (labelled answers), ``measures`` (what their scores are worth), ``styles``
-(ways to ask), ``findings`` (what comes out), ``interview`` (asks), ``examine`` (splits, ranks, fits),
-``report`` and ``settings_file`` (what is said and written), ``command`` (the command line).
+Modules, from the lowest layer up: ``items`` (labelled answers), ``measures`` (statistics), ``styles``
+(question styles), ``findings`` (result types), ``interview`` (asks the judge), ``examine`` (splits, ranks,
+fits), ``report``, ``settings_file`` and ``merging`` (output), ``command`` (the command line).
 """

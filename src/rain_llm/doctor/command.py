@@ -1,4 +1,4 @@
-"""``rain doctor``: the command line of the examination."""
+"""The command ``rain doctor``."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ EXIT_CODES = "Exit codes: 0 examined, 1 error, 2 usage, 3 with --strict: somethi
 def doctor(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="MODEL", help="Folder or hub name; left out: the embedded model."),
+        typer.Argument(metavar="MODEL", help="Folder or hub name. Default: the embedded model."),
     ] = None,
     criterion: Annotated[
         list[str] | None,
@@ -43,30 +43,32 @@ def doctor(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.jsonl", help="Your own labelled answers; left out: those that ship."),
+        typer.Option(metavar="FILE.jsonl", help="Your own labelled answers. Default: the included ones."),
     ] = None,
     settings: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Settings, YAML or JSON: judge and criteria."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE.yaml", help="Write settings with what was fitted there.")
+        Path | None, typer.Option(metavar="FILE.yaml", help="File to write the fitted settings to.")
     ] = None,
     json: Annotated[
-        Path | None, typer.Option(metavar="FILE.json", help="Write the whole diagnosis there.")
+        Path | None, typer.Option(metavar="FILE.json", help="File to write the complete results to.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite what there is.")] = False,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of the split and the intervals.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
+    seed: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Seed of the split and of the intervals.")
+    ] = 0,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 3 if a judgement is not above chance.")
     ] = False,
 ) -> None:
-    """Find out whether MODEL can judge answers, how to ask it, and from which score on to trust it."""
+    """Test whether MODEL can judge answers, and fit the question style, calibration and threshold."""
     chosen = RainSettings.from_file(settings) if settings else RainSettings()
     criteria = _criteria(criterion or [], chosen.evaluation if settings else None)
     if data is not None and len(criteria) > 1:
         raise typer.BadParameter(
-            "say what the answers are labelled for: --criterion NAME", param_hint="--data"
+            "select the criterion of the labelled answers: --criterion NAME", param_hint="--data"
         )
     items = {c.name: read(data) if data else shipped(c.name) for c in criteria}
     for path in (out, json):
@@ -107,7 +109,7 @@ def doctor(
     notes: list[str] = []
     if json is not None:
         _save_diagnosis(diagnosis, json)
-        notes.append(f"The whole diagnosis: {json}")
+        notes.append(f"Complete results: {json}")
     if out is not None and settings is not None:
         notes += _save_merged(diagnosis, read_policy(settings), chosen, settings, out)
     elif out is not None:
@@ -123,18 +125,18 @@ def doctor(
 
 
 def _judge(settings: RainSettings) -> LanguageModel:
-    """Load the model that is examined: the one place where a test puts its own."""
+    """Load the model to examine (tests replace this function)."""
     return Rain(settings).runtime.judge
 
 
 def _criteria(names: list[str], own: EvaluationSettings | None) -> list[Criterion]:
-    """Find the criteria by name: those of the user's settings before the built-in ones."""
+    """Return the criteria with these names, from the user's settings or else the built-in ones."""
     known = BUILT_IN | {c.name: c for c in ((*own.criteria, *own.actions) if own else ())}
     for name in names:
         if name not in known:
             raise SettingsError(
                 f"unknown criterion '{name}': there are {', '.join(known)}; "
-                "put one of your own into a settings file and name it with --settings FILE"
+                "add your own to a settings file and pass it with --settings FILE"
             )
     if names:
         return [known[name] for name in dict.fromkeys(names)]
@@ -142,7 +144,7 @@ def _criteria(names: list[str], own: EvaluationSettings | None) -> list[Criterio
 
 
 def _check_target(path: Path, force: bool) -> None:
-    """Find out before a model runs."""
+    """Check that a file can be written, before a model runs."""
     if path.exists() and not force:
         raise SettingsError(f"{path} exists: name another file, or overwrite it with --force")
     if path.is_dir() or not os.access(path.parent, os.W_OK):
@@ -158,7 +160,7 @@ def _examined(
     console: Console,
     task: str,
 ) -> Examination:
-    """Examine one criterion; how far it is can be watched, and nothing of that stays."""
+    """Examine one criterion, with a progress bar that disappears at the end."""
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task(task, total=expected(criterion, as_set, items))
@@ -166,14 +168,14 @@ def _examined(
 
 
 def _save_diagnosis(diagnosis: Diagnosis, path: Path) -> None:
-    whole = {"verdict": sentence(diagnosis), **TypeAdapter(Diagnosis).dump_python(diagnosis, mode="json")}
-    path.write_bytes(TypeAdapter(dict).dump_json(whole, indent=2) + b"\n")
+    data = {"verdict": sentence(diagnosis), **TypeAdapter(Diagnosis).dump_python(diagnosis, mode="json")}
+    path.write_bytes(TypeAdapter(dict).dump_json(data, indent=2) + b"\n")
 
 
 def _save_merged(
     diagnosis: Diagnosis, policy: dict[str, Any], chosen: RainSettings, source: Path, path: Path
 ) -> list[str]:
-    """Write the whole policy with what was fitted; return what is said of it."""
+    """Write the settings file with the fit merged in; return the lines that report it."""
     fitted = usable(diagnosis, chosen.evaluation)
     data = merged(policy, chosen, diagnosis, fitted)
     after = RainSettings.from_data(data)
@@ -182,7 +184,7 @@ def _save_merged(
     changed = changes(chosen, after) or ["nothing"]
     keys = [model.api_key for model in (chosen.model, chosen.evaluation.judge) if model is not None]
     return [
-        f"{path} is the whole of {source}, without its comments. What is different:",
+        f"{path} contains all of {source}, without its comments. What is different:",
         *(f"  {line}" for line in changed),
         *(line for line in lines if line.endswith("left as it was")),
         *(["The API key is left out: set RAIN_LLM_API_KEY, or add it."] if any(keys) else []),

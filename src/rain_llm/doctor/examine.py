@@ -1,7 +1,7 @@
-"""The examination: asks a judge about labelled answers in every style, ranks, fits and reports.
+"""Examine a judge: ask it about labelled answers in every style, rank the styles, and fit the best.
 
-The answers are split by pairs. One half ranks the styles and fits calibration and threshold; what is
-reported of the recommended style comes from the other half, which nothing was fitted to.
+The answers are split by pairs. One half is used to rank the styles and to fit calibration and threshold. The
+results of the recommended style are measured on the other half, which was not used for fitting.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ def examine(
     seed: int,
     tell: Callable[[int], None] = lambda judged: None,
 ) -> Examination:
-    """Ask the judge about every item in every style.
+    """Examine how well a judge judges one criterion.
 
     Args:
-        judge: who is examined.
-        criterion: what the items are labelled for.
-        as_set: how it would be asked without an examination.
-        items: see :mod:`rain_llm.doctor.items`.
-        seed: of the split and of the intervals.
-        tell: hears now and then how many more answers have been judged; each style counts.
+        judge: the judge.
+        criterion: the criterion that the items are labelled for.
+        as_set: the current evaluation settings.
+        items: labelled answers; see :mod:`rain_llm.doctor.items`.
+        seed: seed of the split and of the intervals.
+        tell: called with the number of answers judged since the last call, counted in each style.
 
     Raises:
-        PromptError: an item does not fit into the judge's context, or lacks one that is needed.
-        ModelNotSupportedError: the judge cannot be asked as the settings say.
+        PromptError: an item exceeds the judge's context length, or has no context and needs one.
+        ModelNotSupportedError: the judge does not support the question style of the settings.
     """
     if as_set.chat_template and not shows_chats(judge):
         as_set = as_set.model_copy(update={"chat_template": False})
@@ -70,22 +70,22 @@ def examine(
     interview = Interview(judge)
     interview.check(candidates, items)
     fitting, reporting = split(items, seed)
-    complete, whole = ([item for item in half if not item.cut] for half in (fitting, reporting))
-    judged = [*whole, *(item for item in reporting if item.cut), *(item.halved() for item in whole)]
-    judged.sort(key=lambda item: item.pair)  # what begins alike is asked together
+    to_fit, complete = ([item for item in half if not item.cut] for half in (fitting, reporting))
+    judged = [*complete, *(item for item in reporting if item.cut), *(item.halved() for item in complete)]
+    judged.sort(key=lambda item: item.pair)  # items with a common prefix are asked together
 
-    heard = interview.evidence(candidates, complete, tell)
+    to_rank = interview.evidence(candidates, to_fit, tell)
     blank = interview.on_nothing(candidates, any(item.dialogue for item in items))
     ranking = sorted(
-        (_ranked(style, heard[style.name], complete, blank[style.name], seed) for style in candidates),
+        (_ranked(style, to_rank[style.name], to_fit, blank[style.name], seed) for style in candidates),
         key=lambda ranked: -ranked.measures.auc.value,
     )
     best = _recommended(ranking, candidates[0])
     finalists = list({style.name: style for style in (best, candidates[0])}.values())
-    told = interview.evidence(finalists, judged, tell)
+    evidence = interview.evidence(finalists, judged, tell)
     current = as_set.model_copy(update={"criteria": (criterion,), "actions": ()})
     held = {
-        style.name: _held(style, heard[style.name], complete, told[style.name], judged, seed)
+        style.name: _held(style, to_rank[style.name], to_fit, evidence[style.name], judged, seed)
         for style in finalists
     }
     return Examination(
@@ -94,19 +94,19 @@ def examine(
         tuple(refused),
         held[best.name],
         held[candidates[0].name],
-        _passing(interview.passed(current, whole), _good(whole)),
+        _passing(interview.passed(current, complete), _good(complete)),
         held[best.name].trust,
         interview.model_tokens,
     )
 
 
 def expected(criterion: Criterion, as_set: EvaluationSettings, items: Sequence[Item]) -> int:
-    """Return about how many answers an examination judges, as ``tell`` counts them."""
+    """Estimate how many answers an examination judges, as counted by ``tell``."""
     return (len(styles(criterion, as_set)) + 3) * len(items) // 2
 
 
 def split(items: Sequence[Item], seed: int) -> tuple[list[Item], list[Item]]:
-    """Deal the pairs to two halves, those with the same labels by turns.
+    """Split the items into two halves by pairs, alternating among pairs with the same labels.
 
     Raises:
         SettingsError: a half would have no good or no bad complete answers.
@@ -119,7 +119,7 @@ def split(items: Sequence[Item], seed: int) -> tuple[list[Item], list[Item]]:
         alike.setdefault(tuple(sorted(item.good for item in pair if not item.cut)), []).append(pair)
     rng = np.random.default_rng(seed)
     halves: tuple[list[Item], list[Item]] = ([], [])
-    turn = 0  # goes on from kind to kind, so that odd ones out do not gather in one half
+    turn = 0  # continues over all kinds, so that the halves of odd kinds balance
     for kind in sorted(alike):
         for place in rng.permutation(len(alike[kind])):
             halves[turn % 2].extend(alike[kind][place])
@@ -127,8 +127,8 @@ def split(items: Sequence[Item], seed: int) -> tuple[list[Item], list[Item]]:
     for half in halves:
         if {item.good for item in half if not item.cut} != {True, False}:
             raise SettingsError(
-                f"the labelled answers come in {len(pairs)} pairs that cannot be halved into two sets with "
-                "good and bad answers: let only answers that belong together share a 'pair'"
+                f"the labelled answers are {len(pairs)} pairs that cannot be halved into two sets with good "
+                "and bad answers: use the same 'pair' only for answers to the same query"
             )
     return halves
 
@@ -137,53 +137,53 @@ def split(items: Sequence[Item], seed: int) -> tuple[list[Item], list[Item]]:
 
 
 def _ranked(
-    style: Style, heard: Sequence[Evidence], items: Sequence[Item], label_bias: float, seed: int
+    style: Style, evidence: Sequence[Evidence], items: Sequence[Item], label_bias: float, seed: int
 ) -> Ranked:
     bias = None
     if style.criterion.style == "choice":
-        as_is, swapped = np.array(heard).T
+        as_is, swapped = np.array(evidence).T
         bias = position_bias(as_is, swapped)
-    return Ranked(style, _measures(heard, items, seed), label_bias, bias)
+    return Ranked(style, _measures(evidence, items, seed), label_bias, bias)
 
 
 def _recommended(ranking: Sequence[Ranked], as_set: Style) -> Style:
-    """Return the best style; that of the settings where it is within a standard error of the best.
+    """Return the best style, or that of the settings if it is within a standard error of the best.
 
-    Half of the answers cannot tell a dozen styles apart, and a change should have a reason.
+    Half of the answers are too few to distinguish a dozen styles, and a change should have a reason.
     """
     best = ranking[0]
     current = next(ranked for ranked in ranking if ranked.style == as_set)
     interval = best.measures.auc
-    error = (interval.high - interval.low) / 4  # 95 % are four standard errors, about
+    error = (interval.high - interval.low) / 4  # a 95 % interval is about four standard errors wide
     return as_set if current.measures.auc.value >= interval.value - error else best.style
 
 
 def _held(
     style: Style,
-    heard: Sequence[Evidence],
+    fitting_evidence: Sequence[Evidence],
     fitted_to: Sequence[Item],
-    told: Sequence[Evidence],
+    evidence: Sequence[Evidence],
     items: Sequence[Item],
     seed: int,
 ) -> Held:
-    fitted = fit(_log_odds(heard), _good(fitted_to))
-    whole, cut = (
-        [(evidence, item) for evidence, item in zip(told, items, strict=True) if item.cut == cut]
+    fitted = fit(_log_odds(fitting_evidence), _good(fitted_to))
+    uncut, cut = (
+        [(found, item) for found, item in zip(evidence, items, strict=True) if item.cut == cut]
         for cut in (False, True)
     )
-    complete, halved = (_measures([e for e, _ in part], [i for _, i in part], seed) for part in (whole, cut))
+    complete, halved = (_measures([e for e, _ in part], [i for _, i in part], seed) for part in (uncut, cut))
     if fitted is None:
         return Held(style, complete, halved, None, None, (), None)
-    good = _good([item for _, item in whole])
-    probability = fitted.probability(_log_odds([evidence for evidence, _ in whole]))
+    good = _good([item for _, item in uncut])
+    probability = fitted.probability(_log_odds([found for found, _ in uncut]))
     bins = curve(probability, good)
     passing = _passing(probability > fitted.threshold, good)
     return Held(style, complete, halved, fitted, passing, bins, calibration_error(bins))
 
 
-def _measures(heard: Sequence[Evidence], items: Sequence[Item], seed: int) -> Measures:
-    good, hard = _good(items), np.array([votes(evidence) for evidence in heard])
-    interval = auc_interval(_log_odds(heard), good, _groups(items), seed)
+def _measures(evidence: Sequence[Evidence], items: Sequence[Item], seed: int) -> Measures:
+    good, hard = _good(items), np.array([votes(found) for found in evidence])
+    interval = auc_interval(_log_odds(evidence), good, _groups(items), seed)
     return Measures(len(items), interval, hard_accuracy(hard, good), ties(hard))
 
 
@@ -191,8 +191,8 @@ def _passing(passed: Labels, good: Labels) -> Passing:
     return Passing(float(passed[good].mean()), float(passed[~good].mean()))
 
 
-def _log_odds(heard: Sequence[Evidence]) -> Floats:
-    return np.array([log_odds(evidence) for evidence in heard])
+def _log_odds(evidence: Sequence[Evidence]) -> Floats:
+    return np.array([log_odds(found) for found in evidence])
 
 
 def _good(items: Sequence[Item]) -> Labels:

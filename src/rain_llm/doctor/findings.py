@@ -1,4 +1,4 @@
-"""What an examination finds: data, and what it allows to say."""
+"""Result types of an examination, and how results are rated."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from rain_llm.doctor.styles import Style
 from rain_llm.settings import ModelSettings
 
 TRUSTED = 0.6
-"""The least lower end of the AUC's interval that a judgement is trusted for."""
+"""A criterion is trusted if the lower end of its AUC interval is above this."""
 
 CHANCE = 0.5
+"""AUC of a judge that guesses."""
 
 USEFUL = 0.75
-"""An interval that holds chance and this too tells nothing: it takes more answers."""
+"""An AUC interval that contains both chance and this value is inconclusive: more answers are needed."""
 
 
 class Trust(StrEnum):
-    """Whether a criterion can be judged, by the interval of the AUC on answers not fitted to."""
+    """Whether a criterion can be judged, by the AUC interval on answers not used for fitting."""
 
-    YES = "yes"  # all of it above TRUSTED
-    WEAK = "weak"  # all of it above chance
-    NO = "no"  # chance is within, and nothing useful
-    UNKNOWN = "unknown"  # both are within
-    INVERTED = "inverted"  # all of it below chance
+    YES = "yes"  # the interval is above TRUSTED
+    WEAK = "weak"  # the interval is above chance
+    NO = "no"  # the interval contains chance and is below USEFUL
+    UNKNOWN = "unknown"  # the interval contains both
+    INVERTED = "inverted"  # the interval is below chance
 
 
 SAID = {
@@ -36,17 +37,17 @@ SAID = {
     Trust.UNKNOWN: "can't be told: too few answers",
     Trust.INVERTED: "is judged the wrong way round",
 }
-"""What is said of a criterion."""
+"""The words for each rating in reports."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """What a style's answers are worth.
+    """Statistics of a question style.
 
     Attributes:
-        answers: how many were judged.
-        auc: chance that a good answer has higher log-odds than a bad one.
-        hard: share of right hard votes; a tie is half right.
+        answers: number of judged answers.
+        auc: probability that a good answer has higher log-odds than a bad one.
+        hard: share of correct hard votes; a tie counts half.
         ties: share of hard votes that are ties.
     """
 
@@ -57,7 +58,7 @@ class Measures:
 
     @property
     def trust(self) -> Trust:
-        """Say what the interval allows to say."""
+        """Return the rating that the AUC interval supports."""
         if self.auc.low > CHANCE:
             return Trust.YES if self.auc.low > TRUSTED else Trust.WEAK
         if self.auc.high < CHANCE:
@@ -67,7 +68,7 @@ class Measures:
 
 @dataclass(frozen=True, slots=True)
 class Passing:
-    """Shares of the good and of the bad answers that pass."""
+    """The shares of good and of bad answers that pass."""
 
     good: float
     bad: float
@@ -75,11 +76,13 @@ class Passing:
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """A style on the fitting half, complete answers.
+    """A style's results on the complete answers of the fitting half.
 
     Attributes:
-        label_bias: mean log-odds of texts that say nothing, nats.
-        position_bias: mean preference for the letter A, nats; None where there are no letters.
+        style: the question style.
+        measures: its statistics.
+        label_bias: mean log-odds of texts without content, nats.
+        position_bias: mean preference for the letter A, nats; None for styles without letters.
     """
 
     style: Style
@@ -90,13 +93,16 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A style on the other half.
+    """A style's results on the reporting half.
 
     Attributes:
-        complete, cut: complete answers, and answers that were cut off.
-        fit: from the fitting half; None where higher log-odds did not mean better answers there.
-        passing: with the fit, complete answers.
-        curve: with the fit, complete answers. calibration_error: mean distance of it from the truth.
+        style: the question style.
+        complete: statistics of complete answers.
+        cut: statistics of answers that were cut off.
+        fit: the fit from the other half; None if higher log-odds did not mean better answers there.
+        passing: shares of complete answers that pass with the fit.
+        curve: calibration curve of complete answers with the fit.
+        calibration_error: mean difference between predicted and observed shares.
     """
 
     style: Style
@@ -109,22 +115,24 @@ class Held:
 
     @property
     def trust(self) -> Trust:
-        """Whether it can be trusted on complete answers; what could not be fitted cannot."""
+        """Return the rating on complete answers; without a fit, at most NO."""
         trust = self.complete.trust
         return Trust.NO if self.fit is None and trust in (Trust.YES, Trust.WEAK) else trust
 
 
 @dataclass(frozen=True, slots=True)
 class Examination:
-    """What was found about one criterion.
+    """The results for one criterion.
 
     Attributes:
-        ranking: all styles that the judge can be asked in, best first.
+        criterion: the criterion.
+        ranking: all styles that the judge supports, best first.
         refused: the other styles, with the reason.
-        recommended: the style as it is set, unless another one is better by more than a standard error.
-        as_set: the style as it is set. passing_as_set: with calibration, threshold and mode as set.
-        trust: in the recommended judgement of complete answers.
-        model_tokens: that went through the judge for it.
+        recommended: the style of the settings, unless another one is better by more than a standard error.
+        as_set: the style of the settings.
+        passing_as_set: shares that pass with the calibration, threshold and mode of the settings.
+        trust: the rating of the recommended style on complete answers.
+        model_tokens: tokens that the judge processed.
     """
 
     criterion: Criterion
@@ -139,12 +147,16 @@ class Examination:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What was found about a model.
+    """The results for a model.
 
     Attributes:
-        model: the judge's name. settings: how it is loaded. judges_only: another model writes.
-        data: where the labelled answers come from. seed: of the split and the intervals.
-        seconds: that it took.
+        model: name of the judge.
+        settings: settings of the judge.
+        judges_only: whether another model writes.
+        data: source of the labelled answers.
+        seed: seed of the split and the intervals.
+        examinations: the results for each criterion.
+        seconds: duration.
     """
 
     model: str

@@ -1,4 +1,4 @@
-"""Asks a judge about many items in many styles, with as few questions as can be."""
+"""Ask a judge about many items in many styles, with as few requests as possible."""
 
 from __future__ import annotations
 
@@ -18,17 +18,16 @@ from rain_llm.requests import Score, Scores
 from rain_llm.settings import EvaluationSettings
 from rain_llm.types import TokenIds
 
-_AT_ONCE = 8  # answers whose questions are asked in one round, in all styles
+_AT_ONCE = 8  # items per round, in all styles
 
 
 class Interview:
-    """A judge and what it has answered: no question is asked twice.
+    """A judge with a cache of its replies, so that no question is asked twice.
 
-    Questions that differ in their options alone become one, and the model may read what many of a
-    round begin with once.
+    Questions with the same prefix are merged into one, and common prefixes of a round are computed once.
 
     Attributes:
-        model_tokens: that went through the judge for it.
+        model_tokens: tokens that the judge processed.
     """
 
     def __init__(self, judge: LanguageModel) -> None:
@@ -37,10 +36,10 @@ class Interview:
         self._known: dict[tuple[TokenIds, TokenIds], float] = {}
 
     def check(self, asked: Sequence[Style], items: Sequence[Item]) -> None:
-        """Refuse items that cannot be asked about; the model does not run.
+        """Check that all items can be judged, without running the model.
 
         Raises:
-            PromptError: an item does not fit into the judge's context, or lacks one that is needed.
+            PromptError: an item exceeds the judge's context length, or has no context and needs one.
         """
         for style in asked:
             evaluator = SelfEvaluator(style.settings, self._judge)
@@ -53,7 +52,7 @@ class Interview:
     def evidence(
         self, asked: Sequence[Style], items: Sequence[Item], tell: Callable[[int], None]
     ) -> dict[str, list[Evidence]]:
-        """Return, for each style, the evidence on every item; ``tell`` hears of each portion."""
+        """Return the evidence on every item by style; ``tell`` is called with the progress."""
         evaluators = [SelfEvaluator(style.settings, self._judge) for style in asked]
         found: dict[str, list[Evidence]] = {style.name: [] for style in asked}
         for some in _portions(items):
@@ -66,7 +65,7 @@ class Interview:
         return found
 
     def on_nothing(self, asked: Sequence[Style], dialogue: bool) -> dict[str, float]:
-        """Return, for each style, the mean log-odds of texts that say nothing."""
+        """Return the mean log-odds of texts without content by style."""
         nothing = JudgeInput("", "", dialogue)
         evaluators = [SelfEvaluator(style.settings, self._judge) for style in asked]
         answers = self._answers([e.evidence(nothing, CONTENT_FREE) for e in evaluators])
@@ -76,7 +75,7 @@ class Interview:
         }
 
     def passed(self, settings: EvaluationSettings, items: Sequence[Item]) -> Labels:
-        """Tell which items pass by these settings."""
+        """Return which items pass with these settings."""
         evaluator = SelfEvaluator(settings, self._judge)
         verdicts = [
             verdict
@@ -86,7 +85,7 @@ class Interview:
         return np.array([verdict.passed for verdict in verdicts])
 
     def _answers(self, askings: Sequence[Asking[Answered]]) -> list[Answered]:
-        """Let each asking have its round answered, all of them in one batch."""
+        """Answer the rounds of all ``askings`` in one batch, and return their results."""
         rounds = [cast("Sequence[Score]", next(asking)) for asking in askings]
         unknown: dict[TokenIds, dict[TokenIds, None]] = {}
         for question in (question for questions in rounds for question in questions):
@@ -107,7 +106,7 @@ class Interview:
             )
         except StopIteration as done:
             return cast("Answered", done.value)
-        raise AssertionError("a judgement asks one round")
+        raise AssertionError("a judgement has only one round of questions")
 
 
 def _portions(items: Sequence[Item]) -> Iterator[Sequence[Item]]:

@@ -1,6 +1,6 @@
-"""Labelled answers: the project's own small sets, and the user's own file, which is better.
+"""Labelled answers: the small sets that are included, or (better) the user's own file.
 
-One JSON object a line, in one of two shapes::
+Each line is a JSON object in one of two forms::
 
     {"query": "The film was", "answer": " a delight.", "good": true, "pair": "film-1"}
     {"text": "The film was a delight.", "label": "positive"}
@@ -22,25 +22,25 @@ from rain_llm.judging.questions import JudgeInput
 from rain_llm.settings import explain
 
 LEAST = 8
-"""Good answers, and bad ones, that an examination needs: half of them fit, half report."""
+"""Minimum number of good and of bad answers: half of them are for fitting, half for reporting."""
 
 _LABELS = {"positive": True, "good": True, "true": True, "1": True}
 _LABELS |= {"negative": False, "bad": False, "false": False, "0": False}
 
 
 class Item(BaseModel):
-    """One answer that somebody has labelled."""
+    """One labelled answer."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", coerce_numbers_to_str=True)
 
     id: str
     query: str = Field(default="", description="The prompt, or the user's turn.")
     answer: str = Field(min_length=1)
-    context: str = Field(default="", description="The passages that the answer is to keep to.")
-    dialogue: bool = Field(default=False, description="The answer replies to the query.")
-    good: bool = Field(description="It meets the criterion.")
-    pair: str = Field(description="Items alike, such as a good and a bad answer to one query, share it.")
-    cut: bool = Field(default=False, description="The answer is cut off.")
+    context: str = Field(default="", description="The passages that the answer must be supported by.")
+    dialogue: bool = Field(default=False, description="Whether the answer is a reply to the query.")
+    good: bool = Field(description="Whether the answer meets the criterion.")
+    pair: str = Field(description="Shared by similar items, such as good and bad answers to one query.")
+    cut: bool = Field(default=False, description="Whether the answer is cut off.")
 
     @model_validator(mode="before")
     @classmethod
@@ -65,17 +65,17 @@ class Item(BaseModel):
 
     @property
     def subject(self) -> JudgeInput:
-        """What is answered, as the judge sees it."""
+        """Return the query and the context for the judge."""
         return JudgeInput(self.query, self.context, self.dialogue)
 
     @property
     def said(self) -> str:
-        """The answer as it follows the query: a continuation begins with white space."""
+        """Return the answer as it follows the query: a continuation begins with white space."""
         glued = self.query and not self.dialogue and self.answer[0].isalnum()
         return f" {self.answer}" if glued and not self.query[-1].isspace() else self.answer
 
     def halved(self) -> Item:
-        """Cut the answer off after half of its words (at least one)."""
+        """Return the item with the answer cut off after half of its words (at least one)."""
         words = self.said.split(" ")
         first = next(i for i, word in enumerate(words) if word)
         kept = " ".join(words[: first + max(1, (len(words) - first) // 2)])
@@ -83,7 +83,7 @@ class Item(BaseModel):
 
 
 def shipped(criterion: str) -> list[Item]:
-    """Return the project's own items for a built-in criterion.
+    """Return the included items for a built-in criterion.
 
     Raises:
         SettingsError: there are none for this criterion.
@@ -91,7 +91,8 @@ def shipped(criterion: str) -> list[Item]:
     file = resources.files("rain_llm.doctor").joinpath("items", f"{criterion}.jsonl")
     if not file.is_file():
         raise SettingsError(
-            f"no labelled answers ship for the criterion '{criterion}': give your own with --data FILE.jsonl"
+            f"no labelled answers are included for the criterion '{criterion}': "
+            "give your own with --data FILE.jsonl"
         )
     return _items(file.read_text(encoding="utf-8"), file.name)
 
@@ -100,8 +101,8 @@ def read(path: Path) -> list[Item]:
     """Read items from a JSONL file.
 
     Raises:
-        SettingsError: the file cannot be read, a line of it cannot be used (it is named), or there
-            are too few good or bad answers.
+        SettingsError: the file cannot be read, a line is invalid (the message names it), or there are too
+            few good or bad answers.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -115,12 +116,12 @@ def _items(text: str, where: str) -> list[Item]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             items.append(_item(line, f"{where}, line {number}", str(number)))
-    whole = [item.good for item in items if not item.cut]
-    good, bad = sum(whole), len(whole) - sum(whole)
+    complete = [item.good for item in items if not item.cut]
+    good, bad = sum(complete), len(complete) - sum(complete)
     if min(good, bad) < LEAST:
         raise SettingsError(
             f"{where} holds {good} good and {bad} bad complete answers: give at least {LEAST} of each, "
-            "for half of them fit and half report"
+            "half for fitting and half for reporting"
         )
     return items
 
@@ -133,7 +134,7 @@ def _item(line: str, where: str, number: str) -> Item:
             data = {"id": name, "pair": name, **data}
         return Item.model_validate(data)
     except json.JSONDecodeError as error:
-        raise SettingsError(f"{where} is no JSON object: {error}") from error
+        raise SettingsError(f"{where} is not a JSON object: {error}") from error
     except ValidationError as error:
         raise SettingsError(
             f'{where}: {explain(error)}; a line is {{"query", "answer", "good"}} or {{"text", "label"}}'

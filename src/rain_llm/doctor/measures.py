@@ -1,7 +1,7 @@
-"""What scores are worth against labels: numpy alone, no model, no text.
+"""Statistics of scores against labels: AUC, accuracy, calibration (numpy only).
 
-``scores`` are numbers, higher for better answers; ``good`` are their labels; ``groups`` number the
-pairs, which a resampling draws whole, since the answers of a pair are alike.
+``scores`` are numbers, higher for better answers. ``good`` are their labels. ``groups`` are the numbers of
+their pairs: the bootstrap resamples pairs, because the answers of a pair are similar.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Floats: TypeAlias = NDArray[np.float64]
 Labels: TypeAlias = NDArray[np.bool_]
 Groups: TypeAlias = NDArray[np.int64]
 
-_Z = 1.959964  # 95 % of a normal distribution lie within
+_Z = 1.959964  # 97.5 % quantile of the normal distribution
 _RESAMPLES = 2000
 
 
@@ -32,7 +32,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """One stretch of a calibration curve: ``n`` answers, what was said of them, what was so."""
+    """One bin of a calibration curve: ``n`` answers, the mean probability, and the share of good ones."""
 
     n: int
     said: float
@@ -41,13 +41,14 @@ class Bin:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """``sigmoid((log-odds - center) / scale)`` is the probability that an answer is good.
+    """A calibration: ``sigmoid((log-odds - center) / scale)`` is the probability that an answer is good.
 
     Attributes:
-        center: nats. scale: nats, > 0.
-        threshold: the probability above which an answer passes, in [0, 1): of all, the one with the
-            largest balanced accuracy; of several, the one nearest to one half.
-        clear: the probability that half of the good answers exceed, in (0, 1).
+        center: in nats.
+        scale: in nats, > 0.
+        threshold: the probability above which an answer passes, in [0, 1): the one with the largest balanced
+            accuracy; of several, the one nearest to 0.5.
+        clear: the median probability of the good answers, in (0, 1).
     """
 
     center: float
@@ -61,16 +62,15 @@ class Fit:
 
 
 def auc(scores: Floats, good: Labels) -> float:
-    """Return the chance that a good answer scores above a bad one; a tie counts half."""
+    """Return the probability that a good answer scores above a bad one; a tie counts half."""
     return float(_wins(scores, good).mean())
 
 
 def auc_interval(scores: Floats, good: Labels, groups: Groups, seed: int) -> Interval:
     """Return the AUC and its 95 % interval.
 
-    Each end is the outer one of two methods: a percentile bootstrap over whole pairs, and Newcombe's
-    interval (Statistics in Medicine 25, 2006, method 5), which does not shrink to nothing where a
-    small sample holds no mistake.
+    Each end is the outer one of two methods: a percentile bootstrap over pairs, and Newcombe's interval
+    (Statistics in Medicine 25, 2006, method 5), which keeps a width if a small sample has no error.
     """
     value = auc(scores, good)
     rng = np.random.default_rng(seed)
@@ -87,46 +87,46 @@ def auc_interval(scores: Floats, good: Labels, groups: Groups, seed: int) -> Int
 
 
 def balanced_accuracy(scores: Floats, good: Labels, threshold: float) -> float:
-    """Return the mean of two shares: of the good above the threshold, of the bad not above it."""
+    """Return the mean of two shares: good answers above the threshold, and bad answers not above it."""
     return float(((scores[good] > threshold).mean() + (scores[~good] <= threshold).mean()) / 2)
 
 
 def hard_accuracy(votes: Floats, good: Labels) -> float:
-    """Return the share of right votes (in [0, 1], above one half for good); a tie is half right."""
+    """Return the share of correct votes (in [0, 1], above 0.5 means good); a tie counts half."""
     return float(np.where(good, np.sign(votes - 0.5), -np.sign(votes - 0.5)).mean() / 2 + 0.5)
 
 
 def ties(votes: Floats) -> float:
-    """Return the share of votes that say nothing: exactly one half."""
+    """Return the share of votes that are ties (exactly 0.5)."""
     return float((votes == 0.5).mean())
 
 
 def position_bias(as_is: Floats, swapped: Floats) -> float:
-    """Return the mean preference for the first letter whatever stands there, nats.
+    """Return the mean preference for the first letter, whatever its option is, in nats.
 
-    Both are the evidence for good of a choice question, in which good stands first as it is, and
-    second when swapped: what the two orders agree on is judgement, their difference is the letter's.
+    Both arguments are the evidence for good in a choice question: with the good option first, and with the
+    options swapped. The preference for a letter is half of their difference.
     """
     return float((as_is - swapped).mean() / 2)
 
 
 def curve(probability: Floats, good: Labels, bins: int = 5) -> tuple[Bin, ...]:
-    """Cut the answers, ordered by what was said of them, into bins of equal size."""
+    """Return the calibration curve: answers ordered by probability, in bins of equal size."""
     order = np.argsort(probability, kind="stable")
     parts = np.array_split(order, min(bins, len(order)))
     return tuple(Bin(len(p), float(probability[p].mean()), float(good[p].mean())) for p in parts)
 
 
 def calibration_error(bins: Sequence[Bin]) -> float:
-    """Return the mean distance between what was said and what was (expected calibration error)."""
+    """Return the mean difference between predicted and observed shares (expected calibration error)."""
     return sum(b.n * abs(b.said - b.was) for b in bins) / sum(b.n for b in bins)
 
 
 def fit(log_odds: Floats, good: Labels) -> Fit | None:
     """Fit center, scale and threshold; None if higher log-odds do not mean better answers.
 
-    Platt's logistic fit (1999): by maximum likelihood of targets a little inside of 0 and 1, so that
-    answers without a mistake among them do not call for an infinitely steep curve.
+    This is Platt's logistic fit (1999): maximum likelihood with targets slightly inside of 0 and 1, so that
+    perfectly separated answers do not lead to an infinitely steep curve.
     """
     spread = float(log_odds.std())
     if spread == 0:
@@ -135,7 +135,7 @@ def fit(log_odds: Floats, good: Labels) -> Fit | None:
     target = np.where(good, (good.sum() + 1) / (good.sum() + 2), 1 / ((~good).sum() + 2))
     design = np.stack([x, np.ones_like(x)], 1)
     weights = np.zeros(2)
-    for _ in range(100):  # Newton's steps, halved until they lead downhill
+    for _ in range(100):  # Newton steps, halved until the loss decreases
         chance = _sigmoid(design @ weights)
         gradient = design.T @ (chance - target)
         hessian = (design * (chance * (1 - chance))[:, None]).T @ design + 1e-9 * np.eye(2)
@@ -169,7 +169,7 @@ def _wins(scores: Floats, good: Labels) -> Floats:
 
 
 def _newcombe(value: float, good: int, bad: int) -> tuple[float, float]:
-    """Return the values whose own 95 % range reaches ``value``, by bisection."""
+    """Return Newcombe's 95 % interval: the AUCs whose own 95 % range contains ``value``, by bisection."""
 
     def reaches(assumed: float) -> bool:
         more = (good + bad) / 2 - 1

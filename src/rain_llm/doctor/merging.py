@@ -1,4 +1,4 @@
-"""A policy with what was fitted merged in: all that its file says stays, but for what is listed."""
+"""Merge fitted settings into an existing settings file; all other settings stay as they are."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _PLACES = ("criteria", "actions")
 def merged(
     policy: Mapping[str, Any], settings: RainSettings, diagnosis: Diagnosis, fitted: Mapping[str, Held]
 ) -> dict[str, Any]:
-    """Return what a settings file is to say: what it says, with the fit merged in and without keys.
+    """Return the content of a settings file with the fit merged in, and without API keys.
 
     Args:
-        policy: what the file says, as it stands there.
-        settings: what was made of it.
-        diagnosis: what was found.
+        policy: the content of the file.
+        settings: the settings created from it.
+        diagnosis: the results.
         fitted: see :func:`usable`.
     """
     data: dict[str, Any] = copy.deepcopy(dict(policy))
@@ -57,10 +57,10 @@ def merged(
 
 
 def usable(diagnosis: Diagnosis, evaluation: EvaluationSettings) -> dict[str, Held]:
-    """Return the fit of each criterion that can be used, by its name.
+    """Return the usable fit of each criterion, by the criterion's name.
 
-    Chat template and worked examples are shared by all criteria. They change only where all criteria of
-    the policy were fitted in the same way; else each keeps the way in which it is asked.
+    All criteria share the chat template and the worked examples. These change only if all criteria of the
+    file were fitted with the same ones; otherwise each criterion keeps its current style.
     """
     best = {e.criterion.name: e.recommended for e in diagnosis.examinations if _usable(e.recommended)}
     names = {criterion.name for criterion in (*evaluation.criteria, *evaluation.actions)}
@@ -76,7 +76,7 @@ def usable(diagnosis: Diagnosis, evaluation: EvaluationSettings) -> dict[str, He
 
 
 def text_of(data: Mapping[str, Any], diagnosis: Diagnosis, lines: Sequence[str], as_json: bool) -> str:
-    """Write settings as a file; in YAML, with what was found about each criterion."""
+    """Return the text of a settings file; YAML has comments with the result for each criterion."""
     if as_json:
         return json.dumps(data, indent=2) + "\n"
     model, source = (" ".join(name.split()) for name in (diagnosis.model, diagnosis.data))  # on one line
@@ -86,7 +86,7 @@ def text_of(data: Mapping[str, Any], diagnosis: Diagnosis, lines: Sequence[str],
 
 
 def found(diagnosis: Diagnosis, fitted: Collection[str]) -> list[str]:
-    """Say of each criterion whether it can be judged; one that was not fitted keeps its numbers."""
+    """Return a line for each criterion: whether it can be judged, and whether it was left as it was."""
     lines = []
     for examination in diagnosis.examinations:
         name, auc = examination.criterion.name, examination.recommended.complete.auc
@@ -99,7 +99,7 @@ def found(diagnosis: Diagnosis, fitted: Collection[str]) -> list[str]:
 
 
 def changes(before: RainSettings, after: RainSettings) -> list[str]:
-    """List what differs: field, old and new value."""
+    """Return a line for each difference: field, old and new value."""
     old, new = (dict(_flat(settings.model_dump(mode="json"))) for settings in (before, after))
     names = dict.fromkeys([*old, *new])
     return [
@@ -114,7 +114,7 @@ def _usable(held: Held) -> bool:
 
 
 def _entries(written: Any, criteria: Sequence[Criterion]) -> list[Any]:
-    """Return the entries of a list as the file has them; where it has none, those of its preset."""
+    """Return the entries of a list in the file; if it has none, those of its preset."""
     if written is None:
         return [_entry(criterion) for criterion in criteria]
     return list(written) if isinstance(written, list) else [written]
@@ -127,18 +127,18 @@ def _entry(criterion: Criterion) -> Any:
 
 
 def _fitted(entry: Any, criterion: Criterion, evaluation: EvaluationSettings, held: Held | None) -> Any:
-    """Return an entry with what was fitted, and with the way of asking where that is another."""
+    """Return an entry with the fitted numbers, and with the fields of the style that change."""
     if held is None:
         return entry
-    asked = held.style.criterion.model_dump(mode="json")
-    was = {**criterion.model_dump(mode="json"), "style": criterion.style or evaluation.style}
-    different = {name: asked[name] for name in _ASKED if asked[name] != was[name]}
+    new = held.style.criterion.model_dump(mode="json")
+    old = {**criterion.model_dump(mode="json"), "style": criterion.style or evaluation.style}
+    different = {name: new[name] for name in _ASKED if new[name] != old[name]}
     base = {"extends": entry} if isinstance(entry, str) else dict(entry)
     return {**base, **different, **fitted_numbers(held)}
 
 
 def _name_the_model(data: dict[str, Any], settings: RainSettings, diagnosis: Diagnosis) -> None:
-    """Name the model that was examined, where it is another than the file's."""
+    """Set the name of the examined model, if it differs from that in the file."""
     own = settings.evaluation.judge or settings.model
     if diagnosis.settings.name == own.name:
         return
@@ -150,14 +150,14 @@ def _name_the_model(data: dict[str, Any], settings: RainSettings, diagnosis: Dia
 
 
 def _without_keys(data: Any) -> Any:
-    """Leave out the keys of servers."""
+    """Remove the API keys of servers."""
     if isinstance(data, dict):
         return {name: _without_keys(value) for name, value in data.items() if name != "api_key"}
     return [_without_keys(item) for item in data] if isinstance(data, list) else data
 
 
 def _flat(data: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield each value with its place; criteria are placed by their names."""
+    """Yield each value with its dotted path, which contains criteria by name."""
     if isinstance(data, dict):
         for name, value in data.items():
             yield from _flat(value, f"{place}.{name}" if place else name)
@@ -174,8 +174,8 @@ def _short(value: Any) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what aliases stand for."""
+    """YAML dumper that does not use aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Return that nothing becomes an alias."""
+        """Return True: write every value in full."""
         return True

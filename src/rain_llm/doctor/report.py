@@ -1,4 +1,4 @@
-"""What the doctor says: a page for each criterion, and one sentence in the end."""
+"""Terminal report of an examination: a page for each criterion, and a summary in one sentence."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _PARTS = {
     Trust.NO: "can't judge {}",
     Trust.INVERTED: "judges {} the wrong way round",
 }
-_WITH_BARS = 97  # columns that a page with bars needs
-_BAR = 21  # characters from AUC 0 to AUC 1; odd, so that chance has one of its own
+_WITH_BARS = 97  # minimum screen width for bars
+_BAR = 21  # characters from AUC 0 to AUC 1; odd, so that chance is in the middle
 
 
 def sentence(diagnosis: Diagnosis) -> str:
-    """Say in one sentence what the model can judge."""
+    """Summarise in one sentence what the model can judge."""
     names = {trust: [e.criterion.name for e in diagnosis.examinations if e.trust is trust] for trust in Trust}
     parts = [
-        said.format(_listed(names[trust], "or" if trust is Trust.NO else "and"))
-        for trust, said in _PARTS.items()
+        phrase.format(_listed(names[trust], "or" if trust is Trust.NO else "and"))
+        for trust, phrase in _PARTS.items()
         if names[trust]
     ]
     if not names[Trust.UNKNOWN]:
@@ -53,7 +53,7 @@ def sentence(diagnosis: Diagnosis) -> str:
 
 
 def title(model: str, source: str, seed: int) -> Group:
-    """Say who is examined on what, and what the columns are."""
+    """Return the title: the model, the answers, and the meaning of the columns."""
     head = Text.assemble(("rain doctor", "bold cyan"), f": can {model} judge?")
     legend = (
         f"{source}: one half ranks and fits, the other reports; seed {seed}\n\n"
@@ -66,14 +66,14 @@ def title(model: str, source: str, seed: int) -> Group:
 
 
 def page(examination: Examination, width: int) -> Group:
-    """Show everything that was found about a criterion, on so many columns."""
+    """Return the page with all results for a criterion; ``width`` is that of the screen."""
     title = Text(f"\n{examination.criterion.name} ", "bold")
     title.append(SAID[examination.trust], f"bold {_COLOURS[examination.trust]}")
     return Group(title, Text(), Fitted(_measured(examination, width >= _WITH_BARS)), _fitted(examination))
 
 
 def summary(diagnosis: Diagnosis) -> Group:
-    """Show all criteria in a table, and the sentence."""
+    """Return the table of all criteria, the summary sentence and advice."""
     table = _table("verdict", 20, "complete answers", "cut off", "asked as")
     for examination in diagnosis.examinations:
         held = examination.recommended
@@ -88,7 +88,7 @@ def summary(diagnosis: Diagnosis) -> Group:
 
 
 def _measured(examination: Examination, bars: bool) -> Table:
-    """Rank the styles, as one half saw them; then what the other half says of those that matter."""
+    """Return the styles ranked on one half, and the recommended and current styles on the other half."""
     table = _table("ranked on one half", 25, "AUC", *[""] * bars, "hard", "ties", "empty", "A first")
     for ranked in examination.ranking:
         style = ranked.style
@@ -124,8 +124,8 @@ def _fitted(examination: Examination) -> Text:
     if held.fit is None or held.passing is None:
         return Text("\n   Nothing fitted: higher scores did not mean better answers.", "red")
     now = examination.passing_as_set
-    said = "  ".join(f"{b.said:.2f}" for b in held.curve)
-    was = "  ".join(f"{b.was:.2f}" for b in held.curve)
+    predicted = "  ".join(f"{b.said:.2f}" for b in held.curve)
+    observed = "  ".join(f"{b.was:.2f}" for b in held.curve)
     return Text.assemble(
         ("\n   fitted       ", "dim"),
         f"center {held.fit.center:+.2f}, scale {held.fit.scale:.2f} nats; "
@@ -134,9 +134,9 @@ def _fitted(examination: Examination) -> Text:
         f"{_share(held.passing.good)} of the good, {_share(held.passing.bad)} of the bad",
         (f"   as set: {_share(now.good)} and {_share(now.bad)}\n", "dim"),
         ("   probability  ", "dim"),
-        f"said {said}\n",
+        f"said {predicted}\n",
         ("                ", "dim"),
-        f"was  {was}   off by {held.calibration_error:.2f} on average",
+        f"was  {observed}   off by {held.calibration_error:.2f} on average",
     )
 
 
@@ -167,7 +167,7 @@ def _interval(auc: Interval, trust: Trust) -> Text:
 
 
 def _bar(auc: Interval, trust: Trust) -> Text:
-    """Draw an interval between 0 and 1, with chance in the middle."""
+    """Draw an AUC interval between 0 and 1, with chance in the middle."""
     low, value, high = (round(end * (_BAR - 1)) for end in (auc.low, auc.value, auc.high))
     shown = Text()
     for place in range(_BAR):

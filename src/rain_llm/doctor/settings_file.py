@@ -1,4 +1,4 @@
-"""What was fitted, as a settings file that ``RainSettings.from_file`` loads."""
+"""Write the fitted settings to a file that ``RainSettings.from_file`` loads."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from rain_llm.doctor.findings import SAID, Diagnosis, Examination, Held, Trust
 
 
 def settings_file(diagnosis: Diagnosis, named: Sequence[str], actions: Collection[str]) -> str:
-    """Write YAML with what was fitted, for ``RainSettings.from_file``.
+    """Return a YAML settings file with the fitted settings.
 
-    It holds the criteria that can be judged, weakly or better, and says in a comment why the others
-    are left out. Each is written with its own style; chat template and worked examples are shared by
-    the file, which takes those of most criteria and leaves out what is asked otherwise.
+    It contains the criteria that can be judged at least weakly; comments explain why others are left out.
+    Each criterion has its own style. All share the chat template and the worked examples: the file has those
+    of most criteria, and leaves out criteria that need others.
 
     Args:
-        diagnosis: what was found.
-        named: criteria that were asked for by name: these hold even if they need a context.
-        actions: names of criteria that judge calls of tools.
+        diagnosis: the result of the examination.
+        named: criteria that the user selected: these are included even if they need a context.
+        actions: names of criteria that judge tool calls.
     """
     usable = Counter(e.recommended.style.shared for e in diagnosis.examinations if _usable(e))
     shared = usable.most_common(1)[0][0] if usable else None
@@ -37,18 +37,17 @@ def settings_file(diagnosis: Diagnosis, named: Sequence[str], actions: Collectio
         "# AUC: the chance that a good answer scores above a bad one, on answers that nothing was\n"
         "# fitted to, with its 95 % interval; 0.5 is a coin.\n"
     )
-    told = diagnosis.settings.model_dump(mode="json", exclude_defaults=True)
-    loaded = {"name": None, **told}
+    loaded = {"name": None, **diagnosis.settings.model_dump(mode="json", exclude_defaults=True)}
     data: dict[str, Any] = {"evaluation": {"judge": loaded}} if diagnosis.judges_only else {"model": loaded}
     if shared is not None and any(holds for found in entries.values() for _, holds in found):
-        asked = dict(zip(("chat_template", "examples"), shared, strict=True))
-        data["evaluation"] = {**data.get("evaluation", {}), **asked, "mode": "soft"}
+        common = dict(zip(("chat_template", "examples"), shared, strict=True))
+        data["evaluation"] = {**data.get("evaluation", {}), **common, "mode": "soft"}
     lists = (_list(place, found) for place, found in entries.items() if found)
     return head + yaml.safe_dump(data, sort_keys=False) + "".join(lists)
 
 
 def _list(place: str, entries: Sequence[tuple[str, bool]]) -> str:
-    """Write a list of criteria; where all are comments, there is none, and the default holds."""
+    """Return the YAML of a list of criteria; without an active one, only comments: the default applies."""
     text = "".join(text for text, _ in entries)
     if not any(holds for _, holds in entries):
         return text
@@ -62,14 +61,17 @@ def _usable(examination: Examination) -> bool:
 def _entry(
     examination: Examination, shared: tuple[bool, bool] | None, named: Sequence[str]
 ) -> tuple[str, bool]:
-    """Return a criterion's part of the list, and whether it holds or is only a comment."""
+    """Return a criterion's part of the list, and whether it is active (not a comment)."""
     name, held = examination.criterion.name, examination.recommended
     auc = held.complete.auc
-    said = f"# {name} {SAID[examination.trust]}: AUC {auc.value:.2f} [{auc.low:.2f}, {auc.high:.2f}]"
+    result = f"# {name} {SAID[examination.trust]}: AUC {auc.value:.2f} [{auc.low:.2f}, {auc.high:.2f}]"
     if not _usable(examination):
-        return f"{said}; left out.\n", False
+        return f"{result}; left out.\n", False
     if held.style.shared != shared:
-        return f"{said}, but asked\n# otherwise ({held.style.name}): rain doctor --criterion {name}\n", False
+        return (
+            f"{result}, but asked\n# otherwise ({held.style.name}): rain doctor --criterion {name}\n",
+            False,
+        )
     block = yaml.dump(
         [_criterion(held)],
         Dumper=_Dumper,
@@ -80,12 +82,12 @@ def _entry(
     )
     if examination.criterion.needs_context and name not in named:
         needs = "# It needs a context with every answer; take away the '# ' to judge by it:"
-        return f"{said}\n{needs}\n{textwrap.indent(block, '# ')}", False
-    return f"{said}\n{block}", True
+        return f"{result}\n{needs}\n{textwrap.indent(block, '# ')}", False
+    return f"{result}\n{block}", True
 
 
 def _criterion(held: Held) -> dict[str, Any]:
-    """Return a criterion with what its style needs, and what was fitted."""
+    """Return a criterion with the fields that its style needs, and the fitted numbers."""
     criterion = held.style.criterion
     material = {"labels", "frames"} if criterion.style == "labels" else {str(criterion.style)}
     material |= {"examples"} if held.style.settings.examples else set()
@@ -96,22 +98,22 @@ def _criterion(held: Held) -> dict[str, Any]:
 
 
 def fitted_numbers(held: Held) -> dict[str, Any]:
-    """Return threshold, target (where the criterion has one) and calibration, as they were fitted."""
+    """Return the fitted threshold, target (if the criterion has one) and calibration."""
     fitted = held.fit
-    assert fitted is not None  # what can be judged has been fitted
+    assert fitted is not None  # every criterion that can be judged was fitted
     numbers: dict[str, Any] = {"threshold": _rounded(fitted.threshold, below=1)}
-    if held.style.criterion.target is not None:  # as many good answers are above it as below
+    if held.style.criterion.target is not None:  # the median of the good answers
         numbers["target"] = max(numbers["threshold"], _rounded(fitted.clear, below=1))
     return {**numbers, "calibration": {"center": _rounded(fitted.center), "scale": _rounded(fitted.scale)}}
 
 
 def _rounded(value: float, below: float = math.inf) -> float:
-    """Round to digits that matter, however small the value is, and keep it below a bound."""
+    """Round to four significant digits, and keep the value below a bound."""
     return min(float(f"{value:.4g}"), below - 1e-6)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes frames on one line, and short lists too."""
+    """YAML dumper that writes frames and short lists on one line."""
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:

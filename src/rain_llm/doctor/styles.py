@@ -1,8 +1,8 @@
-"""Ways to ask for a criterion: each is the settings of an evaluation, with one criterion.
+"""Question styles to try for a criterion, each as evaluation settings with one criterion.
 
-They differ in the criterion's own style, frames and labels, and in ``chat_template`` and ``examples``,
-which all criteria of a settings file share. Whether soft scores or hard votes are read from a
-question is none of its style: the same answers tell both.
+Styles differ in the criterion's ``style``, ``frames`` and ``labels``, and in ``chat_template`` and
+``examples``, which all criteria of a settings file share. Soft scores and hard votes are not separate styles:
+both are computed from the same replies.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from rain_llm.types import Message
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """A way to ask.
+    """A question style.
 
     Attributes:
-        name: for people, such as "labels, frame 2".
-        settings: soft, with one criterion, which names its style.
+        name: its name in reports, such as "labels, frame 2".
+        settings: evaluation settings in soft mode, with one criterion, whose ``style`` is set.
     """
 
     name: str
@@ -32,23 +32,23 @@ class Style:
 
     @property
     def criterion(self) -> Criterion:
-        """The criterion, with the style, frames and labels of this way."""
+        """Return the criterion with the style, frames and labels of this question style."""
         return self.settings.criteria[0]
 
     @property
     def shared(self) -> tuple[bool, bool]:
-        """What it shares with all criteria of a settings file: chat template, worked examples."""
+        """Return the settings that all criteria of a file share: chat template, worked examples."""
         return self.settings.chat_template, self.settings.examples
 
 
 def styles(criterion: Criterion, as_set: EvaluationSettings) -> list[Style]:
-    """Return the ways to ask for a criterion: first as the settings do, then all that it has material for."""
+    """Return the question styles of a criterion: first that of the settings, then all that it supports."""
     as_is = criterion.model_copy(update={"style": criterion.style or as_set.style})
     own = EvaluationSettings(
         criteria=(as_is,), actions=(), examples=as_set.examples, chat_template=as_set.chat_template
     )
     found: dict[EvaluationSettings, str] = {}
-    chats = as_set.chat_template or "chat_template" not in as_set.model_fields_set  # else they said no
+    chats = as_set.chat_template or "chat_template" not in as_set.model_fields_set  # not disabled explicitly
 
     def add(name: str, changes: dict[str, Any] | None = None, **shared: bool) -> None:
         asked = criterion.model_copy(update={"style": name.partition(",")[0], **(changes or {})})
@@ -76,7 +76,7 @@ def styles(criterion: Criterion, as_set: EvaluationSettings) -> list[Style]:
 
 
 def askable(style: Style, judge: LanguageModel) -> str | None:
-    """Return why a judge cannot be asked this way; None if it can."""
+    """Return why a judge does not support this style; None if it does."""
     try:
         if style.settings.chat_template:
             judge.render_chat([Message("user", "?")])
@@ -87,7 +87,7 @@ def askable(style: Style, judge: LanguageModel) -> str | None:
 
 
 def _yes_or_no(criterion: Criterion) -> dict[str, Any]:
-    """Ask whether the text is what the first good word says, below what the first frame shows."""
+    """Return labels and a frame that ask whether the first good label applies, yes or no."""
     shown = criterion.frames[0].rpartition("\n")[0].rstrip()
     if not placeholders(shown) & {"text", "answer"}:
         shown = "{text}"

@@ -44,7 +44,7 @@ class Blindness:
     everything causes no rewinds.
 
     Args:
-        hard: Whether verdicts are hard votes.
+        hard: whether verdicts are hard votes.
     """
 
     def __init__(self, hard: bool) -> None:

@@ -39,14 +39,14 @@ class SelfEvaluator:
     A verdict depends only on the text and the settings; measured calibration centers are cached.
 
     Args:
-        settings: Criteria, question style, soft or hard scores.
-        judge: The model that judges; it may differ from the writer.
+        settings: criteria, question style, soft or hard scores.
+        judge: the model that judges; it may differ from the writer.
 
     Attributes:
-        blindness: Detects a judge that does not distinguish texts.
+        blindness: detects a judge that does not distinguish texts.
 
     Raises:
-        LabelError: The judge's tokenizer does not distinguish two labels.
+        LabelError: the judge's tokenizer does not distinguish two labels.
     """
 
     def __init__(self, settings: EvaluationSettings, judge: LanguageModel) -> None:
@@ -64,8 +64,8 @@ class SelfEvaluator:
         """Check that every criterion can judge answers to this subject.
 
         Raises:
-            PromptError: A criterion needs a context and there is none.
-            PromptTooLongError: A question about an answer of ``max_new_tokens`` exceeds the judge's context.
+            PromptError: a criterion needs a context and there is none.
+            PromptTooLongError: a question about an answer of ``max_new_tokens`` exceeds the judge's context.
         """
         for criterion in (*self.settings.criteria, *(self.settings.actions if subject.acts else ())):
             if self._questions.lacks_context(criterion, subject) and not subject.acts:
@@ -89,9 +89,9 @@ class SelfEvaluator:
         """Judge each answer to ``subject``, in one round of Score requests; an empty answer never passes.
 
         Args:
-            subject: The prompt and context that the answers belong to.
-            answers: The texts of the answers.
-            calls: The description of each answer's tool calls; "": it has none; (): no answer has any. Calls
+            subject: the prompt and context that the answers belong to.
+            answers: the texts of the answers.
+            calls: the description of each answer's tool calls; "": it has none; (): no answer has any. Calls
                 are judged by the criteria for actions, and the text before them by the other criteria.
         """
         judged_parts = list(zip(answers, calls or [""] * len(answers), strict=True))
@@ -229,9 +229,9 @@ def _stand_in(
     """Return the criterion that judges until tools have returned the context that all others need.
 
     Args:
-        criterion: The built-in criterion to use.
-        waiting: The criteria that it replaces; if one of them needs no context, nothing is returned.
-        own: All criteria of the settings. If one of them has the same name, the replacement is renamed.
+        criterion: the built-in criterion to use.
+        waiting: the criteria that it replaces; if one of them needs no context, nothing is returned.
+        own: all criteria of the settings. If one of them has the same name, the replacement is renamed.
     """
     if not waiting or not all(c.needs_context for c in waiting):
         return ()

@@ -31,9 +31,9 @@ def pertinent(context: str, question: str, answer: str) -> str:
     root of its length in words.
 
     Args:
-        context: The passages.
-        question: The question.
-        answer: The answer, possibly unfinished; "": select by the question alone.
+        context: the passages.
+        question: the question.
+        answer: the answer, possibly unfinished; "": select by the question alone.
 
     Returns:
         The best passage sentence for each sentence of the answer, without duplicates, in passage order,
@@ -56,9 +56,9 @@ def nearest(
     quarter, so that a statement off the question finds its own subject.
 
     Args:
-        passages: The passages in order; joined by blank lines, they are the context of :func:`pertinent`.
-        question: The question.
-        statements: The statements, each scored as one unit.
+        passages: the passages in order; joined by blank lines, they are the context of :func:`pertinent`.
+        question: the question.
+        statements: the statements, each scored as one unit.
 
     Returns:
         For each statement, the index of the passage (from 0) and its sentence; None if no sentence shares a

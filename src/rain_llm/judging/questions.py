@@ -25,10 +25,10 @@ class JudgeInput:
     """The part of a prompt that the judge sees.
 
     Attributes:
-        query: The prompt, or the last user turn of a chat.
-        context: The passages that the answer must be supported by; may be empty.
-        dialogue: Whether the answer is a reply to the query, not its continuation.
-        acts: Whether the answer may contain tool calls. The context may then arrive later, as a tool's
+        query: the prompt, or the last user turn of a chat.
+        context: the passages that the answer must be supported by; may be empty.
+        dialogue: whether the answer is a reply to the query, not its continuation.
+        acts: whether the answer may contain tool calls. The context may then arrive later, as a tool's
             result; criteria that need it do not apply before.
     """
 
@@ -45,10 +45,10 @@ class Question:
     Many questions may share one request.
 
     Attributes:
-        good: A request and the index of its good option.
-        bad: A request and the index of its bad option.
-        tokens: The divisor.
-        share: Divide by ``-log p(bad)`` instead of ``tokens``.
+        good: a request and the index of its good option.
+        bad: a request and the index of its bad option.
+        tokens: the divisor.
+        share: divide by ``-log p(bad)`` instead of ``tokens``.
     """
 
     good: tuple[Score, int]
@@ -65,12 +65,12 @@ class Questions:
     """Build questions for one judge.
 
     Args:
-        settings: The question style, worked examples, the chat template.
-        judge: The model that judges.
-        criteria: All criteria that it may judge.
+        settings: the question style, worked examples, the chat template.
+        judge: the model that judges.
+        criteria: all criteria that it may judge.
 
     Raises:
-        LabelError: The judge's tokenizer encodes two labels to the same tokens.
+        LabelError: the judge's tokenizer encodes two labels to the same tokens.
     """
 
     def __init__(
@@ -108,7 +108,11 @@ class Questions:
 
         query, rest_of_query = quote.readings(subject.query)
         if subject.dialogue:
-            queries = (query, rest_of_query, rest_of_query)  # not three: the model encodes each prefix anew
+            queries = (
+                query,
+                rest_of_query,
+                rest_of_query,
+            )  # two, not three: each different prefix costs a forward pass
             full, between, rest = three_readings(answer)
             answers = (full,) * 3 if acts else (full, between or full, rest or between or full)
             shown = list(zip(queries, answers, strict=True))

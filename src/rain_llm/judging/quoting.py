@@ -125,8 +125,8 @@ class Quoter:
         """Remove possible claims: labels alone, remarks on the text, short records.
 
         Args:
-            text: The visible characters of a text.
-            most: Maximum number of words in a record's value.
+            text: the visible characters of a text.
+            most: maximum number of words in a record's value.
         """
         kept, headed = [], False
         ends = [0, *(end.end() for end in _ENDS.finditer(text)), len(text)]

@@ -91,7 +91,7 @@ class Vocabulary:
     """The words of one criterion's question, and the words common to all verdicts.
 
     Attributes:
-        own: Words that only the question may follow with a colon.
+        own: words that only the question may follow with a colon.
     """
 
     def __init__(self, criterion: Criterion) -> None:

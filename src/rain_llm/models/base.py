@@ -65,7 +65,7 @@ class LanguageModel(Protocol):
         The template describes ``tools``; if it cannot, they are described in a system message.
 
         Raises:
-            ModelNotSupportedError: The model has no chat template.
+            ModelNotSupportedError: the model has no chat template.
         """
         ...
 
@@ -83,9 +83,9 @@ class Job(Protocol):
     """A request that a model is working on.
 
     Attributes:
-        reply: The reply; None until it is complete.
-        model_tokens: Tokens that the model has processed for it so far; at the end those of the reply.
-        forwards: Forward passes that it took part in so far; at the end those of the reply.
+        reply: the reply; None until it is complete.
+        model_tokens: tokens that the model has processed for it so far; at the end those of the reply.
+        forwards: forward passes that it took part in so far; at the end those of the reply.
     """
 
     reply: Samples | Scores | None
@@ -104,7 +104,7 @@ class SteppedModel(LanguageModel, Protocol):
         """Create a job for a request, without computing anything yet.
 
         Raises:
-            PromptError: The prefix is empty, or it and its continuation exceed the context.
+            PromptError: the prefix is empty, or it and its continuation exceed the context.
         """
         ...
 
@@ -121,7 +121,7 @@ class PendingRequest(Job, Protocol):
     """A request that was sent to a remote model.
 
     Attributes:
-        error: Why there will be no reply; None while a reply is still possible.
+        error: why there will be no reply; None while a reply is still possible.
     """
 
     error: Exception | None
@@ -144,14 +144,14 @@ class RemoteModel(LanguageModel, Protocol):
         """Send the requests of one round and return immediately. Thread-safe.
 
         Args:
-            requests: At least one request.
-            search: The search that sends them: any hashable, weakly referenceable object. Requests of one
+            requests: at least one request.
+            search: the search that sends them: any hashable, weakly referenceable object. Requests of one
                 search go to the same server, which has its prefixes cached, while that server answers.
-            deadline: Time by ``time.monotonic`` after which no reply is needed.
-            done: Called from any thread when a reply or an error has arrived; must return immediately.
+            deadline: time by ``time.monotonic`` after which no reply is needed.
+            done: called from any thread when a reply or an error has arrived; must return immediately.
 
         Raises:
-            PromptError: A prefix is empty, or it and its continuation exceed the context.
+            PromptError: a prefix is empty, or it and its continuation exceed the context.
         """
         ...
 

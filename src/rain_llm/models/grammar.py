@@ -76,7 +76,7 @@ class Vocabulary:
             schema: JSON text.
 
         Raises:
-            PromptError: It is not a schema, or is not supported; the message gives the reason.
+            PromptError: it is not a schema, or is not supported; the message gives the reason.
         """
         compiled, check = self._compiled(schema)
         return Matcher(self, compiled.deep_copy(), check)
@@ -132,7 +132,7 @@ class Matcher:
         """Return a mask of the tokens that may follow, with end tokens once the document is complete.
 
         Raises:
-            ModelError: No token may follow, or the grammar has exceeded its limits.
+            ModelError: no token may follow, or the grammar has exceeded its limits.
         """
         words = self._vocabulary
         packed = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
@@ -185,12 +185,12 @@ def vocabulary_of(tokenizer: Any, size: int, ends: frozenset[int]) -> Vocabulary
     """Build the vocabulary of a transformers tokenizer, which takes about a second.
 
     Args:
-        tokenizer: A fast tokenizer.
-        size: Number of the model's logits.
-        ends: The tokens that end a text.
+        tokenizer: a fast tokenizer.
+        size: number of the model's logits.
+        ends: the tokens that end a text.
 
     Raises:
-        ModelNotSupportedError: Its tokens cannot be converted to bytes.
+        ModelNotSupportedError: its tokens cannot be converted to bytes.
     """
     from llguidance.hf import from_tokenizer
 
@@ -217,7 +217,7 @@ def check(schema: str) -> None:
         schema: JSON text.
 
     Raises:
-        PromptError: It is not a schema, or has an unsupported part; the message names it.
+        PromptError: it is not a schema, or has an unsupported part; the message names it.
     """
     spelled_out().matcher(schema)
 
@@ -231,8 +231,8 @@ def narrowed(schema: str) -> str:
         schema: JSON text.
 
     Raises:
-        ValueError: It is not a schema, or contains an unsupported number.
-        RecursionError: It is nested too deeply.
+        ValueError: it is not a schema, or contains an unsupported number.
+        RecursionError: it is nested too deeply.
     """
     return _prepared(schema).grammar
 
@@ -284,7 +284,7 @@ def check_sample(request: Sample) -> None:
     """Check that a request with a schema has no options that cannot be combined with one.
 
     Raises:
-        PromptError: It has one; the message names it.
+        PromptError: it has one; the message names it.
     """
     if request.schema:
         for name in ("ranked", "greedy_first", "ends"):

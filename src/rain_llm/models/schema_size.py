@@ -33,8 +33,8 @@ def check_size(schema: str) -> None:
         schema: JSON text.
 
     Raises:
-        ValueError: It is too large or not JSON; the message names the bound.
-        RecursionError: It is nested too deeply.
+        ValueError: it is too large or not JSON; the message names the bound.
+        RecursionError: it is nested too deeply.
     """
     size = len(schema.encode("utf-8", "surrogatepass"))
     if size > SCHEMA_BYTES:
@@ -115,7 +115,7 @@ def pattern_size(pattern: str) -> int:
     Counting stops soon after ``PATTERN_SIZE``.
 
     Raises:
-        ValueError: It has flags that change its syntax.
+        ValueError: it has flags that change its syntax.
     """
     groups = [0]  # sizes of the open groups
     size = last = 0  # of the complete pattern; of the part that a repetition would repeat

@@ -57,12 +57,12 @@ class ScriptedModel:
             token: a word or a punctuation mark, with the white space before it. With a schema, only words
             that it allows are sampled.
         opinion: (question, label) -> log-probability of the label in nats. By default all labels are equal.
-        name: The model's name.
-        context_length: Context length in tokens.
-        start: Tokens that every raw text begins with.
-        requests: All requests received, in order.
-        model_tokens: Tokens processed so far.
-        forwards: Forward passes so far.
+        name: the model's name.
+        context_length: context length in tokens.
+        start: tokens that every raw text begins with.
+        requests: all requests received, in order.
+        model_tokens: tokens processed so far.
+        forwards: forward passes so far.
     """
 
     next_words: NextWords

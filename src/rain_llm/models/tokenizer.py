@@ -55,9 +55,9 @@ class Tokenizer:
     """Encodes, decodes and renders chats with a transformers tokenizer. Thread-safe.
 
     Args:
-        loaded: The transformers tokenizer.
-        name: Name of its model, for error messages.
-        ends: Tokens that end a text according to the model's configuration, besides the special ones.
+        loaded: the transformers tokenizer.
+        name: name of its model, for error messages.
+        ends: tokens that end a text according to the model's configuration, besides the special ones.
     """
 
     def __init__(self, loaded: Any, name: str, ends: frozenset[int] = frozenset()) -> None:
@@ -86,12 +86,12 @@ class Tokenizer:
         """Load the tokenizer of a folder or hub name; remote code is never run.
 
         Args:
-            source: Folder or hub name.
-            revision: Revision of a hub model.
-            local_only: Do not download anything.
+            source: folder or hub name.
+            revision: revision of a hub model.
+            local_only: do not download anything.
 
         Raises:
-            ModelNotFoundError: There is no tokenizer, or it cannot be loaded.
+            ModelNotFoundError: there is no tokenizer, or it cannot be loaded.
         """
         with needed("a tokenizer in this process"):
             from transformers import AutoTokenizer
@@ -138,7 +138,7 @@ class Tokenizer:
         """Encode a text in two parts, split within a special token that the vocabulary would produce.
 
         Raises:
-            PromptError: The text does not contain the special token literally.
+            PromptError: the text does not contain the special token literally.
         """
         written = str(self._loaded.convert_ids_to_tokens(token))
         place = text.find(written)
@@ -170,7 +170,7 @@ class Tokenizer:
         """Render a chat with the model's template, up to the beginning of the assistant's turn.
 
         Raises:
-            ModelNotSupportedError: There is no template, or it cannot render these messages.
+            ModelNotSupportedError: there is no template, or it cannot render these messages.
         """
         if not self._loaded.chat_template:
             raise ModelNotSupportedError(f"{self._name} has no chat template: use plain text prompts")
@@ -200,7 +200,7 @@ def local_folder(source: str) -> str:
     """Return ``source`` with ``~`` expanded, and check that a path is an existing folder.
 
     Raises:
-        ModelNotFoundError: It looks like a path but is not a folder.
+        ModelNotFoundError: it looks like a path but is not a folder.
     """
     folder = Path(source)
     looks_local = folder.is_absolute() or source.startswith((".", "~"))

@@ -39,8 +39,8 @@ class DocumentCheck:
         schema: JSON text of an object.
 
     Raises:
-        ValueError: It is not a schema, or has a part that cannot be checked.
-        RecursionError: It is nested too deeply.
+        ValueError: it is not a schema, or has a part that cannot be checked.
+        RecursionError: it is nested too deeply.
     """
 
     def __init__(self, schema: str) -> None:
@@ -79,8 +79,8 @@ def read_document(text: str) -> Any:
     """Parse JSON; numbers with a decimal point become ``Decimal``, which is exact.
 
     Raises:
-        ValueError: It is not JSON, an object has a name twice, or a string is not valid Unicode.
-        RecursionError: It is nested too deeply.
+        ValueError: it is not JSON, an object has a name twice, or a string is not valid Unicode.
+        RecursionError: it is nested too deeply.
     """
     document = json.loads(text, parse_float=Decimal, object_pairs_hook=_object)
     json.dumps(document, ensure_ascii=False, default=str).encode()
@@ -103,9 +103,9 @@ def changed(
     """Apply ``change`` to every subschema of a schema, and then to the schema itself.
 
     Args:
-        schema: A schema, or a part of one.
-        change: Returns a changed schema.
-        but: Keywords whose values are not changed.
+        schema: a schema, or a part of one.
+        change: returns a changed schema.
+        but: keywords whose values are not changed.
     """
     if not isinstance(schema, dict):
         return schema
@@ -138,7 +138,7 @@ def _check_parts(schema: dict[str, Any]) -> None:
     """Check that no part of a schema is unsupported or refers to a missing part.
 
     Raises:
-        ValueError: A part is invalid; the message names it.
+        ValueError: a part is invalid; the message names it.
     """
     parts = parts_of(schema)
     named = any(isinstance(part.get("$id"), str) for part in parts)  # references may then use these names
@@ -158,7 +158,7 @@ def _schema_error(kind: Any, schema: Any) -> ValidationError | None:
     """Return the first error of a schema in a JSON Schema draft; None if it is valid.
 
     Raises:
-        ValueError: The check takes too long.
+        ValueError: the check takes too long.
     """
     _end.set(time.thread_time() + _READING_S)
     errors: Iterator[ValidationError] = _bounded(kind)(kind.META_SCHEMA).iter_errors(schema)
@@ -181,7 +181,7 @@ def part_at(schema: Any, ref: str) -> Any:
     """Return the part of a schema that a reference points to; for an anchor, the complete schema.
 
     Raises:
-        LookupError: There is no such part.
+        LookupError: there is no such part.
     """
     if not ref.startswith("#"):
         raise LookupError(ref)

@@ -21,9 +21,9 @@ class Kind:
     """A row of the table.
 
     Attributes:
-        models: The provider or the format.
-        works: What RAIN can do with these models.
-        needs: How to name or reach them.
+        models: the provider or the format.
+        works: what RAIN can do with these models.
+        needs: how to name or reach them.
     """
 
     models: str
@@ -119,7 +119,7 @@ def check(settings: ModelSettings) -> None:
     """Check by name and address that a model can be used; this loads nothing and sends no request.
 
     Raises:
-        ModelNotFoundError: It cannot be used; the message contains the matching row of the table.
+        ModelNotFoundError: it cannot be used; the message contains the matching row of the table.
     """
     for url in settings.base_url:
         host = urlsplit(url).hostname or ""

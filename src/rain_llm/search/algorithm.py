@@ -70,14 +70,14 @@ class RainSearch:
     """Search for one answer; :meth:`run` is the coroutine, the other methods are its phases.
 
     Args:
-        prompt: Token ids, at least one.
-        subject: The part of the prompt that the judge sees.
-        writer: The model that answers; used here only to encode and decode.
-        evaluator: Builds the judge's questions.
-        settings: Settings of this answer.
-        seed: Seed of everything that is sampled for it.
-        guided: The prompt with the criteria's guide prefixes; (): rollouts always continue the prompt.
-        form: What the answer may contain besides free text.
+        prompt: token ids, at least one.
+        subject: the part of the prompt that the judge sees.
+        writer: the model that answers; used here only to encode and decode.
+        evaluator: builds the judge's questions.
+        settings: settings of this answer.
+        seed: seed of everything that is sampled for it.
+        guided: the prompt with the criteria's guide prefixes; (): rollouts always continue the prompt.
+        form: what the answer may contain besides free text.
     """
 
     __slots__ = ("prefetch", "state", "strategy", "verdicts")

@@ -14,11 +14,11 @@ class Answer:
     """Collect the tokens after a prompt and decode them up to a stop string.
 
     Args:
-        decode: The model's decoder.
-        prompt: Its last tokens are the context in which the answer is decoded.
-        stop: Strings that end the answer; they are not part of it.
-        opening: The marker before tool calls, which are not shown as text; "": there are no calls.
-        encode: The model's encoder. It distinguishes an incomplete character at the end, which is left out,
+        decode: the model's decoder.
+        prompt: its last tokens are the context in which the answer is decoded.
+        stop: strings that end the answer; they are not part of it.
+        opening: the marker before tool calls, which are not shown as text; "": there are no calls.
+        encode: the model's encoder. It distinguishes an incomplete character at the end, which is left out,
             from a U+FFFD that the model wrote.
     """
 

@@ -27,18 +27,18 @@ class Outcome:
     """The result of a search, which the engine converts into a ``RainResult``.
 
     Attributes:
-        text: The complete answer.
-        tail: The end of ``text`` that no ``Step`` contained.
-        tokens: Tokens of the answer.
-        verdict: The last verdict; None if nothing was judged.
-        accepted: Whether the answer passed.
-        stop_reason: Why the answer ended.
-        iterations: Iterations of the inner loop, over all steps.
-        evaluations: Number of texts judged.
-        cached_tokens: Prompt tokens that the model had in its prefix cache.
-        tool_calls: The tool calls in the answer.
-        cause: The model error that ended the answer, if one did.
-        sentences: Verdicts on single sentences, if they were asked for.
+        text: the complete answer.
+        tail: the end of ``text`` that no ``Step`` contained.
+        tokens: tokens of the answer.
+        verdict: the last verdict; None if nothing was judged.
+        accepted: whether the answer passed.
+        stop_reason: why the answer ended.
+        iterations: iterations of the inner loop, over all steps.
+        evaluations: number of texts judged.
+        cached_tokens: prompt tokens that the model had in its prefix cache.
+        tool_calls: the tool calls in the answer.
+        cause: the model error that ended the answer, if one did.
+        sentences: verdicts on single sentences, if they were asked for.
     """
 
     text: str

@@ -26,8 +26,8 @@ class OutputSpec:
     Attributes:
         document: JSON schema (as JSON text) of an answer that is one document; "": it is free text.
         call: JSON schema (as JSON text) of one tool call; "": there are no tools.
-        forced: Whether the answer must begin with a call.
-        several: Whether one answer may contain several calls.
+        forced: whether the answer must begin with a call.
+        several: whether one answer may contain several calls.
     """
 
     document: str = ""
@@ -55,9 +55,9 @@ class Draft(NamedTuple):
     """A document or tool calls, as far as they were sampled.
 
     Attributes:
-        tokens: The complete calls; without one, or for a document, all tokens sampled.
-        finished: Whether nothing is missing.
-        cut: Whether the token limit cut it off.
+        tokens: the complete calls; without one, or for a document, all tokens sampled.
+        finished: whether nothing is missing.
+        cut: whether the token limit cut it off.
     """
 
     tokens: TokenIds
@@ -108,27 +108,27 @@ def opening_tokens(writer: LanguageModel) -> TokenIds:
 
 
 def opening_of(
-    writer: LanguageModel, read: Callable[[TokenIds], tuple[str, bool]], draft: TokenIds
+    writer: LanguageModel, read: Callable[[TokenIds], tuple[str, bool]], tokens: TokenIds
 ) -> tuple[TokenIds, TokenIds]:
     """Split sampled tokens where they open a tool call.
 
     Args:
-        writer: Encodes the opening.
-        read: Returns the answer's text followed by some tokens, and whether a stop string ended it.
-        draft: Sampled tokens that may open a call.
+        writer: encodes the opening.
+        read: returns the answer's text followed by some tokens, and whether a stop string ended it.
+        tokens: sampled tokens that may open a call.
 
     Returns:
         The tokens before the call, and the tokens of its opening; (): no call is opened.
     """
-    text, stopped = read(draft)
+    text, stopped = read(tokens)
     place = -1 if stopped else text.find(OPENING)
     if place < 0:
-        return draft, ()
-    kept = len(draft)
+        return tokens, ()
+    kept = len(tokens)
     while True:
-        before, cut = read(draft[:kept])
+        before, cut = read(tokens[:kept])
         if not kept or (not cut and len(before) <= place and text.startswith(before)):
-            return draft[:kept], writer.encode(f"{text[:place]}{OPENING}\n"[len(before) :])
+            return tokens[:kept], writer.encode(f"{text[:place]}{OPENING}\n"[len(before) :])
         kept -= 1
 
 

@@ -39,9 +39,9 @@ class Given:
     """A given text that is only judged, not generated.
 
     Attributes:
-        text: The text to judge.
-        calls: Its tool calls, described in words.
-        spans: Positions of the sentences to judge one by one; None: judge the text as a whole.
+        text: the text to judge.
+        calls: its tool calls, described in words.
+        spans: positions of the sentences to judge one by one; None: judge the text as a whole.
     """
 
     text: str

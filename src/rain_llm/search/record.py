@@ -21,11 +21,11 @@ def record(
     """Describe the visited nodes below a node.
 
     Args:
-        node: The root, or a node below it.
-        text: Returns the answer's text followed by some tokens.
-        chosen: Nodes that are committed.
-        tokens: Tokens from the root to ``node``.
-        depth: Depth of the children, from 1.
+        node: the root, or a node below it.
+        text: returns the answer's text followed by some tokens.
+        chosen: nodes that are committed.
+        tokens: tokens from the root to ``node``.
+        depth: depth of the children, from 1.
     """
     before = len(text(tokens))
     found: list[Candidate] = []

@@ -29,7 +29,7 @@ def spans_of(text: str) -> list[Span]:
     """Return the positions of a text's sentences.
 
     Raises:
-        PromptError: There are none, or too many.
+        PromptError: there are none, or too many.
     """
     spans: list[Span] = []
     for span in split(text):

@@ -23,17 +23,17 @@ class Iteration:
     """One iteration of the inner loop: a path to a leaf, the rollout from it, and its verdict.
 
     Attributes:
-        path: Nodes from the root to the leaf; once the rollout is kept as nodes, to its end.
-        tokens: Tokens of the path below the root.
-        ends: Whether the answer ends with the path, so that there is nothing to simulate.
-        rollout: Tokens after the path, until they are kept as nodes of it.
-        atomic: Number of tokens at the rollout's end that must stay in one token set (a JSON document or
+        path: nodes from the root to the leaf; once the rollout is kept as nodes, to its end.
+        tokens: tokens of the path below the root.
+        ends: whether the answer ends with the path, so that there is nothing to simulate.
+        rollout: tokens after the path, until they are kept as nodes of it.
+        atomic: number of tokens at the rollout's end that must stay in one token set (a JSON document or
             tool calls).
-        incomplete: Whether the document or the calls were not finished.
-        cut: Whether they were not finished because ``max_new_tokens`` was reached.
-        terminal: Whether the answer ends after the path and the rollout.
-        text: The complete answer, with path and rollout.
-        verdict: The judge's verdict on ``text``; None before the evaluation.
+        incomplete: whether the document or the calls were not finished.
+        cut: whether they were not finished because ``max_new_tokens`` was reached.
+        terminal: whether the answer ends after the path and the rollout.
+        text: the complete answer, with path and rollout.
+        verdict: the judge's verdict on ``text``; None before the evaluation.
     """
 
     path: list[Node]
@@ -58,25 +58,25 @@ class SearchState:
     """Hold everything that one search knows.
 
     Attributes:
-        prompt: Token ids, at least one.
-        subject: The part of the prompt that the judge sees.
-        writer: The model that answers; used here only to encode and decode.
-        evaluator: Builds the judge's questions.
-        settings: Settings of this answer.
-        seed: Seed of everything that is sampled for it.
-        guided: The prompt with the criteria's guide prefixes; (): rollouts always continue the prompt.
-        form: What the answer may contain besides free text.
-        origin: Seed derived from ``seed`` and the prompt, so that different prompts sample differently.
-        turns: Number of requests made so far, by prefix and kind; part of each request's seed.
-        best: The best iteration of this step.
-        cuts: Number of this step's rollouts that ``max_new_tokens`` cut off.
-        inherited: The root's visits at the beginning of this step.
-        range_below: The worst and the best verdict at or below a node.
-        latest_verdict: The verdict of the latest iteration.
-        committed_verdict: The verdict of the last committed step.
-        accepted: Whether everything committed so far has passed.
-        rejected: The complete text of an answer that was given up; None if there is none.
-        cached: Number of prompt tokens that the first rollout found in the prefix cache.
+        prompt: token ids, at least one.
+        subject: the part of the prompt that the judge sees.
+        writer: the model that answers; used here only to encode and decode.
+        evaluator: builds the judge's questions.
+        settings: settings of this answer.
+        seed: seed of everything that is sampled for it.
+        guided: the prompt with the criteria's guide prefixes; (): rollouts always continue the prompt.
+        form: what the answer may contain besides free text.
+        origin: seed derived from ``seed`` and the prompt, so that different prompts sample differently.
+        turns: number of requests made so far, by prefix and kind; part of each request's seed.
+        best: the best iteration of this step.
+        cuts: number of this step's rollouts that ``max_new_tokens`` cut off.
+        inherited: the root's visits at the beginning of this step.
+        range_below: the worst and the best verdict at or below a node.
+        latest_verdict: the verdict of the latest iteration.
+        committed_verdict: the verdict of the last committed step.
+        accepted: whether everything committed so far has passed.
+        rejected: the complete text of an answer that was given up; None if there is none.
+        cached: number of prompt tokens that the first rollout found in the prefix cache.
     """
 
     prompt: TokenIds
@@ -158,9 +158,9 @@ class SearchState:
         """Return a request's seed, which depends on its prefix and kind, not on when it is sent.
 
         Args:
-            prefix: The tokens that the request continues.
+            prefix: the tokens that the request continues.
             kind: 1 for a rollout, minus their number for candidates.
-            peek: Do not count the request: an identical one will follow.
+            peek: do not count the request: an identical one will follow.
         """
         turn = self.turns[prefix, kind]
         if not peek:
@@ -171,7 +171,7 @@ class SearchState:
         """Check that a continuation has tokens or ends; otherwise the search would never end.
 
         Raises:
-            ModelError: It has no tokens and does not end.
+            ModelError: it has no tokens and does not end.
         """
         if not (tokens or ended):
             raise ModelError(f"{self.writer.name} returned a continuation without a token and without an end")

@@ -24,21 +24,21 @@ class Node:
     """A token set with its statistics.
 
     Attributes:
-        tokens: Tokens of this set.
-        depth: Number of sets from the answer's beginning; the first root has depth 0.
-        prior: In [0, 1], normalised over the siblings.
-        terminal: Whether the answer ends after these tokens.
-        closed: Whether this step simulates nothing after the node (it is terminal, or a judged end).
-        visits: Number of real visits.
-        weight: Visits plus the shares received from similar siblings.
-        value: Mean value, in [-1, 1].
-        passes: Number of visits whose text passed.
-        best: The best single value at or below this node.
-        embedding: Running mean over ``embedded`` visits; None before the first.
-        embedded: Number of embeddings in that mean.
-        virtual_visits: Of the iterations of this round that were selected before.
-        virtual_children: How many of these end here and will give this node a child.
-        children: Child nodes.
+        tokens: tokens of this set.
+        depth: number of sets from the answer's beginning; the first root has depth 0.
+        prior: in [0, 1], normalised over the siblings.
+        terminal: whether the answer ends after these tokens.
+        closed: whether this step simulates nothing after the node (it is terminal, or a judged end).
+        visits: number of real visits.
+        weight: visits plus the shares received from similar siblings.
+        value: mean value, in [-1, 1].
+        passes: number of visits whose text passed.
+        best: the best single value at or below this node.
+        embedding: running mean over ``embedded`` visits; None before the first.
+        embedded: number of embeddings in that mean.
+        virtual_visits: of the iterations of this round that were selected before.
+        virtual_children: how many of these end here and will give this node a child.
+        children: child nodes.
     """
 
     tokens: TokenIds = ()
@@ -194,10 +194,10 @@ class SearchTree:
         """Update every node of ``path`` with a value, and similar siblings with a share of it.
 
         Args:
-            path: Nodes, root first.
-            value: In [-1, 1].
-            passed: Whether the judged text passed.
-            embeddings: For each node below the root, the embedding of the text from its own tokens on; may
+            path: nodes, root first.
+            value: in [-1, 1].
+            passed: whether the judged text passed.
+            embeddings: for each node below the root, the embedding of the text from its own tokens on; may
                 be empty.
         """
         self._low, self._high = min(self._low, value), max(self._high, value)

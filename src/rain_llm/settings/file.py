@@ -33,12 +33,12 @@ class Mistake:
     """One mistake in a settings file.
 
     Attributes:
-        file: The file's name as it was passed.
-        line: Line number, from 1.
-        column: Column number, from 1.
-        place: The dotted key path; "": the complete file.
-        reason: What is wrong, and the remedy.
-        source: The line without comments, with asterisks over possible API keys; "": it is not shown.
+        file: the file's name as it was passed.
+        line: line number, from 1.
+        column: column number, from 1.
+        place: the dotted key path; "": the complete file.
+        reason: what is wrong, and the remedy.
+        source: the line without comments, with asterisks over possible API keys; "": it is not shown.
     """
 
     file: str
@@ -57,7 +57,7 @@ class PolicyError(SettingsError):
     """Raised for a settings file with mistakes; the message has a line for each.
 
     Attributes:
-        mistakes: All mistakes that were found, in the order of the file.
+        mistakes: all mistakes that were found, in the order of the file.
     """
 
     def __init__(self, mistakes: Iterable[Mistake]) -> None:
@@ -69,16 +69,16 @@ class Policy:
     """A parsed settings file that can locate each of its values.
 
     Args:
-        path: Path of the file.
-        words: All names and values that a setting may have.
+        path: path of the file.
+        words: all names and values that a setting may have.
 
     Attributes:
-        data: The content, a mapping.
-        problems: Mistakes found while parsing: duplicate keys.
+        data: the content, a mapping.
+        problems: mistakes found while parsing: duplicate keys.
 
     Raises:
-        SettingsError: The file cannot be read.
-        PolicyError: It is not YAML or JSON, uses tags, is too large, or is not a mapping.
+        SettingsError: the file cannot be read.
+        PolicyError: it is not YAML or JSON, uses tags, is too large, or is not a mapping.
     """
 
     def __init__(self, path: str | Path, words: Collection[str]) -> None:
@@ -115,8 +115,8 @@ class Policy:
         """Build an error from problems, each located at its line or at that of the part that contains it.
 
         Args:
-            problems: Locations and reasons; only the first ``MISTAKES`` are listed.
-            more: Number of further problems.
+            problems: locations and reasons; only the first ``MISTAKES`` are listed.
+            more: number of further problems.
         """
         page = self._yaml
         assert page is not None  # parsing succeeded
@@ -143,7 +143,7 @@ def _text(path: str | Path) -> str:
     """Read a UTF-8 file of limited size.
 
     Raises:
-        SettingsError: The file does not exist, is too large, or is not UTF-8.
+        SettingsError: the file does not exist, is too large, or is not UTF-8.
     """
     reason = ""
     try:
@@ -180,9 +180,9 @@ def converted(given: object, made: object, place: tuple[int | str, ...] = ()) ->
     """Yield each value that pydantic converted to another type: "3" to 3, or 1 to true.
 
     Args:
-        given: The content of the file.
-        made: The settings created from it, as JSON data.
-        place: Location of both.
+        given: the content of the file.
+        made: the settings created from it, as JSON data.
+        place: location of both.
     """
     if isinstance(made, list) and not isinstance(given, list):
         given = [given]  # a single value is allowed in place of a list
@@ -207,8 +207,8 @@ def file_schema(settings: dict[str, Any], presets: Iterable[str]) -> dict[str, A
     a single value in place of a list.
 
     Args:
-        settings: The JSON schema of :class:`RainSettings`.
-        presets: The names of the presets.
+        settings: the JSON schema of :class:`RainSettings`.
+        presets: the names of the presets.
     """
     schema = copy.deepcopy(settings)
     parts = schema["$defs"]

@@ -24,11 +24,11 @@ def renamed(search: Mapping[str, Any], strategy: str = DEFAULT_STRATEGY) -> Mapp
     """Rename old fields of the search settings; a ``DeprecationWarning`` lists old and new names.
 
     Args:
-        search: The search settings as given.
-        strategy: Their strategy if they select none.
+        search: the search settings as given.
+        strategy: their strategy if they select none.
 
     Raises:
-        ValidationError: They select two strategies, or an unknown one.
+        ValidationError: they select two strategies, or an unknown one.
     """
     if not {"commit", "expansion", "foresight"} & search.keys():
         return search

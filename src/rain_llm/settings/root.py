@@ -94,7 +94,7 @@ class RainSettings(Frozen):
         Example: ``settings.updated(generation={"seed": 1}, on_unsafe="refuse")``.
 
         Raises:
-            SettingsError: A field is unknown or out of bounds.
+            SettingsError: a field is unknown or out of bounds.
         """
         return RainSettings._load(_changed(self.data(), parts), "the changed settings")
 
@@ -134,7 +134,7 @@ class RainSettings(Frozen):
         The constants come from the paper (arXiv 2309.07124) and its published code.
 
         Raises:
-            SettingsError: No preset has this name.
+            SettingsError: no preset has this name.
         """
         if name not in PRESETS:
             raise SettingsError(_no_preset(name))
@@ -145,8 +145,8 @@ class RainSettings(Frozen):
         """Read settings from a YAML or JSON file; its key ``preset`` selects the preset to start from.
 
         Raises:
-            SettingsError: The file cannot be read.
-            PolicyError: Its content is not valid; the message has a line for each mistake.
+            SettingsError: the file cannot be read.
+            PolicyError: its content is not valid; the message has a line for each mistake.
         """
         policy = Policy(path, _words())
         problems, more = policy.problems, 0
@@ -169,7 +169,7 @@ class RainSettings(Frozen):
         """Create settings from the content of a settings file; an unknown preset counts as the default.
 
         Raises:
-            ValidationError: The data is not valid.
+            ValidationError: the data is not valid.
         """
         name = data.get("preset", "default")
         base = cls.preset(name if _is_preset(name) else "default")
@@ -261,7 +261,7 @@ def read_policy(path: str | Path) -> dict[str, Any]:
     """Return the content of a settings file as data, without replacing names or removing API keys.
 
     Raises:
-        SettingsError: The file cannot be read.
+        SettingsError: the file cannot be read.
     """
     return Policy(path, _words()).data
 

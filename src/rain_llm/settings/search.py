@@ -222,7 +222,7 @@ def search_settings(data: Mapping[str, Any]) -> KeepDraftsSettings | PaperSettin
     """Create the settings of the strategy that ``data`` selects.
 
     Raises:
-        ValidationError: The strategy is unknown; or a field is unknown, out of bounds, or belongs to the
+        ValidationError: the strategy is unknown; or a field is unknown, out of bounds, or belongs to the
             other strategy.
     """
     name = data.get("strategy", DEFAULT_STRATEGY)

@@ -92,11 +92,11 @@ class YamlText:
 
     Args:
         text: YAML text.
-        words: All names and values that a setting may have. No other text is shown in errors.
+        words: all names and values that a setting may have. No other text is shown in errors.
 
     Attributes:
-        root: The root node.
-        twice: The nodes of duplicate keys, by location and reason.
+        root: the root node.
+        twice: the nodes of duplicate keys, by location and reason.
     """
 
     def __init__(self, text: str, words: Collection[str]) -> None:
@@ -116,7 +116,7 @@ class YamlText:
         """Return the text's content as Python data.
 
         Raises:
-            yaml.YAMLError, ValueError, OverflowError, RecursionError: The text cannot be parsed.
+            yaml.YAMLError, ValueError, OverflowError, RecursionError: the text cannot be parsed.
         """
         try:
             root = self._loader.get_single_node()
@@ -138,8 +138,8 @@ class YamlText:
         """Return a key as errors show it: one that does not resemble a setting is replaced by asterisks.
 
         Args:
-            name: The key.
-            above: The key of the mapping that contains it.
+            name: the key.
+            above: the key of the mapping that contains it.
         """
         if name in ("<<", "$schema") or re.fullmatch("[0-9]{1,4}", name):
             return name
@@ -156,7 +156,7 @@ class YamlText:
         This also masks keys and counts the values of each node, with aliases expanded.
 
         Raises:
-            ComposerError: An alias refers to a value that contains it, or a key is not a scalar.
+            ComposerError: an alias refers to a value that contains it, or a key is not a scalar.
         """
         if node in above:
             raise ComposerError(

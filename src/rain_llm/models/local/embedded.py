@@ -38,7 +38,7 @@ def embedded_model() -> Path:
     folder, or in ``RAIN_LLM_CACHE``.
 
     Raises:
-        ModelNotFoundError: The package, or a package needed to convert it, is not installed.
+        ModelNotFoundError: the package, or a package needed to convert it, is not installed.
     """
     gguf = _packed()
     if gguf is None:

@@ -84,11 +84,11 @@ class SampleJob(_Job[list[tuple[int, float]]]):
     """A Sample request: each unfinished branch grows by one token per pass.
 
     Args:
-        request: The request.
-        special: Tokens that end a continuation.
-        piece: Returns the text of a token.
-        device: Device of the logits.
-        matchers: For a request with a schema, the matcher of each branch.
+        request: the request.
+        special: tokens that end a continuation.
+        piece: returns the text of a token.
+        device: device of the logits.
+        matchers: for a request with a schema, the matcher of each branch.
     """
 
     def __init__(

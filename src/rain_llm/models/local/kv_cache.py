@@ -41,7 +41,7 @@ class KVCache:
     """A prefix tree of token slots, with one tensor of keys and one of values (an *arena*) per layer.
 
     Args:
-        max_bytes: Budget for the keys and values of all layers together, in bytes.
+        max_bytes: budget for the keys and values of all layers together, in bytes.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -71,8 +71,8 @@ class KVCache:
         """Return the slots of the longest cached prefix of ``tokens``, and mark them as used.
 
         Args:
-            tokens: The text.
-            path: An earlier result for this text or a prefix of it, which is updated.
+            tokens: the text.
+            path: an earlier result for this text or a prefix of it, which is updated.
         """
         path = path or Path()
         known = path.slots if path.epoch == self.epoch else path.slots[:0]

@@ -23,8 +23,8 @@ class PackedLinear(torch.nn.Module):
     """A linear layer whose weight is in oneDNN's layout.
 
     Args:
-        weight: Shape [outputs, inputs]; not kept.
-        bias: Shape [outputs], or None.
+        weight: shape [outputs, inputs]; not kept.
+        bias: shape [outputs], or None.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.nn.Parameter | None) -> None:

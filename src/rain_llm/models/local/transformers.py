@@ -46,11 +46,11 @@ class TransformersModel:
     """A frozen causal language model from a folder or the hub, with a prefix cache.
 
     Args:
-        settings: Name, device and data type of the model.
+        settings: name, device and data type of the model.
 
     Raises:
-        ModelNotFoundError: There is no such model.
-        ModelNotSupportedError: It is not a causal language model, or cannot be rewound. This is tested when
+        ModelNotFoundError: there is no such model.
+        ModelNotSupportedError: it is not a causal language model, or cannot be rewound. This is tested when
             it is loaded: after a branch and a rewind, a short text must have the same logits as without the
             cache.
     """

@@ -86,13 +86,13 @@ class Pass:
     """One forward pass: the tokens to compute, and the slots that they attend to.
 
     Attributes:
-        tokens: Token of each row.
-        positions: Position of each row.
-        slots: Cache slot of each row.
-        windows: Sliding windows that the layers used, known once the network has run.
+        tokens: token of each row.
+        positions: position of each row.
+        slots: cache slot of each row.
+        windows: sliding windows that the layers used, known once the network has run.
         slot_index: ``slots`` as a tensor.
-        batches: The attention calls.
-        order: Index of each row in the batches' concatenated output; None: they are in order.
+        batches: the attention calls.
+        order: index of each row in the batches' concatenated output; None: they are in order.
     """
 
     def __init__(self, cache: KVCache) -> None:

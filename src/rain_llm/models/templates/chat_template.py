@@ -72,10 +72,10 @@ class ChatTemplate:
     """Renders chats to tokens. Thread-safe.
 
     Args:
-        render: The model's template.
-        encode: Encodes text as ordinary tokens.
-        encode_template: Encodes text including the special tokens that it names.
-        name: Name of the model, for error messages.
+        render: the model's template.
+        encode: encodes text as ordinary tokens.
+        encode_template: encodes text including the special tokens that it names.
+        name: name of the model, for error messages.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class ChatTemplate:
         """Return the tokens of a chat, up to the beginning of the assistant's turn.
 
         Raises:
-            ModelNotSupportedError: The template cannot render the messages, or leaves one out.
+            ModelNotSupportedError: the template cannot render the messages, or leaves one out.
         """
         with_tools = tools or any(message.tool_calls or message.role == "tool" for message in messages)
         if with_tools and not (self.shows_tools and self._is_text(_Marked(messages, tools).unmarked)):
@@ -197,11 +197,11 @@ class _Marked:
     """A chat and its tools in the template's format, with unguessable marks in place of texts.
 
     Attributes:
-        messages: The messages.
-        tools: The tools; None if there are none.
-        texts: The texts that marks stand for.
-        contents: Role of each message by the index of its content in ``texts``.
-        unmarked: Texts that were not replaced.
+        messages: the messages.
+        tools: the tools; None if there are none.
+        texts: the texts that marks stand for.
+        contents: role of each message by the index of its content in ``texts``.
+        unmarked: texts that were not replaced.
     """
 
     def __init__(self, messages: Sequence[Message], tools: Sequence[Tool]) -> None:

@@ -85,12 +85,12 @@ def render(source: str, values: Mapping[str, Any]) -> str:
     """Render a template.
 
     Args:
-        source: Source of the template.
-        values: Its variables, plain data.
+        source: source of the template.
+        values: its variables, plain data.
 
     Raises:
-        BoundError: It exceeds a bound of ``rain_llm.bounds``.
-        Exception: Any other error of the template.
+        BoundError: it exceeds a bound of ``rain_llm.bounds``.
+        Exception: any other error of the template.
     """
     if len(source.encode()) > TEMPLATE_BYTES:
         raise BoundError(f"it has {len(source.encode())} bytes, more than {TEMPLATE_BYTES}")
@@ -235,7 +235,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         """Check that a function is known to be bounded.
 
         Raises:
-            SecurityError: It is not.
+            SecurityError: it is not.
         """
         if isinstance(called, Macro | BlockReference | LoopContext | Joiner | Undefined | types.FunctionType):
             return
