@@ -33,6 +33,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+WAITING = ("test_faults.py", "test_replicas.py")
+"""Files whose tests wait for servers more than they compute: begun first, they overlap with all others."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in WAITING)
+
+
 # The same examples at every run: a failure is found again, and no example database is needed.
 settings.register_profile(
     "suite",
