@@ -33,8 +33,8 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-WAITING = ("test_faults.py", "test_replicas.py")
-"""Files whose tests wait for servers more than they compute: begun first, they overlap with all others."""
+WAITING = ("test_faults.py", "test_replicas.py", "test_clock.py", "test_llama_index_standard.py")
+"""Files whose tests wait more than they compute: begun first, they overlap with all others."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -709,3 +709,23 @@ def test_the_tree_joins_steps_and_keeps_the_extremes():
         "-0.90 bad",
         "and 3 more",
     ]
+
+
+def test_old_names_in_a_policy_are_one_line_with_the_new_ones(rain, tmp_path):
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("search: {commit: visits, expansion: candidates, width: 5}\n", encoding="utf-8")
+    code, out, err = rain("check", policy)
+    assert code == 0 and "harmlessness" in out
+    assert err == (
+        "rain: search.commit is deprecated: use search.strategy='paper'; "
+        "search.expansion is deprecated: use search.strategy='paper'\n"
+    )
+
+
+def test_a_strategy_in_a_policy_is_shown_as_it_is_written(rain, tmp_path):
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("search: {strategy: keep_drafts, width: 5}\n", encoding="utf-8")
+    code, _, err = rain("check", policy)
+    assert code == 1
+    assert "only strategy 'paper' has it" in err
+    assert "search: {strategy: keep_drafts, width: 5}" in err

@@ -434,11 +434,11 @@ def test_old_names_are_accepted_and_the_warning_names_the_new(old: dict[str, Any
         assert caught[0].filename == __file__, "it does not point at the caller"
         said = str(caught[0].message)
         assert all(f"search.{name}" in said for name in old if name in ("commit", "expansion", "foresight"))
-        assert "search.strategy: '" in said or "search.prefetch" in said
+        assert "search.strategy='" in said or "search.prefetch" in said
 
 
 def test_old_names_change_the_preset_that_they_are_laid_over():
-    with pytest.warns(DeprecationWarning, match=r"search\.foresight is search\.prefetch now"):
+    with pytest.warns(DeprecationWarning, match=r"search\.foresight is deprecated: use search\.prefetch"):
         changed = RainSettings.preset("paper").updated(search={"foresight": 2})
     assert changed == RainSettings.preset("paper").updated(search={"prefetch": 2})
 

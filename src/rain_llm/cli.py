@@ -30,6 +30,7 @@ from rain_llm.doctor.command import doctor
 from rain_llm.engine import Rain
 from rain_llm.errors import (
     BlindJudgeWarning,
+    OldNameWarning,
     PromptError,
     RainError,
     SearchError,
@@ -120,17 +121,18 @@ def _said(message: str, code: int) -> int:
 
 @contextmanager
 def _warnings_in_a_line() -> Iterator[None]:
-    """Print warnings about a blind judge as one line each; leave other warnings alone."""
+    """Print warnings about a blind judge or old names as one line each; leave other warnings alone."""
     with warnings.catch_warnings():
         show = warnings.showwarning
 
         def say(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-            if issubclass(category, BlindJudgeWarning):
+            if issubclass(category, BlindJudgeWarning | OldNameWarning):
                 _said(str(message), 0)
             else:
                 show(message, category, *place, **more)
 
         warnings.simplefilter("always", BlindJudgeWarning)
+        warnings.simplefilter("always", OldNameWarning)
         warnings.showwarning = say
         yield
 

@@ -123,5 +123,9 @@ class SearchError(_WithResult):
     """
 
 
+class OldNameWarning(DeprecationWarning):
+    """A setting was given under a name of an older version; the warning names the new one."""
+
+
 class BlindJudgeWarning(UserWarning):
     """Warns that the judge gives all texts the same verdict; ``rain doctor`` finds a better question."""

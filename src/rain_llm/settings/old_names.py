@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rain_llm.criteria.criterion import refusal_at
+from rain_llm.errors import OldNameWarning
 from rain_llm.settings.search import DEFAULT_STRATEGY, STRATEGIES, fields_of
 
 _STRATEGY = {
@@ -41,18 +42,18 @@ def renamed(search: Mapping[str, Any], strategy: str = DEFAULT_STRATEGY) -> Mapp
         if named is None or new.setdefault("strategy", named) != named:
             reason = "this contradicts the strategy" if named else "this is search.strategy now"
             raise refusal_at("SearchSettings", ((old,), f"{reason}: choose 'keep_drafts' or 'paper'"))
-        advice.append(f"search.{old} is search.strategy: '{named}' now")
+        advice.append(f"search.{old} is deprecated: use search.strategy='{named}'")
     if advice:  # complete older settings contained the fields of both strategies
         own = fields_of(new["strategy"])
         for other in STRATEGIES:
             for name in fields_of(other) - own & new.keys():
                 del new[name]
-                advice.append(f"search.{name} has no effect with it")
+                advice.append(f"search.{name} is left out: it has no effect with this strategy")
     if "foresight" in search:
         value, simple = search["foresight"], new.get("strategy", strategy) == "keep_drafts"
         new["prefetch"] = value != 0 if simple and type(value) is int else value
-        advice.append("search.foresight is search.prefetch now")
-    warnings.warn("; ".join(advice), DeprecationWarning, _outside())
+        advice.append("search.foresight is deprecated: use search.prefetch")
+    warnings.warn("; ".join(advice), OldNameWarning, _outside())
     return new
 
 

@@ -250,7 +250,8 @@ def _words() -> frozenset[str]:
         part = pending.pop()
         if isinstance(part, dict):
             found.update(part.get("properties", ()))
-            found.update(value for value in part.get("enum", ()) if isinstance(value, str))
+            values = (*part.get("enum", ()), part.get("const"))
+            found.update(value for value in values if isinstance(value, str))
             pending += part.values()
         elif isinstance(part, list):
             pending += part
