@@ -13,6 +13,7 @@ from rain_llm.chat import (
     CALL,
     Parameters,
     about,
+    document_of,
     finish_reason,
     format_of,
     message_of,
@@ -102,6 +103,12 @@ def test_a_class_is_a_format():
 def test_other_formats_are_errors(given: Any):
     with pytest.raises(PromptError, match=r"response_format, a .*, asks for nothing known"):
         format_of(given)
+
+
+@pytest.mark.parametrize("spec", [{}, {"inputSchema": None}, {"inputSchema": {}}, {"inputSchema": "x"}])
+def test_a_wrapper_without_a_schema_is_no_document(spec: Any):
+    with pytest.raises(PromptError, match="schema"):
+        document_of({"toolSpec": {"name": "look", **spec}})
 
 
 # --- results ------------------------------------------------------------------------------------------

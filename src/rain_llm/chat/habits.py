@@ -1,8 +1,4 @@
-"""Parameters of other models: which of ours they are, and which change no answer.
-
-Code that was written for another model should run as it is, and never do silently what it did not ask for. So
-what changes no answer is taken and left; anything else is an error that says what to do.
-"""
+"""Parameters of other models: their names here, which change no answer, and a remedy for the rest."""
 
 from __future__ import annotations
 
@@ -24,7 +20,7 @@ _LEFT = {
     *("user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "tiktoken_model_name"),
     *("extra_headers", "reuse_client", "disabled_params", "include_response_headers"),
 }
-"""What changes no answer, whatever it is: streams and usage are always there, schemas are always kept."""
+"""Parameters that change no answer, with any value: streams and usage are always available."""
 
 _ONE_ANSWER = "a call has one answer; for more, call it several times"
 _NO_LOGPROBS = "log-probabilities do not leave the engine; leave it out"
@@ -58,14 +54,14 @@ _OTHERS: Mapping[str, tuple[Collection[object], str]] = {
     "tokenizer_name": ((), "give settings=RainSettings(model={'tokenizer': ...})"),
     "use_responses_api": ((0,), "there is one API; leave it out"),
 }
-"""Parameters with the values that ask for nothing; and what to do about others."""
+"""Parameters with the values that change nothing, and a remedy for all others."""
 
 
 def remedy(name: str, value: object) -> str | None:
-    """Return what to do about a parameter of another model.
+    """Return the remedy for a parameter of another model.
 
     Returns:
-        "": nothing, for it changes no answer. None: no known model has it.
+        "": it changes no answer. None: it is unknown.
     """
     if name in _LEFT:
         return ""

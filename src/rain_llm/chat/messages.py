@@ -1,8 +1,8 @@
-"""Messages in the form of OpenAI's API, as ours.
+"""Read messages in the form of OpenAI's API.
 
-Only text can be judged, so only text goes in: an image in a user's message is an error, for the answer would
-depend on what no judge has read. A tool's reply with an image is used without it; a marker stands in its
-place, and an agent goes on.
+Only text can be judged, so only text is accepted: an image in a user's message is an error, since the answer
+would depend on something that the judge has not read. In a tool's reply or an assistant's turn a marker
+replaces the image, so that an agent can continue.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ _ROLES: dict[str, Literal["system", "user", "assistant", "tool"]] = {
     "function": "tool",  # before there were tools
 }
 _TEXTS = (None, "text", "text-plain", "input_text", "output_text")
-_MARKS = {"cachePoint", "cache_control"}  # parts of these alone end what a provider is to cache
-_BYTES = ("base64", "blob", "bytes", "data", "file_data")  # where parts hold what is no text
+_MARKS = {"cachePoint", "cache_control"}  # parts with only these keys are cache marks
+_BYTES = ("base64", "blob", "bytes", "data", "file_data")  # keys of binary data
 _DATA_URL = re.compile(r"data:[^,\s]{0,200};base64,")
-_LONGEST_SHORT = 64  # characters of what may stand there and be text
+_LONGEST_SHORT = 64  # characters; shorter values are taken for text
 _MEDIA = re.compile(r"(?:input_)?(image|audio|video|file|document|media)(?:_url)?")
 
 
 def media_kind(block: Mapping[str, Any]) -> str:
-    """Return what a content block holds that is no text: "image", say; "": it may be text."""
+    """Return the kind of media in a content block, such as "image"; "": it may be text."""
     found = _MEDIA.fullmatch(str(block.get("type")))
     return found[1] if found else ""
 
 
 def left_out(kind: str) -> str:
-    """Return the marker that stands for what a tool replied beside text."""
+    """Return the marker that replaces media."""
     return f"[{kind} left out]"
 
 
 def messages_of(turns: Sequence[Any]) -> list[Message]:
-    """Return the messages of a chat; those that are dicts are read as OpenAI's API has them.
+    """Return the messages of a chat; dicts are read in the form of OpenAI's API.
 
     Raises:
-        PromptError: one of them is no message, or holds what is no text.
+        PromptError: one is not a message, or holds something other than text.
     """
-    names: dict[str, str] = {}  # of calls, by their ids: a reply may name the id alone
+    names: dict[str, str] = {}  # names of calls by id: a reply may have only the id
     messages = []
     for turn in turns:
         message = _read(turn, names) if isinstance(turn, Mapping) else _checked(turn)
@@ -101,43 +101,43 @@ def _read(turn: Mapping[str, Any], names: Mapping[str, str]) -> Message:
 
 
 def _text(content: object, role: str) -> str:
-    """Return what a message says: of an assistant's turn its words, of a tool's reply all data as JSON.
+    """Return the text of a message: the words of an assistant's turn, all data of a tool's reply as JSON.
 
     Raises:
-        PromptError: another turn holds an image, say: what the model cannot read and no judge could.
+        PromptError: another turn holds media, which neither the model nor the judge can read.
     """
     if content is None or isinstance(content, str):
         return content or ""
-    said: list[str] = []
+    texts: list[str] = []
     for part in content if isinstance(content, list | tuple) else [content]:
         if (
             isinstance(part, Mapping)
             and part.get("type") == "refusal"
             and isinstance(part.get("refusal"), str)
         ):
-            if part["refusal"] not in said:  # ours stands there as text, too
-                said.append(part["refusal"])
+            if part["refusal"] not in texts:  # our own refusals are there as text, too
+                texts.append(part["refusal"])
         elif (words := _words(part, role)) is not None:
-            said.append(words)
-    return "".join(said)
+            texts.append(words)
+    return "".join(texts)
 
 
 def is_readable(part: object) -> bool:
-    """Whether a part of a message is text, or says nothing at all."""
+    """Return whether a part of a message is text or a cache mark."""
     if not isinstance(part, Mapping):
         return isinstance(part, str)
     return part.keys() <= _MARKS or (part.get("type") in _TEXTS and isinstance(part.get("text"), str))
 
 
 def _words(part: object, role: str) -> str | None:
-    """Return what a part of a message says; None: nothing."""
+    """Return the text of a part of a message; None: it has none."""
     if isinstance(part, str):
         return part
     if not isinstance(part, Mapping):
         raise PromptError(f"a message of the role {role!r} holds a {type(part).__name__}: give text")
     if is_readable(part):
         return str(part["text"]) if "text" in part else None
-    if role == "assistant":  # of another model, perhaps: its calls, thoughts and searches say nothing here
+    if role == "assistant":  # reasoning, calls and searches of another model are skipped
         return left_out(kind) if (kind := media_kind(part)) else None
     if _ROLES[role] == "tool":
         return _data(part)
@@ -148,7 +148,7 @@ def _words(part: object, role: str) -> str | None:
 
 
 def _data(part: Mapping[str, Any]) -> str:
-    """Return data of a tool's reply as JSON, without what is no text."""
+    """Return data of a tool's reply as JSON, with markers for media."""
     try:
         read = _without_media(part)
         return read if isinstance(read, str) else json.dumps(read, ensure_ascii=False, default=str)

@@ -1,7 +1,7 @@
-"""Parameters by the names that other chat models have for them, and where the settings hold them.
+"""Map parameters under the names that other chat models use to the settings.
 
-Code that was written for another model should run as it is, and never do silently what it did not ask for.
-So what changes no answer is taken and left; anything else is an error that says what to do.
+Code that was written for another model should run unchanged, and never silently do something else. So a
+parameter that changes no answer is accepted and ignored; any other is an error with a remedy.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rain_llm.redaction import nearest, shown_name
 from rain_llm.settings import GenerationSettings, RainSettings, place_of
 
 Place = tuple[str, ...]
-"""Where in the settings a parameter is held."""
+"""The path of a parameter in the settings."""
 
 CALL: Mapping[str, Place] = {
     "temperature": ("generation", "temperature"),
@@ -27,7 +27,7 @@ CALL: Mapping[str, Place] = {
     "seed": ("generation", "seed"),
     "timeout": ("search", "deadline_s"),
 }
-"""What a model or a single call may be given."""
+"""Parameters of a model or of a single call."""
 
 ENGINE: Mapping[str, Place] = {
     "model": ("model", "name"),
@@ -35,20 +35,20 @@ ENGINE: Mapping[str, Place] = {
     "api_key": ("model", "api_key"),
     "max_retries": ("model", "limits", "attempts"),
 }
-"""What only a model may be given: it decides which engine there is."""
+"""Parameters of a model only: they select the engine."""
 
-_MOST_ATTEMPTS = 100  # as settings.model.limits has them
+_MOST_ATTEMPTS = 100  # the bound of settings.model.limits.attempts is one more
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """The parameters that a wrapper takes.
+    """The parameters of a wrapper.
 
     Attributes:
-        who: takes them, for errors.
-        places: where the settings hold each; any other is a field of ``generation``.
-        aliases: other names of them.
-        others: what other models take, with the values that ask for nothing, and what to do about others.
+        who: name of the wrapper, for errors.
+        places: path of each parameter in the settings; any other name is a field of ``generation``.
+        aliases: other names of parameters.
+        others: parameters of other models: the values that change nothing, and a remedy for all others.
     """
 
     who: str
@@ -57,14 +57,14 @@ class Parameters:
     others: Mapping[str, tuple[Collection[object], str]] = field(default_factory=dict)
 
     def understood(self, given: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
-        """Return parameters under our names, without those that change nothing; unknown ones stay.
+        """Rename aliases and drop parameters that change nothing; unknown names stay.
 
         Args:
-            given: by whatever names; with None, an alias is not given.
-            known: names that stay as they are.
+            given: parameters under any name; an alias with the value None is dropped.
+            known: names that are not renamed.
 
         Raises:
-            SettingsError: one asks for what there is not, or two are the same.
+            SettingsError: a parameter is not supported, or is given twice with different values.
         """
         ours: dict[str, Any] = {}
         for name in sorted(given, key=lambda name: name not in known):
@@ -81,10 +81,10 @@ class Parameters:
         return ours
 
     def known(self, given: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
-        """Return parameters as :meth:`understood` does; a name that is not known is an error.
+        """Do what :meth:`understood` does; an unknown name is an error.
 
         Raises:
-            SettingsError: a name is not known, and says where it belongs; or as :meth:`understood` does.
+            SettingsError: a name is unknown (the message says where it belongs); or as :meth:`understood`.
         """
         ours = self.understood(given, known)
         for name in ours:
@@ -103,17 +103,17 @@ class Parameters:
         return ours
 
     def remedy(self, name: str, value: object) -> str | None:
-        """Return what to do about another model's parameter; "": nothing; None: no known model has it."""
+        """Return the remedy for another model's parameter; "": it changes nothing; None: it is unknown."""
         if name not in self.others:
             return remedy(name, value)
         harmless, what = self.others[name]
         return "" if value is None or value in harmless else what
 
     def changed(self, settings: RainSettings, given: Mapping[str, Any]) -> RainSettings:
-        """Return settings with parameters in them.
+        """Return the settings with these parameters.
 
         Raises:
-            SettingsError: a value is out of bounds; names the parameter, and its place in the settings.
+            SettingsError: a value is out of bounds; the message names the parameter and its path.
         """
         if not given:
             return settings
@@ -127,14 +127,14 @@ class Parameters:
         try:
             return settings.updated(**sections)
         except SettingsError as error:
-            said = str(error).replace("in the changed settings: ", "")
+            message = str(error).replace("in the changed settings: ", "")
         for name in given:
             place = ".".join(self.places.get(name, ()))
-            said = said.replace(f"{place}:", f"{name} ({place}):") if place else said
-        raise SettingsError(said)
+            message = message.replace(f"{place}:", f"{name} ({place}):") if place else message
+        raise SettingsError(message)
 
     def of_a_call(self) -> list[str]:
-        """Return the names that a single call may give: all but the model's."""
+        """Return the names of the parameters of a single call: all but the model's."""
         own = [name for name, place in self.places.items() if place[0] != "model"]
         return list(dict.fromkeys([*own, *GenerationSettings.model_fields]))
 
@@ -146,10 +146,10 @@ def _attempts(retries: object) -> int:
 
 
 def same_model(settings: object, own: RainSettings) -> RainSettings:
-    """Return the settings of one call: with the model of ``own``, where they name none.
+    """Return the settings of one call, with the model of ``own`` if they name none.
 
     Raises:
-        SettingsError: they are no ``RainSettings``.
+        SettingsError: they are not a ``RainSettings``.
     """
     if not isinstance(settings, RainSettings):
         raise SettingsError(f"settings must be RainSettings, not {type(settings).__name__}")
@@ -159,7 +159,7 @@ def same_model(settings: object, own: RainSettings) -> RainSettings:
 
 
 def unknown(name: str, known: Collection[str]) -> str:
-    """Say that a name is not known, which one it may have meant, and which there are."""
+    """Return an error message for an unknown name, with the nearest and all known names."""
     near = nearest(name, known)
     hint = f"did you mean '{near}'? " if near else ""
     return f"unknown argument '{shown_name(name, known)}': {hint}there are {', '.join(known)}"

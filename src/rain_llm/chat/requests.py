@@ -1,6 +1,6 @@
-"""What a chat asks for beside its messages, in the form of OpenAI's API: tools, a tool choice, a format.
+"""Read a chat request's tools, tool choice and response format in the form of OpenAI's API.
 
-Tools and formats in the wrappers of Anthropic, MCP, Amazon Bedrock and llama.cpp are read, too.
+Tools and formats in the forms of Anthropic, MCP, Amazon Bedrock and llama.cpp are read, too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LONGEST_NAME = 128
 
 
 ASKED = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
-"""What a chat request asks for beside its messages and its parameters."""
+"""Fields of a chat request besides its messages and parameters."""
 
 
 def task_of_chat(
@@ -34,7 +34,7 @@ def task_of_chat(
 
     Args:
         messages: of the chat.
-        asked: what it asks for under OpenAI's names, see :data:`ASKED`; tools may be ours, too.
+        asked: these fields by OpenAI's names, see :data:`ASKED`; tools may also be ``rain_llm.Tool``.
         context: passages that the answer is judged against.
         question: what the judge reads as the question; "": the last user turn.
 
@@ -118,7 +118,7 @@ def function_of(tool: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def function(name: str, description: Any, parameters: Any) -> dict[str, Any]:
-    """Return a function in OpenAI's form; what its parameters only repeat of it is left out."""
+    """Return a function in OpenAI's form; a description that its parameters repeat is left out."""
     made = {"name": name, "description": description or ""}
     if isinstance(parameters, Mapping) and parameters.get("description") == made["description"]:
         parameters = {key: part for key, part in parameters.items() if key != "description"}
@@ -149,8 +149,12 @@ def document_of(schema: Any) -> dict[str, Any]:
     Raises:
         PromptError: it is none.
     """
-    within = schema.get("toolSpec") if isinstance(schema, Mapping) else None
-    return schema_of(within["inputSchema"]["json"] if isinstance(within, Mapping) else schema)
+    match schema:
+        case {"toolSpec": {"inputSchema": {"json": dict(within)}}}:
+            return schema_of(within)
+        case {"toolSpec": _}:
+            raise PromptError("a toolSpec has no schema: give {'toolSpec': {'inputSchema': {'json': {...}}}}")
+    return schema_of(schema)
 
 
 def format_of(response_format: Any) -> dict[str, Any] | None:

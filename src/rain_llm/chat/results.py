@@ -1,4 +1,4 @@
-"""Results as plain data: OpenAI's finish reasons and usage, and all that an answer says about itself."""
+"""Write results as plain data: OpenAI's finish reasons, usage and messages, and the verdict."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def message_of(result: RainResult) -> dict[str, Any]:
 
 
 def about(result: RainResult) -> dict[str, Any]:
-    """Return all that an answer says about itself, beside its text and its calls.
+    """Return the verdict, the cost and the trace of an answer as plain data.
 
     Returns:
         ``usage`` (the whole cost, with the judge's), ``verdict``, ``accepted``, ``stop_reason``,
