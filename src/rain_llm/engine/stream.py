@@ -212,7 +212,7 @@ def _attempt(stream: Generator[Step, None, None]) -> RainResult | Exception:
     """Read a stream to its end and return the result, or the error if there was one."""
     try:
         return last(stream)
-    except Exception as error:
+    except Exception as error:  # results_of raises it once all have ended
         return error
 
 
