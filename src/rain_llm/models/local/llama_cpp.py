@@ -1,0 +1,395 @@
+"""A causal language model in a GGUF file, run by llama.cpp in this process.
+
+Every forward pass is one batch of rows of all branches of all requests, over one cache (``llama_cache``). The
+jobs (``jobs``) decide which tokens a request needs, and choose tokens by the logits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from rain_llm.errors import (
+    ModelError,
+    ModelNotFoundError,
+    ModelNotSupportedError,
+    PromptError,
+    PromptTooLongError,
+)
+from rain_llm.forks import renew_after_fork
+from rain_llm.models import which
+from rain_llm.models.base import Job
+from rain_llm.models.grammar import check_sample
+from rain_llm.models.local import llama_library as llama
+from rain_llm.models.local.embedded import NAME, embedded_file
+from rain_llm.models.local.gguf_text import GgufText
+from rain_llm.models.local.jobs import SampleJob, ScoreJob
+from rain_llm.models.local.llama_cache import FullError, SequenceCache
+from rain_llm.models.local.llama_pass import Memory, Pass
+from rain_llm.models.local.numpy_rows import Floats, NumpyRows
+from rain_llm.requests import Sample, Samples, Score, Scores
+from rain_llm.settings import ModelSettings
+from rain_llm.types import Message, TokenIds, Tool
+
+_CELLS = 2048  # of the cache at first: a pass is slower over a large one
+_BATCH = 2048  # rows of one call of llama.cpp
+_AT_ONCE = 512  # of these, computed together
+_BRANCHES = llama.MOST_SEQUENCES - 32  # of one pass: the other sequences hold prefixes
+_RECENT = 64  # passes: what was used since then is evicted only if the cache cannot grow
+_CACHE_TYPES = {"f16": (llama.F16, 2.0), "q8_0": (llama.Q8_0, 34 / 32)}  # ggml's type, and bytes of a number
+# In standard deviations of the logits: after a branch and a rewind, a wrong cell makes a difference of about 1.
+_REWIND_TOLERANCE = 0.2
+
+
+class LlamaCppModel:
+    """A frozen causal language model in a GGUF file, with a prefix cache.
+
+    Args:
+        settings: name (the file), threads, GPU layers and cache.
+
+    Raises:
+        ModelNotFoundError: there is no such file, or llama.cpp cannot load it.
+        ModelNotSupportedError: it is not a causal language model, or cannot be rewound. This is tested when it
+            is loaded: after a branch and a rewind, a text must have the same logits as without the cache.
+    """
+
+    def __init__(self, settings: ModelSettings | None = None) -> None:
+        settings = settings or ModelSettings()
+        file = embedded_file() if settings.name is None else Path(settings.name).expanduser()
+        self._llama = llama.library()
+        self._lock = threading.RLock()
+        self._threads = settings.threads or _usable_cores()
+        self._cache_type = settings.kv_cache_type
+        self._model = _load(self._llama, file, settings.gpu_layers)
+        self.name = NAME if settings.name is None else f"{file.name}@{fingerprint(file)}"
+        self.text = GgufText(self._model, self.name)
+        _check_kind(self._llama, self._model, self.name)
+        self.context_length: int = self._llama.llama_model_n_ctx_train(self._model)
+        self._budget = max(_CELLS, settings.kv_cache_bytes // self._bytes_per_cell())
+        weakref.finalize(self, self._llama.llama_model_free, self._model).atexit = False
+        self._context: int | None = None
+        self._close: Any = None
+        self.cache: SequenceCache
+        self._open(_CELLS)
+        renew_after_fork(self)
+        self.model_tokens = 0  # processed so far
+        self.forwards = 0
+        self._check_rewinding()
+
+    # -- text ----------------------------------------------------------------------------------
+
+    @property
+    def start(self) -> TokenIds:
+        """Return the start token, if the tokenizer adds one."""
+        return self.text.start
+
+    def encode(self, text: str) -> TokenIds:
+        """Encode text as ordinary tokens."""
+        return self.text.encode(text)
+
+    def decode(self, tokens: TokenIds) -> str:
+        """Decode tokens to text."""
+        return self.text.decode(tokens)
+
+    def render_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> TokenIds:
+        """Render a chat with the model's template."""
+        return self.text.render_chat(messages, tools)
+
+    # -- sampling and scoring -------------------------------------------------------------------
+
+    def begin(self, request: Sample | Score) -> SampleJob | ScoreJob:
+        """Create a job for a request, without computing anything yet."""
+        if isinstance(request, Sample):
+            self._check(request.prefix, request.max_tokens)
+            check_sample(request)
+            matchers = [
+                self.text.vocabulary.matcher(request.schema) for _ in range(request.n) if request.schema
+            ]
+            return SampleJob(request, self.text.special, self.text.piece, matchers)
+        self._check(request.prefix, max(map(len, request.options)))
+        for option in request.options:
+            self._check(option)
+        return ScoreJob(request)
+
+    def step(self, jobs: Sequence[Job]) -> None:
+        """Run one forward pass for as many jobs as the cache has room for, the first ones first.
+
+        Samples grow by one token, questions are answered.
+        """
+        begun = cast("Sequence[SampleJob | ScoreJob]", jobs)
+        with self._lock:
+            if self.cache.youngest < _RECENT and 2 * self.cache.cells <= self._budget:
+                self._open(2 * self.cache.cells)
+            try:
+                forward, taken = self._gather(begun)
+                self._run(forward)
+                self.cache.commit()
+            except BaseException:
+                self.cache.clear()
+                raise
+            # All jobs decide before the first one changes, so that an error changes none.
+            decided: list[tuple[SampleJob | ScoreJob, Any, int]] = [
+                (job, job.weigh(NumpyRows(forward.of(rows))), cost) for job, rows, cost in taken
+            ]
+            for job, decision, cost in decided:
+                job.accept(decision, cost)
+
+    def sample(self, batch: Sequence[Sample]) -> list[Samples]:
+        """Continue each request's prefix; all requests and branches share the forward passes."""
+        return cast(list[Samples], self._answer(batch))
+
+    def score(self, batch: Sequence[Score]) -> list[Scores]:
+        """Score each request's options, all in one forward pass once the prefixes are read."""
+        return cast(list[Scores], self._answer(batch))
+
+    def _answer(self, batch: Sequence[Sample | Score]) -> list[Samples | Scores | None]:
+        jobs = [self.begin(request) for request in batch]
+        while unfinished := [job for job in jobs if job.reply is None]:
+            self.step(unfinished)
+        return [job.reply for job in jobs]
+
+    def after_fork(self) -> None:
+        """Replace the lock in a forked process, and the cache if the parent was in a forward pass."""
+        idle = self._lock.acquire(blocking=False)
+        self._lock = threading.RLock()
+        if not idle:
+            self._close.detach()  # half of a pass may be in it: it is not touched again
+            self._context = None
+            self._open(_CELLS)
+
+    def forget(self) -> None:
+        """Clear the prefix cache."""
+        with self._lock:
+            self.cache.clear()
+
+    # -- the forward pass -----------------------------------------------------------------------
+
+    def _gather(
+        self, jobs: Sequence[SampleJob | ScoreJob]
+    ) -> tuple[Pass, list[tuple[SampleJob | ScoreJob, list[int], int]]]:
+        """Put a pass together; return it, and which jobs take part with which rows, at what cost."""
+        while True:
+            self.cache.begin()
+            forward = Pass(self.cache)
+            taken: list[tuple[SampleJob | ScoreJob, list[int], int]] = []
+            width = 0
+            for job in jobs:
+                width += job.width
+                if taken and width > _BRANCHES:
+                    break
+                before = len(forward.tokens)
+                try:
+                    rows = job.read(forward)
+                except FullError as full:
+                    if taken:
+                        break
+                    if full.lacking == "sequences":
+                        raise ModelError(
+                            f"one request has more branches than llama.cpp's {llama.MOST_SEQUENCES} sequences"
+                        ) from full
+                    self._open(2 * self.cache.cells)  # one request alone needs more: start again
+                    break
+                taken.append((job, rows, len(forward.tokens) - before))
+            if taken:
+                return forward, taken
+
+    def _run(self, forward: Pass) -> None:
+        """Compute the rows of a pass, and give it the logits that it wants.
+
+        Raises:
+            ModelError: llama.cpp could not compute it.
+        """
+        parts: list[Floats] = []
+        rows = len(forward.tokens)
+        token = np.array(forward.tokens, np.int32)
+        position = np.array(forward.positions, np.int32)
+        wanted = np.zeros(rows, np.int8)
+        wanted[list(forward.outputs)] = 1
+        counts = np.array([len(owners) for owners in forward.owners], np.int32)
+        owners = np.array([number for row in forward.owners for number in row], np.int32)
+        first = np.concatenate([[0], counts.cumsum()[:-1]])
+        pointers = (owners.ctypes.data + 4 * first).astype(np.uint64)
+        for start in range(0, rows, _BATCH):
+            size = min(_BATCH, rows - start)
+            batch = llama.Batch(
+                size,
+                token.ctypes.data + 4 * start,
+                None,
+                position.ctypes.data + 4 * start,
+                counts.ctypes.data + 4 * start,
+                pointers.ctypes.data + 8 * start,
+                wanted.ctypes.data + start,
+            )
+            llama.log.clear()
+            status = self._llama.llama_decode(self._context, batch)
+            if status:
+                raise ModelError(f"llama.cpp could not compute a pass (status {status}): {_reason()}")
+            if count := int(wanted[start : start + size].sum()):
+                found = np.ctypeslib.as_array(
+                    self._llama.llama_get_logits(self._context), (count, self.text.size)
+                )
+                parts.append(found if rows <= _BATCH else found.copy())
+        forward.take(parts)
+        self.model_tokens += rows
+        self.forwards += 1
+
+    def _check(self, tokens: TokenIds, more: int = 0) -> None:
+        """Check what llama.cpp would not survive.
+
+        Raises:
+            PromptError: a text is empty or has a token that there is not.
+            PromptTooLongError: it is longer than the context.
+        """
+        if not tokens:
+            raise PromptError("a prefix needs at least one token: start it with the model's start token")
+        if not 0 <= min(tokens) <= max(tokens) < self.text.size:
+            wrong = next(token for token in tokens if not 0 <= token < self.text.size)
+            raise PromptError(f"there is no token {wrong}: {self.name} has tokens 0 to {self.text.size - 1}")
+        if (length := len(tokens) + more) > self.context_length:
+            raise PromptTooLongError(
+                f"{length} tokens exceed the context of {self.name}, {self.context_length} tokens: "
+                "shorten the prompt or ask for fewer tokens"
+            )
+
+    # -- loading --------------------------------------------------------------------------------
+
+    def _open(self, cells: int) -> None:
+        """Create a context with an empty cache of this many cells, in place of the present one.
+
+        Raises:
+            ModelError: there is not enough memory for it.
+        """
+        if self._close is not None:
+            self.cache.clear()  # places that point into it are of no use any more
+            self._close()
+        settings = self._llama.llama_context_default_params()
+        settings.n_ctx = cells
+        settings.n_batch, settings.n_ubatch = _BATCH, _AT_ONCE
+        settings.n_seq_max = llama.MOST_SEQUENCES
+        settings.n_threads = settings.n_threads_batch = self._threads
+        settings.pooling_type = llama.POOLING_NONE
+        settings.flash_attn_type = llama.FLASH_ATTENTION
+        settings.type_k = settings.type_v = _CACHE_TYPES[self._cache_type][0]
+        settings.kv_unified = True
+        llama.log.clear()
+        context = self._llama.llama_init_from_model(self._model, settings)
+        if not context:
+            raise ModelError(
+                f"there is no memory for {cells} tokens of {self.name} ({_reason()}): "
+                "lower model.kv_cache_bytes, or close other programs"
+            )
+        self._context = context
+        self._close = weakref.finalize(self, self._llama.llama_free, context)
+        self._close.atexit = False
+        memory = Memory(self._llama, self._llama.llama_get_memory(context))
+        self.cache = SequenceCache(memory, llama.MOST_SEQUENCES, cells)
+
+    def _bytes_per_cell(self) -> int:
+        heads = self._llama.llama_model_n_head(self._model)
+        shared = self._llama.llama_model_n_head_kv(self._model)
+        width = self._llama.llama_model_n_embd(self._model) * shared // max(1, heads)
+        number = _CACHE_TYPES[self._cache_type][1]
+        return max(1, int(2 * width * self._llama.llama_model_n_layer(self._model) * number))
+
+    def _check_rewinding(self) -> None:
+        """Check that a text has the same logits after a branch and a rewind as without the cache.
+
+        Raises:
+            ModelNotSupportedError: it has not.
+        """
+        ids = [i for i in range(self.text.size) if i not in self.text.special][:64]
+        text = tuple(ids[7 * i % len(ids)] for i in range(12))
+        other = (*text[:4], *text[:5])
+
+        def last(*texts: TokenIds) -> Floats:
+            for step in texts:
+                self.cache.begin()
+                forward = Pass(self.cache)
+                rows = forward.add(step)
+                self._run(forward)
+                found = forward.of(rows)[0].copy()
+                self.cache.commit()
+            return found
+
+        try:
+            reference = last(text)
+            self.cache.clear()
+            logits = last(text[:6], other, text[:9], text)
+        except ModelError as error:
+            raise ModelNotSupportedError(f"{self.name} cannot be rewound: {error}") from error
+        finally:
+            self.cache.clear()
+        difference = float(np.abs(logits - reference).max() / reference.std())
+        if not difference <= _REWIND_TOLERANCE:
+            raise ModelNotSupportedError(
+                f"{self.name} cannot be rewound: after a rewind, logits differ by {difference:.3f} standard "
+                f"deviations, more than {_REWIND_TOLERANCE}: use a Llama-, Qwen- or Mistral-like model"
+            )
+        self.model_tokens = self.forwards = 0
+
+
+def fingerprint(file: Path) -> str:
+    """Return a short digest of a model's file: of its beginning, its end, its size and samples between."""
+    size, block = file.stat().st_size, 1 << 16
+    seen = hashlib.sha256(str(size).encode())
+    with file.open("rb") as opened:
+        for i in range(65):
+            opened.seek((size - block) * i // 64 if size > block else 0)
+            seen.update(opened.read(block))
+    return seen.hexdigest()[:12]
+
+
+def _load(library: Any, file: Path, gpu_layers: int | None) -> int:
+    """Load a file; its weights are mapped into memory, not read.
+
+    Raises:
+        ModelNotFoundError: there is no such file, or llama.cpp cannot load it.
+        ModelError: GPU layers are asked for, and this build of llama.cpp has no GPU.
+    """
+    if not file.is_file():
+        raise ModelNotFoundError(f"there is no model file {str(file)[:200]}: {which.summary()}")
+    settings = library.llama_model_default_params()
+    settings.n_gpu_layers = 0
+    settings.use_extra_bufts = os.environ.get("XB","1")=="1"
+    if gpu_layers is not None:
+        if gpu_layers and not library.llama_supports_gpu_offload():
+            raise ModelError(
+                f"model.gpu_layers is {gpu_layers}, but this build of llama.cpp computes on the CPU only: "
+                "install a GPU build of xllamacpp, or leave gpu_layers out"
+            )
+        settings.n_gpu_layers = gpu_layers
+    llama.log.clear()
+    model = library.llama_model_load_from_file(os.fsencode(file), settings)
+    if not model:
+        raise ModelNotFoundError(f"llama.cpp cannot load {file.name[:200]}: {_reason()}; {which.summary()}")
+    return int(model)
+
+
+def _check_kind(library: Any, model: int, name: str) -> None:
+    for kind, found in (
+        ("an encoder", library.llama_model_has_encoder(model)),
+        ("recurrent", library.llama_model_is_recurrent(model)),
+        ("partly recurrent", library.llama_model_is_hybrid(model)),
+        ("a diffusion model", library.llama_model_is_diffusion(model)),
+    ):
+        if found:
+            raise ModelNotSupportedError(
+                f"{name} is {kind}, and cannot be rewound: use a Llama-, Qwen- or Mistral-like model"
+            )
+
+
+def _reason() -> str:
+    return " ".join(llama.log)[:300] or "it gives no reason"
+
+
+def _usable_cores() -> int:
+    """Return how many threads compute at once: all cores of a small machine, half of a large one's."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores if cores <= 4 else cores // 2
