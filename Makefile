@@ -92,7 +92,7 @@ bench: setup ## Measure what answers cost, against the bars (DATA=folder of publ
 bench-vllm: setup $(VLLM_STAMP) ## Measure what searches ask of a real vLLM on the CPU (10 minutes)
 	$(BIN)/python -m benchmarks.servers --python $(VLLM)/bin/python
 
-bench-gpu: setup ## Measure large networks on a CUDA device (weights are random)
+bench-gpu: setup ## Measure large networks on a CUDA device (8 minutes; weights are random)
 	$(BIN)/python -m benchmarks.gpu
 
 clean: ## Remove what was built (the environments stay; remove .venv and .venv-vllm by hand)

@@ -1,21 +1,24 @@
 """Large networks on a CUDA device: Llama-3.2-1B- and Llama-3.1-8B-shaped, bfloat16, random weights.
 
-    python -m benchmarks.gpu [--shape 1b,8b] [--tokens 128] [--repeat 3] [--out build/bench-gpu]
+    python -m benchmarks.gpu [--shape 1b,8b] [--tokens 128] [--repeat 3] [--limit 420] [--out build/bench-gpu]
 
 Random weights write nonsense, but each pass costs what it costs with real ones: verdicts are forced.
-Nothing is fetched or saved; the weights are made on the device. Shape ``tiny`` tries the command
-itself anywhere: ``--device cpu --shape tiny``.
+Nothing is fetched or saved; the weights are made on the device. Each row is written when it is measured,
+and the command ends by itself within its limit. Shape ``tiny`` tries the command itself anywhere:
+``--device cpu --shape tiny``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
+import sys
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -55,31 +58,39 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 2048,
     },
 }
+GRACE_S = 30
+"""Seconds after the limit that the row in progress may take before the process ends."""
+
 OPENINGS = [item.prompt for task in ("sentiment", "civility") for item in TASKS[task].items(split="dev")]
 PROMPTS = OPENINGS[:32]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Report:
-    """What was measured of one shape.
+    """What was measured of one shape so far.
 
     Attributes:
         weights: bytes that every pass reads. bandwidth: bytes a second of a copy on this device.
         plain_ms: a token of plain generation. bandwidth_share: of the time that reading the weights
-            alone would take. methods: what each method costs.
+            alone would take. methods: what each method costs. missing: what the limit left out.
     """
 
     shape: str
     weights: int
     bandwidth: float
-    plain_ms: float
-    bandwidth_share: float
-    methods: list[Line]
+    plain_ms: float = 0.0
+    bandwidth_share: float = 0.0
+    methods: list[Line] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Line:
-    """One method: its costs a token of output, in ratio to plain, and its most memory."""
+    """One method: its costs a token of output, in ratio to plain, and its most memory.
+
+    Attributes:
+        repetitions: how often it was measured; the median counts.
+    """
 
     method: str
     wall: float
@@ -88,6 +99,7 @@ class Line:
     forwards: float
     tokens_per_s: float
     memory: int
+    repetitions: int
 
 
 def build(shape: str, device: str, cache_bytes: int) -> tuple[local.TransformersModel, int]:
@@ -155,55 +167,76 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def measure(shape: str, device: str, tokens: int, repeat: int = 3) -> Report:
-    """Measure one shape; every answer has ``tokens`` tokens."""
+def measure(
+    shape: str, device: str, tokens: int, repeat: int, until: float, patience_s: float
+) -> Iterator[Report]:
+    """Measure one shape, and yield the report after each row; every answer has ``tokens`` tokens.
+
+    Args:
+        repeat: repetitions of a row.
+        until: no row begins after this time, by ``time.monotonic``.
+        patience_s: a row that has taken so many seconds is not repeated further.
+    """
     import torch
 
     cuda = device.startswith("cuda")
     bandwidth = peak_bandwidth(device, (1 << 30) if cuda else (64 << 20))
     model, weights = build(shape, device, (16 << 30) if cuda else (64 << 20))
     rain = of_length(RainSettings(on_unsafe="best"), tokens, model)
+    report = Report(shape, weights, bandwidth)
 
-    def timed(work: Callable[[], Cost]) -> tuple[Cost, int]:
-        """Take the run of median time; return the most memory beyond what stood there before."""
-        tried = []
+    def plainly(count: int) -> Cost:
+        with Meter(rain) as meter:
+            results = rain.plain_batch(PROMPTS[:count])
+        return meter.cost(output(results))
+
+    def with_verdicts(fine: bool, count: int) -> Cost:
+        with forced(rain, fine):
+            return guarded(rain, PROMPTS[:count], at_once=True)
+
+    works: dict[str, Callable[[], Cost]] = {
+        "plain": lambda: plainly(1),
+        "RAIN default, all fine": lambda: with_verdicts(True, 1),
+        "plain, 32 at once": lambda: plainly(32),
+        "all fine, 8 at once": lambda: with_verdicts(True, 8),
+        "all fine, 32 at once": lambda: with_verdicts(True, 32),
+        "RAIN default, never fine": lambda: with_verdicts(False, 1),  # the longest
+    }
+    plain(rain, PROMPTS[:1])  # kernels are chosen and loaded at their first use
+    base: Cost | None = None
+    for method, work in works.items():
+        began = time.monotonic()
+        if base and began > until:
+            report.missing.append(method)
+            continue
+        tried: list[Cost] = []
         model.cache = type(model.cache)(model.cache.max_bytes)
         before = torch.cuda.memory_allocated() if cuda else 0
         if cuda:
             torch.cuda.reset_peak_memory_stats()
-        for _ in range(repeat):
+        while len(tried) < repeat and (not tried or time.monotonic() < min(until, began + patience_s)):
             tried.append(work())
         most = torch.cuda.max_memory_allocated() - before if cuda else max(cost.cache for cost in tried)
-        return sorted(tried, key=lambda cost: cost.wall / cost.output)[len(tried) // 2], int(most)
-
-    def plainly() -> Cost:
-        with Meter(rain) as meter:
-            results = [rain.plain(PROMPTS[0])]
-        return meter.cost(output(results))
-
-    plain(rain, PROMPTS[:1])  # kernels are chosen and loaded at their first use
-    base, memory = timed(plainly)
-    lines = [_line("plain", base, base, memory)]
-    for method, count, fine in (
-        ("RAIN default, all fine", 1, True),
-        ("RAIN default, never fine", 1, False),
-        ("all fine, 8 at once", 8, True),
-        ("all fine, 32 at once", 32, True),
-    ):
-        with forced(rain, fine):
-            cost, memory = timed(partial(guarded, rain, PROMPTS[:count], at_once=True))
-        lines.append(_line(method, cost, base, memory))
-    pass_s = base.wall / base.forwards
-    return Report(
-        shape, weights, bandwidth, 1e3 * base.wall / base.output, weights / pass_s / bandwidth, lines
-    )
+        cost = sorted(tried, key=lambda cost: cost.wall / cost.output)[len(tried) // 2]
+        if base is None:
+            base = cost
+            report.plain_ms = 1e3 * base.wall / base.output
+            report.bandwidth_share = weights / (base.wall / base.forwards) / bandwidth
+        report.methods.append(_line(method, cost, base, int(most), len(tried)))
+        yield report
+    yield report
 
 
-def _line(method: str, cost: Cost, base: Cost, memory: int) -> Line:
-    wall = (cost.wall / cost.output) / (base.wall / base.output)
-    speed = cost.output / cost.wall
+def _line(method: str, cost: Cost, base: Cost, memory: int, repetitions: int) -> Line:
     return Line(
-        method, wall, cost.cpu_each / base.cpu_each, cost.tokens_each, cost.forwards_each, speed, memory
+        method,
+        (cost.wall / cost.output) / (base.wall / base.output),
+        cost.cpu_each / base.cpu_each,
+        cost.tokens_each,
+        cost.forwards_each,
+        cost.output / cost.wall,
+        memory,
+        repetitions,
     )
 
 
@@ -218,20 +251,29 @@ def markdown(reports: list[Report], device: str) -> str:
             "",
             "| method | wall over plain, a token | CPU over plain | tokens through the model per output "
             "token | forward passes per output token | output tokens a second "
-            "| memory above the weights, MiB |",
-            "|---|---|---|---|---|---|---|",
+            "| memory above the weights, MiB | repetitions |",
+            "|---|---|---|---|---|---|---|---|",
             *(
                 f"| {m.method} | {m.wall:.2f} | {m.cpu:.2f} | {m.tokens:.1f} | {m.forwards:.2f} "
-                f"| {m.tokens_per_s:.1f} | {m.memory / (1 << 20):.0f} |"
+                f"| {m.tokens_per_s:.1f} | {m.memory / (1 << 20):.0f} | {m.repetitions} |"
                 for m in report.methods
             ),
             "",
         ]
+        if report.missing:
+            lines += [f"Not measured within the limit: {', '.join(report.missing)}.", ""]
     return "\n".join(lines)
+
+
+def _stop() -> None:
+    """End the process, whatever it is doing: the rows so far have been written."""
+    print("bench-gpu: the limit has passed; the last row is missing.", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def main() -> None:
     """Measure, print, and write into a folder."""
+    started = time.monotonic()
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu",
         description=__doc__,
@@ -241,6 +283,9 @@ def main() -> None:
     parser.add_argument("--shape", default="1b,8b", help=f"some of {', '.join(SHAPES)} (default 1b,8b)")
     parser.add_argument("--tokens", type=int, default=128, help="length of the answers (default 128)")
     parser.add_argument("--repeat", type=int, default=3, help="repetitions; the median counts (default 3)")
+    parser.add_argument(
+        "--limit", type=float, default=420, help="seconds after which no row begins (default 420)"
+    )
     parser.add_argument("--out", type=Path, default=Path("build/bench-gpu"), help="default build/bench-gpu")
     options = parser.parse_args()
     import torch
@@ -251,18 +296,29 @@ def main() -> None:
         parser.exit(2, "There is no CUDA device here: to try the command, add --device cpu --shape tiny.\n")
     device = options.device or "cuda"
     name = torch.cuda.get_device_name() if device.startswith("cuda") else device
-    reports = []
-    for shape in options.shape.split(","):
-        reports.append(measure(shape, device, options.tokens, options.repeat))
+    about = {"device": name, "python": platform.python_version(), "torch": torch.__version__}
+    about |= {"tokens": str(options.tokens)}
+    watch = threading.Timer(options.limit + GRACE_S, _stop)
+    watch.daemon = True
+    watch.start()
+    options.out.mkdir(parents=True, exist_ok=True)
+    shapes = options.shape.split(",")
+    reports: list[Report] = []
+    for i, shape in enumerate(shapes):
+        until = started + options.limit * (i + 1) / len(shapes)
+        for report in measure(shape, device, options.tokens, options.repeat, until, options.limit / 20):
+            reports[i:] = [report]
+            _write(options.out, reports, about)
         if device.startswith("cuda"):
             torch.cuda.empty_cache()
-    text = markdown(reports, name)
-    about = {"device": name, "python": platform.python_version(), "torch": torch.__version__}
-    record = {"about": about | {"tokens": options.tokens}, "shapes": [asdict(report) for report in reports]}
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "bench-gpu.md").write_text(text, encoding="utf-8")
-    (options.out / "bench-gpu.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(text)
+    watch.cancel()
+    print(markdown(reports, name))
+
+
+def _write(folder: Path, reports: list[Report], about: dict[str, str]) -> None:
+    record = {"about": about, "shapes": [asdict(report) for report in reports]}
+    (folder / "bench-gpu.md").write_text(markdown(reports, about["device"]), encoding="utf-8")
+    (folder / "bench-gpu.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

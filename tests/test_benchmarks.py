@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -134,9 +135,52 @@ def test_the_gpu_command_runs_anywhere_on_a_tiny_shape(tmp_path, monkeypatch, ca
     gpu.main()
     assert "**tiny**" in capsys.readouterr().out
     (shape,) = json.loads((tmp_path / "bench-gpu.json").read_text())["shapes"]
-    assert len(shape["methods"]) == 5
+    assert len(shape["methods"]) == 6
+    assert [method["repetitions"] for method in shape["methods"]] == [1] * 6
+    assert shape["missing"] == []
     assert shape["methods"][0]["forwards"] == 1.0
     assert shape["bandwidth"] > 0
+
+
+@pytest.mark.slow
+def test_the_gpu_command_keeps_to_its_limit(tmp_path, monkeypatch, capsys):
+    arguments = "--device cpu --shape tiny --tokens 2 --repeat 9 --limit 0 --out"
+    monkeypatch.setattr(sys, "argv", ["gpu", *arguments.split(), str(tmp_path)])
+    gpu.main()
+    assert "Not measured within the limit: RAIN default, all fine," in capsys.readouterr().out
+    (shape,) = json.loads((tmp_path / "bench-gpu.json").read_text())["shapes"]
+    assert [(method["method"], method["repetitions"]) for method in shape["methods"]] == [("plain", 1)]
+    assert len(shape["missing"]) == 5
+
+
+TOO_LONG = """
+import threading
+from benchmarks import gpu
+
+def late(*args, **kwargs):
+    (timer,) = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+    assert timer.interval == 1e6 + gpu.GRACE_S
+    timer.function()
+
+gpu.guarded = late
+gpu.main()
+"""
+
+
+@pytest.mark.slow
+def test_the_gpu_command_ends_while_a_row_takes_too_long(tmp_path):
+    arguments = "--device cpu --shape tiny --tokens 2 --repeat 1 --limit 1e6 --out"
+    done = subprocess.run(
+        [sys.executable, "-c", TOO_LONG, *arguments.split(), str(tmp_path)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 1
+    assert "the limit has passed" in done.stderr
+    (shape,) = json.loads((tmp_path / "bench-gpu.json").read_text())["shapes"]
+    assert [method["method"] for method in shape["methods"]] == ["plain"]
 
 
 def test_the_gpu_command_needs_a_device(monkeypatch, capsys):

@@ -443,11 +443,12 @@ def test_a_document_that_may_go_on_ends_by_the_models_own_end(tiny: Transformers
 
 
 def test_max_tokens_cuts_a_document_off(tiny: TransformersModel):
-    (whole,) = documents(tiny, n=1)
+    wholes = (documents(tiny, n=1, seed=seed)[0] for seed in range(20))
+    seed, whole = next((seed, whole) for seed, whole in enumerate(wholes) if len(whole.tokens) > 31)
     for most in (1, 2, 3, 10, 30, len(whole.tokens) - 1):
-        (cut,) = documents(tiny, n=1, max_tokens=most)
+        (cut,) = documents(tiny, n=1, seed=seed, max_tokens=most)
         assert (cut.tokens, cut.ended) == (whole.tokens[:most], False)
-    (again,) = documents(tiny, n=1, max_tokens=len(whole.tokens))
+    (again,) = documents(tiny, n=1, seed=seed, max_tokens=len(whole.tokens))
     assert (again.tokens, again.ended) == (whole.tokens, True)
 
 
@@ -466,10 +467,10 @@ def test_a_pass_that_fails_leaves_a_document_as_it_was(
     expected = documents(tiny)
     job, other = tiny.begin(request(tiny)), tiny.begin(request(tiny, seed=6))
 
-    def broken(self: SampleJob, logits: Any, logprobs: Any) -> Any:
+    def broken(self: SampleJob, rows: Any) -> Any:
         if self is other:
             raise RuntimeError("broken")
-        return real(self, logits, logprobs)
+        return real(self, rows)
 
     real = SampleJob.weigh
     while job.reply is None:

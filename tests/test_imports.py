@@ -75,8 +75,9 @@ ORDER = (
     "models.templates.budget",
     "models.templates.sandbox",
     "models.tokenizer",
-    "models.local.tree_attention",
     "models.local.jobs",
+    "models.local.torch_rows",
+    "models.local.tree_attention",
     "models.local.transformers",
     "models.local.similarity",
     "models.servers",
@@ -181,7 +182,7 @@ HEAVY = {"torch", "transformers", "sentence_transformers", "gguf", "accelerate",
 AT_ONCE = {
     "models.local.transformers": {"torch", "transformers"},
     "models.local.tree_attention": {"torch", "transformers"},
-    "models.local.jobs": {"torch"},
+    "models.local.torch_rows": {"torch"},
     "models.local.packed": {"torch", "transformers"},
     "models.local.kv_cache": {"torch"},
 }
@@ -329,7 +330,7 @@ def test_integrations_import_public_names_only(integration: str):
 LAZY = """
 import sys
 import rain_llm, rain_llm.search.algorithm, rain_llm.scheduler, rain_llm.judging.evaluator
-import rain_llm.models.scripted
+import rain_llm.models.scripted, rain_llm.models.local.jobs
 rain = rain_llm.Rain()
 rain_llm.Rain(rain_llm.RainSettings(model="/no/such/folder"))
 heavy = {"torch", "transformers", "sentence_transformers", "sklearn", "rich", "typer"} & set(sys.modules)

@@ -16,6 +16,7 @@ import torch
 from rain_llm import Message, ModelError, ModelNotFoundError, ModelNotSupportedError
 from rain_llm.models.base import LanguageModel, SteppedModel
 from rain_llm.models.local.jobs import SampleJob
+from rain_llm.models.local.torch_rows import TorchRows
 from rain_llm.models.local.transformers import TransformersModel
 from rain_llm.requests import Sample, Score, Scores
 from rain_llm.settings import ModelSettings
@@ -495,6 +496,73 @@ def test_a_long_prefix_is_read_in_chunks_and_gives_the_same(
         # Six chunks of 32; the rest goes with the first token.
         assert [job.forwards for job in jobs[:2]] == [reply.forwards + 6 for reply in whole[:2]]
         assert sum(job.model_tokens for job in jobs) == model.model_tokens
+
+
+# --- draws --------------------------------------------------------------------------------------------
+
+
+def test_a_draw_does_not_depend_on_which_other_branches_have_ended():
+    logits = torch.randn(4, 313, generator=torch.Generator().manual_seed(1))
+    request = Sample((5,), 4, 9, 77)
+    together = TorchRows(logits).draw(request, [0, 1, 2, 3], 3, None)
+    for alive in ([0], [2], [1, 3], [0, 2, 3]):
+        assert TorchRows(logits[alive]).draw(request, alive, 3, None) == [together[i] for i in alive]
+    positions = [tuple(TorchRows(logits).draw(request, [0, 1, 2, 3], at, None)) for at in range(3)]
+    assert len(set(positions)) == 3  # each position has its own numbers
+    assert len({token for token, _ in TorchRows(logits[:1]).draw(request, range(4), 0, None)}) > 1
+
+
+def test_ended_branches_change_no_other_branch(tiny_folder: Path):
+    model = load(tiny_folder)
+    text = model.encode("The film is good")
+    (alone,) = model.sample([Sample(text, 6, 12, 5)])
+    pieces = {model.decode((token,)) for token in alone.continuations[0].tokens[:2]}
+    (cut,) = model.sample([Sample(text, 6, 12, 5, ends=tuple(piece for piece in pieces if piece))])
+    assert len({len(c.tokens) for c in cut.continuations}) > 1
+    for whole, part in zip(alone.continuations, cut.continuations, strict=True):
+        assert whole.tokens[: len(part.tokens)] == part.tokens
+
+
+def test_draws_follow_the_probabilities():
+    chances = torch.tensor([0.5, 0.25, 0.125, 0.125])
+    rows = TorchRows(chances.log()[None])
+    counts = np.zeros(4)
+    for seed in range(500):
+        for position in range(2):
+            for token, logprob in rows.draw(Sample((5,), 4, 2, seed), range(4), position, None):
+                counts[token] += 1
+                assert logprob == pytest.approx(float(chances[token].log()), abs=1e-6)
+    expected = 4000 * chances.numpy()
+    assert float(((counts - expected) ** 2 / expected).sum()) < 16.3  # chi-squared, 3 degrees: 1 in 1000
+
+
+def test_ranked_and_masked_rows():
+    logits = torch.randn(2, 5, generator=torch.Generator().manual_seed(2))
+    rows = TorchRows(logits)
+    right = torch.log_softmax(logits.double(), -1).numpy()
+    best = rows.ranked(9)
+    assert [token for token, _ in best] == np.argsort(-right[0]).tolist()
+    assert [logprob for _, logprob in best] == pytest.approx(sorted(right[0], reverse=True))
+    assert rows.ranked(2) == best[:2]
+    assert rows.logprobs([1, 0, 1], [4, 2, 4]) == pytest.approx([right[1, 4], right[0, 2], right[1, 4]])
+    allowed = np.array([[False, True, False, False, False], [False, False, False, True, False]])
+    drawn = rows.draw(Sample((5,), 2, 1, 0), [0, 1], 0, allowed)
+    assert [token for token, _ in drawn] == [1, 3]
+    assert [logprob for _, logprob in drawn] == pytest.approx([right[0, 1], right[1, 3]])
+
+
+def test_a_job_says_how_wide_its_next_pass_is(tiny: TransformersModel, monkeypatch: pytest.MonkeyPatch):
+    text = tiny.encode("The film is good, and the people are kind")
+    tiny.forget()
+    monkeypatch.setattr("rain_llm.models.local.jobs.CHUNK", 4)
+    job = tiny.begin(Sample(text, 3, 3, 1))
+    assert isinstance(job, SampleJob)
+    assert job.width == 1
+    while not job._texts:
+        assert job.width == 1
+        tiny.step([job])
+    assert job.width == 3
+    assert tiny.begin(Score(text, ((5,), (6, 7)))).width == 2
 
 
 # --- a failing pass -----------------------------------------------------------------------------------

@@ -1,32 +1,96 @@
-"""Jobs: the state of a request from one forward pass to the next.
+"""Jobs: the state of a request from one forward pass to the next, for every engine in this process.
 
 A job takes part in a forward pass in three steps, so that a failed pass does not change it:
 
-1. ``read`` adds the tokens to compute to the pass;
-2. ``weigh`` chooses tokens by its rows of the logits, without changing the job;
+1. ``read`` adds the tokens to compute to the pass (:class:`Forward`);
+2. ``weigh`` chooses tokens by its rows of the logits (:class:`Rows`), without changing the job;
 3. ``accept`` stores that decision.
+
+A draw depends on the request, the position and the branch only, so no random generator outlives a pass.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Generic, TypeVar
+from copy import copy
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
-import torch
 
-from rain_llm.models.grammar import Matcher
-from rain_llm.models.local.kv_cache import Path
-from rain_llm.models.local.tree_attention import Pass
+from rain_llm.models.grammar import Mask, Matcher
 from rain_llm.requests import Continuation, Sample, Samples, Score, Scores
 from rain_llm.types import TokenIds
 
 CHUNK = 512
 """Maximum tokens of a prefix per pass, so that a long prompt does not delay other requests."""
 
+Place: TypeAlias = Any
+"""Where a text is in an engine's prefix cache. Jobs only keep and copy it."""
+
 Decision = TypeVar("Decision")
+
+
+class Rows(Protocol):
+    """The logits of the rows that a job asked for, in its order; log-probabilities are computed on use."""
+
+    def draw(
+        self, request: Sample, branches: Sequence[int], position: int, allowed: Mask | None
+    ) -> list[tuple[int, float]]:
+        """Choose the next token of each branch.
+
+        Random numbers depend on the request's seed, the position, the branch and the token only. With
+        ``greedy_first``, branch 0 takes the most likely token.
+
+        Args:
+            request: temperature, top_k, top_p, greedy_first and seed.
+            branches: the branches to draw for. There is one row for each, or one row for all.
+            position: how many tokens each of them has.
+            allowed: tokens that a schema allows, [branches, vocabulary]; None: all.
+
+        Returns:
+            Each branch's token and its log-probability, over the whole vocabulary at temperature 1.
+        """
+        ...
+
+    def ranked(self, n: int) -> list[tuple[int, float]]:
+        """Return the first row's n most likely tokens, with log-probabilities; at most the vocabulary."""
+        ...
+
+    def logprobs(self, places: Sequence[int], tokens: Sequence[int]) -> list[float]:
+        """Return the log-probability of each ``tokens[i]`` in row ``places[i]``."""
+        ...
+
+
+class Forward(Protocol):
+    """A forward pass that is being put together."""
+
+    def open_request(self) -> None:
+        """Start a request: the texts added from now on belong to it."""
+        ...
+
+    def place(self) -> Place:
+        """Return a new place, at the beginning of the cache's tree; ``copy.copy`` copies a place."""
+        ...
+
+    def find(self, tokens: TokenIds, place: Place) -> int:
+        """Return how many tokens at the beginning of a text are cached.
+
+        Args:
+            tokens: the text.
+            place: of this text or of a prefix of it; updated.
+        """
+        ...
+
+    def add(self, tokens: TokenIds, logits: int = 1, place: Place | None = None) -> list[int]:
+        """Add a text; return the rows of its last ``logits`` tokens.
+
+        Args:
+            tokens: the text, with what is cached.
+            logits: how many tokens at its end need logits.
+            place: of this text or of a prefix of it; updated.
+        """
+        ...
 
 
 class _Job(ABC, Generic[Decision]):
@@ -38,29 +102,36 @@ class _Job(ABC, Generic[Decision]):
         self.model_tokens = 0
         self.cached_tokens = 0  # tokens of the prefix, except the last, that need not be computed
         self._prefix = prefix
-        self._path = Path()  # of the prefix
+        self._place: Place | None = None  # of the prefix
         self._been_read = 0  # tokens of the prefix that accepted passes have read for this job
         self._reading = 0  # the same, including the current pass
 
-    def read(self, forward: Pass) -> list[int]:
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Return how many branches the next pass has for this job, at most."""
+
+    def read(self, forward: Forward) -> list[int]:
         """Add the tokens that this job needs next to a pass; return the rows whose logits it needs."""
         forward.open_request()
+        if self._place is None:
+            self._place = forward.place()
         if not self.forwards:  # the last token is always computed, because its logits are needed
-            self.cached_tokens = min(len(forward.cache.find(self._prefix, self._path)), len(self._prefix) - 1)
+            self.cached_tokens = min(forward.find(self._prefix, self._place), len(self._prefix) - 1)
         self._reading = len(self._prefix)
         if len(self._prefix) > CHUNK:
             # Other requests may have evicted what earlier passes read. Continuing from the furthest
             # position reached ensures progress in every pass.
-            known = len(forward.cache.find(self._prefix, self._path))
+            known = forward.find(self._prefix, self._place)
             self._reading = min(len(self._prefix), max(known, self._been_read) + CHUNK)
         if self._reading < len(self._prefix):
-            forward.add(self._prefix[: self._reading], 0, self._path)
+            forward.add(self._prefix[: self._reading], 0, self._place)
             return []
         return self._read_on(forward)
 
-    def weigh(self, logits: torch.Tensor, logprobs: torch.Tensor) -> Decision | None:
+    def weigh(self, rows: Rows) -> Decision | None:
         """Decide by the logits of the rows that ``read`` returned; None while the prefix is being read."""
-        return self._decide(logits, logprobs) if self._reading == len(self._prefix) else None
+        return self._decide(rows) if self._reading == len(self._prefix) else None
 
     def accept(self, decision: Decision | None, cost: int) -> None:
         """Store the decision, and count the ``cost`` tokens that the pass computed for this job."""
@@ -71,10 +142,10 @@ class _Job(ABC, Generic[Decision]):
             self._keep(decision)
 
     @abstractmethod
-    def _read_on(self, forward: Pass) -> list[int]: ...
+    def _read_on(self, forward: Forward) -> list[int]: ...
 
     @abstractmethod
-    def _decide(self, logits: torch.Tensor, logprobs: torch.Tensor) -> Decision: ...
+    def _decide(self, rows: Rows) -> Decision: ...
 
     @abstractmethod
     def _keep(self, decision: Decision) -> None: ...
@@ -87,7 +158,6 @@ class SampleJob(_Job[list[tuple[int, float]]]):
         request: the request.
         special: tokens that end a continuation.
         piece: returns the text of a token.
-        device: device of the logits.
         matchers: for a request with a schema, the matcher of each branch.
     """
 
@@ -96,7 +166,6 @@ class SampleJob(_Job[list[tuple[int, float]]]):
         request: Sample,
         special: frozenset[int],
         piece: Callable[[int], str],
-        device: torch.device,
         matchers: Sequence[Matcher] = (),
     ) -> None:
         super().__init__(request.prefix)
@@ -104,42 +173,35 @@ class SampleJob(_Job[list[tuple[int, float]]]):
         self._special = special
         self._piece = piece
         self._matchers = matchers
-        self._rng = torch.Generator(device).manual_seed(request.seed)
-        self._state = self._rng.get_state()  # after the last accepted pass
         self._texts: list[TokenIds] = []  # of each branch, with the prefix; empty before the first token
-        self._paths: list[Path] = []
+        self._places: list[Place] = []
         self._logprobs: list[list[float]] = [[] for _ in range(request.n)]
         self._end_logprob: dict[int, float] = {}  # of the branches that ended
         self._alive = list(range(request.n))
 
-    def _read_on(self, forward: Pass) -> list[int]:
+    @property
+    def width(self) -> int:
+        """Return how many branches the next pass has: one until each has its first token."""
+        return len(self._alive) if self._texts else 1
+
+    def _read_on(self, forward: Forward) -> list[int]:
         if not self._texts:  # the first tokens all come from the prefix's logits
-            return forward.add(self.request.prefix, 1, self._path)
-        return [row for i in self._alive for row in forward.add(self._texts[i], 1, self._paths[i])]
+            return forward.add(self.request.prefix, 1, self._place)
+        return [row for i in self._alive for row in forward.add(self._texts[i], 1, self._places[i])]
 
-    def _decide(self, logits: torch.Tensor, logprobs: torch.Tensor) -> list[tuple[int, float]]:
-        if self.request.ranked:  # a ranking cannot be longer than the vocabulary
-            best = logprobs[0].topk(min(self.request.n, logprobs.shape[-1]))
-            return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-        self._rng.set_state(self._state)  # a failed pass may have advanced it
-        drawn = _draw(self._masked(logits.expand(len(self._alive), -1)), self.request, self._rng)
-        if self.request.greedy_first and self._alive[0] == 0:
-            drawn[0] = logits[0].argmax()
-        chosen = logprobs.expand(len(self._alive), -1).gather(-1, drawn[:, None])[:, 0]
-        return list(zip(drawn.tolist(), chosen.tolist(), strict=True))
-
-    def _masked(self, logits: torch.Tensor) -> torch.Tensor:
-        """Mask the tokens that the schema does not allow."""
-        if not self._matchers:
-            return logits
-        allowed = np.stack([self._matchers[branch].allowed() for branch in self._alive])
-        return logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), -torch.inf)
+    def _decide(self, rows: Rows) -> list[tuple[int, float]]:
+        if self.request.ranked:
+            return rows.ranked(self.request.n)
+        # The alive branches all have the same length: each pass adds one token to each.
+        position = len(self._logprobs[self._alive[0]])
+        matchers = [self._matchers[branch] for branch in self._alive] if self._matchers else []
+        allowed = np.stack([matcher.allowed() for matcher in matchers]) if matchers else None
+        return rows.draw(self.request, self._alive, position, allowed)
 
     def _keep(self, decision: list[tuple[int, float]]) -> None:
-        self._state = self._rng.get_state()
         if not self._texts:
             self._texts = [self.request.prefix] * len(decision)
-            self._paths = [replace(self._path) for _ in decision]
+            self._places = [copy(self._place) for _ in decision]
         alive = []
         for branch, (token, logprob) in zip(self._alive, decision, strict=False):
             if token in self._special:
@@ -182,46 +244,28 @@ class ScoreJob(_Job[tuple[float, ...]]):
     def __init__(self, request: Score) -> None:
         super().__init__(request.prefix)
         self.request = request
-        self._places: list[list[int]] = []  # rows of each option's tokens in the current pass
+        self._rows: list[list[int]] = []  # of each option's tokens in the current pass
 
-    def _read_on(self, forward: Pass) -> list[int]:
-        forward.cache.find(self.request.prefix, self._path)
+    @property
+    def width(self) -> int:
+        """Return how many branches the next pass has: one for each option once the prefix is read."""
+        return len(self.request.options)
+
+    def _read_on(self, forward: Forward) -> list[int]:
+        forward.find(self.request.prefix, self._place)
         rows = [
-            forward.add(self.request.prefix + option[:-1], len(option), replace(self._path))
+            forward.add(self.request.prefix + option[:-1], len(option), copy(self._place))
             for option in self.request.options
         ]
         wanted = sorted({row for option in rows for row in option})
-        place = {row: i for i, row in enumerate(wanted)}
-        self._places = [[place[row] for row in option] for option in rows]
+        index = {row: i for i, row in enumerate(wanted)}
+        self._rows = [[index[row] for row in option] for option in rows]
         return wanted
 
-    def _decide(self, logits: torch.Tensor, logprobs: torch.Tensor) -> tuple[float, ...]:
+    def _decide(self, rows: Rows) -> tuple[float, ...]:
         tokens = [token for option in self.request.options for token in option]
-        values = iter(logprobs[[place for option in self._places for place in option], tokens].tolist())
+        values = iter(rows.logprobs([row for option in self._rows for row in option], tokens))
         return tuple(sum(next(values) for _ in option) for option in self.request.options)
 
     def _keep(self, decision: tuple[float, ...]) -> None:
         self.reply = Scores(decision, self.model_tokens, self.forwards)
-
-
-def _draw(logits: torch.Tensor, request: Sample, rng: torch.Generator) -> torch.Tensor:
-    """Sample one token per row.
-
-    This selects the token with the largest ``log p - log e``, where e is exponentially distributed (the
-    Gumbel-max trick). Rounding errors of the logits, which depend on the batch, rarely change the result,
-    unlike with the cumulative distribution. Every token of the vocabulary has its own random number: numbers
-    for the ``top_k`` tokens alone would be swapped when two of these tokens swap ranks.
-    """
-    scores = logits / request.temperature
-    if 0 < request.top_k < scores.shape[-1]:
-        least = scores.topk(request.top_k, -1).values[:, -1:]
-        scores = scores.masked_fill(scores < least, -torch.inf)
-    if request.top_p < 1:
-        ranked, order = scores.sort(-1, descending=True)
-        probabilities = torch.softmax(ranked, -1)
-        outside = probabilities.cumsum(-1) - probabilities >= request.top_p
-        scores = scores.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
-    # The same numbers as exponential_ returns, which computes the logarithms one by one.
-    uniform = torch.rand(scores.shape, generator=rng, dtype=torch.float64, device=scores.device)
-    noise = uniform.neg_().log1p_().neg_().to(scores.dtype).log_()
-    return (scores - noise).argmax(-1)

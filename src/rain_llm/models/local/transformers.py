@@ -31,6 +31,7 @@ from rain_llm.models.local.embedded import NAME, embedded_model, quiet_loading
 from rain_llm.models.local.jobs import SampleJob, ScoreJob
 from rain_llm.models.local.kv_cache import KVCache
 from rain_llm.models.local.packed import pack
+from rain_llm.models.local.torch_rows import TorchRows
 from rain_llm.models.local.tree_attention import TREE_ATTENTION, Pass
 from rain_llm.models.tokenizer import Tokenizer, first_line, local_folder
 from rain_llm.requests import Sample, Samples, Score, Scores
@@ -113,7 +114,7 @@ class TransformersModel:
             self._check_length(len(request.prefix), request.max_tokens)
             check_sample(request)
             matchers = [self._vocabulary.matcher(request.schema) for _ in range(request.n) if request.schema]
-            return SampleJob(request, self.text.special, self.text.piece, self._device, matchers)
+            return SampleJob(request, self.text.special, self.text.piece, matchers)
         self._check_length(len(request.prefix), max(map(len, request.options)))
         return ScoreJob(request)
 
@@ -140,11 +141,10 @@ class TransformersModel:
                 self.cache.abandon()
                 raise
             sizes = [len(rows) for rows in wanted]
-            logprobs = torch.log_softmax(logits, -1)
-            parts = zip(begun, torch.split(logits, sizes), torch.split(logprobs, sizes), costs, strict=True)
+            parts = zip(begun, torch.split(logits, sizes), costs, strict=True)
             # All jobs decide before the first one changes, so that an error changes none.
             decided: list[tuple[SampleJob | ScoreJob, Any, int]] = [
-                (job, job.weigh(rows, chances), cost) for job, rows, chances, cost in parts
+                (job, job.weigh(TorchRows(rows)), cost) for job, rows, cost in parts
             ]
             for job, decision, cost in decided:
                 job.accept(decision, cost)

@@ -111,13 +111,21 @@ class Pass:
         """Start a request: the branches added from now on may share one group."""
         self._requests.append([])
 
-    def add(self, tokens: TokenIds, logits: int = 1, path: Path | None = None) -> list[int]:
+    def place(self) -> Path:
+        """Return the place of an empty text."""
+        return Path()
+
+    def find(self, tokens: TokenIds, place: Path) -> int:
+        """Return how many tokens at the beginning of a text are cached; ``place`` is updated."""
+        return len(self.cache.find(tokens, place))
+
+    def add(self, tokens: TokenIds, logits: int = 1, place: Path | None = None) -> list[int]:
         """Add a text to the pass; return the rows of its last ``logits`` tokens.
 
         Tokens that are cached are not computed again, except the last ``logits``, because logits are not
-        cached. ``path`` is an earlier result for a prefix of ``tokens``, and is updated.
+        cached. ``place`` is an earlier result for a prefix of ``tokens``, and is updated.
         """
-        path = path or Path()
+        path = place or Path()
         slots = self.cache.find(tokens, path)
         known = len(slots)
         if known < len(tokens):
