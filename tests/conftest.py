@@ -16,6 +16,7 @@ from tests.examples import examples
 from tests.servers.process import Server
 
 if TYPE_CHECKING:
+    from rain_llm.models.local.llama_cpp import LlamaCppModel
     from rain_llm.models.local.transformers import TransformersModel
     from tests.servers.hostile import Connect
 
@@ -170,12 +171,21 @@ def tiny(tiny_folder: Path) -> TransformersModel:
 
 
 @pytest.fixture(scope="session")
-def real_model() -> TransformersModel:
-    """The embedded SmolLM2-135M-Instruct, loaded once; converted first where that was not done yet."""
+def real_model() -> LlamaCppModel:
+    """The embedded SmolLM2-135M-Instruct, loaded once."""
+    from rain_llm.models.local.llama_cpp import LlamaCppModel
+
+    return LlamaCppModel()
+
+
+@pytest.fixture(scope="session")
+def unpacked() -> TransformersModel:
+    """The same weights in float32, run by transformers; converted first where that was not done yet."""
     from rain_llm.models.local.transformers import TransformersModel
     from rain_llm.settings import ModelSettings
+    from tests.servers.unpacked import unpacked_model
 
-    return TransformersModel(ModelSettings(device="cpu", dtype="float32"))
+    return TransformersModel(ModelSettings(name=str(unpacked_model()), device="cpu", dtype="float32"))
 
 
 @pytest.fixture(scope="session")
@@ -193,13 +203,13 @@ def llama() -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def vllm() -> Iterator[Server]:
     """vLLM with the embedded model, started once (``make test-vllm``)."""
-    from rain_llm.models.local.embedded import embedded_model
+    from tests.servers.unpacked import unpacked_model
     from tests.servers.vllm import PYTHON_VARIABLE, vllm_python, vllm_server
 
     python = vllm_python()
     if python is None:
         pytest.skip(f"{PYTHON_VARIABLE} names no interpreter that has vLLM: run make test-vllm")
-    with vllm_server(python, embedded_model()) as server:
+    with vllm_server(python, unpacked_model()) as server:
         yield server
 
 

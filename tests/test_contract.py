@@ -120,6 +120,7 @@ class Reference:
         network = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager"
         )
+        self.folder = folder
         self.special = frozenset(AutoTokenizer.from_pretrained(folder).all_special_ids)
 
         found: dict[TokenIds, Any] = {}
@@ -170,9 +171,9 @@ def neural_case(model: Any, folder: Path) -> Case:
 
 @pytest.fixture(scope="module")
 def embedded_reference() -> Reference:
-    from rain_llm.models.local.embedded import embedded_model
+    from tests.servers.unpacked import unpacked_model
 
-    return Reference(embedded_model())
+    return Reference(unpacked_model())
 
 
 def llama_case(server: Server, reference: Reference) -> Case:
@@ -237,9 +238,9 @@ def case(request: pytest.FixtureRequest) -> Case:
     from rain_llm.models.local.transformers import TransformersModel
 
     def fresh() -> TransformersModel:
-        return TransformersModel(ModelSettings(device="cpu", dtype="float32"))
+        return TransformersModel(ModelSettings(name=str(reference.folder), device="cpu", dtype="float32"))
 
-    return reference.case(request.getfixturevalue("real_model"), fresh, many=10)
+    return reference.case(request.getfixturevalue("unpacked"), fresh, many=10)
 
 
 @pytest.fixture

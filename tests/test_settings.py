@@ -270,8 +270,9 @@ def test_the_hash_is_the_same_in_every_process():
 
 CHANGES: list[dict[str, Any]] = [
     {"model": "elsewhere"},
-    {"model": {"dtype": "bfloat16"}},
-    {"model": {"revision": "v2"}},
+    {"model": {"name": "elsewhere", "dtype": "bfloat16"}},
+    {"model": {"name": "elsewhere", "revision": "v2"}},
+    {"model": {"kv_cache_type": "q8_0"}},
     {"generation": {"seed": 17}},
     {"generation": {"max_new_tokens": 3}},
     {"generation": {"stop": ("x",)}},
@@ -292,13 +293,32 @@ def test_settings_that_differ_have_different_hashes():
 
 
 def test_what_cannot_change_an_answer_is_not_in_the_hash():
-    base = RainSettings().updated(evaluation={"judge": {"name": "another"}})
+    base = RainSettings().updated(evaluation={"judge": {"name": "another"}}, model={"name": "a/b"})
     for change in (
         {"model": {"device": "cuda:1"}},
         {"model": {"kv_cache_bytes": 1 << 22}},
         {"evaluation": {"judge": {"kv_cache_bytes": 1 << 22, "device": "cpu"}}},
     ):
         assert base.updated(**change).hash == base.hash
+    for name, value in (("threads", 3), ("gpu_layers", -1)):
+        assert (
+            RainSettings(model={"name": "a.gguf", name: value}).hash
+            == RainSettings(model={"name": "a.gguf"}).hash
+        )
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"threads": 2, "name": "a/b"},
+        {"gpu_layers": 2, "name": "a/b"},
+        {"kv_cache_type": "q8_0", "name": "a/b"},
+    ]
+    + [{"device": "cpu"}, {"dtype": "float32", "name": "a.gguf"}, {"revision": "v2", "name": "A.GGUF"}],
+)
+def test_a_setting_of_the_other_kind_of_model_is_an_error(model: dict[str, Any]):
+    with pytest.raises(SettingsError, match="requires a (GGUF file|folder or hub name)"):
+        RainSettings().updated(model=model)
 
 
 def test_a_calibrations_numbers_are_in_the_hash():

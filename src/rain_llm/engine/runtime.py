@@ -81,11 +81,20 @@ def _load(settings: ModelSettings) -> LanguageModel:
     with held(_loading):
         model = _models.get(settings)
         if model is None:
-            with needed("a model in this process"):
-                from rain_llm.models.local.transformers import TransformersModel
-
-                model = _models[settings] = TransformersModel(settings)
+            model = _models[settings] = _local(settings)
         return model
+
+
+def _local(settings: ModelSettings) -> LanguageModel:
+    """Load a model in this process: a GGUF file with llama.cpp, a folder or hub name with transformers."""
+    if settings.is_gguf:
+        from rain_llm.models.local.llama_cpp import LlamaCppModel
+
+        return LlamaCppModel(settings)
+    with needed("a model of a folder or hub name"):
+        from rain_llm.models.local.transformers import TransformersModel
+
+        return TransformersModel(settings)
 
 
 def models_of(settings: RainSettings) -> tuple[ModelSettings, ModelSettings | None, str]:

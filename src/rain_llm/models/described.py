@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +21,9 @@ def known_of(settings: ModelSettings) -> tuple[str, int | None]:
         return settings.name or "", settings.context_length
     if settings.name is None:
         return NAME, CONTEXT_LENGTH
+    if settings.is_gguf:
+        file = Path(settings.name).expanduser()
+        return (f"{file.name}@{fingerprint(file)}", None) if file.is_file() else (file.name, None)
     config = _config(settings.name, settings.revision)
     parts = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
     lengths = (part.get(key) for part in parts for key in ("max_position_embeddings", "n_positions"))
@@ -40,5 +44,17 @@ def _config(name: str, revision: str | None) -> dict[str, Any]:
             return {}
         config = json.loads(path.read_text(encoding="utf-8"))
         return config if isinstance(config, dict) else {}
-    except (OSError, TypeError, ValueError, RecursionError):  # a TypeError: not in the cache
+    # An ImportError: no transformers here; a TypeError: not in the cache.
+    except (ImportError, OSError, TypeError, ValueError, RecursionError):
         return {}
+
+
+def fingerprint(file: Path) -> str:
+    """Return a short digest of a model's file: of its beginning, its end, its size and samples between."""
+    size, block = file.stat().st_size, 1 << 16
+    seen = hashlib.sha256(str(size).encode())
+    with file.open("rb") as opened:
+        for i in range(65):
+            opened.seek((size - block) * i // 64 if size > block else 0)
+            seen.update(opened.read(block))
+    return seen.hexdigest()[:12]

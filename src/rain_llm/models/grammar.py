@@ -206,7 +206,11 @@ class _Bytes:
     """What llguidance needs of a tokenizer."""
 
     def __init__(
-        self, tokens: Sequence[bytes], special: Sequence[int], end: int, encode: Callable[[str], Sequence[int]]
+        self,
+        tokens: Sequence[bytes],
+        special: Sequence[int],
+        end: int,
+        encode: Callable[[str], Sequence[int]],
     ) -> None:
         self.tokens = tokens
         self.special_token_ids = special
@@ -219,7 +223,10 @@ class _Bytes:
 
 
 def vocabulary_of_bytes(
-    pieces: Sequence[bytes], special: frozenset[int], ends: frozenset[int], encode: Callable[[str], Sequence[int]]
+    pieces: Sequence[bytes],
+    special: frozenset[int],
+    ends: frozenset[int],
+    encode: Callable[[str], Sequence[int]],
 ) -> Vocabulary:
     """Build the vocabulary of a tokenizer whose tokens are known as bytes.
 

@@ -1,7 +1,7 @@
 """Which models can be used, and how: one table for the README and for error messages.
 
-Names of models that cannot be loaded (``gpt-4o-mini``, ``llama3.2:1b``, a GGUF file) are recognised by their
-form, when an engine is created and before anything is downloaded or sent.
+Names of models that cannot be loaded (``gpt-4o-mini``, ``llama3.2:1b``) are recognised by their form, when an
+engine is created and before anything is downloaded or sent.
 """
 
 from __future__ import annotations
@@ -33,23 +33,26 @@ class Kind:
 
 _ALL = "writes and judges; text and tool calls are guarded while they are written"
 _MIDDLEWARE = "`RainMiddleware(ChatRain())` beside their own chat model"
-TRANSFORMERS = Kind("transformers", _ALL, "`model=` a folder or hub name (`owner/name`) of a causal model")
-VLLM = Kind("vLLM", _ALL, "`base_url=` its address, `tokenizer=` a folder or hub name")
-LLAMA_SERVER = Kind(
-    "llama-server (GGUF files)", _ALL, "`llama-server -m FILE.gguf -np 12`, and `base_url=` its address"
+GGUF = Kind("GGUF files (llama.cpp)", _ALL, '`model="FILE.gguf"`')
+TRANSFORMERS = Kind(
+    "transformers",
+    _ALL,
+    "`pip install 'rain-llm[transformers]'`; `model=` a folder or hub name (`owner/name`) of a causal model",
 )
+VLLM = Kind("vLLM", _ALL, "`base_url=` its address, `tokenizer=` a folder or hub name")
+LLAMA_SERVER = Kind("llama-server", _ALL, "`llama-server -m FILE.gguf -np 12`, and `base_url=` its address")
 OLLAMA = Kind(
     "Ollama, LM Studio",
     "neither writes nor judges: their servers don't take and return token ids, which a rewind needs",
-    f"serve the same GGUF file with llama-server; or, in an agent, {_MIDDLEWARE}",
+    f'name the GGUF file that they serve, `model="FILE.gguf"`; or, in an agent, {_MIDDLEWARE}',
 )
 HOSTED = Kind(
     "OpenAI, Anthropic, other hosted APIs",
     "neither writes nor judges (no token ids), but can be guarded in a LangChain agent: whole answers and "
     "tool calls are judged before they leave, and replaced or refused",
-    f"in an agent, {_MIDDLEWARE}; `ChatRain`'s model (transformers, vLLM or llama-server) judges",
+    f"in an agent, {_MIDDLEWARE}; `ChatRain`'s model (any of those above) judges",
 )
-KINDS = (TRANSFORMERS, VLLM, LLAMA_SERVER, OLLAMA, HOSTED)
+KINDS = (GGUF, TRANSFORMERS, VLLM, LLAMA_SERVER, OLLAMA, HOSTED)
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
@@ -97,9 +100,9 @@ def kind_of(name: str) -> Kind:
     with contextlib.suppress(OSError, RuntimeError, ValueError):  # too long, ~unknown user, a null character
         folder = Path(name).expanduser()
         if folder.is_dir():
-            return LLAMA_SERVER if _only_gguf(folder) else TRANSFORMERS
+            return GGUF if _only_gguf(folder) else TRANSFORMERS
     if name.lower().endswith((".gguf", "-gguf")):
-        return LLAMA_SERVER
+        return GGUF
     if _DRIVE.match(name):
         return TRANSFORMERS
     if ":" in name:  # not in hub names: LangChain's PROVIDER:MODEL, or Ollama's MODEL:TAG
@@ -137,13 +140,16 @@ def check(settings: ModelSettings) -> None:
             "model.name looks like a key, and so is not shown: a model is named by a folder or a hub name "
             "(owner/name), and a server's key is given as api_key"
         )
-    if (kind := kind_of(settings.name)) is not TRANSFORMERS:
+    if (kind := kind_of(settings.name)) is GGUF and not settings.is_gguf:
+        raise ModelNotFoundError(
+            f'{settings.name[:100]!r} holds GGUF files: name one of them, model.name = "FILE.gguf" '
+            "(one on a hub is downloaded first)"
+        )
+    if kind not in (GGUF, TRANSFORMERS):
         raise ModelNotFoundError(_no(f"{settings.name[:100]!r}", kind))
 
 
 def _no(name: str, kind: Kind) -> str:
-    if kind is LLAMA_SERVER:
-        return f"{name} is a GGUF file, which is not loaded here. {kind.models} {kind.works}: {kind.needs}"
     return f"{name} cannot be loaded. {kind.models}: {kind.works}; {summary()}"
 
 

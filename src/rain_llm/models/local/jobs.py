@@ -159,6 +159,7 @@ class SampleJob(_Job[list[tuple[int, float]]]):
         special: tokens that end a continuation.
         piece: returns the text of a token.
         matchers: for a request with a schema, the matcher of each branch.
+        most: branches of one pass. If there are more, the first ones are finished first.
     """
 
     def __init__(
@@ -167,12 +168,14 @@ class SampleJob(_Job[list[tuple[int, float]]]):
         special: frozenset[int],
         piece: Callable[[int], str],
         matchers: Sequence[Matcher] = (),
+        most: int = 1 << 30,
     ) -> None:
         super().__init__(request.prefix)
         self.request = request
         self._special = special
         self._piece = piece
         self._matchers = matchers
+        self._most = most
         self._texts: list[TokenIds] = []  # of each branch, with the prefix; empty before the first token
         self._places: list[Place] = []
         self._logprobs: list[list[float]] = [[] for _ in range(request.n)]
@@ -182,28 +185,36 @@ class SampleJob(_Job[list[tuple[int, float]]]):
     @property
     def width(self) -> int:
         """Return how many branches the next pass has: one until each has its first token."""
-        return len(self._alive) if self._texts else 1
+        return len(self._turn) if self._texts else 1
+
+    @property
+    def _turn(self) -> list[int]:
+        """Return the branches of the next pass, which all have the same length."""
+        if not self._texts:
+            return self._alive
+        group = self._alive[0] // self._most
+        return [branch for branch in self._alive if branch // self._most == group]
 
     def _read_on(self, forward: Forward) -> list[int]:
         if not self._texts:  # the first tokens all come from the prefix's logits
             return forward.add(self.request.prefix, 1, self._place)
-        return [row for i in self._alive for row in forward.add(self._texts[i], 1, self._places[i])]
+        return [row for i in self._turn for row in forward.add(self._texts[i], 1, self._places[i])]
 
     def _decide(self, rows: Rows) -> list[tuple[int, float]]:
         if self.request.ranked:
             return rows.ranked(self.request.n)
-        # The alive branches all have the same length: each pass adds one token to each.
-        position = len(self._logprobs[self._alive[0]])
-        matchers = [self._matchers[branch] for branch in self._alive] if self._matchers else []
+        turn = self._turn
+        matchers = [self._matchers[branch] for branch in turn] if self._matchers else []
         allowed = np.stack([matcher.allowed() for matcher in matchers]) if matchers else None
-        return rows.draw(self.request, self._alive, position, allowed)
+        return rows.draw(self.request, turn, len(self._logprobs[turn[0]]), allowed)
 
     def _keep(self, decision: list[tuple[int, float]]) -> None:
+        turn = self._turn
         if not self._texts:
             self._texts = [self.request.prefix] * len(decision)
             self._places = [copy(self._place) for _ in decision]
-        alive = []
-        for branch, (token, logprob) in zip(self._alive, decision, strict=False):
+        alive = [branch for branch in self._alive if branch > turn[-1]]
+        for branch, (token, logprob) in zip(turn, decision, strict=False):
             if token in self._special:
                 if not self._matchers or self._matchers[branch].fits:
                     self._end_logprob[branch] = logprob
@@ -219,7 +230,7 @@ class SampleJob(_Job[list[tuple[int, float]]]):
             full = len(self._logprobs[branch]) >= self.request.max_tokens
             if not full and not (self.request.ends and self._piece(token).endswith(self.request.ends)):
                 alive.append(branch)
-        self._alive = alive
+        self._alive = sorted(alive)
         if not alive:
             start = len(self.request.prefix)
             self.reply = Samples(

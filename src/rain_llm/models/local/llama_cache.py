@@ -1,8 +1,8 @@
 """The prefix cache of llama.cpp: a tree of texts over its sequences.
 
-llama.cpp stores each token's keys and values in a *cell*. A cell belongs to one or more numbered *sequences*;
-a row of a pass attends to the cells of its own sequence. To branch, the cells of a prefix are given to another
-sequence as well, without copying anything; to free a sequence's own cells, they are taken from it.
+llama.cpp stores each token's keys and values in a *cell*. A cell belongs to one or more numbered *sequences*,
+and a row of a pass attends to the cells of its own sequence. To branch, the cells of a prefix are given to
+another sequence as well, without copying anything; to free a sequence's own cells, they are taken from it.
 
 Here, each leaf of a tree of texts owns one sequence, which covers its text from the beginning. Texts share
 the nodes, and so the cells, of their common prefix. When cells or sequences run out, the leaves that were not
@@ -141,7 +141,7 @@ class SequenceCache:
         self.youngest = 1 << 30
 
     def find(self, tokens: TokenIds, place: Place) -> int:
-        """Return how many first tokens of a text are cached or computed in this pass; they stay for this pass.
+        """Return how many first tokens of a text are cached or computed in this pass, which keeps them.
 
         Args:
             tokens: the text.
@@ -205,7 +205,7 @@ class SequenceCache:
         return own
 
     def rows(self, place: Place, start: int, end: int) -> list[int]:
-        """Return the rows of this pass that compute positions ``start`` to ``end`` of a found text, or none."""
+        """Return the rows of this pass that compute positions ``start`` to ``end`` of a text, if any."""
         assert place.node is not None
         cover = _cover(place.node)
         return cover.rows[start - cover.stored : end - cover.stored] if start >= cover.stored else []

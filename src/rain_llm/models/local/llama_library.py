@@ -35,7 +35,7 @@ _MODEL: tuple[_Field, ...] = (
     ("tensor_buft_overrides", c_void_p, 0),
     ("n_gpu_layers", c_int32, None),
     ("split_mode", c_int, 1),
-    ("load_mode", c_int, None),
+    ("load_mode", c_int, -1),
     ("lazy_mode", c_int, None),
     ("main_gpu", c_int32, 0),
     ("tensor_split", c_void_p, 0),
@@ -103,7 +103,7 @@ ContextParams: Any = _structure("ContextParams", _CONTEXT)
 class Batch(ctypes.Structure):
     """The rows of one call of ``llama_decode``; all are pointers to arrays of ``n_tokens``."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("n_tokens", c_int32),
         ("token", c_void_p),
         ("embd", c_void_p),
@@ -162,10 +162,12 @@ log: deque[str] = deque(maxlen=8)
 """The library's latest errors, as text: they say why a file could not be loaded."""
 
 
-@_LogCallback
 def _listen(level: int, text: bytes | None, _: int | None) -> None:
     if level == _ERROR and text:
         log.append(text.decode(errors="replace").strip())
+
+
+_listening = _LogCallback(_listen)  # kept, because the library calls it until the process ends
 
 
 @cache
@@ -192,7 +194,7 @@ def library() -> Any:
                 f"llama.cpp of the package {package} has other {name} parameters than this version of "
                 f"rain-llm knows ({', '.join(wrong[:3])}): install another release of {package}"
             )
-    opened.llama_log_set(_listen, None)
+    opened.llama_log_set(_listening, None)
     opened.llama_backend_init()
     return opened
 

@@ -30,11 +30,11 @@ class NumpyRows:
     ) -> list[tuple[int, float]]:
         """Choose the next token of each branch; return it with its log-probability.
 
-        This selects the token with the largest ``p / e``, where e is exponentially distributed (an exponential
-        race, the same as the Gumbel-max trick). Rounding errors of the logits, which depend on the batch,
-        rarely change the result, unlike with the cumulative distribution. Every token of the vocabulary has
-        its own random number: numbers for the ``top_k`` tokens alone would be swapped when two of these tokens
-        swap ranks. The numbers depend on seed, position and branch alone, so that a pass can be repeated.
+        This selects the token with the largest ``p / e``, where e is exponentially distributed (the same as
+        the Gumbel-max trick). Rounding errors of the logits, which depend on the batch, rarely change the
+        result, unlike with the cumulative distribution. Every token of the vocabulary has its own random
+        number: numbers for the ``top_k`` tokens alone would be swapped when two of these tokens swap ranks.
+        The numbers depend on seed, position and branch alone, so that a pass can be repeated.
         """
         found = []
         for i, branch in enumerate(branches):

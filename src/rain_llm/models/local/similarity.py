@@ -11,7 +11,8 @@ import numpy as np
 from rain_llm.errors import ModelNotFoundError
 from rain_llm.forks import renew_after_fork
 from rain_llm.missing import needed
-from rain_llm.models.local.embedded import package_folder, quiet_loading
+from rain_llm.models.local.embedded import package_folder
+from rain_llm.models.local.loading import quiet_loading
 from rain_llm.requests import Vector
 
 

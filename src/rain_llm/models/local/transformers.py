@@ -27,9 +27,9 @@ from rain_llm.forks import renew_after_fork
 from rain_llm.models import which
 from rain_llm.models.base import Job
 from rain_llm.models.grammar import Vocabulary, check_sample, vocabulary_of
-from rain_llm.models.local.embedded import NAME, embedded_model, quiet_loading
 from rain_llm.models.local.jobs import SampleJob, ScoreJob
 from rain_llm.models.local.kv_cache import KVCache
+from rain_llm.models.local.loading import quiet_loading
 from rain_llm.models.local.packed import pack
 from rain_llm.models.local.torch_rows import TorchRows
 from rain_llm.models.local.tree_attention import TREE_ATTENTION, Pass
@@ -56,10 +56,10 @@ class TransformersModel:
             cache.
     """
 
-    def __init__(self, settings: ModelSettings | None = None) -> None:
-        settings = settings or ModelSettings()
-        source = str(embedded_model()) if settings.name is None else settings.name
-        self.name = (settings.name or NAME) + (f"@{settings.revision}" if settings.revision else "")
+    def __init__(self, settings: ModelSettings) -> None:
+        if settings.name is None:
+            raise ModelNotFoundError("transformers needs a folder or a hub name: set model.name")
+        self.name = settings.name + (f"@{settings.revision}" if settings.revision else "")
         self._lock = threading.RLock()
         renew_after_fork(self)
         device = settings.device
@@ -70,7 +70,7 @@ class TransformersModel:
         if dtype == "auto":
             dtype = "float32" if self._device.type == "cpu" else "bfloat16"
         with quiet_loading():
-            tokenizer, self._network = _load(source, settings.revision, getattr(torch, dtype))
+            tokenizer, self._network = _load(settings.name, settings.revision, getattr(torch, dtype))
         self._tokenizer = tokenizer
         self.text = Tokenizer(tokenizer, self.name, _ends(self._network))
         self._network.requires_grad_(False).eval().to(self._device)
