@@ -187,7 +187,7 @@ def without(monkeypatch):
     def remove(*names):
         for name in names:
             monkeypatch.setitem(sys.modules, name, None)
-        for module in ("transformers", "kv_cache", "packed", "tree_attention", "torch_rows"):
+        for module in ("transformers", "kv_cache", "tree_attention", "torch_rows"):
             monkeypatch.delitem(sys.modules, f"rain_llm.models.local.{module}", raising=False)
         monkeypatch.setattr(runtime, "_models", {})
         monkeypatch.setattr(runtime, "_runtimes", {})
