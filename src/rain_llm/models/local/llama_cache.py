@@ -90,6 +90,7 @@ class Node:
 
     @property
     def end(self) -> int:
+        """Return how many tokens the text up to this node has."""
         return self.start + len(self.tokens)
 
 
