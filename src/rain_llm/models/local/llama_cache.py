@@ -90,6 +90,7 @@ class Node:
 
     @property
     def end(self) -> int:
+        """Return the number of tokens up to the end of this run."""
         return self.start + len(self.tokens)
 
 
