@@ -200,7 +200,8 @@ def without(monkeypatch):
     "args",
     [["generate", "x", "--model", "a/b"], ["eval", "civility", "--model", "a/b", "--first", "1"]],
 )
-def test_a_missing_library_is_one_line_with_its_extra(library, args, without, capsys):
+def test_a_missing_library_is_one_line_with_its_extra(library, args, without, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the evaluation makes a folder for its report
     without(library)
     assert cli.main(args) == 1
     out, err = capsys.readouterr()
