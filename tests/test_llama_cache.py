@@ -151,6 +151,21 @@ def test_a_place_outlives_whatever_happens_to_the_tree():
 TEXT = st.lists(st.integers(1, 3), min_size=1, max_size=9).map(tuple)
 
 
+def test_a_place_in_an_empty_tree_is_of_no_use_once_that_is_cleared():
+    cache, cells = made()
+    cache.begin()
+    place = Place()
+    assert cache.find((1, 2), place) == 0
+    cache.clear()
+    cache.begin()
+    forward = Pass(cache)
+    forward.add((1, 2), place=place)
+    cells.compute(forward)
+    cache.commit()
+    cache.check_integrity()
+    assert cache.find((1, 2), Place()) == 2
+
+
 @given(passes=st.lists(st.one_of(st.lists(TEXT, min_size=1, max_size=3), st.none()), max_size=12))
 def test_every_row_sees_its_own_text_whatever_was_computed_before(
     passes: list[list[tuple[int, ...]] | None],

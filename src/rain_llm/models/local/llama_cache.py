@@ -227,6 +227,7 @@ class SequenceCache:
         self.memory.clear()
         for sequence in self._leaves.values():
             _dead(sequence.leaf)
+        self._root.alive = False  # without leaves, too: a place may point to it
         self._root = Node(None, 0, [])
         self._leaves.clear()
         self._passing.clear()
