@@ -250,14 +250,14 @@ class LlamaCppModel:
             PromptTooLongError: it is longer than the context.
         """
         if not tokens:
-            raise PromptError("a prefix needs at least one token: start it with the model's start token")
+            raise PromptError("a text of 0 tokens cannot be continued or scored: give at least 1 token")
         if not 0 <= min(tokens) <= max(tokens) < self.text.size:
             wrong = next(token for token in tokens if not 0 <= token < self.text.size)
             raise PromptError(f"there is no token {wrong}: {self.name} has tokens 0 to {self.text.size - 1}")
-        if (length := len(tokens) + more) > self.context_length:
+        if len(tokens) + more > self.context_length:
             raise PromptTooLongError(
-                f"{length} tokens exceed the context of {self.name}, {self.context_length} tokens: "
-                "shorten the prompt or ask for fewer tokens"
+                f"{len(tokens)} tokens and {more} more exceed the context of {self.name}, "
+                f"{self.context_length} tokens: shorten the prompt or ask for fewer tokens"
             )
 
     # -- loading --------------------------------------------------------------------------------
