@@ -107,7 +107,7 @@ def scripted_in_place_of_the_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert settings.name is None, "a page names a model that is not there"
         return ScriptedModel(next_words, opinion)
 
-    monkeypatch.setattr("rain_llm.models.local.transformers.TransformersModel", load)
+    monkeypatch.setattr("rain_llm.models.local.llama_cpp.LlamaCppModel", load)
     for shared in ("_models", "_runtimes"):
         monkeypatch.setattr(f"rain_llm.engine.runtime.{shared}", weakref.WeakValueDictionary())
     monkeypatch.setattr("rain_llm.engine.runtime._latest", [])

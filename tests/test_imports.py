@@ -69,7 +69,6 @@ ORDER = (
     "models.distinct",
     "models.grammar",
     "models.local.kv_cache",
-    "models.local.packed",
     "models.scripted",
     "models.templates",
     "models.templates.chat_template",
@@ -190,7 +189,6 @@ AT_ONCE = {
     "models.local.transformers": {"torch", "transformers"},
     "models.local.tree_attention": {"torch", "transformers"},
     "models.local.torch_rows": {"torch"},
-    "models.local.packed": {"torch", "transformers"},
     "models.local.kv_cache": {"torch"},
 }
 LATER = {

@@ -187,7 +187,7 @@ def without(monkeypatch):
     def remove(*names):
         for name in names:
             monkeypatch.setitem(sys.modules, name, None)
-        for module in ("transformers", "kv_cache", "packed", "tree_attention", "torch_rows"):
+        for module in ("transformers", "kv_cache", "tree_attention", "torch_rows"):
             monkeypatch.delitem(sys.modules, f"rain_llm.models.local.{module}", raising=False)
         monkeypatch.setattr(runtime, "_models", {})
         monkeypatch.setattr(runtime, "_runtimes", {})
@@ -200,7 +200,8 @@ def without(monkeypatch):
     "args",
     [["generate", "x", "--model", "a/b"], ["eval", "civility", "--model", "a/b", "--first", "1"]],
 )
-def test_a_missing_library_is_one_line_with_its_extra(library, args, without, capsys):
+def test_a_missing_library_is_one_line_with_its_extra(library, args, without, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the evaluation makes a folder for its report
     without(library)
     assert cli.main(args) == 1
     out, err = capsys.readouterr()

@@ -313,11 +313,13 @@ def test_what_cannot_change_an_answer_is_not_in_the_hash():
         {"threads": 2, "name": "a/b"},
         {"gpu_layers": 2, "name": "a/b"},
         {"kv_cache_type": "q8_0", "name": "a/b"},
-    ]
-    + [{"device": "cpu"}, {"dtype": "float32", "name": "a.gguf"}, {"revision": "v2", "name": "A.GGUF"}],
+        {"device": "cpu"},
+        {"dtype": "float32", "name": "a.gguf"},
+        {"revision": "v2", "name": "A.GGUF"},
+    ],
 )
 def test_a_setting_of_the_other_kind_of_model_is_an_error(model: dict[str, Any]):
-    with pytest.raises(SettingsError, match="requires a (GGUF file|folder or hub name)"):
+    with pytest.raises(SettingsError, match=r"requires a (GGUF file|folder or hub name)"):
         RainSettings().updated(model=model)
 
 

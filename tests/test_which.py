@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ HUB = [
 
 @pytest.mark.parametrize(
     ("names", "kind"),
-    [(HOSTED, which.HOSTED), (OLLAMA, which.OLLAMA), (GGUF, which.LLAMA_SERVER), (HUB, which.TRANSFORMERS)],
+    [(HOSTED, which.HOSTED), (OLLAMA, which.OLLAMA), (GGUF, which.GGUF), (HUB, which.TRANSFORMERS)],
     ids=["hosted", "ollama", "gguf", "hub"],
 )
 def test_a_name_tells_whose_model_it_is(names, kind):
@@ -52,7 +53,7 @@ def test_a_folder_is_loaded_whatever_it_is_called(tmp_path, monkeypatch):
         Path(name).mkdir()
         assert which.kind_of(name) is which.TRANSFORMERS
     (Path("llama3.2") / "weights-Q4.gguf").touch()
-    assert which.kind_of("llama3.2") is which.LLAMA_SERVER
+    assert which.kind_of("llama3.2") is which.GGUF
     (Path("llama3.2") / "config.json").touch()
     assert which.kind_of("llama3.2") is which.TRANSFORMERS
 
@@ -60,7 +61,7 @@ def test_a_folder_is_loaded_whatever_it_is_called(tmp_path, monkeypatch):
 @pytest.mark.parametrize("make", [ChatRain, RainLLM, LlamaIndexLLM])
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("gpt-4o-mini", which.HOSTED), ("llama3.2:1b", which.OLLAMA), ("m.gguf", which.LLAMA_SERVER)],
+    [("gpt-4o-mini", which.HOSTED), ("llama3.2:1b", which.OLLAMA)],
 )
 def test_it_is_refused_where_it_is_named(make, name, kind):  # no socket is allowed here
     with pytest.raises(ModelNotFoundError) as caught:
@@ -70,8 +71,40 @@ def test_it_is_refused_where_it_is_named(make, name, kind):  # no socket is allo
     assert kind.works in str(caught.value)
 
 
+def test_a_folder_of_gguf_files_is_not_one_file(tmp_path):
+    (tmp_path / "weights-Q4.gguf").touch()
+    for name in ("bartowski/Llama-3.2-1B-Instruct-GGUF", str(tmp_path)):
+        with pytest.raises(
+            ModelNotFoundError, match=r"give the path of one of them, FOLDER/FILE.gguf"
+        ) as caught:
+            Rain(RainSettings(model=name))
+        assert name[:100] in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"GGUF\3\0\0\0", b"GGU", b"", b"PK\3\4"])
+def test_a_gguf_file_needs_no_ending(content, tmp_path, monkeypatch):
+    """Ollama keeps its models in files named sha256-..., without an ending."""
+    monkeypatch.chdir(tmp_path)
+    blob = tmp_path / f"sha256-{'0123456789abcdef' * 4}"
+    blob.write_bytes(content)
+    gguf = content.startswith(b"GGUF")
+    for name in (str(blob), blob.name):
+        assert which.kind_of(name) is (which.GGUF if gguf else which.TRANSFORMERS)
+        assert RainSettings(model=name).model.is_gguf is gguf
+    if gguf:
+        assert RainSettings(model={"name": str(blob), "threads": 2}).model.threads == 2
+        assert RainLLM(model=blob.name).model == blob.name  # it looks like a key, but is there
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_what_is_no_file_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # who reads it waits for a writer
+    assert which.kind_of(str(tmp_path / "pipe")) is which.TRANSFORMERS
+    assert not RainSettings(model=str(tmp_path)).model.is_gguf
+
+
 def test_ollama_users_learn_of_both_ways():
-    with pytest.raises(ModelNotFoundError, match=r"llama-server; or, in an agent, `RainMiddleware\(ChatRain"):
+    with pytest.raises(ModelNotFoundError, match=r'"FILE.gguf"`; or, in an agent, `RainMiddleware\(ChatRain'):
         Rain(RainSettings(model="llama3.2"))
 
 
@@ -151,7 +184,7 @@ def test_the_command_line_says_it_in_a_line(capsys):
 @pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
 def test_the_readme_holds_the_table(page):
     assert which.table() in (ROOT / page).read_text(encoding="utf-8")
-    assert len(which.KINDS) == 5
+    assert len(which.KINDS) == 6
 
 
 @pytest.mark.parametrize("make", [ChatRain, RainLLM, LlamaIndexLLM])

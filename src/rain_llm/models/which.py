@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from rain_llm.errors import ModelNotFoundError
-from rain_llm.settings import ModelSettings
+from rain_llm.settings.model import ModelSettings, names_gguf
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ HOSTED = Kind(
     "OpenAI, Anthropic, other hosted APIs",
     "neither writes nor judges (no token ids), but can be guarded in a LangChain agent: whole answers and "
     "tool calls are judged before they leave, and replaced or refused",
-    f"in an agent, {_MIDDLEWARE}; `ChatRain`'s model (any of those above) judges",
+    f"in an agent, {_MIDDLEWARE}; `ChatRain`'s own model judges",
 )
 KINDS = (GGUF, TRANSFORMERS, VLLM, LLAMA_SERVER, OLLAMA, HOSTED)
 
@@ -96,12 +96,12 @@ def summary() -> str:
 
 
 def kind_of(name: str) -> Kind:
-    """Return the row for a model's name, by the name's form and the existing folders."""
+    """Return the row for a model's name, by the name's form and the existing folders and files."""
     with contextlib.suppress(OSError, RuntimeError, ValueError):  # too long, ~unknown user, a null character
         folder = Path(name).expanduser()
         if folder.is_dir():
             return GGUF if _only_gguf(folder) else TRANSFORMERS
-    if name.lower().endswith((".gguf", "-gguf")):
+    if names_gguf(name) or name.lower().endswith("-gguf"):
         return GGUF
     if _DRIVE.match(name):
         return TRANSFORMERS
@@ -135,15 +135,15 @@ def check(settings: ModelSettings) -> None:
             "model.name is an address: give it as base_url, if vLLM or llama-server answers there, or give "
             "a folder or hub name"
         )
-    if _KEY.fullmatch(settings.name) and not Path(settings.name).is_dir():
+    if _KEY.fullmatch(settings.name) and not Path(settings.name).exists():
         raise ModelNotFoundError(
             "model.name looks like a key, and so is not shown: a model is named by a folder or a hub name "
             "(owner/name), and a server's key is given as api_key"
         )
     if (kind := kind_of(settings.name)) is GGUF and not settings.is_gguf:
         raise ModelNotFoundError(
-            f'{settings.name[:100]!r} holds GGUF files: name one of them, model.name = "FILE.gguf" '
-            "(one on a hub is downloaded first)"
+            f"{settings.name[:100]!r} holds GGUF files: give the path of one of them, FOLDER/FILE.gguf, as "
+            "model.name (download it first if it is on a hub: nothing is downloaded here)"
         )
     if kind not in (GGUF, TRANSFORMERS):
         raise ModelNotFoundError(_no(f"{settings.name[:100]!r}", kind))

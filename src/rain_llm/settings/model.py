@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
@@ -120,7 +122,7 @@ class ModelSettings(Frozen):
     @property
     def is_gguf(self) -> bool:
         """Return whether llama.cpp runs the model in this process, from a GGUF file."""
-        return not self.base_url and (self.name is None or self.name.lower().endswith(".gguf"))
+        return not self.base_url and (self.name is None or names_gguf(self.name))
 
     @model_validator(mode="after")
     def _for_one_kind(self) -> ModelSettings:
@@ -153,6 +155,21 @@ class ModelSettings(Frozen):
     @classmethod
     def _addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(_address(url) for url in value))
+
+
+def names_gguf(name: str) -> bool:
+    """Return whether a name is that of a GGUF file, by its ending, or else by the file's first bytes.
+
+    Ollama's files (``~/.ollama/models/blobs/sha256-...``) have no ending.
+    """
+    if name.lower().endswith(".gguf"):
+        return True
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # too long, ~unknown user, a null character
+        file = Path(name).expanduser()
+        if file.is_file():  # others, such as a pipe, may never end
+            with file.open("rb") as opened:
+                return opened.read(4) == b"GGUF"
+    return False
 
 
 def _address(url: str) -> str:

@@ -90,6 +90,7 @@ class Node:
 
     @property
     def end(self) -> int:
+        """Return how many tokens the text up to this node has."""
         return self.start + len(self.tokens)
 
 
@@ -226,6 +227,7 @@ class SequenceCache:
         self.memory.clear()
         for sequence in self._leaves.values():
             _dead(sequence.leaf)
+        self._root.alive = False  # without leaves, too: a place may point to it
         self._root = Node(None, 0, [])
         self._leaves.clear()
         self._passing.clear()

@@ -63,7 +63,7 @@ class LlamaCppModel:
         file = embedded_file() if settings.name is None else Path(settings.name).expanduser()
         self._llama = llama.library()
         self._lock = threading.RLock()
-        self._threads = settings.threads or _usable_cores()
+        self._threads = llama.threads(settings.threads or _usable_cores())
         self._cache_type = settings.kv_cache_type
         self._model = _load(self._llama, file, settings.gpu_layers)
         self.name = NAME if settings.name is None else f"{file.name}@{fingerprint(file)}"
@@ -71,7 +71,6 @@ class LlamaCppModel:
         _check_kind(self._llama, self._model, self.name)
         self.context_length: int = self._llama.llama_model_n_ctx_train(self._model)
         self._budget = max(_CELLS, settings.kv_cache_bytes // self._bytes_per_cell())
-        weakref.finalize(self, self._llama.llama_model_free, self._model).atexit = False
         self._context: int | None = None
         self._close: Any = None
         self.cache: SequenceCache
@@ -122,6 +121,8 @@ class LlamaCppModel:
         Samples grow by one token, questions are answered.
         """
         begun = cast("Sequence[SampleJob | ScoreJob]", jobs)
+        if not begun:
+            return
         with self._lock:
             if self.cache.youngest < _RECENT and 2 * self.cache.cells <= self._budget:
                 self._open(2 * self.cache.cells)
@@ -157,9 +158,12 @@ class LlamaCppModel:
         """Replace the lock in a forked process, and the cache if the parent was in a forward pass."""
         idle = self._lock.acquire(blocking=False)
         self._lock = threading.RLock()
-        if not idle:
+        self._threads = llama.threads(self._threads)
+        if idle:
+            self._llama.llama_set_n_threads(self._context, self._threads, self._threads)
+        else:
             self._close.detach()  # half of a pass may be in it: it is not touched again
-            self._context = None
+            self._close = None
             self._open(_CELLS)
 
     def forget(self) -> None:
@@ -284,7 +288,7 @@ class LlamaCppModel:
                 "lower model.kv_cache_bytes, or close other programs"
             )
         self._context = context
-        self._close = weakref.finalize(self, self._llama.llama_free, context)
+        self._close = weakref.finalize(self, _close, self._llama, context, self.text)
         self._close.atexit = False
         memory = Memory(self._llama, self._llama.llama_get_memory(context))
         self.cache = SequenceCache(memory, llama.MOST_SEQUENCES, cells)
@@ -372,6 +376,11 @@ def _check_kind(library: Any, model: int, name: str) -> None:
             raise ModelNotSupportedError(
                 f"{name} is {kind}, and cannot be rewound: use a Llama-, Qwen- or Mistral-like model"
             )
+
+
+def _close(library: Any, context: int, text: GgufText) -> None:
+    """Free a context; until then ``text``, which owns the model's memory, is kept."""
+    library.llama_free(context)
 
 
 def _reason() -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 from collections import deque
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int8, c_int32, c_size_t, c_uint32, c_void_p
 from functools import cache
@@ -125,6 +126,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_model_free": (None, (c_void_p,)),
     "llama_init_from_model": (c_void_p, (c_void_p, ContextParams)),
     "llama_free": (None, (c_void_p,)),
+    "llama_set_n_threads": (None, (c_void_p, c_int32, c_int32)),
     "llama_n_ctx": (c_uint32, (c_void_p,)),
     "llama_get_memory": (c_void_p, (c_void_p,)),
     "llama_model_get_vocab": (c_void_p, (c_void_p,)),
@@ -157,6 +159,8 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_decode": (c_int32, (c_void_p, Batch)),
     "llama_get_logits": (POINTER(c_float), (c_void_p,)),
 }
+
+_opened_in: list[int] = []  # the process that opened the library
 
 log: deque[str] = deque(maxlen=8)
 """The library's latest errors, as text: they say why a file could not be loaded."""
@@ -196,6 +200,7 @@ def library() -> Any:
             )
     opened.llama_log_set(_listening, None)
     opened.llama_backend_init()
+    _opened_in.append(os.getpid())
     return opened
 
 
@@ -206,6 +211,12 @@ def differences(found: Any, fields: tuple[_Field, ...]) -> list[str]:
         for name, _, default in fields
         if default is not None and (getattr(found, name) or 0) != default
     ]
+
+
+def threads(wanted: int) -> int:
+    """Return how many threads may compute: one in a forked process, where OpenMP waits for its parent's."""
+    library()
+    return wanted if os.getpid() == _opened_in[0] else 1
 
 
 def _found() -> tuple[str, Path]:

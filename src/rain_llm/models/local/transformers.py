@@ -30,7 +30,6 @@ from rain_llm.models.grammar import Vocabulary, check_sample, vocabulary_of
 from rain_llm.models.local.jobs import SampleJob, ScoreJob
 from rain_llm.models.local.kv_cache import KVCache
 from rain_llm.models.local.loading import quiet_loading
-from rain_llm.models.local.packed import pack
 from rain_llm.models.local.torch_rows import TorchRows
 from rain_llm.models.local.tree_attention import TREE_ATTENTION, Pass
 from rain_llm.models.tokenizer import Tokenizer, first_line, local_folder
@@ -74,7 +73,6 @@ class TransformersModel:
         self._tokenizer = tokenizer
         self.text = Tokenizer(tokenizer, self.name, _ends(self._network))
         self._network.requires_grad_(False).eval().to(self._device)
-        pack(self._network)
         self._cache_bytes = settings.kv_cache_bytes
         self.cache = KVCache(self._cache_bytes)
         self.model_tokens = 0  # processed so far
