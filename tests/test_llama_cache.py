@@ -113,6 +113,7 @@ def test_sequences_run_out_before_cells():
     for token in range(5):
         compute(cache, cells, (1, 2, token + 10))
     assert len(cache._leaves) == 2
+    assert cache.youngest > 1000  # more cells would not have kept it
     assert compute(cache, cells, (1, 2, 14, 3)) == 1  # the latest is still there
 
 

@@ -91,7 +91,11 @@ class ModelSettings(Frozen):
         description="Device: 'auto' (CUDA if available, else CPU), 'cpu', 'cuda:0', ...",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="Data type of the weights; 'auto': float32 on a CPU, bfloat16 on CUDA."
+        default="auto",
+        description="Data type of the weights; 'auto': bfloat16 on CUDA and on a CPU that multiplies it in "
+        "hardware (AMX, AVX512-BF16), float32 on other CPUs. bfloat16 takes 0.6 to 0.9 of the CPU time of "
+        "float32 there, and 3 of 500 verdicts changed. With float32, an answer does not depend on what is "
+        "computed in the same pass.",
     )
     threads: int | None = Field(
         default=None,

@@ -105,6 +105,11 @@ class CompletionsModel:
         return self.facts.context_length
 
     @property
+    def encodes_remotely(self) -> bool:
+        """Whether text is encoded by the server."""
+        return not isinstance(self.text, Tokenizer)
+
+    @property
     def start(self) -> TokenIds:
         """The tokens that every raw text begins with."""
         return self.text.start
