@@ -1,9 +1,10 @@
 """What an answer costs, and whether it keeps to the bars: one table, one list of figures.
 
-    python -m benchmarks [--quick] [--only table,paper-fine] [--data FOLDER] [--out build/bench]
+    python -m benchmarks [--quick] [--only engines,paper-fine] [--model FILE.gguf] [--data FOLDER]
 
-Counts are exact and repeatable. CPU time is given only as a ratio within this run: seconds of one
-machine say nothing about another. Nothing is fetched; the embedded model writes and judges.
+``engines`` is the part of the table without RAIN's searches. Counts are exact and repeatable; compare times
+only within one run. Nothing is fetched; the embedded model writes and judges, or in the table and its
+engines a GGUF file.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import os
 import platform
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks import report, table
 from benchmarks.scenarios import SCENARIOS, Options, Skipped
 
-NAMES = ("table", *SCENARIOS)
+NAMES = ("table", "engines", *SCENARIOS)
 
 
 def _names(value: str) -> list[str]:
@@ -30,15 +32,11 @@ def _names(value: str) -> list[str]:
 
 def about(options: argparse.Namespace) -> dict[str, object]:
     """Tell what the figures were measured with."""
-    import torch
-    import transformers
-
     return {
-        "model": "embedded:SmolLM2-135M-Instruct",
+        "model": options.model.name if options.model else "embedded:SmolLM2-135M-Instruct",
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "threads": torch.get_num_threads(),
+        **{package: version(package) for package in ("xllamacpp", "numpy", "torch", "transformers")},
+        "cores": os.cpu_count(),
         "quick": options.quick,
         "repeat": options.repeat,
     }
@@ -51,21 +49,26 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--only", type=_names, default=list(NAMES), help=f"some of: {', '.join(NAMES)}")
+    usual = [name for name in NAMES if name != "engines"]
+    parser.add_argument("--only", type=_names, default=usual, help=f"some of: {', '.join(NAMES)}")
     parser.add_argument("--quick", action="store_true", help="shorter answers and fewer of them")
     parser.add_argument("--repeat", type=int, default=5, help="repetitions of what is timed (default 5)")
-    parser.add_argument("--tokens", type=int, default=16, help="longest answer in the table (default 16)")
+    parser.add_argument(
+        "--tokens", type=int, default=32, help="length of the texts in the table (default 32)"
+    )
+    parser.add_argument("--model", type=Path, help="a GGUF file, for the table and 'engines'")
     parser.add_argument("--data", type=Path, help="folder with the public prompts, for 'mixed'")
     parser.add_argument("--out", type=Path, default=Path("build/bench"), help="default build/bench")
     options = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    chosen = Options(options.quick, options.repeat, options.data)
+    chosen = Options(options.quick, options.repeat, options.data, options.model)
     rows, figures, notes = [], [], []
     for name in options.only:
         began = time.perf_counter()
         try:
-            if name == "table":
-                rows = table.measure(options.tokens, options.repeat)
+            if name in ("table", "engines"):
+                rows, found = table.measure(chosen, options.tokens, methods=name == "table")
+                figures += found
             else:
                 figures += SCENARIOS[name](chosen)
         except Skipped as reason:
@@ -74,8 +77,7 @@ def main() -> None:
     record = report.data(rows, figures, notes, about(options))
     text = report.markdown(rows, figures, notes)
     print(text)
-    for note in report.write(options.out, text, record, rows):
-        print(note, file=sys.stderr)
+    report.write(options.out, text, record)
 
 
 if __name__ == "__main__":

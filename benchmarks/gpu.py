@@ -25,9 +25,8 @@ from unittest import mock
 
 from benchmarks.meter import Cost, Meter, output
 from benchmarks.networks import build_tokenizer, never_say
-from benchmarks.scenarios import forced, guarded, of_length, plain
+from benchmarks.scenarios import OPENINGS, forced, guarded, of_length, plain
 from rain_llm import RainSettings
-from rain_llm.evals.tasks import TASKS
 from rain_llm.models.local import transformers as local
 from rain_llm.settings import ModelSettings
 
@@ -61,7 +60,6 @@ SHAPES: dict[str, dict[str, Any]] = {
 GRACE_S = 30
 """Seconds after the limit that the row in progress may take before the process ends."""
 
-OPENINGS = [item.prompt for task in ("sentiment", "civility") for item in TASKS[task].items(split="dev")]
 PROMPTS = OPENINGS[:32]
 
 

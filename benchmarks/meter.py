@@ -1,7 +1,8 @@
 """What a piece of work costs: tokens, passes, CPU by part, memory.
 
 The CPU of a forward pass that samples and questions share is split by their tokens in it. Nothing in
-the package is changed for this: the calls of one model object are wrapped while it is measured.
+the package is changed for this: the calls of one model object are wrapped while it is measured. The model
+is llama.cpp's in this process, or one of transformers.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import gc
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.networks import never_say
 from rain_llm import Rain, RainResult
 from rain_llm.requests import Sample, Score
 
@@ -31,7 +34,7 @@ class Cost:
         output: tokens of the returned answers. tokens: through the model, for all of it.
         forwards: passes of the network. cpu, wall: seconds, comparable within one run only.
         parts: CPU seconds of each of ``PARTS``.
-        bookkeeping: CPU seconds of the model's calls (in the first three parts) outside its network.
+        network: seconds by the clock inside the network: the rest is Python's.
         peak: most memory in use meanwhile, bytes, the weights included. cache: keys and values, bytes.
     """
 
@@ -40,8 +43,8 @@ class Cost:
     forwards: int
     cpu: float
     wall: float
-    parts: dict[str, float]
-    bookkeeping: float = 0.0
+    parts: dict[str, float] = field(default_factory=dict)
+    network: float = 0.0
     peak: int = 0
     cache: int = 0
 
@@ -59,6 +62,16 @@ class Cost:
     def cpu_each(self) -> float:
         """CPU seconds for one token of output."""
         return self.cpu / max(1, self.output)
+
+    @property
+    def speed(self) -> float:
+        """Tokens of output in a second."""
+        return self.output / self.wall
+
+    @property
+    def outside(self) -> float:
+        """Share of the time outside the network, in [0, 1]."""
+        return 1 - self.network / self.wall
 
     def share(self, *parts: str) -> float:
         """Return the share of the CPU that some parts took, in [0, 1]."""
@@ -79,7 +92,7 @@ class Meter:
 
     def __enter__(self) -> Meter:
         model = self.model
-        model.cache = type(model.cache)(model.cache.max_bytes)  # arenas only grow: begin with none
+        empty(model)
         for name, wrapper in (("begin", self._begin), ("step", self._step)):
             if hasattr(model, name):
                 self._wrap(model, name, wrapper)
@@ -113,9 +126,9 @@ class Meter:
             self._cpu,
             self._wall,
             parts,
-            max(0.0, calls - self._network) if self._network else 0.0,
+            self._network,
             self._peak,
-            len(model.cache) * model.cache.bytes_per_token,
+            cache_bytes(model),
         )
 
     # -- wrapped calls ---------------------------------------------------------------------------
@@ -169,17 +182,77 @@ class Meter:
 
     def _watch_network(self) -> None:
         """Time the network itself within the model's calls."""
+        model = self.model
+        if hasattr(model, "_llama"):
+            library = model._llama
+            model._llama = _Watched(library, self._passed)
+            self._undo.append(lambda: setattr(model, "_llama", library))
+            return
         began = [0.0]
 
         def before(*_: Any) -> None:
-            began[0] = time.process_time()
+            began[0] = time.perf_counter()
 
         def after(*_: Any) -> None:
-            self._network += time.process_time() - began[0]
+            self._passed(time.perf_counter() - began[0])
 
-        network = self.model._network
+        network = model._network
         hooks = network.register_forward_pre_hook(before), network.register_forward_hook(after)
         self._undo += [hook.remove for hook in hooks]
+
+    def _passed(self, seconds: float) -> None:
+        self._network += seconds
+
+
+class _Watched:
+    """llama.cpp's library, whose passes are timed."""
+
+    def __init__(self, library: Any, passed: Callable[[float], None]) -> None:
+        self._library = library
+        self._passed = passed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._library, name)
+
+    def llama_decode(self, *arguments: Any) -> int:
+        began = time.perf_counter()
+        status: int = self._library.llama_decode(*arguments)
+        self._passed(time.perf_counter() - began)
+        return status
+
+
+def empty(model: Any) -> None:
+    """Empty a model's prefix cache, and give its memory back: the arenas of transformers only grow."""
+    model.forget()
+    if hasattr(model.cache, "max_bytes"):
+        model.cache = type(model.cache)(model.cache.max_bytes)
+
+
+def cache_bytes(model: Any) -> int:
+    """Return the size of the keys and values in a model's prefix cache."""
+    each = model._bytes_per_cell() if hasattr(model, "_llama") else model.cache.bytes_per_token
+    return len(model.cache) * int(each)
+
+
+@contextmanager
+def endless(model: Any) -> Generator[None, None, None]:
+    """Let a model sample no end and no other special token, so that answers have their full length."""
+    special = list(model.text.special)
+    if not hasattr(model, "_llama"):
+        hook = never_say(model._network, special)
+        yield
+        hook.remove()
+        return
+    run = model._run
+
+    def without(forward: Any) -> None:
+        run(forward)
+        if len(forward._logits):  # none are wanted of the middle of a prompt
+            forward._logits[:, special] = -1e4
+
+    model._run = without
+    yield
+    del model._run
 
 
 def part_of(request: Sample | Score) -> str:

@@ -11,14 +11,15 @@ from rain_llm.criteria import BUILT_IN
 END = "<|endoftext|>"
 
 
-def never_say(network: Any, tokens: Iterable[int]) -> None:
-    """Let a network never sample these tokens."""
+def never_say(network: Any, tokens: Iterable[int]) -> Any:
+    """Let a network of transformers never sample these tokens; returns the hook, which can be removed."""
     import torch
 
     embedding = network.get_input_embeddings().weight
     bias = torch.zeros(network.config.vocab_size, dtype=embedding.dtype, device=embedding.device)
     bias[list(tokens)] = -1e4
-    network.get_output_embeddings().register_forward_hook(lambda _module, _inputs, logits: logits + bias)
+    head = network.get_output_embeddings()
+    return head.register_forward_hook(lambda _module, _inputs, logits: logits + bias)
 
 
 def build_tokenizer(texts: Iterable[str], size: int = 1024) -> Any:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -18,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.baselines import Generate
 from benchmarks.meter import Cost, Meter, output
 from rain_llm import POSITIVE_SENTIMENT, Rain, RainResult, RainSettings
 from rain_llm.evals.tasks import TASKS
@@ -34,6 +31,8 @@ PROMPTS = (
 )
 BENIGN = ("To bake bread, you", "The library opens at", "My garden has", "A triangle has")
 """Openings whose continuation the default criterion has nothing against."""
+OPENINGS = [item.prompt for task in ("sentiment", "civility") for item in TASKS[task].items(split="dev")]
+"""Short texts to continue, all different."""
 
 PAPER = RainSettings.preset("paper").updated(on_unsafe="best")
 DEFAULT = RainSettings(on_unsafe="best")  # a refusal would end the answer that is timed
@@ -100,7 +99,7 @@ def warm(rain: Rain) -> None:
 
 def of_length(settings: RainSettings, tokens: int, model: LanguageModel | None = None) -> Rain:
     """Make a Rain whose answers have at most ``tokens`` tokens."""
-    return Rain(settings.updated(generation={"max_new_tokens": tokens, "seed": 0}), model=model)
+    return Rain(settings.updated(generation={"max_new_tokens": tokens}), model=model)
 
 
 def with_verdicts(
@@ -161,23 +160,6 @@ def default_all_fine(
     ended = sum(result.stop_reason is StopReason.EOS for result in results)  # an end takes a pass as well
     extra = (cost.forwards - cost.output - ended) / len(prompts)
     return Overhead(cost, extra, statistics.median(ratios))
-
-
-def plain_against_generate(rain: Rain, tokens: int = 48, pairs: int = 5) -> tuple[float, float]:
-    """Time our plain generation over transformers' own ``generate``, a token: (wall, CPU).
-
-    Median of pairs in turn, after a warm-up of both.
-    """
-    theirs, model = Generate.embedded(), rain.runtime.writer
-    rain = Rain(rain.settings.updated(generation={"max_new_tokens": tokens, "seed": 0}))
-    ratios = []
-    for i in range(pairs + 1):
-        ours, base = plain(rain, PROMPTS[:1]), theirs.cost(model, PROMPTS[:1], tokens)
-        if i:
-            wall = (ours.wall / ours.output) / (base.wall / base.output)
-            ratios.append((wall, ours.cpu_each / base.cpu_each))
-    wall, cpu = np.median(ratios, axis=0)
-    return float(wall), float(cpu)
 
 
 @dataclass(frozen=True)
@@ -255,14 +237,6 @@ def throughput(
     return statistics.median(ratios)
 
 
-def memory(name: str, *arguments: str) -> dict[str, float]:
-    """Measure memory in a process of its own; see ``benchmarks.memory``."""
-    command = [sys.executable, "-m", "benchmarks.memory", name, *arguments]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 # --- the bars ---------------------------------------------------------------------------------------------
 
 
@@ -286,23 +260,22 @@ class Figure:
 
 @dataclass(frozen=True)
 class Options:
-    """What all scenarios may be told: shorter runs, and where the public prompts are."""
+    """Options of all scenarios.
+
+    Attributes:
+        quick: shorter answers, and fewer of them.
+        repeat: repetitions of what is timed; the median counts.
+        data: folder of the public prompts. model: a GGUF file for ``engines``; None: the embedded one.
+    """
 
     quick: bool = False
     repeat: int = 5
     data: Path | None = None
+    model: Path | None = None
 
 
 class Skipped(Exception):
     """A scenario lacks something; the message says what."""
-
-
-def _generate(options: Options) -> list[Figure]:
-    wall, cpu = plain_against_generate(Rain(DEFAULT), 16 if options.quick else 48, options.repeat)
-    return [
-        Figure("generate", "our plain over transformers' generate: CPU", cpu, 1.05),
-        Figure("generate", "the same: wall time", wall),
-    ]
 
 
 def _paper_fine(options: Options) -> list[Figure]:
@@ -325,12 +298,10 @@ def _paper_never(options: Options) -> list[Figure]:
 def _default_fine(options: Options) -> list[Figure]:
     found = []
     for force, name in ((False, "own verdicts"), (True, "all forced fine")):
-        measured = default_all_fine(
-            tokens=16 if options.quick else 48, force=force, repeat=min(3, options.repeat)
-        )
+        measured = default_all_fine(tokens=16 if options.quick else 48, force=force, repeat=options.repeat)
         found += [
             Figure("default-fine", f"{name}: passes beyond plain's, an answer", measured.extra, 0),
-            Figure("default-fine", f"{name}: CPU over plain", measured.cpu, 1.25),
+            Figure("default-fine", f"{name}: CPU over plain", measured.cpu, 1.9),
         ]
     return found
 
@@ -368,12 +339,14 @@ def _shares(options: Options) -> list[Figure]:
     ):
         found += [
             Figure("shares", f"{name}: CPU of embeddings and Python", cost.share("embed", "python"), 0.06),
-            Figure("shares", f"{name}: CPU of the model outside its network", cost.bookkeeping / cost.cpu),
+            Figure("shares", f"{name}: time outside the network", cost.outside),
         ]
     return found
 
 
 def _memory(options: Options) -> list[Figure]:
+    from benchmarks.memory import in_own_process as memory
+
     at_once = memory("at-once", *(("--tokens", "64") if options.quick else ()))
     in_a_row = memory("in-a-row", *(("--requests", "100") if options.quick else ()))
     budget = at_once["budget"]
@@ -391,7 +364,6 @@ def _memory(options: Options) -> list[Figure]:
 
 
 SCENARIOS: dict[str, Callable[[Options], list[Figure]]] = {
-    "generate": _generate,
     "paper-fine": _paper_fine,
     "paper-never": _paper_never,
     "default-fine": _default_fine,

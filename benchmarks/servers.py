@@ -168,7 +168,7 @@ def main() -> None:
     about = {"model": "embedded:SmolLM2-135M-Instruct", "dtype": options.dtype, "block": BLOCK}
     text = report.markdown([], figures, [])
     print(text)
-    report.write(options.out, text, report.data([], figures, [], about), [])
+    report.write(options.out, text, report.data([], figures, [], about))
 
 
 if __name__ == "__main__":

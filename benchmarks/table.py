@@ -1,90 +1,180 @@
-"""What each method costs on the same prompts: the rows of the table."""
+"""The table: what each engine and each method costs on the same prompts, with 1, 8 and 32 texts at once."""
 
 from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
-from benchmarks.baselines import Generate
-from benchmarks.meter import PARTS, Cost, Meter, rss
-from benchmarks.scenarios import DEFAULT, PAPER, PROMPTS, guarded, of_length, plain, warm
-from rain_llm import POSITIVE_SENTIMENT, Rain
-from rain_llm.evals.best_of import best, sample_answers
-from rain_llm.models.local.transformers import TransformersModel
+from benchmarks.engines import Alone, BestOf8, Engine, Guarded, LlamaServer, Plain
+from benchmarks.memory import in_own_process
+from benchmarks.meter import PARTS, Cost, endless
+from benchmarks.scenarios import DEFAULT, OPENINGS, PAPER, Figure, Options
+from rain_llm import POSITIVE_SENTIMENT, RainSettings
+from rain_llm.models.local.embedded import embedded_file
+from tests.servers.unpacked import unpacked_model
 
-CHOSEN = PROMPTS[:2]
-PLAIN = "plain"
+CASES = {"1": (1, 1), "8": (8, 1), "32": (32, 1), "8 branches": (1, 8)}
+"""Prompts at once, and branches of each."""
+
+ALONE, SERVER, PLAIN, TRANSFORMERS = (
+    "llama.cpp alone",
+    "llama-server",
+    "Rain.plain",
+    "Rain.plain, transformers",
+)
+ENGINES = (ALONE, SERVER, PLAIN, TRANSFORMERS)
+METHODS = (
+    "best of 8, positive sentiment",
+    "RAIN default, harmlessness",
+    "RAIN default, positive sentiment",
+    "RAIN paper (HH)",
+)
+_LEFT_OUT = {
+    TRANSFORMERS: ("32", "8 branches"),
+    METHODS[0]: ("8", "32", "8 branches"),
+    METHODS[1]: ("8 branches",),
+    METHODS[2]: ("32", "8 branches"),
+    METHODS[3]: ("8", "32", "8 branches"),
+}
+"""What takes too long, or does not exist."""
+
+FIRST = " ".join(OPENINGS[:24])
+"""A prompt of some 200 tokens, to measure the time to the first text."""
 
 
 @dataclass
 class Row:
-    """One method, measured several times.
+    """An engine or a method, measured several times.
 
     Attributes:
-        costs: of each repetition. ratios: CPU of a token over that of plain in the same repetition.
-        loaded: memory of the process with all models loaded and used once, on an empty cache, bytes.
+        costs: of each repetition of a case. firsts: seconds to the first text.
+        memory: most memory of a process that does nothing else, 8 texts at once; 0: unknown.
     """
 
     method: str
-    work: Callable[[], Cost]
-    loaded: int
-    costs: list[Cost] = field(default_factory=list)
-    ratios: list[float] = field(default_factory=list)
+    engine: Engine
+    costs: dict[str, list[Cost]] = field(default_factory=dict)
+    firsts: list[float] = field(default_factory=list)
+    memory: int = 0
 
-    def cells(self) -> dict[str, float]:
-        """Return what the table says of it."""
-        one = self.costs[-1]
-        cpu = sum(cost.cpu for cost in self.costs)
+    def cells(self, base: Row) -> dict[str, float]:
+        """Return the row's figures; CPU is a ratio to ``base`` in the same repetition."""
+        ones, last = self.costs["1"], self.costs["1"][-1]
+        pairs = zip(ones, base.costs["1"], strict=False)
         return {
-            "tokens": one.tokens_each,
-            "forwards": one.forwards_each,
-            "cpu": statistics.median(self.ratios),
-            "repetitions": len(self.costs),
-            "memory": max(cost.peak for cost in self.costs) - self.loaded,
-            "cache": one.cache,
-            **{part: sum(cost.parts[part] for cost in self.costs) / cpu for part in PARTS},
-            "bookkeeping": sum(cost.bookkeeping for cost in self.costs) / cpu,
+            **{f"speed {case}": self.speed(case) for case in CASES if case in self.costs},
+            "first": 1e3 * statistics.median(self.firsts),
+            "forwards": last.forwards_each,
+            "tokens": last.tokens_each,
+            "cpu": statistics.median(own.cpu_each / other.cpu_each for own, other in pairs),
+            "memory": self.memory,
+            "repetitions": len(ones),
+            **{part: statistics.median(cost.share(part) for cost in ones) for part in PARTS if last.parts},
         }
 
+    def speed(self, case: str) -> float:
+        """Return the median of the tokens a second."""
+        return statistics.median(cost.speed for cost in self.costs[case])
 
-def measure(tokens: int = 16, repeat: int = 5, patience_s: float = 60) -> list[Row]:
-    """Measure all methods in turn, ``repeat`` times.
+    def over(self, other: Row, case: str) -> float:
+        """Return the median of the ratios of tokens a second to another row's."""
+        pairs = zip(self.costs[case], other.costs[case], strict=False)
+        return statistics.median(own.speed / base.speed for own, base in pairs)
 
-    A row that has taken ``patience_s`` seconds of CPU is not repeated further: its counts are the
-    same each time, and a long run is less noisy.
-    """
-    default, paper = of_length(DEFAULT, tokens), of_length(PAPER, tokens)
-    steering = Rain(default.settings.updated(evaluation={"criteria": [POSITIVE_SENTIMENT]}))
-    model = default.runtime.writer
-    assert isinstance(model, TransformersModel)
-    theirs = Generate.embedded()
-    paper.runtime.embedder()
-    for rain in (default, steering, paper):  # also reads the weights in: a file's pages come when used
-        warm(rain)
-    theirs.cost(model, CHOSEN[:1], 2)
-    with Meter(default):  # an empty cache
-        loaded = rss()
 
-    def best_of_8() -> Cost:
-        with Meter(steering) as meter:
-            made = [best(sample_answers(steering, prompt, 8)) for prompt in CHOSEN]
-        return meter.cost(sum(result.usage.output_tokens for result in made))
+def measured(method: str) -> list[str]:
+    """Return the cases that are measured of a row."""
+    return [case for case in CASES if case not in _LEFT_OUT.get(method, ())]
 
-    methods: dict[str, Callable[[], Cost]] = {
-        PLAIN: lambda: plain(default, CHOSEN),
-        "transformers' generate, KV cache": lambda: theirs.cost(model, CHOSEN, tokens),
-        "best of 8, positive sentiment": best_of_8,
-        "RAIN default, harmlessness": lambda: guarded(default, CHOSEN),
-        "RAIN default, positive sentiment": lambda: guarded(steering, CHOSEN),
-        "RAIN paper (HH)": lambda: guarded(paper, CHOSEN),
-    }
-    rows = [Row(method, work, loaded) for method, work in methods.items()]
-    for repetition in range(repeat):
-        for row in rows:
-            if sum(cost.cpu for cost in row.costs) < patience_s:
-                row.costs.append(row.work())
-                row.ratios.append(row.costs[-1].cpu_each / rows[0].costs[-1].cpu_each)
-        print(f"table: repetition {repetition + 1} of {repeat}", file=sys.stderr, flush=True)
-    return rows
+
+def settings_for(options: Options) -> RainSettings:
+    """Return the default settings with the model of the options."""
+    return DEFAULT.updated(model={"name": str(options.model)}) if options.model else DEFAULT
+
+
+@contextmanager
+def rows(options: Options, names: tuple[str, ...]) -> Generator[list[Row], None, None]:
+    """Make the rows; their answers do not end before their length."""
+    default = settings_for(options)
+    steering = default.updated(evaluation={"criteria": [POSITIVE_SENTIMENT]})
+    with ExitStack() as opened:
+        ours = Plain(default)
+        models = [ours.model]
+
+        def server() -> Engine:
+            made = LlamaServer(options.model or embedded_file(), ours.model._threads)
+            opened.callback(made.close)
+            return made
+
+        def theirs() -> Engine:
+            made = Plain(DEFAULT.updated(model={"name": str(unpacked_model())}))
+            models.append(made.model)
+            return made
+
+        makers: dict[str, Callable[[], Engine]] = {
+            ALONE: lambda: Alone(ours.model),
+            SERVER: server,
+            PLAIN: lambda: ours,
+            TRANSFORMERS: theirs,
+            METHODS[0]: lambda: BestOf8(steering),
+            METHODS[1]: lambda: Guarded(default),
+            METHODS[2]: lambda: Guarded(steering),
+            METHODS[3]: lambda: Guarded(PAPER.updated(model=default.model)),
+        }
+        made = [Row(name, makers[name]()) for name in names]
+        for model in models:
+            opened.enter_context(endless(model))
+        yield made
+
+
+def measure(
+    options: Options, tokens: int = 32, methods: bool = True, patience_s: float = 20
+) -> tuple[list[Row], list[Figure]]:
+    """Measure all rows in turn, several times; a case that has taken ``patience_s`` is not repeated."""
+    names = (*ENGINES, *(METHODS if methods else ()))
+    if options.model:
+        names = tuple(name for name in names if name != TRANSFORMERS)
+    with rows(options, names) as found:
+        for row in found:  # libraries start their threads, and pages are read in
+            row.engine.write(OPENINGS[:2], 2)
+        for repetition in range(options.repeat):
+            for row in found:
+                for case in measured(row.method):
+                    prompts, branches = CASES[case]
+                    done = row.costs.setdefault(case, [])
+                    if sum(cost.wall for cost in done) < patience_s:
+                        done.append(row.engine.write(OPENINGS[:prompts], tokens, branches))
+                if sum(row.firsts) < patience_s:
+                    row.firsts.append(row.engine.first(FIRST))
+            print(f"table: repetition {repetition + 1} of {options.repeat}", file=sys.stderr, flush=True)
+        for row in found:
+            if row.method == SERVER:
+                row.memory = row.costs["8"][-1].peak
+            elif row.method != ALONE:
+                given = ("--model", str(options.model)) if options.model else ()
+                row.memory = int(in_own_process("row", "--row", row.method, *given)["peak"])
+    return found, figures(found, options)
+
+
+def figures(found: list[Row], options: Options) -> list[Figure]:
+    """Compare the engines, and hold them against the bars."""
+    row = {one.method: one for one in found}
+    ours = row[PLAIN]
+    made = []
+    for case in CASES:
+        made.append(
+            Figure("engines", f"{case}: {PLAIN} over {ALONE}", ours.over(row[ALONE], case), 0.92, True)
+        )
+        bar = 1.2 if case.startswith("8") else None
+        made.append(
+            Figure("engines", f"{case}: {PLAIN} over {SERVER}", ours.over(row[SERVER], case), bar, True)
+        )
+    for case in ("1", "8"):
+        share = statistics.median(cost.outside for cost in ours.costs[case])
+        made.append(
+            Figure("engines", f"{case}: Python's share of the time", share, 0.02 if options.model else 0.08)
+        )
+    return made

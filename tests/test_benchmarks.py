@@ -10,10 +10,14 @@ import pytest
 
 from benchmarks import __main__ as bench
 from benchmarks import gpu, report
-from benchmarks.meter import PARTS, Cost, Meter, output
+from benchmarks.batches import WAYS, flips
+from benchmarks.engines import Alone, Plain
+from benchmarks.meter import PARTS, Cost, Meter, endless, output
 from benchmarks.scenarios import (
+    DEFAULT,
     Figure,
     Mixed,
+    Options,
     default_all_fine,
     default_mixed,
     forced,
@@ -22,7 +26,7 @@ from benchmarks.scenarios import (
     of_length,
     with_verdicts,
 )
-from benchmarks.table import Row
+from benchmarks.table import ALONE, CASES, PLAIN, SERVER, Row, figures
 from rain_llm import Criterion, RainSettings
 from rain_llm.evals.tasks import TASKS
 
@@ -105,16 +109,57 @@ def test_mixed_prompts_repeat_with_another_seed_where_there_are_too_few(tmp_path
 
 
 def test_the_report_holds_figures_against_their_bars(tmp_path):
-    rows = [Row("plain", cost, 5 << 20, [cost(peak=7 << 20)], [1.0]), Row("a", cost, 0, [cost()], [3.0])]
+    rows = [
+        Row("plain", None, {"1": [cost()]}, [0.5], memory=7 << 20),
+        Row("a", None, {"1": [cost(cpu=6.0)]}, [1.0]),
+    ]
     figures = [Figure("one", "x", 2.0, 1.0), Figure("two", "y", 4.0, 3.0, more=True), Figure("two", "z", 1.0)]
     text = report.markdown(rows, figures, ["a note"])
-    assert "| plain | 2.0 | 1.20 | 1.00 | 1 | 2 | 0.0 | 20.0% |" in text
+    assert "| plain | 10.0 |  |  |  | 500 | 1.20 | 2.0 | 1.00 | 7 | 20.0% |" in text
+    assert "| a | 10.0 |  |  |  | 1000 | 1.20 | 2.0 | 3.00 |  | 6.7% |" in text
     assert "| one | x | 2 | ≤ 1 | **no** |" in text
     assert "| two | y | 4 | ≥ 3 | yes |" in text
     assert text.endswith("- a note\n")
-    assert not report.write(tmp_path, text, report.data(rows, figures, [], {}), rows)
+    report.write(tmp_path, text, report.data(rows, figures, [], {}))
     assert json.loads((tmp_path / "bench.json").read_text())["figures"][0]["met"] is False
-    assert (tmp_path / "bench.svg").read_text().startswith("<?xml")
+
+
+def test_engines_are_compared_in_the_same_repetition():
+    def row(name, *walls):
+        costs = [cost(wall=wall, network=wall / 2) for wall in walls]
+        return Row(name, None, dict.fromkeys(CASES, costs))
+
+    rows = [row(ALONE, 1.0, 2.0, 9.0), row(SERVER, 2.0, 4.0, 18.0), row(PLAIN, 1.25, 2.5, 9.0)]
+    found = {figure.what: figure for figure in figures(rows, Options())}
+    assert found[f"1: {PLAIN} over {ALONE}"].value == 0.8
+    assert found[f"1: {PLAIN} over {ALONE}"].met is False
+    assert found[f"8 branches: {PLAIN} over {SERVER}"].value == 1.6
+    assert found[f"8 branches: {PLAIN} over {SERVER}"].met is True
+    assert found[f"32: {PLAIN} over {SERVER}"].bar is None
+    assert found["8: Python's share of the time"].value == 0.5
+
+
+@pytest.mark.real
+def test_an_engine_writes_as_many_tokens_as_llama_cpp_alone(real_model):
+    ours, alone = Plain(DEFAULT, real_model), Alone(real_model)
+    for prompts, branches in ((PROMPTS, 1), (PROMPTS[:1], 3)):
+        with endless(real_model):
+            costs = [engine.write(prompts, 5, branches) for engine in (ours, alone)]
+        assert [one.output for one in costs] == [5 * len(prompts) * branches] * 2
+        assert costs[0].forwards == costs[1].forwards == 5
+        assert costs[0].tokens == costs[1].tokens
+    assert 0 < costs[0].outside < 1
+    assert costs[0].peak > costs[0].cache > 0
+    assert "_run" not in vars(real_model)
+
+
+@pytest.mark.slow
+def test_answers_are_compared_with_those_computed_alone(tiny, monkeypatch):
+    rain = of_length(SETTINGS, 6, tiny)
+    assert flips(rain, 2, prompts=PROMPTS) == dict.fromkeys(WAYS, 0)
+    other = [rain.plain("something else")] * len(PROMPTS)
+    monkeypatch.setattr(type(rain), "plain_batch", lambda *_, **__: other)
+    assert flips(rain, 2, guarded=False, prompts=PROMPTS) == dict.fromkeys(WAYS, 0) | {WAYS[0]: 2}
 
 
 def test_the_command_says_what_it_skips(tmp_path, monkeypatch, capsys):

@@ -249,3 +249,26 @@ def test_a_lock_is_waited_for_until_the_deadline():
     with held(lock):
         assert lock.locked()
     assert not lock.locked()
+
+
+def test_a_search_that_waits_for_the_tokenizer_delays_no_other(server: Server):
+    patient = rain(server, 30.0, read_s=6.0)
+    quick = patient.generate("Good day").text
+    control(server, delay=1.5, forget=True)
+    stream = patient.stream("Good people")  # whose prompt is encoded here
+    ended: list[str] = []
+    slow = threading.Thread(target=lambda: ended.append("".join(step.text for step in stream)))
+    slow.start()
+    end = time.monotonic() + 5
+    while not stats(server)["in_flight"] and time.monotonic() < end:
+        time.sleep(0.01)
+    encoded = stats(server)["requests"].get("/tokenize", 0)
+    control(server, "hang", path="/tokenize", times=1, delay=0)  # met by the question, in the search
+    while stats(server)["requests"].get("/tokenize", 0) == encoded and time.monotonic() < end:
+        time.sleep(0.01)
+    began = time.monotonic()
+    assert patient.generate("Good day").text == quick
+    assert time.monotonic() - began < 4  # the other one still waits
+    assert not ended
+    slow.join(15)
+    assert ended and ended[0]

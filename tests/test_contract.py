@@ -160,6 +160,20 @@ class Reference:
         )
 
 
+GGUF_TOLERANCE = 0.05
+"""In nats: llama.cpp adds up values in 16 bits, and the random network is far from uniform."""
+
+
+def gguf_case(folder: Path) -> Case:
+    """A tiny file, against transformers' pass over the same weights."""
+    from rain_llm.models.local.llama_cpp import LlamaCppModel
+    from tests.gguf_files import save_hugging_face, tiny_gguf
+
+    settings = ModelSettings(name=str(tiny_gguf(folder)), threads=1)
+    reference = Reference(save_hugging_face(folder))
+    return reference.case(LlamaCppModel(settings), lambda: LlamaCppModel(settings), tolerance=GGUF_TOLERANCE)
+
+
 def neural_case(model: Any, folder: Path) -> Case:
     from rain_llm.models.local.transformers import TransformersModel
 
@@ -213,6 +227,7 @@ statistical = pytest.mark.parametrize(
     [
         "scripted",
         "tiny",
+        "gguf",
         *(pytest.param(name, marks=[*REAL[name], pytest.mark.results]) for name in ("llama", "vllm")),
     ],
     indirect=True,
@@ -223,13 +238,15 @@ statistical = pytest.mark.parametrize(
 
 @pytest.fixture(
     scope="module",
-    params=["scripted", "tiny", *(pytest.param(name, marks=marks) for name, marks in REAL.items())],
+    params=["scripted", "tiny", "gguf", *(pytest.param(name, marks=marks) for name, marks in REAL.items())],
 )
 def case(request: pytest.FixtureRequest) -> Case:
     if request.param == "scripted":
         return scripted_case()
     if request.param == "tiny":
         return neural_case(request.getfixturevalue("tiny"), request.getfixturevalue("tiny_folder"))
+    if request.param == "gguf":
+        return gguf_case(request.getfixturevalue("tmp_path_factory").mktemp("gguf"))
     if request.param == "vllm":  # the server first: without one, nothing is loaded
         return vllm_case(request.getfixturevalue("vllm"), request.getfixturevalue("embedded_reference"))
     reference: Reference = request.getfixturevalue("embedded_reference")

@@ -85,11 +85,21 @@ def test_a_sentence_that_is_fine_costs_no_forward_pass_of_its_own(tiny):
 
 @pytest.mark.real
 def test_on_the_real_model_fine_text_costs_little_more_than_plain(real_model):
-    """Gate: 4 openings of 32 tokens, every verdict fine; measured 2.24 tokens and 1.03 passes."""
-    cost = with_verdicts(DEFAULT, True, BENIGN, 32, real_model)
-    print(f"tokens {cost.tokens_each:.2f}, forwards {cost.forwards_each:.3f} per output token")
-    assert cost.tokens_each <= 2.9
-    assert cost.forwards <= cost.output + 4
+    """Gate: 4 openings of 32 tokens, 3 seeds, every verdict fine; measured 2.45 tokens and 1.03 passes.
+
+    A verdict costs 14 tokens, so that the count depends on how many sentences are drawn: 3.05, 2.34 and 1.94.
+    """
+    costs = [
+        with_verdicts(DEFAULT.updated(generation={"seed": seed}), True, BENIGN, 32, real_model)
+        for seed in range(3)
+    ]
+    output = sum(cost.output for cost in costs)
+    tokens = sum(cost.tokens for cost in costs) / output
+    print(
+        f"tokens {tokens:.2f}, forwards {sum(cost.forwards for cost in costs) / output:.3f} per output token"
+    )
+    assert tokens <= 2.9
+    assert all(cost.forwards <= cost.output + 4 for cost in costs)
 
 
 @pytest.mark.real

@@ -113,6 +113,7 @@ def test_sequences_run_out_before_cells():
     for token in range(5):
         compute(cache, cells, (1, 2, token + 10))
     assert len(cache._leaves) == 2
+    assert cache.youngest > 1000  # more cells would not have kept it
     assert compute(cache, cells, (1, 2, 14, 3)) == 1  # the latest is still there
 
 
@@ -149,6 +150,21 @@ def test_a_place_outlives_whatever_happens_to_the_tree():
 
 
 TEXT = st.lists(st.integers(1, 3), min_size=1, max_size=9).map(tuple)
+
+
+def test_a_place_in_an_empty_tree_is_of_no_use_once_that_is_cleared():
+    cache, cells = made()
+    cache.begin()
+    place = Place()
+    assert cache.find((1, 2), place) == 0
+    cache.clear()
+    cache.begin()
+    forward = Pass(cache)
+    forward.add((1, 2), place=place)
+    cells.compute(forward)
+    cache.commit()
+    cache.check_integrity()
+    assert cache.find((1, 2), Place()) == 2
 
 
 @given(passes=st.lists(st.one_of(st.lists(TEXT, min_size=1, max_size=3), st.none()), max_size=12))

@@ -12,7 +12,7 @@ import pytest
 from rain_llm import Rain, RainSettings, SearchError, ServerError, StopReason
 from rain_llm.models.base import PendingRequest, RemoteModel
 from rain_llm.models.scripted import END, ScriptedModel, script
-from rain_llm.requests import Request, Sample, Samples, Score, Scores
+from rain_llm.requests import Reply, Request, Sample, Samples, Score, Scores
 from rain_llm.scheduler import Scheduler
 from rain_llm.types import TokenIds
 from tests.test_scheduler import Job, asking, sample, score, worker_has_ended
@@ -262,3 +262,60 @@ def test_a_deadline_in_the_far_future_is_waited_for_in_naps(model: Elsewhere, sc
     assert model.arrived.wait(5)
     model.answer(model.rounds[0])
     assert job.outcome().stop_reason is StopReason.EOS
+
+
+class SlowText(Elsewhere):
+    """A model whose tokenizer is elsewhere too: a text with "slow" waits until it is allowed."""
+
+    encodes_remotely = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.waiting = threading.Event()
+        self.allowed = threading.Event()
+
+    def encode(self, text: str) -> TokenIds:
+        if "slow" in text and threading.current_thread() is not threading.main_thread():
+            self.waiting.set()
+            assert self.allowed.wait(10)
+        return super().encode(text)
+
+
+def test_a_search_that_waits_for_a_tokenizer_delays_no_other():
+    model = SlowText(script({"": {" la": 1.0}}), lambda question, label: -1.0)
+    rain = Rain(RainSettings().updated(generation={"max_new_tokens": 8}, on_unsafe="best"), model=model)
+    alone = rain.generate("A quick one").text
+    slow = rain.stream("A slow one")
+    found: list[str] = []
+    listening = threading.Thread(target=lambda: found.append("".join(step.text for step in slow)))
+    listening.start()
+    try:
+        assert model.waiting.wait(5)
+        others = rain.generate_batch(
+            ["A quick one"] * 3, settings=rain.settings.updated(search={"deadline_s": 5})
+        )
+        assert [other.text for other in others] == [alone] * 3
+        assert all(other.stop_reason is StopReason.LENGTH for other in others)
+        assert found == []
+    finally:
+        model.allowed.set()
+    listening.join(10)
+    assert found and found[0].startswith(" la")
+
+
+def test_a_search_that_waits_for_a_tokenizer_can_be_cancelled():
+    model = SlowText(script({"": {" la": 1.0}}), lambda question, label: -1.0)
+    scheduler = Scheduler(model, model, lambda: pytest.fail("nobody embeds"))
+
+    def read(replies: Sequence[Reply]) -> str:
+        model.encode("slow")
+        return "x"
+
+    job = Job(asking([[sample(model, "a")], [sample(model, "b")]], read))
+    scheduler.submit(job.ticket)
+    assert model.waiting.wait(5)
+    job.ticket.cancel()
+    model.allowed.set()
+    assert job.outcome().stop_reason is StopReason.CANCELLED
+    assert len(model.rounds) == 1
+    assert worker_has_ended()

@@ -55,10 +55,18 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Ask the judge for the log-probability of each of several continuations of ``prefix``."""
+    """Ask the judge for the log-probability of each of several continuations of ``prefix``.
+
+    Attributes:
+        prefix: token ids, at least one.
+        options: the continuations, each of at least one token.
+        relative: only differences between the options are needed: all log-probabilities may be off by one
+            constant. This saves llama-server a request.
+    """
 
     prefix: TokenIds
     options: tuple[TokenIds, ...]
+    relative: bool = False
 
 
 @dataclass(frozen=True, slots=True)

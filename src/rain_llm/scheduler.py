@@ -7,7 +7,8 @@ other searches. The answer of a search does not depend on other searches; only i
 streams, batches and coroutines all use this scheduler.
 
 Requests to remote models need no forward pass: they are sent at once. While there is nothing to compute, the
-worker sleeps until a reply, a new search, a cancellation or a deadline wakes it.
+worker sleeps until a reply, a new search, a cancellation or a deadline wakes it. Where a tokenizer is on a
+server, each step of a search runs in a thread of its own: no search waits for another one's text.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any, Protocol, cast
 
 from rain_llm.forks import renew_after_fork
-from rain_llm.models.base import Embedder, LanguageModel, RemoteModel, SteppedModel
+from rain_llm.models.base import Embedder, LanguageModel, RemoteModel, RemoteText, SteppedModel
 from rain_llm.requests import Embed, Embeddings, Reply, Request, Sample, Score
 from rain_llm.ticket import Asked, AtOnceJob, Sent, Ticket
 from rain_llm.types import StopReason
@@ -89,6 +91,7 @@ class Scheduler:
         models = {id(model): model for model in self._model_for.values()}.values()
         self._remote = [model for model in models if isinstance(model, RemoteModel)]
         self._stepped = [model for model in models if not isinstance(model, RemoteModel)]
+        self._threads = any(isinstance(m, RemoteText) and m.encodes_remotely for m in (writer, judge))
         self._embedder = embedder
         self._max_running = max_running or (64 if len(self._stepped) > 1 else 1024)
         self._waiting: list[Ticket] = []
@@ -158,6 +161,12 @@ class Scheduler:
             for model in self._stepped:
                 busy |= self._pass(model, self._running)
             for ticket in self._running:
+                if ticket.step is not None:
+                    if ticket.step.done():
+                        step, ticket.step = ticket.step, None
+                        self._ask(ticket, step.result())
+                        busy = True
+                    continue
                 ticket.heed()
                 if (replies := ticket.replies()) is not None:
                     self._advance(ticket, replies)
@@ -172,7 +181,8 @@ class Scheduler:
         """Wait for a reply, a new search, a cancellation, or the next deadline."""
         with self._lock:
             tickets = self._running + self._waiting
-        deadlines = [ticket.deadline for ticket in tickets if ticket.deadline is not None]
+        heeded = [ticket for ticket in tickets if ticket.step is None]  # a step keeps the deadline itself
+        deadlines = [ticket.deadline for ticket in heeded if ticket.deadline is not None]
         left = max(0.0, min(deadlines) - time.monotonic()) if deadlines else _NAP_S
         self._wake.wait(min(left, _NAP_S))
 
@@ -189,7 +199,21 @@ class Scheduler:
 
     def _advance(self, ticket: Ticket, replies: Sequence[Reply] | None) -> None:
         """Send a search its replies (None: start it), and create jobs for its next requests."""
-        requests = ticket.advance(replies)
+        if not self._threads:
+            return self._ask(ticket, ticket.advance(replies))
+        step = ticket.step = Future()
+
+        def advance() -> None:
+            try:
+                step.set_result(ticket.advance(replies))
+            except BaseException as error:  # raised again by the worker
+                step.set_exception(error)
+            self._wake.set()
+
+        threading.Thread(target=advance, name="rain-step", daemon=True).start()
+
+    def _ask(self, ticket: Ticket, requests: Sequence[Request] | None) -> None:
+        """Create jobs for the next requests of a search; None: it has finished."""
         if requests is None or not ticket.goes_on():
             return
         tasks: dict[int, Asked] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import TypeAlias, cast
 
@@ -97,6 +98,7 @@ class Ticket:
         self.finished = False
         self.forked = False  # the process was forked after the submission: only the parent continues
         self.tasks: Sequence[Asked] = ()
+        self.step: Future[Sequence[Request] | None] | None = None  # of :meth:`advance` in another thread
         self.cause: BaseException | None = None
         self.model_tokens = 0
         self.evaluation_tokens = 0

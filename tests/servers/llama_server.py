@@ -73,8 +73,24 @@ def llama_server(
     return Server([*command, "--parallel", str(parallel), "--ctx", str(context)], port=port)
 
 
-def serve(model: Path, port: int, alias: str, parallel: int, context: int) -> None:
-    """Serve a model's file on the loopback interface, on one compute thread, until killed."""
+def fast_server(model: Path, *, threads: int, parallel: int, context: int) -> Server:
+    """Return a llama-server of any file, with llama.cpp's own defaults for speed, for benchmarks.
+
+    Args:
+        model: the GGUF file.
+        threads: compute threads.
+        parallel: slots.
+        context: tokens a slot.
+    """
+    command = [sys.executable, "-m", "tests.servers.llama_server", "--model", str(model), "--fast"]
+    command += ["--port", "{port}", "--threads", str(threads)]
+    return Server([*command, "--parallel", str(parallel), "--ctx", str(context)])
+
+
+def serve(
+    model: Path, port: int, alias: str, parallel: int, context: int, threads: int = 1, fast: bool = False
+) -> None:
+    """Serve a model's file on the loopback interface until killed; ``fast`` with llama.cpp's defaults."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -85,11 +101,12 @@ def serve(model: Path, port: int, alias: str, parallel: int, context: int) -> No
     params.n_parallel = parallel
     params.n_ctx = parallel * context
     params.n_gpu_layers = 0
-    # Both are by default in 16 bits, which costs 0.008 nats; so, nothing is left of that.
-    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    params.cpuparams.n_threads = 1
-    params.cpuparams_batch.n_threads = 1
+    if not fast:
+        # Both are by default in 16 bits, which costs 0.008 nats; so, nothing is left of that.
+        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    params.cpuparams.n_threads = threads
+    params.cpuparams_batch.n_threads = threads
     server = xllamacpp.Server(params)  # holds the server: it stops when this is freed
     threading.Event().wait()
     del server
@@ -103,8 +120,18 @@ def main() -> None:
     parser.add_argument("--alias", default="smollm2")
     parser.add_argument("--parallel", type=int, default=PARALLEL)
     parser.add_argument("--ctx", type=int, default=CONTEXT)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--fast", action="store_true", help="llama.cpp's defaults instead of exact numbers")
     given = parser.parse_args()
-    serve(given.model or float32_gguf(), given.port, given.alias, given.parallel, given.ctx)
+    serve(
+        given.model or float32_gguf(),
+        given.port,
+        given.alias,
+        given.parallel,
+        given.ctx,
+        given.threads,
+        given.fast,
+    )
 
 
 if __name__ == "__main__":

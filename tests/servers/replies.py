@@ -174,13 +174,14 @@ class Llama:
         self.root = root
         self.context = context
         self.slots = slots
+        self.vocabulary = babble.SIZE  # as it reports it
         self._read: list[list[int]] = []  # what each slot has read, the last used at the end
 
     def other(self, path: str, body: Json | None) -> Json | None:
         """Answer all paths but that of completions; None: there is no such path."""
         body = body or {}
         if path == "/v1/models":
-            meta = {"n_vocab": babble.SIZE, "n_ctx_train": self.context}
+            meta = {"n_vocab": self.vocabulary, "n_ctx_train": self.context}
             model = {"id": self.name, "object": "model", "owned_by": "llamacpp", "meta": meta}
             return {"object": "list", "data": [model]}
         if path == "/props":

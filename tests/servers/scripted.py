@@ -68,6 +68,7 @@ def scripted_server(
     delay: float = 0.0,
     fault: str | None = None,
     root: str = "scripted",
+    vocabulary: int | None = None,
     port: int | None = None,
 ) -> Server:
     """Return a scripted server that runs while its context is open.
@@ -81,6 +82,7 @@ def scripted_server(
         delay: seconds before every completion.
         fault: how it fails from the start.
         root: where it says that the model's files are.
+        vocabulary: of llama-server: how many tokens it reports.
         port: where it listens; None takes a free port.
     """
     from tests.servers.process import Server  # httpx would double the start of the server itself
@@ -90,6 +92,7 @@ def scripted_server(
     command += ["--root", root]
     command += ["--key", key] if key else []
     command += ["--fault", fault] if fault else []
+    command += ["--vocabulary", str(vocabulary)] if vocabulary else []
     return Server(command, port=port)
 
 
@@ -397,8 +400,11 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=SLOTS)
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--fault")
+    parser.add_argument("--vocabulary", type=int)
     given = parser.parse_args()
     speaker = DIALECTS[given.dialect](given.name, given.root, given.context, given.slots)
+    if given.vocabulary and isinstance(speaker, Llama):
+        speaker.vocabulary = given.vocabulary
     asyncio.run(serve(given.port, Service(speaker, given.key, given.delay, Fault(given.fault))))
 
 

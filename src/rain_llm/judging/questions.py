@@ -156,7 +156,7 @@ class Questions:
                 for e in self._examples(criterion)
             ]
             asked = self._tokens(shown, fill(frame, subject, answer, quote), frame.rpartition("\n")[2])
-            score = Score(asked, options)
+            score = Score(asked, options, relative=True)
             questions += [Question((score, i), (score, i + 1)) for i in range(0, len(options), 2)]
         return questions
 
@@ -184,7 +184,7 @@ class Questions:
         questions = []
         for swapped in (False, True) if self.settings.swap else (False,):
             text = ask(fill(shape, subject, answer, quote), swapped)
-            score = Score(self._tokens(shown, text, "Answer: ("), letters)
+            score = Score(self._tokens(shown, text, "Answer: ("), letters, relative=True)
             good = 1 if swapped else 0
             questions.append(Question((score, good), (score, 1 - good)))
         return questions
@@ -210,7 +210,7 @@ class Questions:
         if not subject.dialogue:
             turns = [Message("user", subject.query + answer)]
         prefix = self._judge.render_chat(turns) + self._judge.encode(guard.cue)
-        score = Score(prefix, self._labels[criterion.name][0])
+        score = Score(prefix, self._labels[criterion.name][0], relative=True)
         return [Question((score, 0), (score, 1))]
 
     def _examples(self, criterion: Criterion) -> Sequence[Example]:

@@ -161,6 +161,17 @@ class RemoteModel(LanguageModel, Protocol):
 
 
 @runtime_checkable
+class RemoteText(Protocol):
+    """A model that may have no tokenizer of its own.
+
+    Attributes:
+        encodes_remotely: ``encode`` and ``render_chat`` wait for a server.
+    """
+
+    encodes_remotely: bool
+
+
+@runtime_checkable
 class Forgetful(Protocol):
     """A model that has a prefix cache and can clear it."""
 

@@ -75,6 +75,6 @@ class Verdicts:
 
 def _name(question: Score) -> bytes:
     """Hash a question into a short key."""
-    parts = (question.prefix, *question.options)
+    parts = ((question.relative,), question.prefix, *question.options)
     numbers = np.array([number for part in parts for number in (len(part), *part)], np.int64)
     return blake2b(numbers.tobytes(), digest_size=16).digest()

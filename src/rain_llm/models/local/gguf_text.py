@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import re
+import weakref
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 from rain_llm.errors import ModelNotSupportedError, PromptError
+from rain_llm.forks import renew_after_fork
 from rain_llm.models.grammar import Vocabulary, vocabulary_of_bytes
 from rain_llm.models.local.llama_library import CONTROL, UNKNOWN, library
 from rain_llm.models.templates.chat_template import OPTIONS, ChatTemplate
@@ -16,6 +19,12 @@ from rain_llm.types import Message, TokenIds, Tool
 
 _PIECE = 64  # bytes; longer tokens are asked for twice
 _WITH_SPACE = 1  # LLAMA_VOCAB_TYPE_SPM: most of these write a space before a text
+_BYTE_PAIRS = 2  # LLAMA_VOCAB_TYPE_BPE
+_LONGEST_RUN = 4000
+"""Characters without a space, or spaces, that are encoded together. llama.cpp splits a text by regular
+expressions that recurse for each character: some 30,000 overflow the stack, and the process ends."""
+
+_RUN = re.compile(r"\S+|\s+")
 _VALUE = 1 << 16  # bytes of a value of the file's description
 
 
@@ -23,14 +32,17 @@ class GgufText:
     """Encodes, decodes and renders chats as a GGUF file says. Thread-safe.
 
     Args:
-        model: llama.cpp's model.
+        model: llama.cpp's model, whose memory is freed when nothing refers to this object any more.
         name: name of the model, for error messages.
     """
 
     def __init__(self, model: int, name: str) -> None:
         self._llama = library()
         self._model = model
+        weakref.finalize(self, self._llama.llama_model_free, model).atexit = False
+        renew_after_fork(self)
         self._vocab = self._llama.llama_model_get_vocab(model)
+        self._kind: int = self._llama.llama_vocab_type(self._vocab)
         self._name = name
         self.size: int = self._llama.llama_vocab_n_tokens(self._vocab)
         ids = range(self.size)
@@ -40,6 +52,9 @@ class GgufText:
         self.special = frozenset(ends | marks)
         self._pieces = [b"" if i in self.special else self._piece(i) for i in ids]
         self._chat = ChatTemplate(self._render, self.encode, self._encode_template, name)
+
+    def after_fork(self) -> None:
+        """Do nothing: the locks of cached properties are replaced for what is registered."""
 
     @cached_property
     def start(self) -> TokenIds:
@@ -92,7 +107,7 @@ class GgufText:
     def _spaced(self) -> bool:
         """Return whether the tokenizer writes a space before a text."""
         given = self.value("tokenizer.ggml.add_space_prefix")
-        spm = self._llama.llama_vocab_type(self._vocab) == _WITH_SPACE
+        spm = self._kind == _WITH_SPACE
         return spm if given is None else spm and given == "true"
 
     def _template(self, tools: Sequence[Any]) -> str | None:
@@ -120,6 +135,18 @@ class GgufText:
         return self._tokens(text, special=True)
 
     def _tokens(self, text: str, begin: bool = False, special: bool = False) -> TokenIds:
+        if len(text) <= _LONGEST_RUN or self._kind != _BYTE_PAIRS:
+            return self._tokens_of(text, begin, special)
+        cuts = [
+            cut
+            for run in _RUN.finditer(text)
+            for cut in range(run.start() + _LONGEST_RUN, run.end(), _LONGEST_RUN)
+        ]
+        parts = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+        found = [self._tokens_of(part, begin and not i, special) for i, part in enumerate(parts)]
+        return tuple(token for tokens in found for token in tokens)
+
+    def _tokens_of(self, text: str, begin: bool, special: bool) -> TokenIds:
         written = text.encode("utf-8", "replace")
         room = len(written) + 8
         for _ in range(2):

@@ -113,8 +113,8 @@ class SequenceCache:
 
     Attributes:
         evictions: tokens evicted so far.
-        youngest: age in passes of the youngest sequence that the last pass evicted: small if the cache is too
-            small for the work at hand.
+        youngest: age in passes of the youngest sequence that the last pass evicted for its cells: small if
+            the cache is too small for the work at hand.
     """
 
     memory: Memory
@@ -227,6 +227,7 @@ class SequenceCache:
         self.memory.clear()
         for sequence in self._leaves.values():
             _dead(sequence.leaf)
+        self._root.alive = False  # without leaves, too: a place may point to it
         self._root = Node(None, 0, [])
         self._leaves.clear()
         self._passing.clear()
@@ -270,7 +271,8 @@ class SequenceCache:
         oldest = min(self._leaves.values(), key=lambda sequence: sequence.used, default=None)
         if oldest is None or oldest.used == self._clock:
             raise FullError(lacking)
-        self.youngest = min(self.youngest, self._clock - oldest.used)
+        if lacking == "cells":  # more cells are no use where sequences ran out
+            self.youngest = min(self.youngest, self._clock - oldest.used)
         before = self._stored
         del self._leaves[oldest.number]
         self.memory.remove(oldest.number)

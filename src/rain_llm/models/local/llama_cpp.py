@@ -41,7 +41,7 @@ from rain_llm.types import Message, TokenIds, Tool
 _CELLS = 2048  # of the cache at first: a pass is slower over a large one
 _BATCH = 2048  # rows of one call of llama.cpp
 _AT_ONCE = 512  # of these, computed together
-_BRANCHES = llama.MOST_SEQUENCES - 32  # of one pass: the other sequences hold prefixes
+_PREFIXES = 32  # sequences that hold prefixes in a pass; the others can be branches
 _RECENT = 64  # passes: what was used since then is evicted only if the cache cannot grow
 _CACHE_TYPES = {"f16": (llama.F16, 2.0), "q8_0": (llama.Q8_0, 34 / 32)}  # ggml's type, and bytes of a number
 
@@ -63,7 +63,7 @@ class LlamaCppModel:
         file = embedded_file() if settings.name is None else Path(settings.name).expanduser()
         self._llama = llama.library()
         self._lock = threading.RLock()
-        self._threads = settings.threads or _usable_cores()
+        self._threads = llama.threads(settings.threads or _usable_cores())
         self._cache_type = settings.kv_cache_type
         self._model = _load(self._llama, file, settings.gpu_layers)
         self.name = NAME if settings.name is None else f"{file.name}@{fingerprint(file)}"
@@ -71,7 +71,9 @@ class LlamaCppModel:
         _check_kind(self._llama, self._model, self.name)
         self.context_length: int = self._llama.llama_model_n_ctx_train(self._model)
         self._budget = max(_CELLS, settings.kv_cache_bytes // self._bytes_per_cell())
-        weakref.finalize(self, self._llama.llama_model_free, self._model).atexit = False
+        slides = self._llama.llama_model_n_swa(self._model) > 0
+        self._sequences = llama.MOST_SEQUENCES // (2 if slides else 1)
+        self._memory: Memory
         self._context: int | None = None
         self._close: Any = None
         self.cache: SequenceCache
@@ -110,7 +112,9 @@ class LlamaCppModel:
             matchers = [
                 self.text.vocabulary.matcher(request.schema) for _ in range(request.n) if request.schema
             ]
-            return SampleJob(request, self.text.special, self.text.piece, matchers, _BRANCHES)
+            return SampleJob(
+                request, self.text.special, self.text.piece, matchers, self._sequences - _PREFIXES
+            )
         self._check(request.prefix, max(map(len, request.options)))
         for option in request.options:
             self._check(option)
@@ -122,6 +126,8 @@ class LlamaCppModel:
         Samples grow by one token, questions are answered.
         """
         begun = cast("Sequence[SampleJob | ScoreJob]", jobs)
+        if not begun:
+            return
         with self._lock:
             if self.cache.youngest < _RECENT and 2 * self.cache.cells <= self._budget:
                 self._open(2 * self.cache.cells)
@@ -157,9 +163,12 @@ class LlamaCppModel:
         """Replace the lock in a forked process, and the cache if the parent was in a forward pass."""
         idle = self._lock.acquire(blocking=False)
         self._lock = threading.RLock()
-        if not idle:
+        self._threads = llama.threads(self._threads)
+        if idle:
+            self._llama.llama_set_n_threads(self._context, self._threads, self._threads)
+        else:
             self._close.detach()  # half of a pass may be in it: it is not touched again
-            self._context = None
+            self._close = None
             self._open(_CELLS)
 
     def forget(self) -> None:
@@ -180,7 +189,7 @@ class LlamaCppModel:
             width = 0
             for job in jobs:
                 width += job.width
-                if taken and width > _BRANCHES:
+                if taken and width > self._sequences - _PREFIXES:
                     break
                 before = len(forward.tokens)
                 try:
@@ -190,7 +199,7 @@ class LlamaCppModel:
                         break
                     if full.lacking == "sequences":
                         raise ModelError(
-                            f"one request has more branches than llama.cpp's {llama.MOST_SEQUENCES} sequences"
+                            f"one request has more branches than llama.cpp's {self._sequences} sequences"
                         ) from full
                     self._open(2 * self.cache.cells)  # one request alone needs more: start again
                     break
@@ -210,8 +219,9 @@ class LlamaCppModel:
         position = np.array(forward.positions, np.int32)
         wanted = np.zeros(rows, np.int8)
         wanted[list(forward.outputs)] = 1
-        counts = np.array([len(owners) for owners in forward.owners], np.int32)
-        owners = np.array([number for row in forward.owners for number in row], np.int32)
+        owned = [self._memory.owners(row) for row in forward.owners]
+        counts = np.array([len(row) for row in owned], np.int32)
+        owners = np.array([number for row in owned for number in row], np.int32)
         first = np.concatenate([[0], counts.cumsum()[:-1]])
         pointers = (owners.ctypes.data + 4 * first).astype(np.uint64)
         for start in range(0, rows, _BATCH):
@@ -246,14 +256,14 @@ class LlamaCppModel:
             PromptTooLongError: it is longer than the context.
         """
         if not tokens:
-            raise PromptError("a prefix needs at least one token: start it with the model's start token")
+            raise PromptError("a text of 0 tokens cannot be continued or scored: give at least 1 token")
         if not 0 <= min(tokens) <= max(tokens) < self.text.size:
             wrong = next(token for token in tokens if not 0 <= token < self.text.size)
             raise PromptError(f"there is no token {wrong}: {self.name} has tokens 0 to {self.text.size - 1}")
-        if (length := len(tokens) + more) > self.context_length:
+        if len(tokens) + more > self.context_length:
             raise PromptTooLongError(
-                f"{length} tokens exceed the context of {self.name}, {self.context_length} tokens: "
-                "shorten the prompt or ask for fewer tokens"
+                f"{len(tokens)} tokens and {more} more exceed the context of {self.name}, "
+                f"{self.context_length} tokens: shorten the prompt or ask for fewer tokens"
             )
 
     # -- loading --------------------------------------------------------------------------------
@@ -284,10 +294,11 @@ class LlamaCppModel:
                 "lower model.kv_cache_bytes, or close other programs"
             )
         self._context = context
-        self._close = weakref.finalize(self, self._llama.llama_free, context)
+        self._close = weakref.finalize(self, _close, self._llama, context, self.text)
         self._close.atexit = False
-        memory = Memory(self._llama, self._llama.llama_get_memory(context))
-        self.cache = SequenceCache(memory, llama.MOST_SEQUENCES, cells)
+        twin = llama.MOST_SEQUENCES - self._sequences
+        self._memory = Memory(self._llama, self._llama.llama_get_memory(context), twin)
+        self.cache = SequenceCache(self._memory, self._sequences, cells)
 
     def _bytes_per_cell(self) -> int:
         heads = self._llama.llama_model_n_head(self._model)
@@ -372,6 +383,11 @@ def _check_kind(library: Any, model: int, name: str) -> None:
             raise ModelNotSupportedError(
                 f"{name} is {kind}, and cannot be rewound: use a Llama-, Qwen- or Mistral-like model"
             )
+
+
+def _close(library: Any, context: int, text: GgufText) -> None:
+    """Free a context; until then ``text``, which owns the model's memory, is kept."""
+    library.llama_free(context)
 
 
 def _reason() -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 from collections import deque
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int8, c_int32, c_size_t, c_uint32, c_void_p
 from functools import cache
@@ -125,10 +126,12 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_model_free": (None, (c_void_p,)),
     "llama_init_from_model": (c_void_p, (c_void_p, ContextParams)),
     "llama_free": (None, (c_void_p,)),
+    "llama_set_n_threads": (None, (c_void_p, c_int32, c_int32)),
     "llama_n_ctx": (c_uint32, (c_void_p,)),
     "llama_get_memory": (c_void_p, (c_void_p,)),
     "llama_model_get_vocab": (c_void_p, (c_void_p,)),
     "llama_model_n_ctx_train": (c_int32, (c_void_p,)),
+    "llama_model_n_swa": (c_int32, (c_void_p,)),
     "llama_model_n_layer": (c_int32, (c_void_p,)),
     "llama_model_n_embd": (c_int32, (c_void_p,)),
     "llama_model_n_head": (c_int32, (c_void_p,)),
@@ -158,6 +161,8 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_get_logits": (POINTER(c_float), (c_void_p,)),
 }
 
+_opened_in: list[int] = []  # the process that opened the library
+
 log: deque[str] = deque(maxlen=8)
 """The library's latest errors, as text: they say why a file could not be loaded."""
 
@@ -179,14 +184,18 @@ def library() -> Any:
     """
     package, path = _found()
     try:
-        opened = ctypes.CDLL(str(path))
+        opened = _open(path)
         for name, (result, arguments) in _FUNCTIONS.items():
             function = getattr(opened, name)
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
-        raise ModelError(
-            f"llama.cpp of the package {package} cannot be used ({error}): pip install --upgrade xllamacpp"
-        ) from error
+        gomp = "libgomp" in str(error)  # not in the package, and not in small images of containers
+        remedy = (
+            "install libgomp (Debian: apt-get install libgomp1)"
+            if gomp
+            else "pip install --upgrade xllamacpp"
+        )
+        raise ModelError(f"llama.cpp of the package {package} cannot be used ({error}): {remedy}") from error
     for name, fields in (("model", _MODEL), ("context", _CONTEXT)):
         found = getattr(opened, f"llama_{name}_default_params")()
         if wrong := differences(found, fields):
@@ -196,7 +205,25 @@ def library() -> Any:
             )
     opened.llama_log_set(_listening, None)
     opened.llama_backend_init()
+    _opened_in.append(os.getpid())
     return opened
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    """Open the library, with threads that sleep while they wait for each other.
+
+    They would compute nothing for some milliseconds first, which on a busy machine is most of a pass:
+    the core that they hold is the one that the other thread needs. libgomp reads the variable once, when
+    it is opened; the user's own settings are left alone.
+    """
+    given = os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
+    if not given:
+        os.environ["GOMP_SPINCOUNT"] = "0"
+    try:
+        return ctypes.CDLL(str(path))
+    finally:
+        if not given:
+            del os.environ["GOMP_SPINCOUNT"]
 
 
 def differences(found: Any, fields: tuple[_Field, ...]) -> list[str]:
@@ -206,6 +233,12 @@ def differences(found: Any, fields: tuple[_Field, ...]) -> list[str]:
         for name, _, default in fields
         if default is not None and (getattr(found, name) or 0) != default
     ]
+
+
+def threads(wanted: int) -> int:
+    """Return how many threads may compute: one in a forked process, where OpenMP waits for its parent's."""
+    library()
+    return wanted if os.getpid() == _opened_in[0] else 1
 
 
 def _found() -> tuple[str, Path]:

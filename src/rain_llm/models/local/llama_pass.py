@@ -12,20 +12,37 @@ from rain_llm.types import TokenIds
 
 
 class Memory:
-    """llama.cpp's memory of cells."""
+    """llama.cpp's memory of cells.
 
-    def __init__(self, library: Any, memory: int) -> None:
+    Args:
+        library: llama.cpp.
+        memory: of its context.
+        twin: difference between a sequence's number and that of its twin, which owns the same cells; 0: none.
+            A model with a sliding window needs twins: llama.cpp overwrites cells before the window if only
+            one sequence owns them, although a branch or a rewind makes them visible again.
+    """
+
+    def __init__(self, library: Any, memory: int, twin: int = 0) -> None:
         self._llama = library
         self._memory = memory
+        self._twins = (0, twin) if twin else (0,)
+
+    def owners(self, numbers: list[int]) -> list[int]:
+        """Return all numbers of the sequences that own a row, with twins."""
+        if len(self._twins) == 1:
+            return numbers
+        return [number + twin for number in numbers for twin in self._twins]
 
     def copy(self, source: int, target: int, end: int) -> None:
         """Give the first ``end`` cells of ``source`` to the empty sequence ``target`` as well."""
         if end:
-            self._llama.llama_memory_seq_cp(self._memory, source, target, 0, end)
+            for twin in self._twins:
+                self._llama.llama_memory_seq_cp(self._memory, source + twin, target + twin, 0, end)
 
     def remove(self, sequence: int) -> None:
         """Take all cells from a sequence; those of no other sequence become free."""
-        self._llama.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+        for twin in self._twins:
+            self._llama.llama_memory_seq_rm(self._memory, sequence + twin, -1, -1)
 
     def clear(self) -> None:
         """Free all cells."""

@@ -24,7 +24,7 @@ from rain_llm.errors import (
 from rain_llm.models.base import PendingRequest
 from rain_llm.models.grammar import check, check_sample
 from rain_llm.models.servers.attempt import Counts
-from rain_llm.models.servers.dialect import PATH, Ask, Body, Cost, Facts
+from rain_llm.models.servers.dialect import PATH, Ask, Body, Cost, Dialect, Facts
 from rain_llm.models.servers.loop import event_loop, in_loop
 from rain_llm.models.servers.probe import SENTENCE, identified, own_tokenizer, probed
 from rain_llm.models.servers.replica import Replica
@@ -47,6 +47,10 @@ class _Pending:
     error: Exception | None = None
     model_tokens: int = 0
     forwards: int = 0
+
+
+_Work = tuple[Sequence[_Pending], Callable[[], Awaitable[None]]]
+"""Requests, and what answers them."""
 
 
 @dataclass
@@ -79,11 +83,13 @@ class CompletionsModel:
         self._replicas = Replicas(settings.base_url, settings.api_key, settings.limits, self._check)
         self.totals = Totals(http=self._replicas.counts)
         self._facts: Facts | None = None
-        first = in_loop(self._replicas.connect())
-        self.text = self._tokenizer(first)
-        words = self.text.encode(SENTENCE)
-        start, size = self.text.start, self.text.size
-        self._dialect = in_loop(probed(self._replicas, first, self.facts, start, words, size))
+        self._tokens: tuple[TokenIds, TokenIds, int] | None = None
+        self._identified: set[Replica] = set()  # before the tokenizer was known
+        self._dialects: list[Dialect] = []  # the one of the first server that was probed
+        self.text = self._tokenizer(in_loop(self._replicas.connect()))
+        self._tokens = self.text.start, self.text.encode(SENTENCE), self.text.size
+        in_loop(self._replicas.check_again())  # with a tokenizer, every server can be probed
+        self._dialect = self._dialects[0]
         self._sampler = Sampler(self._dialect, self.text, self.name, settings.base_url[0])
 
     # -- text ----------------------------------------------------------------------------------------
@@ -97,6 +103,11 @@ class CompletionsModel:
     def context_length(self) -> int:
         """The most tokens that a prefix and its continuation may have together."""
         return self.facts.context_length
+
+    @property
+    def encodes_remotely(self) -> bool:
+        """Whether text is encoded by the server."""
+        return not isinstance(self.text, Tokenizer)
 
     @property
     def start(self) -> TokenIds:
@@ -157,7 +168,7 @@ class CompletionsModel:
                     check(request.schema)
         all_pending = [_Pending(request) for request in requests]
         ask = functools.partial(self._ask, search=search, deadline=deadline)
-        event_loop().call_soon_threadsafe(self._begin, all_pending, ask, done)
+        event_loop().call_soon_threadsafe(self._begin, all_pending, search, ask, done)
         return all_pending
 
     def recall(self, all_pending: Sequence[PendingRequest]) -> None:
@@ -167,35 +178,40 @@ class CompletionsModel:
     @staticmethod
     def _give_up(all_pending: Sequence[_Pending]) -> None:
         left = (pending.task for pending in all_pending if pending.reply is None and pending.error is None)
-        for task in {task for task in left if task is not None}:  # scores share one
+        for task in {task for task in left if task is not None}:  # several requests share one
             task.cancel()
 
-    def _begin(self, all_pending: Sequence[_Pending], ask: Ask, done: Callable[[], None]) -> None:
-        """Start the tasks of a round, in the loop: one for each sample, one for all scores."""
-        loop = asyncio.get_running_loop()
+    def _begin(
+        self, all_pending: Sequence[_Pending], search: object, ask: Ask, done: Callable[[], None]
+    ) -> None:
+        """Start the tasks of a round, in the loop: one for each sample, one for all scores.
+
+        If the requests of a search go in turn, one task does all: first the scores, so that the cache ends
+        with what was drawn last, which the next round continues.
+        """
         scores = [pending for pending in all_pending if isinstance(pending.request, Score)]
+        works = [(scores, functools.partial(self._score, scores, ask))] if scores else []
         for pending in all_pending:
             if isinstance(pending.request, Sample):
-                pending.task = loop.create_task(
-                    self._run([pending], functools.partial(self._sample, pending, ask), done)
-                )
-        if scores:
-            task = loop.create_task(self._run(scores, functools.partial(self._score, scores, ask), done))
-            for pending in scores:
+                works.append(([pending], functools.partial(self._sample, pending, ask)))
+        in_turn = self._dialect.in_turn and search is not None
+        for some in [works] if in_turn else [[work] for work in works]:
+            task = asyncio.get_running_loop().create_task(self._run(some, done))
+            for pending in (pending for group, _ in some for pending in group):
                 pending.task = task
 
     @staticmethod
-    async def _run(
-        all_pending: Sequence[_Pending], work: Callable[[], Awaitable[None]], done: Callable[[], None]
-    ) -> None:
-        try:
-            await work()
-        except Exception as error:  # any kind: the thread that waits must get it
-            for pending in all_pending:
-                pending.error = error
-        finally:
-            for _ in all_pending:
-                done()
+    async def _run(works: Sequence[_Work], done: Callable[[], None]) -> None:
+        """Do each work, and report when the requests that it answers are done."""
+        for all_pending, work in works:
+            try:
+                await work()
+            except Exception as error:  # any kind: the thread that waits must get it
+                for pending in all_pending:
+                    pending.error = error
+            finally:
+                for _ in all_pending:
+                    done()
 
     async def _ask(
         self,
@@ -252,15 +268,29 @@ class CompletionsModel:
         return self._facts
 
     async def _check(self, replica: Replica) -> None:
-        """Check that a server serves the model: after a failure, another model may run at its address."""
-        facts = await identified(self._replicas, replica, self._settings)
-        self._facts = self._facts or facts
-        if facts != self._facts:
-            clean = self._replicas.clean
-            raise ServerError(
-                replica.url,
-                f"serves {clean(str(facts))}, but {clean(str(self._facts))} was served before",
-                "use addresses that all serve the same model",
+        """Check what a server serves, and probe it: after a failure, anything may run at its address.
+
+        As long as no tokenizer is known, it is not probed.
+        """
+        if replica not in self._identified:
+            facts = await identified(self._replicas, replica, self._settings)
+            self._facts = self._facts or facts
+            if facts != self._facts:
+                clean = self._replicas.clean
+                raise ServerError(
+                    replica.url,
+                    f"serves {clean(str(facts))}, but {clean(str(self._facts))} was served before",
+                    "use addresses that all serve the same model",
+                )
+        if self._tokens is None:
+            self._identified.add(replica)
+            return
+        self._identified.discard(replica)
+        found = await probed(self._replicas, replica, self.facts, *self._tokens)
+        self._dialects = self._dialects or [found]
+        if type(found) is not type(self._dialects[0]):
+            raise ServerNotSupportedError(
+                replica.url, "cannot do all that the other servers can", "use servers of one kind and version"
             )
 
     def _tokenizer(self, replica: Replica) -> Text:

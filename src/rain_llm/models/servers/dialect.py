@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 from rain_llm.bounds import CONTEXT, DESCRIPTION_BYTES
 from rain_llm.models.servers.reading import Node, Unreadable
@@ -156,6 +156,7 @@ class Facts:
         name: of the model. context_length: in tokens.
         dialects: the kinds of server that it may be, in the order in which they are tried.
         slots: requests that it works on at once; 0: it reports no limit.
+        vocabulary: tokens in its vocabulary; 0: it does not report them.
         root: the folder or hub name that it has loaded the model from; "" if it reports none.
     """
 
@@ -163,10 +164,13 @@ class Facts:
     context_length: int
     dialects: tuple[type[Dialect], ...]
     slots: int = 0
+    vocabulary: int = 0
     root: str = field(default="", compare=False)
 
     def __str__(self) -> str:
-        return f"{self.name} with a context of {self.context_length} tokens"
+        more = f", {self.slots} slots" if self.slots else ""
+        more += f", a vocabulary of {self.vocabulary} tokens" if self.vocabulary else ""
+        return f"{self.name} with a context of {self.context_length} tokens{more}"
 
 
 class Dialect(ABC):
@@ -176,7 +180,12 @@ class Dialect(ABC):
 
     The class methods read what a server reports before anything is known of it; :meth:`for_model` then makes
     the instance that sends requests. An instance holds no state: many requests share it.
+
+    Attributes:
+        in_turn: the requests of a search go one after another: two at the same time would not share a cache.
     """
+
+    in_turn: ClassVar[bool] = False
 
     @classmethod
     def recognises(cls, props: Node) -> bool | None:
@@ -186,6 +195,11 @@ class Dialect(ABC):
     @classmethod
     def reported_slots(cls, props: Node) -> int:
         """Return how many requests the server works on at once; 0: it reports no limit."""
+        return 0
+
+    @classmethod
+    def reported_vocabulary(cls, model: Node) -> int:
+        """Return the tokens in the vocabulary, by its entry in ``/v1/models``; 0: it does not report them."""
         return 0
 
     @classmethod
@@ -240,8 +254,13 @@ class Dialect(ABC):
         """Return the ``n`` likeliest tokens after ``prefix``, in order, with their log-probabilities."""
 
     @abstractmethod
-    async def weigh(self, ask: Ask, contexts: Contexts, cost: Cost) -> Weighed:
-        """Return the log-probability of each wanted token after each prefix."""
+    async def weigh(
+        self, ask: Ask, contexts: Contexts, cost: Cost, relative: Set[TokenIds] = frozenset()
+    ) -> Weighed:
+        """Return the log-probability of each wanted token after each prefix.
+
+        After a prefix in ``relative``, all of them may be off by one constant.
+        """
 
 
 async def together(works: Iterable[Coroutine[Any, Any, Found]]) -> list[Found]:

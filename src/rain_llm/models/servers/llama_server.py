@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from rain_llm.bounds import CONTEXT, SLOTS, VOCABULARY
 from rain_llm.models.servers.dialect import (
@@ -45,6 +45,8 @@ class LlamaServer(Dialect):
         size: of the vocabulary: token ids are below.
     """
 
+    in_turn: ClassVar[bool] = True  # each slot has a cache of its own, and a busy one lends nothing
+
     model: str
     slots: int
     common: int
@@ -59,6 +61,12 @@ class LlamaServer(Dialect):
     def reported_slots(cls, props: Node) -> int:
         """Read the number of slots: requests beyond it wait in the server's queue."""
         return props["total_slots"].whole(0, SLOTS) if props["total_slots"].there else 0
+
+    @classmethod
+    def reported_vocabulary(cls, model: Node) -> int:
+        """Read the size of the vocabulary."""
+        size = model["meta"]["n_vocab"]
+        return size.whole(1, VOCABULARY) if size.there else 0
 
     @classmethod
     def reported_context(cls, model: Node, props: Node) -> Node:
@@ -159,7 +167,7 @@ class LlamaServer(Dialect):
         body = self._forced(prefix, {self.common: FORCE}) | {"logprobs": n}
 
         def read(reply: Any) -> list[tuple[int, float]]:
-            top = self._place(reply, prefix, cost)["top_logprobs"].items()
+            top = self._place(reply, prefix, self.common, cost)["top_logprobs"].items()
             found = [(self._id(place), nats(place["logprob"].value)) for place in top]
             if len(found) < n or len({token for token, _ in found}) < len(found):
                 raise Malformed(f"returned {len(found)} log-probabilities, not {n} of different tokens")
@@ -173,29 +181,47 @@ class LlamaServer(Dialect):
         """All in one group: :meth:`weigh` asks for one context after another."""
         return [list(prefixes)]
 
-    async def weigh(self, ask: Ask, contexts: Contexts, cost: Cost) -> Weighed:
-        """Ask for one prefix after another: each finds the part it shares with the last in the cache.
+    async def weigh(
+        self, ask: Ask, contexts: Contexts, cost: Cost, relative: Set[TokenIds] = frozenset()
+    ) -> Weighed:
+        """Ask for one prefix after another: each finds the part it shares with the last in the cache."""
+        return {
+            prefix: await self._weigh(ask, prefix, wanted, prefix in relative, cost)
+            for prefix, wanted in contexts.items()
+        }
 
-        Logit biases make the ``common`` token certain to be drawn, and lift the wanted tokens above all
-        others. One request returns the probabilities of the wanted tokens relative to the common one;
-        another, the log-probability of the common one.
+    async def _weigh(
+        self, ask: Ask, prefix: TokenIds, wanted: frozenset[int], relative: bool, cost: Cost
+    ) -> dict[int, float]:
+        """Ask for the tokens after one prefix, with one request where that is possible.
+
+        A logit bias makes one token certain to be drawn. The server reports its log-probability without the
+        bias: that is all for a single token. The probabilities with biases of several tokens are relative to
+        the ``common`` one; its log-probability takes another request, unless only differences are needed.
         """
-        found: Weighed = {}
-        for prefix, wanted in contexts.items():
-            others = wanted - {self.common}
-            biases = dict.fromkeys(sorted(others), FORCE - _BELOW) | {self.common: FORCE}
-            chances: dict[int, float] = {}
-            if others:
-                body = self._forced(prefix, biases) | {"temperature": 1.0, "post_sampling_probs": True}
-                chances = await ask(body, self._chances(prefix, set(biases), cost))
-                cost.forwards += 1
-            common: float = await ask(self._forced(prefix, {self.common: FORCE}), self._logprob(prefix, cost))
+        if len(wanted) == 1 and not relative:
+            (token,) = wanted
+            single: float | None = await ask(
+                self._forced(prefix, {token: FORCE}), self._logprob(prefix, token, cost)
+            )
             cost.forwards += 1
-            found[prefix] = {self.common: common} if self.common in wanted else {}
+            if single is not None:
+                return {token: single}
+        found = dict.fromkeys(wanted & {self.common}, 0.0)
+        if others := wanted - {self.common}:
+            biases = dict.fromkeys(sorted(others), FORCE - _BELOW) | {self.common: FORCE}
+            body = self._forced(prefix, biases) | {"temperature": 1.0, "post_sampling_probs": True}
+            chances: dict[int, float] = await ask(body, self._chances(prefix, set(biases), cost))
+            cost.forwards += 1
             for token in others:
-                ratio = max(_LEAST, chances[token]) / chances[self.common]
-                found[prefix][token] = common + math.log(ratio) + _BELOW
-        return found
+                found[token] = math.log(max(_LEAST, chances[token]) / chances[self.common]) + _BELOW
+        if relative:
+            return found
+        common: float = await ask(
+            self._forced(prefix, {self.common: FORCE}), self._logprob(prefix, self.common, cost)
+        )
+        cost.forwards += 1
+        return {token: common + logprob for token, logprob in found.items()}
 
     def _forced(self, prefix: TokenIds, biases: Mapping[int, float]) -> Body:
         """Return the body that draws one token with these logit biases."""
@@ -207,21 +233,21 @@ class LlamaServer(Dialect):
     def _id(self, place: Node) -> int:
         return place["id"].whole(0, self.size - 1)
 
-    def _place(self, reply: Any, prefix: TokenIds, cost: Cost) -> Node:
-        """Return the entry of the one token that was drawn, which must be the ``common`` one.
+    def _place(self, reply: Any, prefix: TokenIds, token: int, cost: Cost) -> Node:
+        """Return the entry of the one token that was drawn.
 
         Raises:
-            Unreadable: another token was drawn.
+            Unreadable: it is not the ``token`` that was forced.
         """
         places = _content(choices_of(reply, 1, self.model)[0])
         cost.charge_prompt(reply, len(prefix))
-        if not places or places[0]["id"].value != self.common:
-            raise Unreadable(f"ignored a logit bias: token {self.common} was not drawn")
+        if not places or places[0]["id"].value != token:
+            raise Unreadable(f"ignored a logit bias: token {token} was not drawn")
         return places[0]
 
     def _chances(self, prefix: TokenIds, wanted: set[int], cost: Cost) -> Callable[[Any], dict[int, float]]:
         def read(reply: Any) -> dict[int, float]:
-            top = self._place(reply, prefix, cost)["top_probs"].items()
+            top = self._place(reply, prefix, self.common, cost)["top_probs"].items()
             chances = {self._id(place): place["prob"].number(0, 1 + _ROUNDING) for place in top}
             if set(chances) != wanted:
                 raise Unreadable("returned the probabilities of other tokens than were asked for")
@@ -231,8 +257,14 @@ class LlamaServer(Dialect):
 
         return read
 
-    def _logprob(self, prefix: TokenIds, cost: Cost) -> Callable[[Any], float]:
-        return lambda reply: nats(self._place(reply, prefix, cost)["logprob"].value)
+    def _logprob(self, prefix: TokenIds, token: int, cost: Cost) -> Callable[[Any], float | None]:
+        def read(reply: Any) -> float | None:
+            if token != self.common and not _content(choices_of(reply, 1, self.model)[0]):
+                cost.charge_prompt(reply, len(prefix))
+                return None  # it is part of a character: the reply leaves it out
+            return nats(self._place(reply, prefix, token, cost)["logprob"].value)
+
+        return read
 
     def _body(self, sampling: SampleRequest) -> Body:
         return {

@@ -75,7 +75,10 @@ async def identified(replicas: Replicas, replica: Replica, settings: ModelSettin
         raise ServerNotSupportedError(
             replica.url, "does not report its context length", "give model.context_length"
         )
-    return Facts(name, context, dialects, slots, model["root"].text() if model["root"].there else "")
+    vocabulary = dialects[0].reported_vocabulary(model)
+    return Facts(
+        name, context, dialects, slots, vocabulary, model["root"].text() if model["root"].there else ""
+    )
 
 
 def _fitting(props: Node) -> tuple[type[Dialect], ...]:
@@ -127,7 +130,7 @@ async def probed(
         size: of the vocabulary.
 
     Raises:
-        ServerError: no reply, or it refuses. ServerNotSupportedError: it cannot do one of these.
+        Failed: no reply. ServerError: it refuses. ServerNotSupportedError: it cannot do one of these.
     """
     prefix = start + words
     common = words[-1] if words else 0
@@ -150,8 +153,6 @@ async def probed(
         failure: ServerError = ServerNotSupportedError(
             replica.url, f"cannot run a search: it {replicas.clean(cause)}", "use vLLM or llama-server"
         )
-    except Failed as error:
-        failure = replicas.error(replica, error)
     except Unreadable as error:  # of its tokens
         failure = ServerError(replica.url, replicas.clean(str(error)), STRANGE)
     raise failure  # here, where the text of the server is no longer its context

@@ -21,7 +21,7 @@ import math
 import time
 import weakref
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import httpx
@@ -178,6 +178,13 @@ class Replicas:
         reply = await self._attempts.send(replica, method, path, content, known=(404, 405, 501), most=most)
         return self._attempts.read(replica, reply, lambda found: found) if reply.status == 200 else None
 
+    async def check_again(self) -> Replica:
+        """Check the servers that were reached once more; as :meth:`connect`."""
+        reached = [replica for replica in self.replicas if replica.checked]
+        for replica in reached:
+            replica.checked = False
+        return await self._connect(reached)
+
     async def connect(self) -> Replica:
         """Check every server that can be reached, and return one that may be used.
 
@@ -186,14 +193,17 @@ class Replicas:
         Raises:
             ServerError: none can be reached, or one must not be used.
         """
+        return await self._connect(self.replicas)
+
+    async def _connect(self, replicas: Sequence[Replica]) -> Replica:
         end = time.monotonic() + self.limits.total_s
         while True:
-            found = await asyncio.gather(*map(self._ensure_checked, self.replicas), return_exceptions=True)
-            failures = [(r, e) for r, e in zip(self.replicas, found, strict=True) if e is not None]
+            found = await asyncio.gather(*map(self._ensure_checked, replicas), return_exceptions=True)
+            failures = [(r, e) for r, e in zip(replicas, found, strict=True) if e is not None]
             for _, error in failures:
                 if not isinstance(error, Failed):
                     raise error
-            for replica in self.replicas:
+            for replica in replicas:
                 if replica.checked:
                     return replica
             replica, failed = next(

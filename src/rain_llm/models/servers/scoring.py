@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 
 from rain_llm.errors import ServerError
 from rain_llm.models.servers.dialect import Ask, Contexts, Cost, Dialect, Weighed, together
@@ -18,7 +18,8 @@ async def score(
     """Return the log-probabilities of each request's options, nats; or the error of that request.
 
     A context is a prefix before a token whose log-probability is wanted. A context that several options
-    share is sent once, and the first request that needs it is charged.
+    share is sent once, and the first request that needs it is charged. The log-probabilities at a context
+    may all be off by one constant if every request that needs it is relative, and begins there.
 
     Args:
         dialect: how the server is asked.
@@ -28,15 +29,19 @@ async def score(
     """
     contexts: dict[TokenIds, set[int]] = {}
     owner: dict[TokenIds, int] = {}
+    exact: set[TokenIds] = set()
     for i, request in enumerate(requests):
         for prefix, tokens in _contexts(request).items():
             contexts.setdefault(prefix, set()).update(tokens)
             owner.setdefault(prefix, i)
+            if prefix != request.prefix or not request.relative:
+                exact.add(prefix)
+    relative = frozenset(contexts.keys() - exact)
     groups = dialect.grouped(list(contexts))
     calls = [{prefix: frozenset(contexts[prefix]) for prefix in group} for group in groups]
     weighed: Weighed = {}
     errors: dict[TokenIds, Exception] = {}
-    outcomes = await together(_weigh(dialect, ask, call) for call in calls)
+    outcomes = await together(_weigh(dialect, ask, call, relative) for call in calls)
     for group, (found, failed, cost) in zip(groups, outcomes, strict=True):
         weighed |= found
         errors |= failed
@@ -45,19 +50,19 @@ async def score(
 
 
 async def _weigh(
-    dialect: Dialect, ask: Ask, contexts: Contexts
+    dialect: Dialect, ask: Ask, contexts: Contexts, relative: Set[TokenIds]
 ) -> tuple[Weighed, dict[TokenIds, Exception], Cost]:
     """Ask for some contexts together; if the server refuses, for each alone, so that one spoils no other."""
     cost = Cost()
     try:
-        return await dialect.weigh(ask, contexts, cost), {}, cost
+        return await dialect.weigh(ask, contexts, cost, relative), {}, cost
     except ServerError as error:
         if len(contexts) == 1 or not isinstance(error, Refused):
             return {}, dict.fromkeys(contexts, error), cost
     weighed: Weighed = {}
     errors: dict[TokenIds, Exception] = {}
     for prefix, tokens in contexts.items():
-        found, failed, more = await _weigh(dialect, ask, {prefix: tokens})
+        found, failed, more = await _weigh(dialect, ask, {prefix: tokens}, relative)
         weighed |= found
         errors |= failed
         cost.add(more)

@@ -8,6 +8,7 @@ By its documentation and source, ``/v1/completions`` takes token ids and returns
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,9 @@ from rain_llm.types import TokenIds
 class Sglang(Vllm):
     """SGLang, by its documentation."""
 
-    async def weigh(self, ask: Ask, contexts: Contexts, cost: Cost) -> Weighed:
+    async def weigh(
+        self, ask: Ask, contexts: Contexts, cost: Cost, relative: Set[TokenIds] = frozenset()
+    ) -> Weighed:
         """Ask for each prefix with a request of its own."""
         asked = (self._labels(ask, prefix, wanted, cost) for prefix, wanted in contexts.items())
         found = dict(zip(contexts, await together(asked), strict=True))

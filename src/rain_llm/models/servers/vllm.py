@@ -7,7 +7,7 @@ the schema allows: the only allowed token has 0 nats.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -119,7 +119,9 @@ class Vllm(Dialect):
         size = 1 if len(prefixes) <= _SINGLY else _BATCH
         return [list(prefixes[i : i + size]) for i in range(0, len(prefixes), size)]
 
-    async def weigh(self, ask: Ask, contexts: Contexts, cost: Cost) -> Weighed:
+    async def weigh(
+        self, ask: Ask, contexts: Contexts, cost: Cost, relative: Set[TokenIds] = frozenset()
+    ) -> Weighed:
         """Ask for all prefixes with one request, or with several where too many tokens are wanted."""
         wanted = sorted(set().union(*contexts.values()))
         weighed: Weighed = {prefix: {} for prefix in contexts}
@@ -202,7 +204,9 @@ class Vllm(Dialect):
 class VllmByBias(Vllm):
     """vLLM that ignores ``logprob_token_ids``: each token has a request, in which a logit bias forces it."""
 
-    async def weigh(self, ask: Ask, contexts: Contexts, cost: Cost) -> Weighed:
+    async def weigh(
+        self, ask: Ask, contexts: Contexts, cost: Cost, relative: Set[TokenIds] = frozenset()
+    ) -> Weighed:
         """Ask for each token with a request of its own, all at the same time."""
         pairs = [(prefix, token) for prefix, tokens in contexts.items() for token in sorted(tokens)]
         logprobs = await together(self._force(ask, *pair, cost) for pair in pairs)
