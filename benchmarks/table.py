@@ -131,7 +131,7 @@ def rows(options: Options, names: tuple[str, ...]) -> Generator[list[Row], None,
 
 
 def measure(
-    options: Options, tokens: int = 32, methods: bool = True, patience_s: float = 20
+    options: Options, tokens: int = 32, methods: bool = True, patience_s: float = 12
 ) -> tuple[list[Row], list[Figure]]:
     """Measure all rows in turn, several times; a case that has taken ``patience_s`` is not repeated."""
     names = (*ENGINES, *(METHODS if methods else ()))
