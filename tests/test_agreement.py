@@ -56,11 +56,11 @@ def questions(judge: LanguageModel, criterion: str, text: str) -> list[Score]:
 
 @pytest.mark.parametrize("criterion", BUILT_IN)
 def test_label_log_probabilities_are_those_of_transformers(
-    remote: CompletionsModel, real_model: TransformersModel, criterion: str
+    remote: CompletionsModel, unpacked: TransformersModel, criterion: str
 ):
     asked = [question for text in TEXTS for question in questions(remote, criterion, text)]
-    assert asked == [question for text in TEXTS for question in questions(real_model, criterion, text)]
+    assert asked == [question for text in TEXTS for question in questions(unpacked, criterion, text)]
     pairs = BUILT_IN[criterion].labels
     assert all(len(question.options) == 2 * len(pairs) for question in asked)
-    for here, there in zip(real_model.score(asked), remote.score(asked), strict=True):
+    for here, there in zip(unpacked.score(asked), remote.score(asked), strict=True):
         assert there.logprobs == pytest.approx(here.logprobs, abs=MOST_NATS)

@@ -174,6 +174,21 @@ def test_the_command_says_what_it_skips(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+def test_data_types_are_compared_in_turn(tiny, tiny_folder, tmp_path, monkeypatch, capsys):
+    from benchmarks import precision
+
+    monkeypatch.setattr(precision, "READ", 64)  # the tiny network's context is short
+    arguments = f"--model {tiny_folder} --tokens 2 --repeat 1"
+    monkeypatch.setattr(sys, "argv", ["precision", *arguments.split()])
+    precision.main()
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| plain")]
+    assert [row.split(" | ")[0] for row in rows] == ["| plain, alone", "| plain, 8 at once"]
+    rows = [json.dumps({"prompt": f"The film {i}", "answer": "good"}) for i in range(9)]
+    (tmp_path / "xstest_answers.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    assert precision.batched(tiny, tmp_path, 9, 4) == 0
+
+
+@pytest.mark.slow
 def test_the_gpu_command_runs_anywhere_on_a_tiny_shape(tmp_path, monkeypatch, capsys):
     arguments = "--device cpu --shape tiny --tokens 4 --repeat 1 --out"
     monkeypatch.setattr(sys, "argv", ["gpu", *arguments.split(), str(tmp_path)])

@@ -874,7 +874,7 @@ def test_a_judge_on_a_server_weighs_what_is_written_here() -> None:
         rain = Rain(judged, model=writer)
         reference = rain.generate(PROMPT)
         assert rewound(reference)
-        control(server, "hang", after=4)
+        control(server, "hang", after=2)  # a question takes one request
         error, took = broken(lambda: rain.generate(PROMPT))
         told(error, server.url)
         assert took < TOTAL_S + SLACK_S

@@ -284,7 +284,7 @@ def reference(tiny_folder: pathlib.Path) -> Any:
 @pytest.fixture(scope="module")
 def small(tiny: TransformersModel, tiny_folder: pathlib.Path) -> TransformersModel:
     """The tiny model with room for 300 tokens in its cache."""
-    model = TransformersModel(ModelSettings(name=str(tiny_folder), device="cpu"))
+    model = TransformersModel(ModelSettings(name=str(tiny_folder), device="cpu", dtype="float32"))
     model.cache.max_bytes = 300 * model.cache.bytes_per_token
     return model
 
@@ -426,7 +426,7 @@ def test_every_architecture_computes_what_it_computes_uncached_on_cuda(
 
 
 def test_a_cached_text_costs_only_what_is_new(tiny_folder: pathlib.Path, tiny: TransformersModel):
-    model = TransformersModel(ModelSettings(name=str(tiny_folder), device="cpu"))
+    model = TransformersModel(ModelSettings(name=str(tiny_folder), device="cpu", dtype="float32"))
     text = model.encode("The film is good, and the people are kind")
     (first,) = model.score([Score(text, ((5,),))])
     assert first.model_tokens == len(text)
@@ -442,7 +442,9 @@ def test_a_cached_text_costs_only_what_is_new(tiny_folder: pathlib.Path, tiny: T
 
 
 def test_the_budget_of_the_settings_is_the_caches(tiny_folder: pathlib.Path, tiny: TransformersModel):
-    model = TransformersModel(ModelSettings(name=str(tiny_folder), device="cpu", kv_cache_bytes=1 << 20))
+    model = TransformersModel(
+        ModelSettings(name=str(tiny_folder), device="cpu", dtype="float32", kv_cache_bytes=1 << 20)
+    )
     assert model.cache.max_bytes == 1 << 20
     for seed in range(30):
         text = tuple(3 + (seed * 7 + i * (seed + 1)) % 310 for i in range(200))
@@ -458,7 +460,7 @@ def test_the_budget_holds_for_a_network_of_many_bytes_a_token(save_model: Any, s
     # 8 layers x 2 x 4 heads x 64 numbers x 4 bytes: 16 KiB a token, 64 tokens in 1 MiB.
     config = LlamaConfig(**sizes | {"num_hidden_layers": 8, "num_key_value_heads": 4, "head_dim": 64})
     model = TransformersModel(
-        ModelSettings(name=str(save_model(config)), device="cpu", kv_cache_bytes=1 << 20)
+        ModelSettings(name=str(save_model(config)), device="cpu", dtype="float32", kv_cache_bytes=1 << 20)
     )
     assert model.cache.bytes_per_token == 16384
     for seed in range(8):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from benchmarks.forgeries import FAILING, PLACES, forgeries
 from rain_llm import CIVILITY, HARMLESSNESS, Choice, Criterion
+from rain_llm.judging import quoting
 from rain_llm.judging.quoting import quoter
 from rain_llm.judging.spelling import form, is_colon, seen, spelled
 from tests.examples import examples
@@ -321,3 +322,19 @@ def test_signs_are_known_by_their_names():
     assert not any(map(is_colon, ";.-|"))
     assert form("10") == "10"
     assert form("fr1end1y") == form("friendly")
+
+
+def test_searches_at_once_read_their_queries_once():
+    read = quoting._read
+    quote = quoting.quoter(HARMLESSNESS)
+    queries = [f"Passage {i}: the library opens at nine." for i in range(100)]
+    for query in queries:
+        quote.read(query)
+    before = read.cache_info()
+    for turn in range(3):
+        for i, query in enumerate(queries):
+            quote.read(query)
+            quote.read(f"Answer {turn} of search {i}.")  # each is new
+    after = read.cache_info()
+    assert after.hits - before.hits == 3 * len(queries)
+    assert after.misses - before.misses == 3 * len(queries)

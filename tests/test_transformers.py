@@ -18,7 +18,7 @@ from rain_llm.models.base import LanguageModel, SteppedModel
 from rain_llm.models.local.jobs import SampleJob
 from rain_llm.models.local.llama_cpp import LlamaCppModel
 from rain_llm.models.local.torch_rows import TorchRows
-from rain_llm.models.local.transformers import TransformersModel
+from rain_llm.models.local.transformers import TransformersModel, automatic_dtype
 from rain_llm.requests import Sample, Score, Scores
 from rain_llm.settings import ModelSettings
 from rain_llm.types import TokenIds
@@ -123,6 +123,7 @@ def build(save_model: Any, sizes: dict[str, Any]) -> Callable[[tuple[str, dict[s
 
 
 def load(folder: Path, **settings: Any) -> TransformersModel:
+    settings = {"dtype": "float32"} | settings  # 'auto' depends on this machine
     return TransformersModel(ModelSettings(name=str(folder), device="cpu", **settings))
 
 
@@ -224,6 +225,37 @@ def test_an_encoder_and_decoder_is_refused_by_name(tmp_path: Path, make_tokenize
     make_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ModelNotSupportedError, match=r"t5.*encoder-decoder: choose a causal model"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("amx", "avx512", "mkldnn", "expected"),
+    [
+        (False, False, True, torch.float32),
+        (True, False, True, torch.bfloat16),
+        (False, True, True, torch.bfloat16),
+        (True, True, False, torch.float32),
+        (None, None, True, torch.float32),  # an older torch has no such checks
+    ],
+)
+def test_auto_takes_bfloat16_where_the_cpu_multiplies_it(
+    tiny_folder: Path,
+    amx: bool | None,
+    avx512: bool | None,
+    mkldnn: bool,
+    expected: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    for name, value in (("_is_amx_tile_supported", amx), ("_is_avx512_bf16_supported", avx512)):
+        monkeypatch.delattr(torch.cpu, name, raising=False)
+        if value is not None:
+            monkeypatch.setattr(torch.cpu, name, lambda value=value: value, raising=False)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: mkldnn)
+    assert load(tiny_folder, dtype="auto")._network.dtype == expected
+    assert load(tiny_folder, dtype="float32")._network.dtype == torch.float32
+
+
+def test_auto_is_bfloat16_on_cuda():
+    assert automatic_dtype(torch.device("cuda")) == "bfloat16"
 
 
 def test_half_precision_works_too(tiny_folder: Path):

@@ -184,7 +184,8 @@ def generate(
     model: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Folder, hub name or a server's name for it. Default: the embedded model."
+            metavar="NAME",
+            help="GGUF file, folder, hub name or a server's name for it. Default: the embedded model.",
         ),
     ] = None,
     base_url: Annotated[

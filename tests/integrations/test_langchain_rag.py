@@ -196,7 +196,7 @@ def roomy(save_model, sizes):
     from rain_llm.settings import ModelSettings
 
     folder = save_model(LlamaConfig(**{**sizes, "max_position_embeddings": 2048}))
-    return TransformersModel(ModelSettings(name=str(folder), device="cpu"))
+    return TransformersModel(ModelSettings(name=str(folder), device="cpu", dtype="float32"))
 
 
 @pytest.mark.parametrize("iterations", [1, 12])

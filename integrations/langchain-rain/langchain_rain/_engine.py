@@ -53,7 +53,7 @@ class GuardedModel(Redacted, BaseLanguageModel[Any]):
     the settings, the API key among them, but no weights and no callbacks: the copy loads its own model.
 
     Attributes:
-        model: a folder or hub name, ``settings.model.name``.
+        model: a GGUF file, folder or hub name, ``settings.model.name``.
         base_url: address of a server, or of several with the same model, ``settings.model.base_url``.
         api_key: for these servers, ``settings.model.api_key``.
         max_retries: of a server's failed request, ``settings.model.limits.attempts`` less one.

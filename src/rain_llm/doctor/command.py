@@ -35,7 +35,7 @@ EXIT_CODES = "Exit codes: 0 examined, 1 error, 2 usage, 3 with --strict: somethi
 def doctor(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="MODEL", help="Folder or hub name. Default: the embedded model."),
+        typer.Argument(metavar="MODEL", help="GGUF file, folder or hub name. Default: the embedded model."),
     ] = None,
     criterion: Annotated[
         list[str] | None,

@@ -36,7 +36,7 @@ class Rain:
         embedder: a ready embedder for the similarity update.
 
     Raises:
-        ModelNotFoundError: the settings name a model that cannot be used (``gpt-4o-mini``, a GGUF file).
+        ModelNotFoundError: the settings name a model that cannot be used (``gpt-4o-mini``).
     """
 
     def __init__(

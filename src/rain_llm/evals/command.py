@@ -33,7 +33,8 @@ def evaluate(
         typer.Argument(metavar="SUITE", help=f"Tasks to evaluate: {', '.join(TASKS)}; or all."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Folder or hub name. Default: the embedded model.")
+        str | None,
+        typer.Option(metavar="NAME", help="GGUF file, folder or hub name. Default: the embedded model."),
     ] = None,
     data: Annotated[
         str | None,

@@ -311,12 +311,15 @@ def _one_line(text: str) -> str:
     return " ".join(seen(text).split())
 
 
-@lru_cache(maxsize=32)  # every answer is judged with the same query and context
+_REMEMBERED = 1024  # texts: each search reads its query and context with every answer, hundreds at once
+
+
+@lru_cache(_REMEMBERED)
 def _read(quoter: Quoter, text: str) -> str:
     return quoter.without_claims(text)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(_REMEMBERED)
 def _rest(quoter: Quoter, text: str, most: int) -> str:
     return quoter.without_claims(quoter.cut(seen(text), most))
 

@@ -39,7 +39,11 @@ TRANSFORMERS = Kind(
     _ALL,
     "`pip install 'rain-llm[transformers]'`; `model=` a folder or hub name (`owner/name`) of a causal model",
 )
-VLLM = Kind("vLLM", _ALL, "`base_url=` its address, `tokenizer=` a folder or hub name")
+VLLM = Kind(
+    "vLLM",
+    _ALL,
+    "`base_url=` its address, `tokenizer=` a folder or hub name (`pip install 'rain-llm[transformers]'`)",
+)
 LLAMA_SERVER = Kind("llama-server", _ALL, "`llama-server -m FILE.gguf -np 12`, and `base_url=` its address")
 OLLAMA = Kind(
     "Ollama, LM Studio",

@@ -91,7 +91,11 @@ class ModelSettings(Frozen):
         description="Device: 'auto' (CUDA if available, else CPU), 'cpu', 'cuda:0', ...",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="Data type of the weights; 'auto': float32 on a CPU, bfloat16 on CUDA."
+        default="auto",
+        description="Data type of the weights; 'auto': bfloat16 on CUDA and on a CPU that multiplies it in "
+        "hardware (AMX, AVX512-BF16), float32 on other CPUs. bfloat16 takes 0.6 to 0.9 of the CPU time of "
+        "float32 there, and 3 of 500 verdicts changed. With float32, an answer does not depend on what is "
+        "computed in the same pass.",
     )
     threads: int | None = Field(
         default=None,
@@ -107,9 +111,11 @@ class ModelSettings(Frozen):
         description="Layers of a GGUF file that are computed on a GPU, if the installed build of llama.cpp "
         "has one; -1: all; null: none.",
     )
-    kv_cache_type: Literal["f16", "q8_0"] = Field(
-        default="f16",
-        description="Data type of a GGUF file's prefix (KV) cache; q8_0 takes about half the memory.",
+    kv_cache_type: Literal["f16", "q8_0"] | None = Field(
+        default=None,
+        description="Data type of a GGUF file's prefix (KV) cache; q8_0 takes about half the memory. null: "
+        "q8_0 if a seed then gives the same answer whatever else is computed (tested when the file is "
+        "loaded), else f16.",
     )
     kv_cache_bytes: int = Field(
         default=1 << 30,

@@ -184,14 +184,18 @@ def library() -> Any:
     """
     package, path = _found()
     try:
-        opened = ctypes.CDLL(str(path))
+        opened = _open(path)
         for name, (result, arguments) in _FUNCTIONS.items():
             function = getattr(opened, name)
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
-        raise ModelError(
-            f"llama.cpp of the package {package} cannot be used ({error}): pip install --upgrade xllamacpp"
-        ) from error
+        gomp = "libgomp" in str(error)  # not in the package, and not in small images of containers
+        remedy = (
+            "install libgomp (Debian: apt-get install libgomp1)"
+            if gomp
+            else "pip install --upgrade xllamacpp"
+        )
+        raise ModelError(f"llama.cpp of the package {package} cannot be used ({error}): {remedy}") from error
     for name, fields in (("model", _MODEL), ("context", _CONTEXT)):
         found = getattr(opened, f"llama_{name}_default_params")()
         if wrong := differences(found, fields):
@@ -203,6 +207,23 @@ def library() -> Any:
     opened.llama_backend_init()
     _opened_in.append(os.getpid())
     return opened
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    """Open the library, with threads that sleep while they wait for each other.
+
+    They would compute nothing for some milliseconds first, which on a busy machine is most of a pass:
+    the core that they hold is the one that the other thread needs. libgomp reads the variable once, when
+    it is opened; the user's own settings are left alone.
+    """
+    given = os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
+    if not given:
+        os.environ["GOMP_SPINCOUNT"] = "0"
+    try:
+        return ctypes.CDLL(str(path))
+    finally:
+        if not given:
+            del os.environ["GOMP_SPINCOUNT"]
 
 
 def differences(found: Any, fields: tuple[_Field, ...]) -> list[str]:

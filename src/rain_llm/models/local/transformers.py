@@ -65,9 +65,7 @@ class TransformersModel:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self._device = torch.device(device)
-        dtype = settings.dtype
-        if dtype == "auto":
-            dtype = "float32" if self._device.type == "cpu" else "bfloat16"
+        dtype = automatic_dtype(self._device) if settings.dtype == "auto" else settings.dtype
         with quiet_loading():
             tokenizer, self._network = _load(settings.name, settings.revision, getattr(torch, dtype))
         self._tokenizer = tokenizer
@@ -252,6 +250,22 @@ class TransformersModel:
                     f"{kind} scales its positions by the text's length ({rope['rope_type']}), so that "
                     "keys cannot be cached: not supported"
                 )
+
+
+def automatic_dtype(device: torch.device) -> str:
+    """Return the data type of the weights for ``dtype="auto"``: the faster one on this device."""
+    return "bfloat16" if device.type != "cpu" or _multiplies_bfloat16() else "float32"
+
+
+def _multiplies_bfloat16() -> bool:
+    """Return whether this CPU multiplies bfloat16 in hardware: AMX or AVX512-BF16, as torch reports it."""
+    # torch.ops.mkldnn._is_mkldnn_bf16_supported does not answer this: it is true for any AVX512. Older
+    # versions of torch lack a check; then float32 is used.
+    checks = [
+        getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    ]
+    onednn: Any = torch.backends.mkldnn
+    return bool(onednn.is_available()) and any(check() for check in checks if check)
 
 
 def _load(source: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, Any]:

@@ -41,7 +41,9 @@ class Configured(Redacted):
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
-    model: str | None = Field(None, description="A folder or hub name; null: what the settings name.")
+    model: str | None = Field(
+        None, description="A GGUF file, folder or hub name; null: what the settings name."
+    )
     settings: RainSettings = Field(default_factory=RainSettings, description="All that can be set.")
     temperature: float | None = Field(None, description="settings.generation.temperature")
     max_tokens: int | None = Field(None, description="Longest answer: settings.generation.max_new_tokens")
