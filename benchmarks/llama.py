@@ -19,9 +19,10 @@ from unittest.mock import patch
 
 from benchmarks.servers import OPENINGS, documents
 from rain_llm import Rain, RainSettings
+from rain_llm.models.local.embedded import embedded_file
 from rain_llm.models.servers.attempt import Attempts
 from rain_llm.types import Message, Prompt
-from tests.servers.llama_server import CONTEXT, embedded_file
+from tests.servers.llama_server import CONTEXT
 from tests.servers.process import Server
 
 QUESTIONS = ("What is the capital of France?", "How do I bake bread?", "Write two sentences about the sea.")
