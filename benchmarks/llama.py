@@ -19,9 +19,10 @@ from unittest.mock import patch
 
 from benchmarks.servers import OPENINGS, documents
 from rain_llm import Rain, RainSettings
+from rain_llm.models.local.embedded import embedded_file
 from rain_llm.models.servers.attempt import Attempts
 from rain_llm.types import Message, Prompt
-from tests.servers.llama_server import CONTEXT, embedded_gguf
+from tests.servers.llama_server import CONTEXT
 from tests.servers.process import Server
 
 QUESTIONS = ("What is the capital of France?", "How do I bake bread?", "Write two sentences about the sea.")
@@ -132,7 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.llama", description=__doc__)
     parser.add_argument("--slots", type=int, default=8)
     options = parser.parse_args()
-    command = [sys.executable, "-m", "tests.servers.llama_server", "--model", str(embedded_gguf())]
+    command = [sys.executable, "-m", "tests.servers.llama_server", "--model", str(embedded_file())]
     command += ["--port", "{port}", "--parallel", str(options.slots), "--ctx", str(CONTEXT)]
     with Server(command) as server:
         print(f"3 chats: {answers(server.url, 'harmlessness', 64, CHATS)}", flush=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from rain_llm.criteria import BUILT_IN
@@ -62,5 +64,11 @@ def test_label_log_probabilities_are_those_of_transformers(
     assert asked == [question for text in TEXTS for question in questions(unpacked, criterion, text)]
     pairs = BUILT_IN[criterion].labels
     assert all(len(question.options) == 2 * len(pairs) for question in asked)
-    for here, there in zip(unpacked.score(asked), remote.score(asked), strict=True):
+    exact = [replace(question, relative=False) for question in asked]
+    local = unpacked.score(exact)
+    for here, there in zip(local, remote.score(exact), strict=True):
         assert there.logprobs == pytest.approx(here.logprobs, abs=MOST_NATS)
+    for here, there in zip(local, remote.score(asked), strict=True):  # as they are asked: only differences
+        shift = there.logprobs[0] - here.logprobs[0]
+        expected = [logprob + shift for logprob in here.logprobs]
+        assert there.logprobs == pytest.approx(expected, abs=2 * MOST_NATS)
