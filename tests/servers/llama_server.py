@@ -84,7 +84,7 @@ def fast_server(model: Path, *, threads: int, parallel: int, context: int) -> Se
     """
     command = [sys.executable, "-m", "tests.servers.llama_server", "--model", str(model), "--fast"]
     command += ["--port", "{port}", "--threads", str(threads)]
-    return Server([*command, "--parallel", str(parallel), "--ctx", str(context)])
+    return Server([*command, "--parallel", str(parallel), "--ctx", str(context)], start_s=120)
 
 
 def serve(
