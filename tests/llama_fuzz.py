@@ -231,7 +231,7 @@ def shrink(model: LlamaCppModel, cells: int, sequences: int) -> None:
             model.cache = SequenceCache(model.cache.memory, sequences, cells)
 
     model._open = open_cache  # type: ignore[method-assign]
-    model._budget = cells
+    model._cache_bytes = 0  # it does not grow
     open_cache(min(cells, model.cache.cells))
 
 

@@ -127,14 +127,17 @@ class NativeModel:
         """Return whether a token ends an answer."""
         return bool(self._lib.llama_vocab_is_eog(self._vocab, token))
 
-    def logprobs(self, text: TokenIds) -> NDArray[np.float64]:
-        """Return the log-probabilities after each token of a text, read in one pass by a new context."""
+    def logprobs(self, text: TokenIds, first: int = 0) -> NDArray[np.float64]:
+        """Return the log-probabilities after each token of a text from ``first`` on, from one new pass.
+
+        With numbers of 16 bits, it uses flash attention, as the engine does.
+        """
         lib, count = self._lib, len(text)
         params = lib.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = max(count, 8)
         params.n_threads = params.n_threads_batch = 1
         params.type_k = params.type_v = self._cache
-        params.flash_attention = 0
+        params.flash_attention = int(self._cache == F16)
         context = c.c_void_p(lib.llama_init_from_model(c.c_void_p(self._model), params))
         assert context.value
         kept: list[Any] = [
@@ -142,14 +145,14 @@ class NativeModel:
             (c.c_int32 * count)(*range(count)),
             (c.c_int32 * count)(*[1] * count),
             (c.POINTER(c.c_int32) * count)(*[c.pointer(c.c_int32(0))] * count),
-            (c.c_int8 * count)(*[1] * count),
+            (c.c_int8 * count)(*[int(i >= first) for i in range(count)]),
         ]
         token, pos, lengths, sequences, wanted = (c.cast(array, c.c_void_p) for array in kept)
         try:
             assert lib.llama_decode(context, Batch(count, token, None, pos, lengths, sequences, wanted)) == 0
             rows = [
                 np.ctypeslib.as_array(lib.llama_get_logits_ith(context, i), (self.size,)).astype(np.float64)
-                for i in range(count)
+                for i in range(first, count)
             ]
         finally:
             lib.llama_free(context)

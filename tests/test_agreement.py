@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from rain_llm.criteria import BUILT_IN
@@ -56,11 +58,17 @@ def questions(judge: LanguageModel, criterion: str, text: str) -> list[Score]:
 
 @pytest.mark.parametrize("criterion", BUILT_IN)
 def test_label_log_probabilities_are_those_of_transformers(
-    remote: CompletionsModel, real_model: TransformersModel, criterion: str
+    remote: CompletionsModel, unpacked: TransformersModel, criterion: str
 ):
     asked = [question for text in TEXTS for question in questions(remote, criterion, text)]
-    assert asked == [question for text in TEXTS for question in questions(real_model, criterion, text)]
+    assert asked == [question for text in TEXTS for question in questions(unpacked, criterion, text)]
     pairs = BUILT_IN[criterion].labels
     assert all(len(question.options) == 2 * len(pairs) for question in asked)
-    for here, there in zip(real_model.score(asked), remote.score(asked), strict=True):
+    exact = [replace(question, relative=False) for question in asked]
+    local = unpacked.score(exact)
+    for here, there in zip(local, remote.score(exact), strict=True):
         assert there.logprobs == pytest.approx(here.logprobs, abs=MOST_NATS)
+    for here, there in zip(local, remote.score(asked), strict=True):  # as they are asked: only differences
+        shift = there.logprobs[0] - here.logprobs[0]
+        expected = [logprob + shift for logprob in here.logprobs]
+        assert there.logprobs == pytest.approx(expected, abs=2 * MOST_NATS)

@@ -160,6 +160,30 @@ class Reference:
         )
 
 
+class NativeReference(Reference):
+    """llama.cpp's own uncached pass over a GGUF file, with keys and values in the engine's 16 bits."""
+
+    def __init__(self, file: Path) -> None:
+        from tests.native_llama import F16, NativeModel
+
+        native = NativeModel(file, F16)
+        self.special = frozenset(token for token in range(native.size) if native.is_control(token))
+        found: dict[TokenIds, Any] = {}
+
+        def follow(prefix: TokenIds, text: TokenIds) -> None:
+            rows = native.logprobs(prefix + text, len(prefix) - 1)
+            found.update((prefix + text[:i], row) for i, row in enumerate(rows))
+
+        def all_logprobs(prefix: TokenIds) -> list[float]:
+            if prefix not in found:
+                follow(prefix, ())
+            row: list[float] = found[prefix].tolist()
+            return row
+
+        self.follow = follow
+        self.all_logprobs = all_logprobs
+
+
 GGUF_TOLERANCE = 0.05
 """In nats: llama.cpp adds up values in 16 bits, and the random network is far from uniform."""
 
@@ -216,6 +240,7 @@ def vllm_case(server: Server, reference: Reference) -> Case:
 
 ON_SERVER = pytest.mark.allow_hosts(["127.0.0.1"])
 REAL = {
+    "embedded": [pytest.mark.real],
     "real": [pytest.mark.real],
     "llama": [pytest.mark.real, ON_SERVER],
     "vllm": [pytest.mark.vllm, ON_SERVER],
@@ -247,9 +272,16 @@ def case(request: pytest.FixtureRequest) -> Case:
         return neural_case(request.getfixturevalue("tiny"), request.getfixturevalue("tiny_folder"))
     if request.param == "gguf":
         return gguf_case(request.getfixturevalue("tmp_path_factory").mktemp("gguf"))
+    if request.param == "embedded":
+        from rain_llm.models.local.embedded import embedded_file
+        from rain_llm.models.local.llama_cpp import LlamaCppModel
+
+        reference: Reference = NativeReference(embedded_file())
+        settings = ModelSettings(threads=1)  # threads that wait for each other beside other work take minutes
+        return reference.case(LlamaCppModel(settings), lambda: LlamaCppModel(settings), many=10)
     if request.param == "vllm":  # the server first: without one, nothing is loaded
         return vllm_case(request.getfixturevalue("vllm"), request.getfixturevalue("embedded_reference"))
-    reference: Reference = request.getfixturevalue("embedded_reference")
+    reference = request.getfixturevalue("embedded_reference")
     if request.param == "llama":
         return llama_case(request.getfixturevalue("llama"), reference)
     from rain_llm.models.local.transformers import TransformersModel

@@ -113,7 +113,17 @@ def scripted_in_place_of_the_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rain_llm.engine.runtime._latest", [])
 
 
-@pytest.mark.usefixtures("main_loop", "scripted_in_place_of_the_embedded")
+@pytest.fixture
+def llama_index_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take back what a page sets for all of LlamaIndex."""
+    import llama_index.core
+
+    for name, value in vars(llama_index.core.Settings).items():
+        monkeypatch.setattr(llama_index.core.Settings, name, value)
+    monkeypatch.setattr(llama_index.core, "global_tokenizer", llama_index.core.global_tokenizer)
+
+
+@pytest.mark.usefixtures("main_loop", "llama_index_settings", "scripted_in_place_of_the_embedded")
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if name_of(page) not in ON_THE_EMBEDDED_MODEL], ids=name_of
 )
@@ -126,7 +136,7 @@ def test_examples_run(page, tmp_path, monkeypatch):
 @pytest.mark.real
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-@pytest.mark.usefixtures("main_loop")
+@pytest.mark.usefixtures("main_loop", "llama_index_settings")
 @pytest.mark.parametrize(
     "page",
     [

@@ -81,6 +81,7 @@ ORDER = (
     "models.local.llama_pass",
     "models.local.llama_library",
     "models.local.gguf_text",
+    "models.local.gguf_file",
     "models.local.llama_cpp",
     "models.local.torch_rows",
     "models.local.tree_attention",

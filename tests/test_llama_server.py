@@ -104,7 +104,11 @@ def test_requests_of_a_search_go_one_after_another_and_the_scores_first(
 
     watched("_sample")
     watched("_score")
-    requests = [Sample(PREFIX, 1, 2, 1), Score(PREFIX, ((270,),)), Sample(PREFIX, 1, 2, 2)]
+    requests: list[Sample | Score] = [
+        Sample(PREFIX, 1, 2, 1),
+        Score(PREFIX, ((270,),)),
+        Sample(PREFIX, 1, 2, 2),
+    ]
     answered = threading.Semaphore(0)
     pending = model.send(requests, model, None, answered.release)
     for _ in pending:

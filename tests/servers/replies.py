@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -11,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from tests.servers import babble
+from tests.servers.fields import number, strings, whole
 
 Json = dict[str, Any]
 
@@ -58,7 +58,7 @@ class Vllm:
         if body.get("model", self.name) != self.name:
             raise _vllm_error(404, f"The model `{body['model']}` does not exist.", "NotFoundError")
         prompts = _prompts(body)
-        n, temperature = body.get("n") or 1, _number(body, "temperature", 1.0)
+        n, temperature = body.get("n") or 1, number(body, "temperature", 1.0)
         if not prompts or not all(prompts):
             raise _vllm_error(400, "Either prompt or prompt_embeds must be provided and non-empty.")
         for prompt in prompts:
@@ -84,8 +84,8 @@ class Vllm:
         way = babble.Way(
             temperature=temperature,
             top_k=body.get("top_k") or 0,
-            top_p=_number(body, "top_p", 1.0),
-            min_p=_number(body, "min_p", 0.0),
+            top_p=number(body, "top_p", 1.0),
+            min_p=number(body, "min_p", 0.0),
             bias=tuple((int(token), max(-100.0, min(100.0, value))) for token, value in bias),
         )
         choices: list[Json] = []
@@ -93,15 +93,15 @@ class Vllm:
         for prompt in prompts:
             cached = self._cached(prompt)  # of several, the last one's is told
             state = babble.read(prompt)
-            most = min(_whole(body, "max_tokens", 16), self.context - len(prompt))
+            most = min(whole(body, "max_tokens", 16), self.context - len(prompt))
             for child in range(n):
                 drawn = babble.draw(
                     state,
                     way,
                     most,
-                    _whole(body, "seed", time.time_ns()) + child,
+                    whole(body, "seed", time.time_ns()) + child,
                     frozenset(body.get("stop_token_ids") or ()) | {babble.EOS},
-                    _strings(body.get("stop")),
+                    strings(body.get("stop")),
                 )
                 if held := body.get("structured_outputs"):
                     tag = json.loads(held["structural_tag"])
@@ -228,13 +228,13 @@ class Llama:
         bias = body.get("logit_bias") or []
         way = babble.Way(
             steps=tuple(body.get("samplers") or ("top_k", "top_p", "min_p", "temperature")),
-            temperature=max(0.0, _number(body, "temperature", 0.8)),
-            top_k=_whole(body, "top_k", 40),
-            top_p=_number(body, "top_p", 0.95),
-            min_p=_number(body, "min_p", 0.05),
+            temperature=max(0.0, number(body, "temperature", 0.8)),
+            top_k=whole(body, "top_k", 40),
+            top_p=number(body, "top_p", 0.95),
+            min_p=number(body, "min_p", 0.05),
             bias=tuple((token, value) for token, value in bias),
         )
-        most = _whole(body, "max_tokens", -1)
+        most = whole(body, "max_tokens", -1)
         room = self.context - len(prompt)
         most = min(most, room) if most >= 0 else room
         schema = body.get("json_schema")
@@ -245,9 +245,9 @@ class Llama:
                 babble.read(prompt),
                 way,
                 most,
-                _whole(body, "seed", time.time_ns()) + child,
+                whole(body, "seed", time.time_ns()) + child,
                 frozenset(range(len(babble.SPECIAL))),  # it knows by itself which tokens end a text
-                _strings(body.get("stop")),
+                strings(body.get("stop")),
             )
             for child in range(n)
         ]
@@ -389,20 +389,6 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
     """Return how many tokens two texts begin with together."""
     pairs = zip(one, other, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
-
-
-def _strings(value: str | list[str] | None) -> Sequence[str]:
-    return [value] if isinstance(value, str) else value or ()
-
-
-def _number(body: Json, field: str, default: float) -> float:
-    value = body.get(field)
-    return default if value is None or not math.isfinite(value) else float(value)
-
-
-def _whole(body: Json, field: str, default: int) -> int:
-    value = body.get(field)
-    return default if value is None else int(value)
 
 
 def _vllm_error(status: int, message: str, kind: str = "BadRequestError") -> Refused:

@@ -38,12 +38,13 @@ import json
 import signal
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any, Literal
 
+from tests.servers.faults import asked, told
 from tests.servers.replies import Json, Llama, Refused, Vllm, events
 
 if TYPE_CHECKING:
@@ -190,38 +191,6 @@ class Service:
             self.fault = Fault(body.pop("fault", None), **body)
             return {}
         return list(self.seen) if path == "/_prompts" else vars(self.stats)
-
-
-def asked(body: Json, fault: str | None) -> Json:
-    """Return the request as a server with this fault reads it."""
-    batch = body.get("prompt") or []
-    several = bool(batch) and isinstance(batch[0], list)
-    changed: dict[str | None, Callable[[], Json]] = {
-        "clip": lambda: {"prompt": [_half(p) for p in batch] if several else _half(batch)},
-        "clip_output": lambda: {"max_tokens": max(1, body["max_tokens"] // 2)},
-        "ignore_n": lambda: {"n": 1, "prompt": batch[:1] if several else batch},
-        "ignore_bias": lambda: {"logit_bias": None},
-        "ignore_schema": lambda: {"structured_outputs": None, "json_schema": None},
-        "no_labels": lambda: {"logprob_token_ids": None},
-    }
-    return body | changed[fault]() if fault in changed else body
-
-
-def told(reply: Json, fault: str | None) -> Json:
-    """Return the reply as a server with this fault gives it."""
-    for choice in reply["choices"]:
-        if fault == "abort":
-            choice["finish_reason"] = "abort"
-        if fault == "no_ids":
-            choice.pop("token_ids", None)
-            for place in (choice["logprobs"] or {}).get("content", ()):
-                for one in (place, *place.get("top_logprobs", ()), *place.get("top_probs", ())):
-                    del one["id"]
-    return reply
-
-
-def _half(prompt: Sequence[int]) -> Sequence[int]:
-    return prompt[len(prompt) // 2 :]
 
 
 class Connection(asyncio.Protocol):

@@ -6,7 +6,6 @@ jobs (``jobs``) decide which tokens a request needs, and choose tokens by the lo
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from collections.abc import Sequence
@@ -17,18 +16,17 @@ import numpy as np
 
 from rain_llm.errors import (
     ModelError,
-    ModelNotFoundError,
     ModelNotSupportedError,
     PromptError,
     PromptTooLongError,
 )
 from rain_llm.forks import renew_after_fork
-from rain_llm.models import which
 from rain_llm.models.base import Job
 from rain_llm.models.described import fingerprint
 from rain_llm.models.grammar import check_sample
 from rain_llm.models.local import llama_library as llama
 from rain_llm.models.local.embedded import NAME, embedded_file
+from rain_llm.models.local.gguf_file import check_kind, load, reason, usable_cores
 from rain_llm.models.local.gguf_text import GgufText
 from rain_llm.models.local.jobs import SampleJob, ScoreJob
 from rain_llm.models.local.llama_cache import FullError, SequenceCache
@@ -63,25 +61,24 @@ class LlamaCppModel:
         file = embedded_file() if settings.name is None else Path(settings.name).expanduser()
         self._llama = llama.library()
         self._lock = threading.RLock()
-        self._threads = llama.threads(settings.threads or _usable_cores())
-        self._cache_type = settings.kv_cache_type
-        self._model = _load(self._llama, file, settings.gpu_layers)
+        self._threads = llama.threads(settings.threads or usable_cores())
+        self._cache_type = settings.kv_cache_type or "q8_0"
+        self._model = load(self._llama, file, settings.gpu_layers)
         self.name = NAME if settings.name is None else f"{file.name}@{fingerprint(file)}"
         self.text = GgufText(self._model, self.name)
-        _check_kind(self._llama, self._model, self.name)
+        check_kind(self._llama, self._model, self.name)
         self.context_length: int = self._llama.llama_model_n_ctx_train(self._model)
-        self._budget = max(_CELLS, settings.kv_cache_bytes // self._bytes_per_cell())
+        self._cache_bytes = settings.kv_cache_bytes
         slides = self._llama.llama_model_n_swa(self._model) > 0
         self._sequences = llama.MOST_SEQUENCES // (2 if slides else 1)
         self._memory: Memory
         self._context: int | None = None
         self._close: Any = None
         self.cache: SequenceCache
-        self._open(_CELLS)
-        renew_after_fork(self)
         self.model_tokens = 0  # processed so far
         self.forwards = 0
-        self._check_rewinding()
+        self.exact = self._opened_exact(settings.kv_cache_type is None)
+        renew_after_fork(self)
 
     # -- text ----------------------------------------------------------------------------------
 
@@ -129,7 +126,7 @@ class LlamaCppModel:
         if not begun:
             return
         with self._lock:
-            if self.cache.youngest < _RECENT and 2 * self.cache.cells <= self._budget:
+            if self.cache.youngest < _RECENT and 2 * self.cache.cells <= self._most_cells:
                 self._open(2 * self.cache.cells)
             try:
                 forward, taken = self._gather(begun)
@@ -238,7 +235,7 @@ class LlamaCppModel:
             llama.log.clear()
             status = self._llama.llama_decode(self._context, batch)
             if status:
-                raise ModelError(f"llama.cpp could not compute a pass (status {status}): {_reason()}")
+                raise ModelError(f"llama.cpp could not compute a pass (status {status}): {reason()}")
             if count := int(wanted[start : start + size].sum()):
                 found = np.ctypeslib.as_array(
                     self._llama.llama_get_logits(self._context), (count, self.text.size)
@@ -290,7 +287,7 @@ class LlamaCppModel:
         context = self._llama.llama_init_from_model(self._model, settings)
         if not context:
             raise ModelError(
-                f"there is no memory for {cells} tokens of {self.name} ({_reason()}): "
+                f"there is no memory for {cells} tokens of {self.name} ({reason()}): "
                 "lower model.kv_cache_bytes, or close other programs"
             )
         self._context = context
@@ -300,17 +297,46 @@ class LlamaCppModel:
         self._memory = Memory(self._llama, self._llama.llama_get_memory(context), twin)
         self.cache = SequenceCache(self._memory, self._sequences, cells)
 
-    def _bytes_per_cell(self) -> int:
+    def _opened_exact(self, may_choose: bool) -> bool:
+        """Open the cache; return whether a text's logits are the same to the last bit however it is read.
+
+        With numbers in f16, llama.cpp attends by other routines for one row, for many and over a large cache.
+        With q8_0 it does not, but is slower with many rows: worth it only if the file's products are exact.
+
+        Args:
+            may_choose: take f16 if q8_0 gains nothing, or if the network's shape does not support it.
+
+        Raises:
+            ModelNotSupportedError: the model cannot be rewound.
+        """
+        try:
+            self._open(_CELLS)
+            exact = self._rewound() == 0
+        except ModelError:
+            if not may_choose:
+                raise
+            exact = False
+        if exact or not may_choose:
+            return exact and self._cache_type == "q8_0"
+        self._cache_type = "f16"
+        self._open(_CELLS)
+        self._rewound()
+        return False
+
+    @property
+    def _most_cells(self) -> int:
+        """Return how many cells the cache may grow to."""
         heads = self._llama.llama_model_n_head(self._model)
         shared = self._llama.llama_model_n_head_kv(self._model)
         width = self._llama.llama_model_n_embd(self._model) * shared // max(1, heads)
         number = _CACHE_TYPES[self._cache_type][1]
-        return max(1, int(2 * width * self._llama.llama_model_n_layer(self._model) * number))
+        each = 2 * width * self._llama.llama_model_n_layer(self._model) * number
+        return max(_CELLS, int(self._cache_bytes // max(1, each)))
 
-    def _check_rewinding(self) -> None:
-        """Check that a text has the same logits after a branch and a rewind as without the cache.
+    def _rewound(self) -> float:
+        """Return the largest difference of a text's logits after branches and rewinds from those without.
 
-        Rounding in a quantised file makes a difference, too: it must be small beside that of one other token.
+        Rounding in a quantised file makes one, too: it must be small beside that of one other token.
 
         Raises:
             ModelNotSupportedError: it is not.
@@ -321,7 +347,7 @@ class LlamaCppModel:
         try:
             changed = self._last((*text[:5], text[6], *text[6:]))
             reference = self._last(text)
-            rewound = self._last(text[:6], other, text[:9], text)
+            rewound = self._last(text[:6], other, text[:9], text[:-1], text)
         except ModelError as error:
             raise ModelNotSupportedError(f"{self.name} cannot be rewound: {error}") from error
         most = float(np.abs(changed - reference).max()) / 2
@@ -333,6 +359,7 @@ class LlamaCppModel:
             )
         self.cache.clear()
         self.model_tokens = self.forwards = 0
+        return difference
 
     def _last(self, *texts: TokenIds) -> Floats:
         """Return the last text's last logits, after all texts were computed in turn with an empty cache."""
@@ -347,54 +374,6 @@ class LlamaCppModel:
         return found
 
 
-def _load(library: Any, file: Path, gpu_layers: int | None) -> int:
-    """Load a file; its weights are mapped into memory, not read.
-
-    Raises:
-        ModelNotFoundError: there is no such file, or llama.cpp cannot load it.
-        ModelError: GPU layers are asked for, and this build of llama.cpp has no GPU.
-    """
-    if not file.is_file():
-        raise ModelNotFoundError(f"there is no model file {str(file)[:200]}: {which.summary()}")
-    settings = library.llama_model_default_params()
-    settings.n_gpu_layers = 0
-    if gpu_layers is not None:
-        if gpu_layers and not library.llama_supports_gpu_offload():
-            raise ModelError(
-                f"model.gpu_layers is {gpu_layers}, but this build of llama.cpp computes on the CPU only: "
-                "install a GPU build of xllamacpp, or leave gpu_layers out"
-            )
-        settings.n_gpu_layers = gpu_layers
-    llama.log.clear()
-    model = library.llama_model_load_from_file(os.fsencode(file), settings)
-    if not model:
-        raise ModelNotFoundError(f"llama.cpp cannot load {file.name[:200]}: {_reason()}; {which.summary()}")
-    return int(model)
-
-
-def _check_kind(library: Any, model: int, name: str) -> None:
-    for kind, found in (
-        ("an encoder", library.llama_model_has_encoder(model)),
-        ("recurrent", library.llama_model_is_recurrent(model)),
-        ("partly recurrent", library.llama_model_is_hybrid(model)),
-        ("a diffusion model", library.llama_model_is_diffusion(model)),
-    ):
-        if found:
-            raise ModelNotSupportedError(
-                f"{name} is {kind}, and cannot be rewound: use a Llama-, Qwen- or Mistral-like model"
-            )
-
-
 def _close(library: Any, context: int, text: GgufText) -> None:
     """Free a context; until then ``text``, which owns the model's memory, is kept."""
     library.llama_free(context)
-
-
-def _reason() -> str:
-    return " ".join(llama.log)[:300] or "it gives no reason"
-
-
-def _usable_cores() -> int:
-    """Return how many threads compute at once: all cores of a small machine, half of a large one's."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores if cores <= 4 else cores // 2
