@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks import report, table
-from benchmarks.scenarios import SCENARIOS, Options, Skipped
+from benchmarks.scenarios import SCENARIOS, Figure, Options, Skipped
 
 NAMES = ("table", "engines", *SCENARIOS)
 
@@ -62,7 +62,9 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     chosen = Options(options.quick, options.repeat, options.data, options.model)
-    rows, figures, notes = [], [], []
+    rows: list[table.Row] = []
+    figures: list[Figure] = []
+    notes: list[str] = []
     for name in options.only:
         began = time.perf_counter()
         try:

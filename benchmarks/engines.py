@@ -25,7 +25,7 @@ from tests.servers.llama_server import fast_server
 from tests.servers.process import Server
 
 MOST = 32  # texts at once
-LENGTH = 32  # tokens of the answer whose first text is awaited
+LENGTH = 16  # tokens of the answer whose first text is awaited
 
 
 class Engine(Protocol):

@@ -230,8 +230,9 @@ def empty(model: Any) -> None:
 
 def cache_bytes(model: Any) -> int:
     """Return the size of the keys and values in a model's prefix cache."""
-    each = model._bytes_per_cell() if hasattr(model, "_llama") else model.cache.bytes_per_token
-    return len(model.cache) * int(each)
+    if hasattr(model, "_llama"):
+        return int(len(model.cache) * model._cache_bytes // model._most_cells)
+    return int(len(model.cache) * model.cache.bytes_per_token)
 
 
 @contextmanager

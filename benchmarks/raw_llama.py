@@ -70,9 +70,9 @@ class RawLlama:
         count = 0
         ends = []
         for sequence, prompt in enumerate(prompts):
-            rows = slice(count, count + len(prompt))
-            self._token[rows], self._place[rows] = prompt, range(len(prompt))
-            self._sequence[rows], self._wanted[rows] = sequence, 0
+            part = slice(count, count + len(prompt))
+            self._token[part], self._place[part] = prompt, range(len(prompt))
+            self._sequence[part], self._wanted[part] = sequence, 0
             count += len(prompt)
             self._wanted[count - 1] = 1
             ends.append(count - 1)

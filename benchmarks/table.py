@@ -79,10 +79,11 @@ class Row:
         """Return the median of the tokens a second."""
         return statistics.median(cost.speed for cost in self.costs[case])
 
-    def over(self, other: Row, case: str) -> float:
-        """Return the median of the ratios of tokens a second to another row's."""
+    def over(self, other: Row, case: str, cpu: bool = False) -> float:
+        """Return the median of the ratios to another row: tokens a second, or tokens a second of CPU."""
         pairs = zip(self.costs[case], other.costs[case], strict=False)
-        return statistics.median(own.speed / base.speed for own, base in pairs)
+        ratios = ((own.speed / base.speed, base.cpu_each / own.cpu_each) for own, base in pairs)
+        return statistics.median(ratio[cpu] for ratio in ratios)
 
 
 def measured(method: str) -> list[str]:
@@ -131,7 +132,7 @@ def rows(options: Options, names: tuple[str, ...]) -> Generator[list[Row], None,
 
 
 def measure(
-    options: Options, tokens: int = 32, methods: bool = True, patience_s: float = 20
+    options: Options, tokens: int = 32, methods: bool = True, patience_s: float = 12
 ) -> tuple[list[Row], list[Figure]]:
     """Measure all rows in turn, several times; a case that has taken ``patience_s`` is not repeated."""
     names = (*ENGINES, *(METHODS if methods else ()))
@@ -172,6 +173,9 @@ def figures(found: list[Row], options: Options) -> list[Figure]:
         made.append(
             Figure("engines", f"{case}: {PLAIN} over {SERVER}", ours.over(row[SERVER], case), bar, True)
         )
+        for other in (ALONE, SERVER):
+            what = f"{case}: {PLAIN} over {other}, a second of CPU"
+            made.append(Figure("engines", what, ours.over(row[other], case, cpu=True)))
     for case in ("1", "8"):
         share = statistics.median(cost.outside for cost in ours.costs[case])
         made.append(

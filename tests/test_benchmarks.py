@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 
@@ -110,8 +111,8 @@ def test_mixed_prompts_repeat_with_another_seed_where_there_are_too_few(tmp_path
 
 def test_the_report_holds_figures_against_their_bars(tmp_path):
     rows = [
-        Row("plain", None, {"1": [cost()]}, [0.5], memory=7 << 20),
-        Row("a", None, {"1": [cost(cpu=6.0)]}, [1.0]),
+        Row("plain", Mock(), {"1": [cost()]}, [0.5], memory=7 << 20),
+        Row("a", Mock(), {"1": [cost(cpu=6.0)]}, [1.0]),
     ]
     figures = [Figure("one", "x", 2.0, 1.0), Figure("two", "y", 4.0, 3.0, more=True), Figure("two", "z", 1.0)]
     text = report.markdown(rows, figures, ["a note"])
@@ -127,7 +128,7 @@ def test_the_report_holds_figures_against_their_bars(tmp_path):
 def test_engines_are_compared_in_the_same_repetition():
     def row(name, *walls):
         costs = [cost(wall=wall, network=wall / 2) for wall in walls]
-        return Row(name, None, dict.fromkeys(CASES, costs))
+        return Row(name, Mock(), dict.fromkeys(CASES, costs))
 
     rows = [row(ALONE, 1.0, 2.0, 9.0), row(SERVER, 2.0, 4.0, 18.0), row(PLAIN, 1.25, 2.5, 9.0)]
     found = {figure.what: figure for figure in figures(rows, Options())}
