@@ -319,12 +319,16 @@ class LlamaCppModel:
         ids = [i for i in range(self.text.size) if i not in self.text.special][:64]
         text = tuple(ids[7 * i % len(ids)] for i in range(12))
         other = (*text[:4], *text[:5])
+        # OpenMP keeps threads for each thread that has computed with several, and lets all spin less once they
+        # outnumber the cores. So this thread, which is hardly ever the scheduler's, computes alone.
+        self._llama.llama_set_n_threads(self._context, 1, 1)
         try:
             changed = self._last((*text[:5], text[6], *text[6:]))
             reference = self._last(text)
             rewound = self._last(text[:6], other, text[:9], text[:-1], text)
         except ModelError as error:
             raise ModelNotSupportedError(f"{self.name} cannot be rewound: {error}") from error
+        self._llama.llama_set_n_threads(self._context, self._threads, self._threads)
         most = float(np.abs(changed - reference).max()) / 2
         difference = float(np.abs(rewound - reference).max())
         if not difference <= most:
