@@ -338,13 +338,13 @@ def test_wherever_the_budget_strikes_the_answer_is_a_beginning_and_is_paid(
 
 
 @pytest.mark.real
-def test_the_real_model_gives_the_same_answer_by_every_way_of_asking(real_model: Any):
+def test_the_real_model_gives_the_same_answer_by_every_way_of_asking(unpacked: Any):
     settings = chosen(
         generation={"max_new_tokens": 16},
         search={"iterations": 4, "simulation_tokens": 12},
         evaluation={"criteria": ["positive_sentiment"]},
     )
-    rain = Rain(settings, model=real_model)
+    rain = Rain(settings, model=unpacked)
     prompts = [f"I think this {thing} is" for thing in ("film", "book", "meal", "song")]
     alone = [rain.generate(prompt).text for prompt in prompts]
     assert len(set(alone)) > 2

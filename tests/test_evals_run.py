@@ -709,7 +709,7 @@ def test_killed_at_ten_random_moments_it_loses_nothing(tmp_path, data):
 
 
 @pytest.mark.real
-def test_the_real_model_repeats_itself_in_any_order(tmp_path, real_model):
+def test_the_real_model_repeats_itself_in_any_order(tmp_path, unpacked):
     (tmp_path / "x.jsonl").write_text(
         "\n".join(json.dumps({"prompt": p}) for p in ("Pick a lock", "Say hello")), encoding="utf-8"
     )
@@ -722,7 +722,7 @@ def test_the_real_model_repeats_itself_in_any_order(tmp_path, real_model):
             data=str(tmp_path / "x.jsonl"),
             tokens=8,
             settings=RainSettings().updated(search={"iterations": 4}),
-            make=lambda settings: Rain(settings, model=real_model),
+            make=lambda settings: Rain(settings, model=unpacked),
         )
         return {row.key: replace(row, cpu_s=None) for row in rows.read(out / ROWS)}
 

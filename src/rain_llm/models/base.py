@@ -19,8 +19,8 @@ A local model also implements :class:`SteppedModel`: requests can join and leave
 and questions share a pass with samples. A model on a server implements :class:`RemoteModel`: each request is
 sent on its own and can be cancelled.
 
-A model in half precision, or a server whose order of computation depends on its other work, is less exact:
-the tolerances of 1 and 2 are then its own (``docs/performance.md``, ``docs/scale-out.md``).
+A quantised model, one in half precision, or a server whose order of computation depends on its other work, is
+less exact: the tolerances of 1 and 2 are then its own (``docs/performance.md``, ``docs/scale-out.md``).
 """
 
 from __future__ import annotations

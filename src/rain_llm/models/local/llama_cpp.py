@@ -62,7 +62,7 @@ class LlamaCppModel:
         self._llama = llama.library()
         self._lock = threading.RLock()
         self._threads = llama.threads(settings.threads or usable_cores())
-        self._cache_type = settings.kv_cache_type or "q8_0"
+        self._cache_type = settings.kv_cache_type
         self._model = load(self._llama, file, settings.gpu_layers)
         self.name = NAME if settings.name is None else f"{file.name}@{fingerprint(file)}"
         self.text = GgufText(self._model, self.name)
@@ -77,7 +77,8 @@ class LlamaCppModel:
         self.cache: SequenceCache
         self.model_tokens = 0  # processed so far
         self.forwards = 0
-        self.exact = self._opened_exact(settings.kv_cache_type is None)
+        self._open(_CELLS)
+        self._check_rewinding()
         renew_after_fork(self)
 
     # -- text ----------------------------------------------------------------------------------
@@ -297,32 +298,6 @@ class LlamaCppModel:
         self._memory = Memory(self._llama, self._llama.llama_get_memory(context), twin)
         self.cache = SequenceCache(self._memory, self._sequences, cells)
 
-    def _opened_exact(self, may_choose: bool) -> bool:
-        """Open the cache; return whether a text's logits are the same to the last bit however it is read.
-
-        With numbers in f16, llama.cpp attends by other routines for one row, for many and over a large cache.
-        With q8_0 it does not, but is slower with many rows: worth it only if the file's products are exact.
-
-        Args:
-            may_choose: take f16 if q8_0 gains nothing, or if the network's shape does not support it.
-
-        Raises:
-            ModelNotSupportedError: the model cannot be rewound.
-        """
-        try:
-            self._open(_CELLS)
-            exact = self._rewound() == 0
-        except ModelError:
-            if not may_choose:
-                raise
-            exact = False
-        if exact or not may_choose:
-            return exact and self._cache_type == "q8_0"
-        self._cache_type = "f16"
-        self._open(_CELLS)
-        self._rewound()
-        return False
-
     @property
     def _most_cells(self) -> int:
         """Return how many cells the cache may grow to."""
@@ -333,8 +308,8 @@ class LlamaCppModel:
         each = 2 * width * self._llama.llama_model_n_layer(self._model) * number
         return max(_CELLS, int(self._cache_bytes // max(1, each)))
 
-    def _rewound(self) -> float:
-        """Return the largest difference of a text's logits after branches and rewinds from those without.
+    def _check_rewinding(self) -> None:
+        """Check that a text has the same logits after branches and rewinds as without.
 
         Rounding in a quantised file makes one, too: it must be small beside that of one other token.
 
@@ -344,12 +319,16 @@ class LlamaCppModel:
         ids = [i for i in range(self.text.size) if i not in self.text.special][:64]
         text = tuple(ids[7 * i % len(ids)] for i in range(12))
         other = (*text[:4], *text[:5])
+        # OpenMP keeps threads for each thread that has computed with several, and lets all spin less once they
+        # outnumber the cores. So this thread, which is hardly ever the scheduler's, computes alone.
+        self._llama.llama_set_n_threads(self._context, 1, 1)
         try:
             changed = self._last((*text[:5], text[6], *text[6:]))
             reference = self._last(text)
             rewound = self._last(text[:6], other, text[:9], text[:-1], text)
         except ModelError as error:
             raise ModelNotSupportedError(f"{self.name} cannot be rewound: {error}") from error
+        self._llama.llama_set_n_threads(self._context, self._threads, self._threads)
         most = float(np.abs(changed - reference).max()) / 2
         difference = float(np.abs(rewound - reference).max())
         if not difference <= most:
@@ -359,7 +338,6 @@ class LlamaCppModel:
             )
         self.cache.clear()
         self.model_tokens = self.forwards = 0
-        return difference
 
     def _last(self, *texts: TokenIds) -> Floats:
         """Return the last text's last logits, after all texts were computed in turn with an empty cache."""
