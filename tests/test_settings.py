@@ -272,7 +272,7 @@ CHANGES: list[dict[str, Any]] = [
     {"model": "elsewhere"},
     {"model": {"name": "elsewhere", "dtype": "bfloat16"}},
     {"model": {"name": "elsewhere", "revision": "v2"}},
-    {"model": {"kv_cache_type": "q8_0"}},
+    {"model": {"kv_cache_type": "f16"}},
     {"generation": {"seed": 17}},
     {"generation": {"max_new_tokens": 3}},
     {"generation": {"stop": ("x",)}},

@@ -111,9 +111,11 @@ class ModelSettings(Frozen):
         description="Layers of a GGUF file that are computed on a GPU, if the installed build of llama.cpp "
         "has one; -1: all; null: none.",
     )
-    kv_cache_type: Literal["f16", "q8_0"] = Field(
-        default="f16",
-        description="Data type of a GGUF file's prefix (KV) cache; q8_0 takes about half the memory.",
+    kv_cache_type: Literal["f16", "q8_0"] | None = Field(
+        default=None,
+        description="Data type of a GGUF file's prefix (KV) cache; q8_0 takes about half the memory. null: "
+        "q8_0 if a seed then gives the same answer whatever else is computed (tested when the file is "
+        "loaded), else f16.",
     )
     kv_cache_bytes: int = Field(
         default=1 << 30,

@@ -36,7 +36,7 @@ from rain_llm.requests import Sample, Samples, Score, Scores
 from rain_llm.settings import ModelSettings
 from rain_llm.types import Message, TokenIds, Tool
 
-_CELLS = 2048  # of the cache at first: a pass is slower over a large one
+_CELLS = 4096  # of the cache at first: a pass is slower over a large one
 _BATCH = 2048  # rows of one call of llama.cpp
 _AT_ONCE = 512  # of these, computed together
 _PREFIXES = 32  # sequences that hold prefixes in a pass; the others can be branches
@@ -62,7 +62,7 @@ class LlamaCppModel:
         self._llama = llama.library()
         self._lock = threading.RLock()
         self._threads = llama.threads(settings.threads or usable_cores())
-        self._cache_type = settings.kv_cache_type
+        self._cache_type = settings.kv_cache_type or "q8_0"
         self._model = load(self._llama, file, settings.gpu_layers)
         self.name = NAME if settings.name is None else f"{file.name}@{fingerprint(file)}"
         self.text = GgufText(self._model, self.name)
@@ -77,8 +77,7 @@ class LlamaCppModel:
         self.cache: SequenceCache
         self.model_tokens = 0  # processed so far
         self.forwards = 0
-        self._open(_CELLS)
-        self._check_rewinding()
+        self.exact = self._opened_exact(settings.kv_cache_type is None)
         renew_after_fork(self)
 
     # -- text ----------------------------------------------------------------------------------
@@ -298,6 +297,32 @@ class LlamaCppModel:
         self._memory = Memory(self._llama, self._llama.llama_get_memory(context), twin)
         self.cache = SequenceCache(self._memory, self._sequences, cells)
 
+    def _opened_exact(self, may_choose: bool) -> bool:
+        """Open the cache; return whether a text's logits are the same to the last bit however it is read.
+
+        With numbers in f16, llama.cpp attends by other routines for one row, for many and over a large cache.
+        With q8_0 it does not, but is slower with many rows: worth it only if the file's products are exact.
+
+        Args:
+            may_choose: take f16 if q8_0 gains nothing, or if the network's shape does not support it.
+
+        Raises:
+            ModelNotSupportedError: the model cannot be rewound.
+        """
+        try:
+            self._open(_CELLS)
+            exact = self._rewound() == 0
+        except ModelError:
+            if not may_choose:
+                raise
+            exact = False
+        if exact or not may_choose:
+            return exact and self._cache_type == "q8_0"
+        self._cache_type = "f16"
+        self._open(_CELLS)
+        self._rewound()
+        return False
+
     @property
     def _most_cells(self) -> int:
         """Return how many cells the cache may grow to."""
@@ -308,8 +333,8 @@ class LlamaCppModel:
         each = 2 * width * self._llama.llama_model_n_layer(self._model) * number
         return max(_CELLS, int(self._cache_bytes // max(1, each)))
 
-    def _check_rewinding(self) -> None:
-        """Check that a text has the same logits after branches and rewinds as without.
+    def _rewound(self) -> float:
+        """Return the largest difference of a text's logits after branches and rewinds from those without.
 
         Rounding in a quantised file makes one, too: it must be small beside that of one other token.
 
@@ -338,6 +363,7 @@ class LlamaCppModel:
             )
         self.cache.clear()
         self.model_tokens = self.forwards = 0
+        return difference
 
     def _last(self, *texts: TokenIds) -> Floats:
         """Return the last text's last logits, after all texts were computed in turn with an empty cache."""
