@@ -344,8 +344,8 @@ class LlamaCppModel:
         ids = [i for i in range(self.text.size) if i not in self.text.special][:64]
         text = tuple(ids[7 * i % len(ids)] for i in range(12))
         other = (*text[:4], *text[:5])
-        # OpenMP keeps threads for each thread that has computed with several, and lets all spin less once they
-        # outnumber the cores. So this thread, which is hardly ever the scheduler's, computes alone.
+        # OpenMP keeps threads for each thread that has computed with several, and lets all spin less once
+        # they outnumber the cores. So this thread, which is hardly ever the scheduler's, computes alone.
         self._llama.llama_set_n_threads(self._context, 1, 1)
         try:
             changed = self._last((*text[:5], text[6], *text[6:]))
