@@ -77,7 +77,7 @@ class LlamaCppModel:
         self.cache: SequenceCache
         self.model_tokens = 0  # processed so far
         self.forwards = 0
-        self.exact = self._opened_exact(settings.kv_cache_type is None)
+        self._open_and_check(may_choose=settings.kv_cache_type is None)
         renew_after_fork(self)
 
     # -- text ----------------------------------------------------------------------------------
@@ -297,11 +297,12 @@ class LlamaCppModel:
         self._memory = Memory(self._llama, self._llama.llama_get_memory(context), twin)
         self.cache = SequenceCache(self._memory, self._sequences, cells)
 
-    def _opened_exact(self, may_choose: bool) -> bool:
-        """Open the cache; return whether a text's logits are the same to the last bit however it is read.
+    def _open_and_check(self, may_choose: bool) -> None:
+        """Open the cache, and check that the model can be rewound.
 
         With numbers in f16, llama.cpp attends by other routines for one row, for many and over a large cache.
-        With q8_0 it does not, but is slower with many rows: worth it only if the file's products are exact.
+        With q8_0 it does not, but is slower with many rows. It is worth it if a text's logits are then the
+        same to the last bit however it is read, which the check finds out.
 
         Args:
             may_choose: take f16 if q8_0 gains nothing, or if the network's shape does not support it.
@@ -311,17 +312,14 @@ class LlamaCppModel:
         """
         try:
             self._open(_CELLS)
-            exact = self._rewound() == 0
+            if self._rewound() == 0 or not may_choose:
+                return
         except ModelError:
             if not may_choose:
                 raise
-            exact = False
-        if exact or not may_choose:
-            return exact and self._cache_type == "q8_0"
         self._cache_type = "f16"
         self._open(_CELLS)
         self._rewound()
-        return False
 
     @property
     def _most_cells(self) -> int:
