@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rain_llm.types import TokenIds
 
-F32, F16 = 0, 1  # ggml_type
+F32, F16, Q8_0 = 0, 1, 8  # ggml_type
 
 
 def _fields(**kinds: tuple[Any, str]) -> list[tuple[str, Any]]:
@@ -83,7 +83,7 @@ class NativeModel:
 
     Args:
         path: the file.
-        cache: numbers of the key-value cache, F32 or F16.
+        cache: numbers of the key-value cache, F32, F16 or Q8_0.
 
     Raises:
         ValueError: llama.cpp does not load it.
@@ -130,14 +130,14 @@ class NativeModel:
     def logprobs(self, text: TokenIds, first: int = 0) -> NDArray[np.float64]:
         """Return the log-probabilities after each token of a text from ``first`` on, from one new pass.
 
-        With numbers of 16 bits, it uses flash attention, as the engine does.
+        With numbers of 16 or 8 bits, it uses flash attention, as the engine does.
         """
         lib, count = self._lib, len(text)
         params = lib.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = max(count, 8)
         params.n_threads = params.n_threads_batch = 1
         params.type_k = params.type_v = self._cache
-        params.flash_attention = int(self._cache == F16)
+        params.flash_attention = int(self._cache != F32)
         context = c.c_void_p(lib.llama_init_from_model(c.c_void_p(self._model), params))
         assert context.value
         kept: list[Any] = [

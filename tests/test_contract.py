@@ -161,12 +161,12 @@ class Reference:
 
 
 class NativeReference(Reference):
-    """llama.cpp's own uncached pass over a GGUF file, with keys and values in the engine's 16 bits."""
+    """llama.cpp's own uncached pass over a GGUF file, with keys and values in 8 bits, as the engine has them."""
 
     def __init__(self, file: Path) -> None:
-        from tests.native_llama import F16, NativeModel
+        from tests.native_llama import Q8_0, NativeModel
 
-        native = NativeModel(file, F16)
+        native = NativeModel(file, Q8_0)
         self.special = frozenset(token for token in range(native.size) if native.is_control(token))
         found: dict[TokenIds, Any] = {}
 
