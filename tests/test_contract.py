@@ -161,7 +161,7 @@ class Reference:
 
 
 class NativeReference(Reference):
-    """llama.cpp's own uncached pass over a GGUF file, with keys and values in 8 bits, as the engine has them."""
+    """llama.cpp's own uncached pass over a GGUF file, with the engine's cache of 8 bits."""
 
     def __init__(self, file: Path) -> None:
         from tests.native_llama import Q8_0, NativeModel
