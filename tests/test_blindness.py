@@ -118,11 +118,11 @@ def test_the_command_names_the_judge_and_quotes_it():
 def test_the_embedded_model_needs_no_name_and_ones_own_criterion_needs_files(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("rain_llm.engine.runtime._load", lambda settings: judge())
     own = HARMLESSNESS.model_copy(update={"name": "warmth"})
-    for criterion, command in (
-        (HARMLESSNESS, "rain doctor --criterion harmlessness"),
-        (own, "rain doctor --criterion warmth --settings FILE.yaml --data FILE.jsonl"),
+    for threads, criterion, command in (  # another model each time
+        (1, HARMLESSNESS, "rain doctor --criterion harmlessness"),
+        (2, own, "rain doctor --criterion warmth --settings FILE.yaml --data FILE.jsonl"),
     ):
-        rain = Rain(PAPER.updated(evaluation={"criteria": [criterion]}, model={"revision": criterion.name}))
+        rain = Rain(PAPER.updated(evaluation={"criteria": [criterion]}, model={"threads": threads}))
         with pytest.warns(BlindJudgeWarning) as told:
             rain.generate("The house is")
         assert str(told[0].message).endswith(command)

@@ -170,7 +170,9 @@ class TestEmbedded(Integration):
     def test_agent_loop(self, model):
         super().test_agent_loop(model)
 
-    @pytest.mark.xfail(reason="a model of 135M parameters, by its likeliest words, ends no string of Chinese")
+    @pytest.mark.xfail(
+        strict=False, reason="a model of 135M parameters ends a string of Chinese, or not, by the last bit"
+    )
     def test_unicode_tool_call_integration(self, model):
         super().test_unicode_tool_call_integration(model)
 
