@@ -249,9 +249,9 @@ def gguf_files_sample() -> Any:
 
 def load_nothing() -> None:
     """Open the library, so that the forks need not."""
-    from rain_llm.models.local.llama_library import library
+    from rain_llm.models.local.llama_library import open_library
 
-    library()
+    open_library()
 
 
 def test_no_damaged_file_ends_the_process(tmp_path: Path):

@@ -12,9 +12,7 @@ import pytest
 from rain_llm import ModelError
 from rain_llm.models.local import llama_library
 
-OPEN = (
-    "import os; from rain_llm.models.local.llama_library import library; library(); print(dict(os.environ))"
-)
+OPEN = "import os; from rain_llm.models.local.llama_library import open_library; open_library(); print(dict(os.environ))"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="libgomp is Linux's")
@@ -47,4 +45,4 @@ def test_a_library_that_cannot_be_opened_names_the_remedy(message, remedy, monke
 
     monkeypatch.setattr(llama_library, "_open", fail)
     with pytest.raises(ModelError, match=rf"{message}\): {remedy}"):
-        llama_library.library.__wrapped__()
+        llama_library.open_library.__wrapped__()

@@ -12,7 +12,7 @@ from typing import Any
 from rain_llm.errors import ModelNotSupportedError, PromptError
 from rain_llm.forks import renew_after_fork
 from rain_llm.models.grammar import Vocabulary, vocabulary_of_bytes
-from rain_llm.models.local.llama_library import CONTROL, UNKNOWN, library
+from rain_llm.models.local.llama_library import CONTROL, UNKNOWN, open_library
 from rain_llm.models.templates.chat_template import OPTIONS, ChatTemplate
 from rain_llm.models.tokenizer import first_line
 from rain_llm.types import Message, TokenIds, Tool
@@ -37,7 +37,7 @@ class GgufText:
     """
 
     def __init__(self, model: int, name: str) -> None:
-        self._llama = library()
+        self._llama = open_library()
         self._model = model
         weakref.finalize(self, self._llama.llama_model_free, model).atexit = False
         renew_after_fork(self)

@@ -59,7 +59,7 @@ class LlamaCppModel:
     def __init__(self, settings: ModelSettings | None = None) -> None:
         settings = settings or ModelSettings()
         file = embedded_file() if settings.name is None else Path(settings.name).expanduser()
-        self._llama = llama.library()
+        self._llama = llama.open_library()
         self._lock = threading.RLock()
         self._threads = llama.threads(settings.threads or usable_cores())
         self._cache_type = settings.kv_cache_type or "q8_0"

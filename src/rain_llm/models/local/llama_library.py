@@ -176,7 +176,7 @@ _listening = _LogCallback(_listen)  # kept, because the library calls it until t
 
 
 @cache
-def library() -> Any:
+def open_library() -> Any:
     """Return llama.cpp's library, opened and checked once per process.
 
     Raises:
@@ -238,7 +238,7 @@ def differences(found: Any, fields: tuple[_Field, ...]) -> list[str]:
 
 def threads(wanted: int) -> int:
     """Return how many threads may compute: one in a forked process, where OpenMP waits for its parent's."""
-    library()
+    open_library()
     return wanted if os.getpid() == _opened_in[0] else 1
 
 
