@@ -12,7 +12,12 @@ import pytest
 from rain_llm import ModelError
 from rain_llm.models.local import llama_library
 
-OPEN = "import os; from rain_llm.models.local.llama_library import open_library; open_library(); print(dict(os.environ))"
+OPEN = """
+import os
+from rain_llm.models.local.llama_library import open_library
+open_library()
+print(dict(os.environ))
+"""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="libgomp is Linux's")
