@@ -41,3 +41,9 @@ def test_a_template_that_shows_a_message_twice_is_refused(make_tokenizer: Any):
     tokenizer = Tokenizer(make_tokenizer(chat_template=template), "twice")
     with pytest.raises(ModelNotSupportedError, match="twice"):
         tokenizer.render_chat([Message("user", "hello")])
+
+
+def test_several_templates_of_which_none_is_the_default_are_an_error(make_tokenizer: Any):
+    loaded = make_tokenizer(chat_template={"rag": "{{ messages }}", "other": "{{ messages }}"})
+    with pytest.raises(ModelNotSupportedError, match="the chat template of m cannot be chosen"):
+        Tokenizer(loaded, "m").render_chat([Message("user", "Hello")])

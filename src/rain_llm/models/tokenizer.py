@@ -177,23 +177,51 @@ class Tokenizer:
         return self._chat.tokens(messages, tools)
 
     def _render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
-        from rain_llm.models.templates.sandbox import render
-
-        values = self._loaded.special_tokens_map | OPTIONS
-        values |= {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": True}
         try:
-            return render(self._loaded.get_chat_template(tools=tools), values)
-        except Exception as error:  # a template is a program, and may raise anything
-            roles = ", ".join(dict.fromkeys(message["role"] for message in messages))
+            source = self._loaded.get_chat_template(tools=tools)
+        except ValueError as error:  # several templates, and none is the default
             raise ModelNotSupportedError(
-                f"the chat template of {self._name} cannot show messages of the roles {roles}: "
-                f"{first_line(error)[:200]}"
+                f"the chat template of {self._name} cannot be chosen: {first_line(error)[:200]}"
             ) from error
+        return rendered(source, self._loaded.special_tokens_map, messages, tools, self._name)
 
     def _encode_template(self, text: str) -> TokenIds:
         with self._lock:
             found = self._loaded(text, add_special_tokens=False, split_special_tokens=False)
         return tuple(found.input_ids)
+
+
+def rendered(
+    source: str,
+    special: dict[str, Any],
+    messages: list[dict[str, Any]],
+    tools: list[dict[str, Any]] | None,
+    name: str,
+) -> str:
+    """Render a chat with a template, up to the beginning of the assistant's turn.
+
+    Args:
+        source: source of the template.
+        special: special tokens as they are written, by the template's names for them.
+        messages: the messages.
+        tools: the tools; None: none.
+        name: name of the model, for the error message.
+
+    Raises:
+        ModelNotSupportedError: the template cannot show this chat.
+    """
+    from rain_llm.models.templates.sandbox import render
+
+    values = special | OPTIONS
+    values |= {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": True}
+    try:
+        return render(source, values)
+    except Exception as error:  # a template is a program, and may raise anything
+        roles = ", ".join(dict.fromkeys(message["role"] for message in messages))
+        raise ModelNotSupportedError(
+            f"the chat template of {name} cannot show messages of the roles {roles}: "
+            f"{first_line(error)[:200]}"
+        ) from error
 
 
 def local_folder(source: str) -> str:

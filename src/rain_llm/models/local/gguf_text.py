@@ -13,8 +13,8 @@ from rain_llm.errors import ModelNotSupportedError, PromptError
 from rain_llm.forks import renew_after_fork
 from rain_llm.models.grammar import Vocabulary, vocabulary_of_bytes
 from rain_llm.models.local.llama_library import CONTROL, UNKNOWN, open_library
-from rain_llm.models.templates.chat_template import OPTIONS, ChatTemplate
-from rain_llm.models.tokenizer import first_line
+from rain_llm.models.templates.chat_template import ChatTemplate
+from rain_llm.models.tokenizer import rendered
 from rain_llm.types import Message, TokenIds, Tool
 
 _PIECE = 64  # bytes; longer tokens are asked for twice
@@ -117,19 +117,9 @@ class GgufText:
         return found.decode("utf-8", "replace") if found else None
 
     def _render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
-        from rain_llm.models.templates.sandbox import render
-
         bos, eos = self._llama.llama_vocab_bos(self._vocab), self._llama.llama_vocab_eos(self._vocab)
-        values: dict[str, Any] = OPTIONS | {"bos_token": self._written(bos), "eos_token": self._written(eos)}
-        values |= {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": True}
-        try:
-            return render(self._template(tools or ()) or "", values)
-        except Exception as error:  # a template is a program, and may raise anything
-            roles = ", ".join(dict.fromkeys(message["role"] for message in messages))
-            raise ModelNotSupportedError(
-                f"the chat template of {self._name} cannot show messages of the roles {roles}: "
-                f"{first_line(error)[:200]}"
-            ) from error
+        special = {"bos_token": self._written(bos), "eos_token": self._written(eos)}
+        return rendered(self._template(tools or ()) or "", special, messages, tools, self._name)
 
     def _encode_template(self, text: str) -> TokenIds:
         return self._tokens(text, special=True)
