@@ -114,7 +114,7 @@ class ModelSettings(Frozen):
     kv_cache_type: Literal["f16", "q8_0"] | None = Field(
         default=None,
         description="Data type of a GGUF file's prefix (KV) cache; q8_0 takes about half the memory. null: "
-        "q8_0 if a seed then gives the same answer whatever else is computed (tested when the file is "
+        "q8_0 if a text's logits then do not depend on what shares its passes (tested when the file is "
         "loaded), else f16.",
     )
     kv_cache_bytes: int = Field(
