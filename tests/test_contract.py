@@ -246,7 +246,7 @@ REAL = {
     "vllm": [pytest.mark.vllm, ON_SERVER],
 }
 
-# The embedded model draws by the tiny one's code; a server by its own, which is tried before a release.
+# The embedded model draws by the tiny GGUF file's code; a server by its own, which is tried before a release.
 statistical = pytest.mark.parametrize(
     "case",
     [
