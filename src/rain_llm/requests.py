@@ -1,7 +1,8 @@
 """What a model is asked, and what it replies.
 
 A search yields requests and receives replies, and knows no model: :class:`Samples` for a :class:`Sample`,
-:class:`Scores` for a :class:`Score`, :class:`Embeddings` for an :class:`Embed`.
+:class:`Scores` for a :class:`Score`, :class:`Values` for a :class:`Read`, :class:`Embeddings` for an
+:class:`Embed`.
 """
 
 from __future__ import annotations
@@ -69,6 +70,40 @@ class Score:
     relative: bool = False
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Reading:
+    """What to read from a model's hidden states: one number for each token.
+
+    The number is the sum of the products of ``weights`` and the hidden states of the token.
+
+    Attributes:
+        name: digest of layers and weights: readings with the same name are the same.
+        layers: the blocks whose output is read, counted from 0.
+        weights: shape [layers, width].
+    """
+
+    name: str
+    layers: tuple[int, ...]
+    weights: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Ask the judge for the numbers that it reads from the hidden states of ``tokens`` after ``prefix``.
+
+    Tokens that the model has already computed, for a ``Sample`` for example, cost nothing.
+
+    Attributes:
+        prefix: token ids, at least one.
+        tokens: the tokens to read, at least one.
+        readings: names of readings that the model watches; see :class:`~rain_llm.models.base.Readable`.
+    """
+
+    prefix: TokenIds
+    tokens: TokenIds
+    readings: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Embed:
     """Ask for the sentence embedding of each text."""
@@ -76,7 +111,7 @@ class Embed:
     texts: tuple[str, ...]
 
 
-Request: TypeAlias = Sample | Score | Embed
+Request: TypeAlias = Sample | Score | Read | Embed
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +160,19 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True)
+class Values:
+    """The reply to :class:`Read`: for each reading, one number for each token; and its cost."""
+
+    values: tuple[tuple[float, ...], ...]
+    model_tokens: int = 0
+    forwards: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Embeddings:
     """The reply to :class:`Embed`: a unit vector for each text, of one common length."""
 
     vectors: tuple[Vector, ...]
 
 
-Reply: TypeAlias = Samples | Scores | Embeddings
+Reply: TypeAlias = Samples | Scores | Values | Embeddings

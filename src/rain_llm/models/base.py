@@ -28,7 +28,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
-from rain_llm.requests import Sample, Samples, Score, Scores, Vector
+import numpy as np
+from numpy.typing import NDArray
+
+from rain_llm.requests import Read, Reading, Sample, Samples, Score, Scores, Values, Vector
 from rain_llm.types import Message, TokenIds, Tool
 
 
@@ -88,7 +91,7 @@ class Job(Protocol):
         forwards: forward passes that it took part in so far; at the end those of the reply.
     """
 
-    reply: Samples | Scores | None
+    reply: Samples | Scores | Values | None
     model_tokens: int
     forwards: int
 
@@ -100,7 +103,7 @@ class SteppedModel(LanguageModel, Protocol):
     ``sample`` and ``score`` return the same as stepping through their requests alone.
     """
 
-    def begin(self, request: Sample | Score) -> Job:
+    def begin(self, request: Sample | Score | Read) -> Job:
         """Create a job for a request, without computing anything yet.
 
         Raises:
@@ -112,6 +115,38 @@ class SteppedModel(LanguageModel, Protocol):
         """Run one forward pass for all ``jobs``: samples grow by one token, questions are answered.
 
         A job that is never stepped again needs no cleanup. If the pass fails, no job has changed.
+        """
+        ...
+
+
+@runtime_checkable
+class Readable(LanguageModel, Protocol):
+    """A model whose hidden states can be read.
+
+    Attributes:
+        fingerprint: identifies architecture, sizes, weights and chat template: what was fitted to the hidden
+            states of one model means nothing for another.
+        depth: how many blocks the network has.
+        width: how many numbers the output of a block has for each token.
+    """
+
+    fingerprint: str
+    depth: int
+    width: int
+
+    def watch(self, readings: Sequence[Reading]) -> None:
+        """Read these from now on, besides those of earlier calls; this may clear the prefix cache."""
+        ...
+
+    def read(self, batch: Sequence[Read]) -> list[Values]:
+        """Return what each request reads; see :class:`~rain_llm.requests.Read`."""
+        ...
+
+    def states(self, prefix: TokenIds, tokens: TokenIds, layers: Sequence[int]) -> NDArray[np.float32]:
+        """Return the hidden states of ``tokens`` after ``prefix``, shape [tokens, layers, width].
+
+        Raises:
+            PromptError: the prefix or the text is empty. PromptTooLongError: they exceed the context.
         """
         ...
 
