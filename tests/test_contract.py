@@ -12,13 +12,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 
 from rain_llm import Message, PromptError, RainError, ServerError
-from rain_llm.models.base import LanguageModel, SteppedModel
+from rain_llm.models.base import Forgetful, LanguageModel, Readable, SteppedModel
 from rain_llm.models.scripted import END, ScriptedModel
-from rain_llm.requests import Continuation, Sample, Samples, Score, Scores
+from rain_llm.requests import Continuation, Read, Reading, Sample, Samples, Score, Scores, Values
 from rain_llm.settings import ModelSettings
 from rain_llm.types import TokenIds
 from tests.servers.process import Server
@@ -830,6 +831,146 @@ def test_requests_that_join_and_leave_are_answered_as_alone(case: Case):
     assert isinstance(first, Scores)
     assert first.logprobs == pytest.approx(weighed.logprobs, abs=case.tolerance * 3)
     assert [tokens(reply.continuations) for reply in reversed(others) if isinstance(reply, Samples)] == alone
+
+
+# --- hidden states --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def readable(case: Case) -> Readable:
+    if not isinstance(case.model, Readable):
+        pytest.skip("gives no hidden states")
+    return case.model
+
+
+def readings(model: Readable) -> list[Reading]:
+    """Two readings of different layers, with random weights of the size that a probe has."""
+    layers: list[tuple[int, ...]] = [(model.depth - 1,), tuple(sorted({0, model.depth // 2}))]
+    found = []
+    for seed, chosen in enumerate(layers):
+        shape = len(chosen), model.width
+        weights = np.random.default_rng(seed).normal(size=shape) / 10 / math.sqrt(model.width)
+        found.append(Reading(f"reading {seed}", chosen, weights.astype(np.float32)))
+    return found
+
+
+def texts_to_read(model: Readable) -> list[tuple[TokenIds, TokenIds]]:
+    texts = [
+        ("The film is", " good and kind."),
+        ("The film is", " la li"),
+        ("A", " lu ta, ti"),
+        ("The", " film"),
+    ]
+    return [(model.start + model.encode(before), model.encode(text)) for before, text in texts]
+
+
+def expected_of(model: Readable, prefix: TokenIds, tokens: TokenIds) -> list[np.ndarray]:
+    return [
+        np.einsum("tlw,lw->t", model.states(prefix, tokens, reading.layers), reading.weights)
+        for reading in readings(model)
+    ]
+
+
+def asked(model: Readable) -> list[Read]:
+    model.watch(readings(model))
+    names = tuple(reading.name for reading in readings(model))
+    return [Read(prefix, tokens, names) for prefix, tokens in texts_to_read(model)]
+
+
+def test_hidden_states_have_the_shape_that_the_model_tells(readable: Readable):
+    prefix, tokens = texts_to_read(readable)[0]
+    layers = sorted({0, readable.depth - 1})
+    states = readable.states(prefix, tokens, layers)
+    assert states.shape == (len(tokens), len(layers), readable.width)
+    assert states.dtype == np.float32
+    assert np.isfinite(states).all()
+    (alone,) = (readable.states(prefix, tokens, layers[-1:]),)
+    assert alone[:, 0] == pytest.approx(states[:, -1], abs=1e-4 * float(np.abs(states).max()))
+
+
+def test_what_is_read_is_the_product_of_states_and_weights(readable: Readable):
+    for request, reply in zip(asked(readable), readable.read(asked(readable)), strict=True):
+        expected = expected_of(readable, request.prefix, request.tokens)
+        assert len(reply.values) == 2
+        for values, one in zip(reply.values, expected, strict=True):
+            assert values == pytest.approx(one, abs=TOLERANCE)
+
+
+def test_a_text_is_read_the_same_alone_in_a_batch_and_without_the_cache(readable: Readable):
+    requests = asked(readable)
+    together = readable.read(requests)
+    for request, reply in zip(requests, together, strict=True):
+        (again,) = readable.read([request])
+        if isinstance(readable, Forgetful):
+            readable.forget()
+        (anew,) = readable.read([request])
+        for values, cached, uncached in zip(reply.values, again.values, anew.values, strict=True):
+            assert values == pytest.approx(cached, abs=TOLERANCE)
+            assert values == pytest.approx(uncached, abs=TOLERANCE)
+
+
+def test_what_a_sample_has_computed_is_read_without_another_token(readable: Readable):
+    if not isinstance(readable, SteppedModel):
+        pytest.skip("has no cache")
+    names = asked(readable)[0].readings
+    request = draw(readable, n=3, max_tokens=6)
+    for continuation in continued(readable, request):
+        if len(continuation.tokens) < 2:
+            continue
+        (most,) = readable.read([Read(request.prefix, continuation.tokens[:-1], names)])
+        assert (most.model_tokens, most.forwards) == (0, 0)
+        (whole,) = readable.read([Read(request.prefix, continuation.tokens, names)])
+        # The last token was computed only if the model went on to its end.
+        assert whole.model_tokens == whole.forwards == (0 if continuation.ended else 1)
+        for values, one in zip(
+            whole.values, expected_of(readable, request.prefix, continuation.tokens), strict=True
+        ):
+            assert values == pytest.approx(one, abs=TOLERANCE)
+
+
+def test_reading_shares_a_pass_with_what_continues_the_text(readable: Readable):
+    if not isinstance(readable, SteppedModel):
+        pytest.skip("answers whole batches only")
+    read = asked(readable)[0]
+    jobs = [readable.begin(job) for job in (read, Sample(read.prefix + read.tokens, 1, 1, seed=5))]  # type: ignore[arg-type]
+    while any(job.reply is None for job in jobs):
+        readable.step([job for job in jobs if job.reply is None])
+    assert isinstance(jobs[0].reply, Values)
+    assert jobs[0].forwards <= 1
+    assert max(job.forwards for job in jobs) == 1
+    for values, one in zip(
+        jobs[0].reply.values, expected_of(readable, read.prefix, read.tokens), strict=True
+    ):
+        assert values == pytest.approx(one, abs=TOLERANCE)
+
+
+def test_reading_does_not_change_what_is_drawn(case: Case, readable: Readable):
+    before = case.alone
+    asked(readable)
+    assert [tokens(continued(readable, request)) for request in varied(readable)] == before
+
+
+def test_a_text_longer_than_a_pass_is_read_whole(readable: Readable):
+    long = readable.encode("kind people answer, and cruel people answer; " * 70)
+    if readable.context_length < len(long) + 10:
+        pytest.skip("a context of a few tokens")
+    names = asked(readable)[0].readings
+    prefix = readable.start + readable.encode("The film is")
+    (reply,) = readable.read([Read(prefix, long, names)])
+    for values, one in zip(reply.values, expected_of(readable, prefix, long), strict=True):
+        assert values == pytest.approx(one, abs=3 * TOLERANCE)
+
+
+def test_what_cannot_be_read_is_refused(readable: Readable):
+    read = asked(readable)[0]
+    with pytest.raises(PromptError, match="0 tokens"):
+        readable.read([replace(read, prefix=())])
+    with pytest.raises(PromptError, match="0 tokens"):
+        readable.states((), read.tokens, (0,))
+    with pytest.raises(PromptError, match=str(readable.context_length)):
+        readable.read([replace(read, tokens=read.tokens * readable.context_length)])
+    (reply,) = readable.read([read])
+    assert len(reply.values[0]) == len(read.tokens)
 
 
 # --- 7. errors ------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from rain_llm.requests import (
     Continuation,
     Embed,
     Embeddings,
+    Read,
     Reply,
     Request,
     Sample,
@@ -154,6 +155,8 @@ def by_model(
                 replies += model.sample([request])
             elif isinstance(request, Score):
                 replies += model.score([request])
+            elif isinstance(request, Read):
+                replies += model.read([request])
             else:
                 assert embedder is not None
                 replies.append(Embeddings(tuple(embedder.embed(request.texts))))

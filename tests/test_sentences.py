@@ -28,7 +28,7 @@ from rain_llm import (
 )
 from rain_llm.judging.evidence import nearest
 from rain_llm.models.scripted import END, ScriptedModel
-from rain_llm.requests import Sample, Score, Scores
+from rain_llm.requests import Read, Sample, Score, Scores
 
 FERRY, CAFE = "The ferry leaves at nine. It is white.", "The cafe serves tea."
 QUESTION = "When does the ferry leave?"
@@ -68,7 +68,7 @@ def rain(model: ScriptedModel | None = None, **changes: Any) -> Rain:
     return Rain(SETTINGS.updated(**changes), model=model or ScriptedModel(next_words, opinion))
 
 
-def requests(rain: Rain) -> Sequence[Sample | Score]:
+def requests(rain: Rain) -> Sequence[Sample | Score | Read]:
     assert isinstance(rain.runtime.judge, ScriptedModel)
     return rain.runtime.judge.requests
 

@@ -22,8 +22,15 @@ from concurrent.futures import Future
 from typing import Any, Protocol, cast
 
 from rain_llm.forks import renew_after_fork
-from rain_llm.models.base import Embedder, LanguageModel, RemoteModel, RemoteText, SteppedModel
-from rain_llm.requests import Embed, Embeddings, Reply, Request, Sample, Score
+from rain_llm.models.base import (
+    Embedder,
+    LanguageModel,
+    Readable,
+    RemoteModel,
+    RemoteText,
+    SteppedModel,
+)
+from rain_llm.requests import Embed, Embeddings, Read, Reply, Request, Sample, Score
 from rain_llm.ticket import Asked, AtOnceJob, Sent, Ticket
 from rain_llm.types import StopReason
 
@@ -70,7 +77,7 @@ class Scheduler:
 
     Args:
         writer: answers ``Sample`` requests.
-        judge: answers ``Score`` requests.
+        judge: answers ``Score`` and ``Read`` requests.
         embedder: returns the model that answers ``Embed`` requests; called when one is needed.
         max_running: maximum number of concurrent searches; further ones wait. None: 64, or 1024 if both
             models are remote.
@@ -86,6 +93,7 @@ class Scheduler:
         self._model_for: dict[type, _Stepped | RemoteModel] = {
             Sample: writer if isinstance(writer, SteppedModel | RemoteModel) else _AtOnce(writer.sample),
             Score: judge if isinstance(judge, SteppedModel | RemoteModel) else _AtOnce(judge.score),
+            Read: self._reader(judge),
             Embed: _AtOnce(self._embed),
         }
         models = {id(model): model for model in self._model_for.values()}.values()
@@ -251,6 +259,13 @@ class Scheduler:
             for ticket, tasks in asking:
                 ticket.charge(tasks)
         return True
+
+    @staticmethod
+    def _reader(judge: LanguageModel) -> _Stepped | RemoteModel:
+        """Return what answers ``Read`` requests. The evaluator sends none to a judge that is not readable."""
+        if isinstance(judge, SteppedModel | RemoteModel):
+            return judge
+        return _AtOnce(judge.read if isinstance(judge, Readable) else judge.score)
 
     def _embed(self, batch: Sequence[Embed]) -> list[Embeddings]:
         """Embed the texts of all requests in one call."""

@@ -11,7 +11,7 @@ from typing import TypeAlias, cast
 
 from rain_llm.clock import Call, working_for
 from rain_llm.models.base import Job, PendingRequest, RemoteModel
-from rain_llm.requests import Embeddings, Reply, Request, Score
+from rain_llm.requests import Embeddings, Read, Reply, Request, Score
 from rain_llm.search.outcome import Interrupted, Outcome, Search
 from rain_llm.types import Step, StopReason
 
@@ -211,5 +211,5 @@ class Ticket:
             job, tokens = task.job, task.job.model_tokens - task.model_tokens
             task.model_tokens, task.forwards = job.model_tokens, job.forwards
             self.model_tokens += tokens
-            self.evaluation_tokens += tokens if isinstance(task.request, Score) else 0
+            self.evaluation_tokens += tokens if isinstance(task.request, Score | Read) else 0
             self.embeddings += len(job.reply.vectors) if isinstance(job.reply, Embeddings) else 0

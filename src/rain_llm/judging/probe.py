@@ -27,7 +27,6 @@ from rain_llm.errors import SettingsError
 from rain_llm.models.base import Readable
 from rain_llm.requests import Reading
 
-FORMAT = "rain-llm probe 1"
 FILE_BYTES = 16 * 1024 * 1024
 """Maximum size of a probe's file."""
 
@@ -54,7 +53,7 @@ class Measured(Frozen):
 class Probe(Frozen):
     """A linear classifier of one model's hidden states, for one criterion."""
 
-    format: Literal["rain-llm probe 1"] = FORMAT
+    format: Literal["rain-llm probe 1"] = "rain-llm probe 1"
     criterion: str = Field(min_length=1, max_length=100, description="Name of the criterion.")
     model: str = Field(min_length=1, max_length=500, description="Fingerprint of the model.")
     layers: tuple[int, ...] = Field(

@@ -86,14 +86,17 @@ class Job(Protocol):
     """A request that a model is working on.
 
     Attributes:
-        reply: the reply; None until it is complete.
         model_tokens: tokens that the model has processed for it so far; at the end those of the reply.
         forwards: forward passes that it took part in so far; at the end those of the reply.
     """
 
-    reply: Samples | Scores | Values | None
     model_tokens: int
     forwards: int
+
+    @property
+    def reply(self) -> Samples | Scores | Values | None:
+        """Return the reply; None until it is complete."""
+        ...
 
 
 @runtime_checkable
@@ -103,7 +106,7 @@ class SteppedModel(LanguageModel, Protocol):
     ``sample`` and ``score`` return the same as stepping through their requests alone.
     """
 
-    def begin(self, request: Sample | Score | Read) -> Job:
+    def begin(self, request: Sample | Score) -> Job:
         """Create a job for a request, without computing anything yet.
 
         Raises:
@@ -121,12 +124,12 @@ class SteppedModel(LanguageModel, Protocol):
 
 @runtime_checkable
 class Readable(LanguageModel, Protocol):
-    """A model whose hidden states can be read.
+    """A model whose hidden states can be read. If it is a :class:`SteppedModel`, it begins Reads, too.
 
     Attributes:
         fingerprint: identifies architecture, sizes, weights and chat template: what was fitted to the hidden
             states of one model means nothing for another.
-        depth: how many blocks the network has.
+        depth: how many blocks have outputs that can be read, from the first one on.
         width: how many numbers the output of a block has for each token.
     """
 

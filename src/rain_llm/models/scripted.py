@@ -2,7 +2,8 @@
 
 Tokens are words and punctuation marks with the white space before them, so a search over them can be followed
 by hand. ``next_words`` defines which words may follow a text; ``opinion`` defines the log-probability of a
-label after a question. Both receive text, never token ids.
+label after a question; ``state`` defines what a probe finds in the hidden state of a text's last word. All
+receive text, never token ids.
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ from hashlib import blake2b
 from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rain_llm.errors import ModelError, PromptError, PromptTooLongError
 from rain_llm.forks import renew_after_fork
 from rain_llm.models.grammar import Matcher, check_sample, spelled_out
-from rain_llm.requests import Continuation, Sample, Samples, Score, Scores
+from rain_llm.requests import Continuation, Read, Reading, Sample, Samples, Score, Scores, Values
 from rain_llm.tools import spoken
 from rain_llm.types import Message, TokenIds, Tool
 
 NextWords: TypeAlias = Callable[[str], Mapping[str, float]]
 Opinion: TypeAlias = Callable[[str, str], float]
+State: TypeAlias = Callable[[str], float]
 _Drawn: TypeAlias = tuple[list[tuple[str, float]], bool]  # words with log-probabilities; whether it ended
 
 END = "<|end|>"
@@ -60,6 +63,8 @@ class ScriptedModel:
         name: the model's name.
         context_length: context length in tokens.
         start: tokens that every raw text begins with.
+        state: text up to a word -> the hidden state of that word, which is a single number.
+        fingerprint: what a probe's file must name.
         requests: all requests received, in order.
         model_tokens: tokens processed so far.
         forwards: forward passes so far.
@@ -70,12 +75,15 @@ class ScriptedModel:
     name: str = "scripted"
     context_length: int = 4096
     start: TokenIds = ()
-    requests: list[Sample | Score] = field(default_factory=list)
+    state: State = lambda text: 0.0
+    fingerprint: str = "scripted"
+    requests: list[Sample | Score | Read] = field(default_factory=list)
     model_tokens: int = 0
     forwards: int = 0
 
     def __post_init__(self) -> None:
         self._words: dict[int, str] = {}
+        self._watched: dict[str, Reading] = {}
         self.after_fork()
         renew_after_fork(self)
 
@@ -127,6 +135,43 @@ class ScriptedModel:
                 )
                 for r in batch
             ]
+
+    @property
+    def depth(self) -> int:
+        """Return the number of blocks: one."""
+        return 1
+
+    @property
+    def width(self) -> int:
+        """Return the size of a hidden state: one number."""
+        return 1
+
+    def watch(self, readings: Sequence[Reading]) -> None:
+        """Remember the readings."""
+        with self._lock:
+            self._watched |= {reading.name: reading for reading in readings}
+
+    def states(self, prefix: TokenIds, tokens: TokenIds, layers: Sequence[int]) -> NDArray[np.float32]:
+        """Call ``state`` for every word, shape [tokens, layers, 1]."""
+        self._check(prefix, len(tokens))
+        self._check(tokens, 0)
+        texts = [self.decode(prefix + tokens[: i + 1]) for i in range(len(tokens))]
+        found = np.array([self.state(text) for text in texts], np.float32)
+        return np.repeat(found[:, None, None], len(layers), axis=1)
+
+    def read(self, batch: Sequence[Read]) -> list[Values]:
+        """Multiply each word's ``state`` by the weight of each reading."""
+        with self._lock:
+            self.requests += batch
+            replies = []
+            for request in batch:
+                states = self.states(request.prefix, request.tokens, (0,))[:, 0, 0]
+                weights = [float(self._watched[name].weights.sum()) for name in request.readings]
+                values = tuple(tuple(float(state) * weight for state in states) for weight in weights)
+                replies.append(Values(values, len(request.tokens), 1))
+            self.forwards += 1
+            self.model_tokens += sum(reply.model_tokens for reply in replies)
+            return replies
 
     def _id(self, word: str) -> int:
         # Derived from the word alone: sampling depends on token ids, which must not depend on earlier texts.

@@ -19,7 +19,7 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 import numpy as np
 
 from rain_llm.models.grammar import Mask, Matcher
-from rain_llm.requests import Continuation, Sample, Samples, Score, Scores
+from rain_llm.requests import Continuation, Read, Sample, Samples, Score, Scores, Values
 from rain_llm.types import TokenIds
 
 CHUNK = 512
@@ -92,12 +92,27 @@ class Forward(Protocol):
         """
         ...
 
+    def read(self, request: Read, place: Place) -> tuple[tuple[float, ...], ...]:
+        """Return what was read from the hidden states of a request's tokens, once the pass is computed.
+
+        Args:
+            request: the request.
+            place: of its complete text, which is cached.
+        """
+        ...
+
 
 class _Job(ABC, Generic[Decision]):
-    """Base of all jobs: the prefix is read first, in chunks if it is long."""
+    """Base of all jobs: the prefix is read first, in chunks if it is long.
+
+    Attributes:
+        counts_shared_passes: whether a pass counts that computed no token for this job alone.
+    """
+
+    counts_shared_passes = True
 
     def __init__(self, prefix: TokenIds) -> None:
-        self.reply: Samples | Scores | None = None
+        self.reply: Samples | Scores | Values | None = None
         self.forwards = 0
         self.model_tokens = 0
         self.cached_tokens = 0  # tokens of the prefix, except the last, that need not be computed
@@ -135,7 +150,7 @@ class _Job(ABC, Generic[Decision]):
 
     def accept(self, decision: Decision | None, cost: int) -> None:
         """Store the decision, and count the ``cost`` tokens that the pass computed for this job."""
-        self.forwards += 1
+        self.forwards += 1 if cost or self.counts_shared_passes else 0
         self.model_tokens += cost
         self._been_read = self._reading
         if decision is not None:
@@ -280,3 +295,29 @@ class ScoreJob(_Job[tuple[float, ...]]):
 
     def _keep(self, decision: tuple[float, ...]) -> None:
         self.reply = Scores(decision, self.model_tokens, self.forwards)
+
+
+class ReadJob(_Job[tuple[tuple[float, ...], ...]]):
+    """A Read request: once its text is computed, what was read from it. What is cached needs no pass."""
+
+    counts_shared_passes = False
+
+    def __init__(self, request: Read) -> None:
+        super().__init__(request.prefix + request.tokens)
+        self.request = request
+        self._forward: Forward
+
+    @property
+    def width(self) -> int:
+        """Return how many branches the next pass has: one."""
+        return 1
+
+    def _read_on(self, forward: Forward) -> list[int]:
+        self._forward = forward
+        return forward.add(self._prefix, 0, self._place)
+
+    def _decide(self, rows: Rows) -> tuple[tuple[float, ...], ...]:
+        return self._forward.read(self.request, self._place)
+
+    def _keep(self, decision: tuple[tuple[float, ...], ...]) -> None:
+        self.reply = Values(decision, self.model_tokens, self.forwards)

@@ -15,6 +15,7 @@ Rules:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,6 +48,7 @@ class KVCache:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.evictions = 0  # tokens evicted so far
+        self.read: dict[int, Sequence[float]] = {}  # by slot: what was read from the token's hidden state
         self.epoch = 0  # increases when slots are removed or moved: earlier paths are then invalid
         self._keys: list[torch.Tensor] = []  # per layer: [slots, key heads, head size]
         self._values: list[torch.Tensor] = []
@@ -184,6 +186,7 @@ class KVCache:
         self._parent = np.array([place[int(parent)] for parent in self._parent[kept]], np.int64)
         links = zip(self._parent.tolist(), self._token.tolist(), strict=True)
         self._children = {link: slot for slot, link in enumerate(links)}
+        self.read = {place[slot]: numbers for slot, numbers in self.read.items() if slot in place}
         self._free.clear()
         self.epoch += 1
 

@@ -21,9 +21,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 from rain_llm.types import TokenIds
+
+Numbers: TypeAlias = Items[float]
+"""What was read from one token's hidden state: a number for each reading."""
 
 
 class Memory(Protocol):
@@ -78,12 +81,13 @@ class Sequence:
 class Node:
     """A run of tokens after those of its parent; a leaf has a sequence, the other nodes have children."""
 
-    __slots__ = ("alive", "children", "parent", "sequence", "start", "tokens")
+    __slots__ = ("alive", "children", "parent", "read", "sequence", "start", "tokens")
 
-    def __init__(self, parent: Node | None, start: int, tokens: list[int]) -> None:
+    def __init__(self, parent: Node | None, start: int, tokens: list[int], read: list[Numbers | int]) -> None:
         self.parent = parent
         self.start = start  # tokens before it
         self.tokens = tokens
+        self.read = read  # what was read from each token's hidden state; until it is computed, its row
         self.children: dict[int, Node] = {}  # by first token
         self.sequence: Sequence | None = None
         self.alive = True
@@ -122,9 +126,10 @@ class SequenceCache:
     cells: int
     evictions: int = 0
     youngest: int = 1 << 30
-    _root: Node = field(default_factory=lambda: Node(None, 0, []))
+    _root: Node = field(default_factory=lambda: Node(None, 0, [], []))
     _leaves: dict[int, Sequence] = field(default_factory=dict)
     _passing: list[Sequence] = field(default_factory=list)  # those with rows in the current pass
+    _grown: list[Node] = field(default_factory=list)  # nodes with rows in the current pass
     _free: list[int] = field(default_factory=list)
     _stored: int = 0  # tokens in the tree
     _borrowed: int = 0  # cells of sequences without a leaf
@@ -170,7 +175,7 @@ class SequenceCache:
             _cover(node).used = self._clock
         return length
 
-    def open(self, tokens: TokenIds, start: int, place: Place) -> Sequence:
+    def open(self, tokens: TokenIds, start: int, place: Place, row: int = 0) -> Sequence:
         """Return a sequence that covers ``tokens[:start]``, for new rows that compute the rest.
 
         If more than ``start`` tokens are cached already, the rows compute them once more, for this pass only.
@@ -179,6 +184,7 @@ class SequenceCache:
             tokens: the text.
             start: at most as many tokens as ``find`` returned.
             place: where ``find`` found the text.
+            row: the first of the new rows; the others follow it.
 
         Raises:
             FullError: there is no room for the rows or for another sequence.
@@ -191,12 +197,14 @@ class SequenceCache:
         own = node.sequence
         if start == known and known and own is not None and known == node.end:
             node.tokens.extend(tokens[start:])  # a leaf grows
+            node.read.extend(range(row, row + new))
+            self._grown.append(node)
         else:
             own = self._branch(node, start)
             if start < known:
                 self._borrowed += new
             else:
-                self._grow(node, known, tokens[start:], own)
+                self._grow(node, known, tokens[start:], own, row)
         if start == known:
             self._stored += new
             place.node, place.length = own.leaf, len(tokens)
@@ -211,8 +219,34 @@ class SequenceCache:
         cover = _cover(place.node)
         return cover.rows[start - cover.stored : end - cover.stored] if start >= cover.stored else []
 
-    def commit(self) -> None:
-        """End the pass: all rows are computed."""
+    def read(self, place: Place, start: int) -> list[Numbers]:
+        """Return what was read from the tokens of a text after the first ``start`` ones, between two passes.
+
+        Args:
+            place: where ``find`` found the complete text.
+            start: tokens to leave out.
+        """
+        node, end = place.node, place.length
+        found: list[Any] = []
+        while end > start:
+            assert node is not None  # the root starts at 0
+            first = max(0, start - node.start)
+            found[:0] = node.read[first : end - node.start]
+            end, node = node.start, node.parent
+        return found
+
+    def commit(self, numbers: Items[Numbers] = ()) -> None:
+        """End the pass: all rows are computed.
+
+        Args:
+            numbers: what was read from the hidden state of each row; (): nothing is read.
+        """
+        for node in self._grown:
+            last = len(node.read)
+            while last and isinstance(row := node.read[last - 1], int):
+                last -= 1
+                node.read[last] = numbers[row] if numbers else ()
+        self._grown.clear()
         for sequence in self._passing:
             sequence.stored += len(sequence.rows)
             sequence.rows.clear()
@@ -228,9 +262,10 @@ class SequenceCache:
         for sequence in self._leaves.values():
             _dead(sequence.leaf)
         self._root.alive = False  # without leaves, too: a place may point to it
-        self._root = Node(None, 0, [])
+        self._root = Node(None, 0, [], [])
         self._leaves.clear()
         self._passing.clear()
+        self._grown.clear()
         self._free = list(reversed(range(self.sequences)))
         self._stored = self._borrowed = 0
 
@@ -247,17 +282,20 @@ class SequenceCache:
             sequence.rows = cover.rows[: start - sequence.stored]
         return sequence
 
-    def _grow(self, node: Node, known: int, tokens: Items[int], sequence: Sequence) -> None:
+    def _grow(self, node: Node, known: int, tokens: Items[int], sequence: Sequence, row: int) -> None:
         """Add a leaf for ``sequence``, after the first ``known`` tokens of a node's text."""
         if known < node.end:
-            upper = Node(node.parent, node.start, node.tokens[: known - node.start])
+            size = known - node.start
+            upper = Node(node.parent, node.start, node.tokens[:size], node.read[:size])
+            self._grown.append(upper)  # it may have rows of this pass
             assert node.parent is not None
             node.parent.children[upper.tokens[0]] = upper
-            node.tokens = node.tokens[known - node.start :]
+            node.tokens, node.read = node.tokens[size:], node.read[size:]
             node.parent, node.start = upper, known
             upper.children[node.tokens[0]] = node
             node = upper
-        leaf = Node(node, known, list(tokens))
+        leaf = Node(node, known, list(tokens), list(range(row, row + len(tokens))))
+        self._grown.append(leaf)
         node.children[tokens[0]] = leaf
         leaf.sequence, sequence.leaf = sequence, leaf
         self._leaves[sequence.number] = sequence
@@ -292,6 +330,8 @@ class SequenceCache:
         while nodes:
             node = nodes.pop()
             tokens += len(node.tokens)
+            if len(node.read) != len(node.tokens) or any(isinstance(read, int) for read in node.read):
+                raise RuntimeError(f"the node at {node.start} does not match what was read from it")
             nodes.extend(node.children.values())
             for first, child in node.children.items():
                 if child.parent is not node or child.start != node.end or child.tokens[0] != first:

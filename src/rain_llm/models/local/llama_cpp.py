@@ -7,10 +7,9 @@ jobs (``jobs``) decide which tokens a request needs, and choose tokens by the lo
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
@@ -26,22 +25,24 @@ from rain_llm.models.described import fingerprint
 from rain_llm.models.grammar import check_sample
 from rain_llm.models.local import llama_library as llama
 from rain_llm.models.local.embedded import NAME, embedded_file
-from rain_llm.models.local.gguf_file import check_kind, load, reason, usable_cores
+from rain_llm.models.local.gguf_file import check_kind, load, usable_cores
 from rain_llm.models.local.gguf_text import GgufText
-from rain_llm.models.local.jobs import SampleJob, ScoreJob
+from rain_llm.models.local.jobs import ReadJob, SampleJob, ScoreJob
 from rain_llm.models.local.llama_cache import FullError, SequenceCache
-from rain_llm.models.local.llama_pass import Memory, Pass
+from rain_llm.models.local.llama_context import CACHE_TYPES, Context
+from rain_llm.models.local.llama_pass import Pass
+from rain_llm.models.local.llama_states import architecture
 from rain_llm.models.local.numpy_rows import Floats, NumpyRows
-from rain_llm.requests import Sample, Samples, Score, Scores
+from rain_llm.models.local.watched import Watched
+from rain_llm.requests import Read, Reading, Sample, Samples, Score, Scores, Values
 from rain_llm.settings import ModelSettings
 from rain_llm.types import Message, TokenIds, Tool
 
 _CELLS = 4096  # of the cache at first: a pass is slower over a large one
-_BATCH = 2048  # rows of one call of llama.cpp
-_AT_ONCE = 512  # of these, computed together
 _PREFIXES = 32  # sequences that hold prefixes in a pass; the others can be branches
+_Job: TypeAlias = SampleJob | ScoreJob | ReadJob
+
 _RECENT = 64  # passes: what was used since then is evicted only if the cache cannot grow
-_CACHE_TYPES = {"f16": (llama.F16, 2.0), "q8_0": (llama.Q8_0, 34 / 32)}  # ggml's type, and bytes of a number
 
 
 class LlamaCppModel:
@@ -71,9 +72,15 @@ class LlamaCppModel:
         self._cache_bytes = settings.kv_cache_bytes
         slides = self._llama.llama_model_n_swa(self._model) > 0
         self._sequences = llama.MOST_SEQUENCES // (2 if slides else 1)
-        self._memory: Memory
-        self._context: int | None = None
-        self._close: Any = None
+        self.depth: int = self._llama.llama_model_n_layer(self._model) - 1  # see Tap
+        self.width: int = self._llama.llama_model_n_embd(self._model)
+        self.fingerprint = (
+            f"{architecture(self._llama, self._model)}, {self.depth + 1} x {self.width}, "
+            f"{self.text.size} tokens, file {fingerprint(file)}"
+        )
+        self._watched = Watched()
+        self._context: Any = None
+        self._side: tuple[tuple[int, ...], SequenceCache, Context] | None = None
         self.cache: SequenceCache
         self.model_tokens = 0  # processed so far
         self.forwards = 0
@@ -101,8 +108,13 @@ class LlamaCppModel:
 
     # -- sampling and scoring -------------------------------------------------------------------
 
-    def begin(self, request: Sample | Score) -> SampleJob | ScoreJob:
+    def begin(self, request: Sample | Score | Read) -> _Job:
         """Create a job for a request, without computing anything yet."""
+        if isinstance(request, Read):
+            self._check(request.prefix)
+            self._check(request.prefix + request.tokens)
+            self._watched.check(request)
+            return ReadJob(request)
         if isinstance(request, Sample):
             self._check(request.prefix, request.max_tokens)
             check_sample(request)
@@ -122,7 +134,7 @@ class LlamaCppModel:
 
         Samples grow by one token, questions are answered.
         """
-        begun = cast("Sequence[SampleJob | ScoreJob]", jobs)
+        begun = cast("Sequence[_Job]", jobs)
         if not begun:
             return
         with self._lock:
@@ -131,12 +143,11 @@ class LlamaCppModel:
             try:
                 forward, taken = self._gather(begun)
                 self._run(forward)
-                self.cache.commit()
             except BaseException:
                 self.cache.clear()
                 raise
             # All jobs decide before the first one changes, so that an error changes none.
-            decided: list[tuple[SampleJob | ScoreJob, Any, int]] = [
+            decided: list[tuple[_Job, Any, int]] = [
                 (job, job.weigh(NumpyRows(forward.of(rows))), cost) for job, rows, cost in taken
             ]
             for job, decision, cost in decided:
@@ -150,7 +161,41 @@ class LlamaCppModel:
         """Score each request's options, all in one forward pass once the prefixes are read."""
         return cast(list[Scores], self._answer(batch))
 
-    def _answer(self, batch: Sequence[Sample | Score]) -> list[Samples | Scores | None]:
+    def read(self, batch: Sequence[Read]) -> list[Values]:
+        """Read from the hidden states of each request's tokens; what is cached was read already."""
+        return cast(list[Values], self._answer(batch))
+
+    def watch(self, readings: Sequence[Reading]) -> None:
+        """Read these from now on; if there is a new one, the prefix cache is cleared."""
+        with self._lock:
+            if self._watched.add(readings):
+                self._open(self.cache.cells)
+                self._last((min(set(range(self.text.size)) - self.text.special),))  # can they be read?
+                self.cache.clear()
+
+    def states(self, prefix: TokenIds, tokens: TokenIds, layers: Sequence[int]) -> Floats:
+        """Return the hidden states of ``tokens`` after ``prefix``, shape [tokens, layers, width].
+
+        They are computed in a context of their own, without the cache.
+        """
+        text = prefix + tokens
+        self._check(prefix)
+        self._check(text)
+        with self._lock:
+            if self._side is None or self._side[0] != tuple(layers) or self._side[1].cells < len(text):
+                cells = max(_CELLS // 4, len(text))
+                context = self._new_context(cells, 0, layers)
+                self._side = tuple(layers), SequenceCache(context.memory, 1, cells), context
+            _, cache, context = self._side
+            cache.clear()
+            cache.begin()
+            forward = Pass(cache)
+            forward.add(text, 0)
+            context.run(forward)
+            assert forward.states is not None  # the context reads some layers
+            return forward.states[len(prefix) :]
+
+    def _answer(self, batch: Sequence[Sample | Score | Read]) -> list[Samples | Scores | Values | None]:
         jobs = [self.begin(request) for request in batch]
         while unfinished := [job for job in jobs if job.reply is None]:
             self.step(unfinished)
@@ -162,10 +207,10 @@ class LlamaCppModel:
         self._lock = threading.RLock()
         self._threads = llama.threads(self._threads)
         if idle:
-            self._llama.llama_set_n_threads(self._context, self._threads, self._threads)
+            self._context.use_threads(self._threads)
         else:
-            self._close.detach()  # half of a pass may be in it: it is not touched again
-            self._close = None
+            self._context.abandon()
+            self._context = None
             self._open(_CELLS)
 
     def forget(self) -> None:
@@ -175,14 +220,12 @@ class LlamaCppModel:
 
     # -- the forward pass -----------------------------------------------------------------------
 
-    def _gather(
-        self, jobs: Sequence[SampleJob | ScoreJob]
-    ) -> tuple[Pass, list[tuple[SampleJob | ScoreJob, list[int], int]]]:
+    def _gather(self, jobs: Sequence[_Job]) -> tuple[Pass, list[tuple[_Job, list[int], int]]]:
         """Put a pass together; return it, and which jobs take part with which rows, at what cost."""
         while True:
             self.cache.begin()
-            forward = Pass(self.cache)
-            taken: list[tuple[SampleJob | ScoreJob, list[int], int]] = []
+            forward = Pass(self.cache, self._watched)
+            taken: list[tuple[_Job, list[int], int]] = []
             width = 0
             for job in jobs:
                 width += job.width
@@ -205,45 +248,12 @@ class LlamaCppModel:
                 return forward, taken
 
     def _run(self, forward: Pass) -> None:
-        """Compute the rows of a pass, and give it the logits that it wants.
-
-        Raises:
-            ModelError: llama.cpp could not compute it.
-        """
-        parts: list[Floats] = []
-        rows = len(forward.tokens)
-        token = np.array(forward.tokens, np.int32)
-        position = np.array(forward.positions, np.int32)
-        wanted = np.zeros(rows, np.int8)
-        wanted[list(forward.outputs)] = 1
-        owned = [self._memory.owners(row) for row in forward.owners]
-        counts = np.array([len(row) for row in owned], np.int32)
-        owners = np.array([number for row in owned for number in row], np.int32)
-        first = np.concatenate([[0], counts.cumsum()[:-1]])
-        pointers = (owners.ctypes.data + 4 * first).astype(np.uint64)
-        for start in range(0, rows, _BATCH):
-            size = min(_BATCH, rows - start)
-            batch = llama.Batch(
-                size,
-                token.ctypes.data + 4 * start,
-                None,
-                position.ctypes.data + 4 * start,
-                counts.ctypes.data + 4 * start,
-                pointers.ctypes.data + 8 * start,
-                wanted.ctypes.data + start,
-            )
-            llama.log.clear()
-            status = self._llama.llama_decode(self._context, batch)
-            if status:
-                raise ModelError(f"llama.cpp could not compute a pass (status {status}): {reason()}")
-            if count := int(wanted[start : start + size].sum()):
-                found = np.ctypeslib.as_array(
-                    self._llama.llama_get_logits(self._context), (count, self.text.size)
-                )
-                parts.append(found if rows <= _BATCH else found.copy())
-        forward.take(parts)
-        self.model_tokens += rows
-        self.forwards += 1
+        """Compute a pass, and what is read from its hidden states."""
+        if forward.tokens:  # a text that is read may be cached completely
+            self._context.run(forward)
+            self.model_tokens += len(forward.tokens)
+            self.forwards += 1
+        self.cache.commit(self._watched.numbers(forward.states))
 
     def _check(self, tokens: TokenIds, more: int = 0) -> None:
         """Check what llama.cpp would not survive.
@@ -271,31 +281,19 @@ class LlamaCppModel:
         Raises:
             ModelError: there is not enough memory for it.
         """
-        if self._close is not None:
+        if self._context is not None:
             self.cache.clear()  # places that point into it are of no use any more
-            self._close()
-        settings = self._llama.llama_context_default_params()
-        settings.n_ctx = cells
-        settings.n_batch, settings.n_ubatch = _BATCH, _AT_ONCE
-        settings.n_seq_max = llama.MOST_SEQUENCES
-        settings.n_threads = settings.n_threads_batch = self._threads
-        settings.pooling_type = llama.POOLING_NONE
-        settings.flash_attn_type = llama.FLASH_ATTENTION
-        settings.type_k = settings.type_v = _CACHE_TYPES[self._cache_type][0]
-        settings.kv_unified = True
-        llama.log.clear()
-        context = self._llama.llama_init_from_model(self._model, settings)
-        if not context:
-            raise ModelError(
-                f"there is no memory for {cells} tokens of {self.name} ({reason()}): "
-                "lower model.kv_cache_bytes, or close other programs"
-            )
-        self._context = context
-        self._close = weakref.finalize(self, _close, self._llama, context, self.text)
-        self._close.atexit = False
+            self._context.close()
+            self._context = None
         twin = llama.MOST_SEQUENCES - self._sequences
-        self._memory = Memory(self._llama, self._llama.llama_get_memory(context), twin)
-        self.cache = SequenceCache(self._memory, self._sequences, cells)
+        layers = self._watched.layers
+        self._context = self._new_context(cells, twin, layers)
+        self.cache = SequenceCache(self._context.memory, self._sequences, cells)
+
+    def _new_context(self, cells: int, twin: int, layers: Sequence[int]) -> Context:
+        return Context(
+            self._llama, self._model, self.text, cells, self._cache_type, self._threads, twin, layers
+        )
 
     def _open_and_check(self, may_choose: bool) -> None:
         """Open the cache, and check that the model can be rewound.
@@ -327,7 +325,7 @@ class LlamaCppModel:
         heads = self._llama.llama_model_n_head(self._model)
         shared = self._llama.llama_model_n_head_kv(self._model)
         width = self._llama.llama_model_n_embd(self._model) * shared // max(1, heads)
-        number = _CACHE_TYPES[self._cache_type][1]
+        number = CACHE_TYPES[self._cache_type][1]
         each = 2 * width * self._llama.llama_model_n_layer(self._model) * number
         return max(_CELLS, int(self._cache_bytes // max(1, each)))
 
@@ -344,14 +342,14 @@ class LlamaCppModel:
         other = (*text[:4], *text[:5])
         # OpenMP keeps threads for each thread that has computed with several, and lets all spin less once
         # they outnumber the cores. So this thread, which is hardly ever the scheduler's, computes alone.
-        self._llama.llama_set_n_threads(self._context, 1, 1)
+        self._context.use_threads(1)
         try:
             changed = self._last((*text[:5], text[6], *text[6:]))
             reference = self._last(text)
             rewound = self._last(text[:6], other, text[:9], text[:-1], text)
         except ModelError as error:
             raise ModelNotSupportedError(f"{self.name} cannot be rewound: {error}") from error
-        self._llama.llama_set_n_threads(self._context, self._threads, self._threads)
+        self._context.use_threads(self._threads)
         most = float(np.abs(changed - reference).max()) / 2
         difference = float(np.abs(rewound - reference).max())
         if not difference <= most:
@@ -372,10 +370,4 @@ class LlamaCppModel:
             rows = forward.add(text)
             self._run(forward)
             found: Floats = forward.of(rows)[0].copy()
-            self.cache.commit()
         return found
-
-
-def _close(library: Any, context: int, text: GgufText) -> None:
-    """Free a context; until then ``text``, which owns the model's memory, is kept."""
-    library.llama_free(context)

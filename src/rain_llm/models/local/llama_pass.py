@@ -8,6 +8,8 @@ import numpy as np
 
 from rain_llm.models.local.llama_cache import Place, SequenceCache
 from rain_llm.models.local.numpy_rows import Floats
+from rain_llm.models.local.watched import Watched
+from rain_llm.requests import Read
 from rain_llm.types import TokenIds
 
 
@@ -57,14 +59,17 @@ class Pass:
         positions: position of each row.
         owners: numbers of the sequences that own each row.
         outputs: rows whose logits are wanted, in order.
+        states: hidden states of each row, [rows, layers, width]; None: they are not read.
     """
 
-    def __init__(self, cache: SequenceCache) -> None:
+    def __init__(self, cache: SequenceCache, watched: Watched | None = None) -> None:
         self.cache = cache
+        self._watched = watched or Watched()
         self.tokens: list[int] = []
         self.positions: list[int] = []
         self.owners: list[list[int]] = []
         self.outputs: dict[int, None] = {}
+        self.states: Floats | None = None
         self._logits = _NONE
         self._places: dict[int, int] = {}
 
@@ -89,7 +94,7 @@ class Pass:
         if known == len(tokens) and (rows := self.cache.rows(place, start, known)):
             self.outputs |= dict.fromkeys(rows)
             return rows
-        sequence = self.cache.open(tokens, start, place)
+        sequence = self.cache.open(tokens, start, place, len(self.tokens))
         for row in sequence.rows:  # of another branch, with which it shares them
             if sequence.number not in self.owners[row]:
                 self.owners[row].append(sequence.number)
@@ -101,6 +106,10 @@ class Pass:
         wanted = rows[len(rows) - logits :]
         self.outputs |= dict.fromkeys(wanted)
         return wanted
+
+    def read(self, request: Read, place: Place) -> tuple[tuple[float, ...], ...]:
+        """Return what was read from the tokens of a request, once the pass is computed."""
+        return self._watched.chosen(request, self.cache.read(place, len(request.prefix)))
 
     def take(self, logits: list[Floats]) -> None:
         """Take the logits of ``outputs``, in the order of the rows: [some rows, vocabulary] in each part."""

@@ -6,6 +6,7 @@ Every forward pass is one flat row of tokens over a shared cache (``tree_attenti
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Sequence
 from functools import cached_property
@@ -27,13 +28,15 @@ from rain_llm.forks import renew_after_fork
 from rain_llm.models import which
 from rain_llm.models.base import Job
 from rain_llm.models.grammar import Vocabulary, check_sample, vocabulary_of
-from rain_llm.models.local.jobs import SampleJob, ScoreJob
+from rain_llm.models.local.jobs import ReadJob, SampleJob, ScoreJob
 from rain_llm.models.local.kv_cache import KVCache
 from rain_llm.models.local.loading import quiet_loading
+from rain_llm.models.local.numpy_rows import Floats
 from rain_llm.models.local.torch_rows import TorchRows
 from rain_llm.models.local.tree_attention import TREE_ATTENTION, Pass
+from rain_llm.models.local.watched import Watched
 from rain_llm.models.tokenizer import Tokenizer, first_line, local_folder
-from rain_llm.requests import Sample, Samples, Score, Scores
+from rain_llm.requests import Read, Reading, Sample, Samples, Score, Scores, Values
 from rain_llm.settings import ModelSettings
 from rain_llm.types import Message, TokenIds, Tool
 
@@ -73,6 +76,15 @@ class TransformersModel:
         self._network.requires_grad_(False).eval().to(self._device)
         self._cache_bytes = settings.kv_cache_bytes
         self.cache = KVCache(self._cache_bytes)
+        self._watched = Watched()
+        config: Any = self._network.config.get_text_config()
+        self.depth = int(config.num_hidden_layers) - 1  # the last block's output is only kept normalised
+        self.width = int(config.hidden_size)
+        self.fingerprint = (
+            f"{self._network.config.model_type}, {self.depth + 1} x {self.width}, "
+            f"{config.vocab_size} tokens, weights {_digest(self._network)}, "
+            f"template {_text_digest(tokenizer.chat_template)}"
+        )
         self.model_tokens = 0  # processed so far
         self.forwards = 0
         self._check_rewinding()
@@ -104,8 +116,12 @@ class TransformersModel:
 
     # -- sampling and scoring -------------------------------------------------------------------
 
-    def begin(self, request: Sample | Score) -> SampleJob | ScoreJob:
+    def begin(self, request: Sample | Score | Read) -> SampleJob | ScoreJob | ReadJob:
         """Create a job for a request, without computing anything yet."""
+        if isinstance(request, Read):
+            self._check_read(request.prefix, request.tokens)
+            self._watched.check(request)
+            return ReadJob(request)
         if isinstance(request, Sample):
             self._check_length(len(request.prefix), request.max_tokens)
             check_sample(request)
@@ -122,10 +138,10 @@ class TransformersModel:
 
     def step(self, jobs: Sequence[Job]) -> None:
         """Run one forward pass for all jobs: samples grow by one token, questions are answered."""
-        begun = cast("Sequence[SampleJob | ScoreJob]", jobs)
+        begun = cast("Sequence[SampleJob | ScoreJob | ReadJob]", jobs)
         with self._lock, torch.inference_mode():
             self.cache.begin()
-            forward = Pass(self.cache)
+            forward = Pass(self.cache, self._watched)
             wanted, costs = [], []
             try:
                 for job in begun:
@@ -139,7 +155,7 @@ class TransformersModel:
             sizes = [len(rows) for rows in wanted]
             parts = zip(begun, torch.split(logits, sizes), costs, strict=True)
             # All jobs decide before the first one changes, so that an error changes none.
-            decided: list[tuple[SampleJob | ScoreJob, Any, int]] = [
+            decided: list[tuple[SampleJob | ScoreJob | ReadJob, Any, int]] = [
                 (job, job.weigh(TorchRows(rows)), cost) for job, rows, cost in parts
             ]
             for job, decision, cost in decided:
@@ -153,7 +169,33 @@ class TransformersModel:
         """Score each request's options, all in one forward pass once the prefixes are read."""
         return cast(list[Scores], self._answer(batch))
 
-    def _answer(self, batch: Sequence[Sample | Score]) -> list[Samples | Scores | None]:
+    def read(self, batch: Sequence[Read]) -> list[Values]:
+        """Read from the hidden states of each request's tokens; what is cached was read already."""
+        return cast(list[Values], self._answer(batch))
+
+    def watch(self, readings: Sequence[Reading]) -> None:
+        """Read these from now on; if there is a new one, the prefix cache is cleared."""
+        with self._lock:
+            if self._watched.add(readings):
+                self.cache.clear()
+
+    def states(self, prefix: TokenIds, tokens: TokenIds, layers: Sequence[int]) -> Floats:
+        """Return the hidden states of ``tokens`` after ``prefix``, shape [tokens, layers, width].
+
+        They are computed without the cache.
+        """
+        self._check_read(prefix, tokens)
+        with self._lock, torch.inference_mode():
+            cache = KVCache(self._cache_bytes)
+            cache.begin()
+            forward = Pass(cache)
+            forward.open_request()
+            forward.add(prefix + tokens, 0)
+            _, states = self._compute(forward, [], layers)
+            assert states is not None  # some layers are wanted
+            return states[len(prefix) :]
+
+    def _answer(self, batch: Sequence[Sample | Score | Read]) -> list[Samples | Scores | Values | None]:
         jobs = [self.begin(request) for request in batch]
         while unfinished := [job for job in jobs if job.reply is None]:
             self.step(unfinished)
@@ -174,7 +216,28 @@ class TransformersModel:
     # -- the forward pass -----------------------------------------------------------------------
 
     def _run(self, forward: Pass, keep: list[int]) -> torch.Tensor:
-        """Run the network over the pass; return the logits of the rows ``keep``, in float32."""
+        """Compute a pass; return the logits of the rows ``keep``, in float32."""
+        if not forward.tokens:  # a text that is read may be cached completely
+            return torch.empty(0, 0)
+        logits, states = self._compute(forward, keep, self._watched.layers)
+        self.cache.read.update(zip(forward.slots, self._watched.numbers(states), strict=False))
+        self.model_tokens += len(forward.tokens)
+        self.forwards += 1
+        return logits
+
+    def _compute(
+        self, forward: Pass, keep: list[int], layers: Sequence[int]
+    ) -> tuple[torch.Tensor, Floats | None]:
+        """Run the network over a pass; return the logits of the rows ``keep``, and the states of all rows.
+
+        Args:
+            forward: the pass.
+            keep: rows whose logits are wanted.
+            layers: blocks whose output is wanted; (): none.
+
+        Returns:
+            Logits, and hidden states of shape [rows, layers, width] or None, both in float32.
+        """
         forward.close(self._device)
         output = self._network(
             input_ids=torch.tensor([forward.tokens], device=self._device),
@@ -182,12 +245,20 @@ class TransformersModel:
             use_cache=False,
             # While a long prefix is read in chunks, no row is needed, but the minimum is one.
             logits_to_keep=torch.tensor(keep or [0], device=self._device),
+            output_hidden_states=bool(layers),
             rain_pass=forward,
         )
-        self.model_tokens += len(forward.tokens)
-        self.forwards += 1
         logits: torch.Tensor = output.logits[0, : len(keep)].float()
-        return logits
+        if not layers:
+            return logits, None
+        # Before the first block's output stand the embeddings.
+        states = torch.stack([output.hidden_states[layer + 1][0] for layer in layers], 1)
+        return logits, states.float().cpu().numpy()
+
+    def _check_read(self, prefix: TokenIds, tokens: TokenIds) -> None:
+        self._check_length(len(prefix), len(tokens))
+        if not tokens:
+            raise PromptError("a text of 0 tokens cannot be read: give at least 1 token")
 
     def _check_length(self, prefix: int, more: int) -> None:
         if prefix < 1:
@@ -296,6 +367,19 @@ def _load(source: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, A
             f"cannot load the model {source[:100]}: {first_line(error)[:300]}; {which.summary()}"
         ) from error
     return tokenizer, network
+
+
+def _digest(network: Any) -> str:
+    """Return a short digest of the first numbers of each weight."""
+    seen = hashlib.sha256()
+    for name, weight in network.named_parameters():
+        seen.update(f"{name} {tuple(weight.shape)}".encode())
+        seen.update(weight.flatten()[:64].float().cpu().numpy().tobytes())
+    return seen.hexdigest()[:12]
+
+
+def _text_digest(template: object) -> str:
+    return hashlib.sha256(str(template).encode()).hexdigest()[:8]
 
 
 def _ends(network: Any) -> frozenset[int]:

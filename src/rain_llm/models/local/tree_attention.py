@@ -18,6 +18,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rain_llm.errors import ModelNotSupportedError
 from rain_llm.models.local.kv_cache import KVCache, Path, Slots
+from rain_llm.models.local.watched import Watched
+from rain_llm.requests import Read
 from rain_llm.types import TokenIds
 
 TREE_ATTENTION = "rain_tree"
@@ -95,8 +97,9 @@ class Pass:
         order: index of each row in the batches' concatenated output; None: they are in order.
     """
 
-    def __init__(self, cache: KVCache) -> None:
+    def __init__(self, cache: KVCache, watched: Watched | None = None) -> None:
         self.cache = cache
+        self._watched = watched or Watched()
         self.tokens: list[int] = []
         self.positions: list[int] = []
         self.slots: list[int] = []
@@ -148,6 +151,11 @@ class Pass:
         if computed:
             self._requests[-1].append(_Branch(slots, computed))
         return [self._row_of[slot] for slot in slots[len(tokens) - logits :].tolist()]
+
+    def read(self, request: Read, place: Path) -> tuple[tuple[float, ...], ...]:
+        """Return what was read from the tokens of a request, once the pass is computed."""
+        slots = place.slots[len(request.prefix) : len(request.prefix) + len(request.tokens)].tolist()
+        return self._watched.chosen(request, [self.cache.read[slot] for slot in slots])
 
     def close(self, device: torch.device) -> None:
         """Compute which slots each group of tokens attends to, and which groups share a call."""
