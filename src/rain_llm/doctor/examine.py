@@ -111,9 +111,9 @@ def split(items: Sequence[Item], seed: int) -> tuple[list[Item], list[Item]]:
     Raises:
         SettingsError: a half would have no good or no bad complete answers.
     """
-    pairs: dict[str, list[Item]] = {}
+    pairs: dict[tuple[str, str], list[Item]] = {}
     for item in items:
-        pairs.setdefault(item.pair, []).append(item)
+        pairs.setdefault((item.source, item.pair), []).append(item)
     alike: dict[tuple[bool, ...], list[list[Item]]] = {}
     for pair in pairs.values():
         alike.setdefault(tuple(sorted(item.good for item in pair if not item.cut)), []).append(pair)
@@ -200,4 +200,4 @@ def _good(items: Sequence[Item]) -> Labels:
 
 
 def _groups(items: Sequence[Item]) -> Groups:
-    return np.unique([item.pair for item in items], return_inverse=True)[1]
+    return np.unique([f"{item.source}\n{item.pair}" for item in items], return_inverse=True)[1]
