@@ -44,9 +44,11 @@ class Reader:
         self._judge = judge
         found = {c.name: probe_of(c, c.style or settings.style, judge) for c in criteria}
         self.probes = {name: probe for name, probe in found.items() if probe}
-        if self.probes:
+        readings = {name: probe.reading for name, probe in self.probes.items()}
+        self._readings = {name: reading.name for name, reading in readings.items()}
+        if readings:
             assert isinstance(judge, Readable)  # only such a judge has probes
-            judge.watch([probe.reading for probe in self.probes.values()])
+            judge.watch(list(readings.values()))
 
     def request(
         self, criteria: Sequence[Criterion], subject: JudgeInput, text: str, written: TokenIds
@@ -65,7 +67,7 @@ class Reader:
         else:
             prefix = subject.prompt if not needs_context else ()
             prefix, tokens = prefix or prefix_of(self._judge, subject), self._judge.encode(text)
-        readings = tuple(dict.fromkeys(self.probes[c.name].reading.name for c in criteria))
+        readings = tuple(dict.fromkeys(self._readings[c.name] for c in criteria))
         return Read(prefix, tokens, readings)
 
     def log_odds(self, criterion: Criterion, request: Read, reply: Values) -> float:
@@ -74,8 +76,8 @@ class Reader:
         Raises:
             ModelError: the judge computed something that is not a number.
         """
-        probe = self.probes[criterion.name]
-        odds = probe.log_odds(reply.values[request.readings.index(probe.reading.name)])
+        values = reply.values[request.readings.index(self._readings[criterion.name])]
+        odds = self.probes[criterion.name].log_odds(values)
         if not math.isfinite(odds):
             raise ModelError(
                 f"the judge {self._judge.name} has hidden states that are not numbers, so "
