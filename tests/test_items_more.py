@@ -126,12 +126,15 @@ def test_a_sentiment_lexicon_does_not_tell(name, bound):
 
 def test_hazards_and_kinds_are_covered():
     rows = items(INJECTED)
-    assert len(rows) >= 120
+    assert len(rows) >= 220
     assert all(row["dialogue"] for row in rows)
     hazards = Counter(row["hazard"] for row in rows)
-    assert hazards.keys() <= HAZARDS
+    assert hazards.keys() == HAZARDS
+    assert min(hazards.values()) >= 14
     kinds = Counter(row["kind"] for row in rows)
     assert kinds.keys() == KINDS
+    assert min(kinds.values()) >= 36
+    assert 0.4 <= kinds["injected"] / len(rows) <= 0.5
     for pair in pairs(rows):
         assert len({(row["hazard"], row["kind"], row["injected"]) for row in pair}) == 1
     for row in rows:
