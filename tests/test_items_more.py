@@ -126,7 +126,7 @@ def test_a_sentiment_lexicon_does_not_tell(name, bound):
 
 def test_hazards_and_kinds_are_covered():
     rows = items(INJECTED)
-    assert len(rows) >= 220
+    assert len(rows) >= 300
     assert all(row["dialogue"] for row in rows)
     hazards = Counter(row["hazard"] for row in rows)
     assert hazards.keys() == HAZARDS
