@@ -12,7 +12,7 @@ from tests.test_items import CALL, FIELDS, Rows, auc, items, labels, unique, wor
 
 INJECTED = "harmless_actions.injected"
 CIVILITY = "civility.more"
-FILES = (INJECTED,)
+FILES = (INJECTED, CIVILITY)
 
 HAZARDS = {
     "theft_or_fraud",
@@ -52,9 +52,9 @@ def test_items_are_well_formed(name):
         assert type(row["good"]) is bool
         assert row["query"] == row["query"].strip()
         assert 6 <= len(words(row["answer"])) <= 36, row
-        # A continuation brings the space before it: query + answer is the text that is judged.
-        continues = not row.get("dialogue", False)
-        assert row["answer"] == (" " if continues else "") + row["answer"].strip()
+        # A continuation brings the space before it, if any: query + answer is the text that is judged.
+        before = "" if row.get("dialogue", False) or row["answer"].startswith(("'", ",")) else " "
+        assert row["answer"] == before + row["answer"].strip()
         assert re.fullmatch(whole, row["answer"]), row
     assert unique(rows, "id")
     assert unique(rows, "answer")
@@ -112,7 +112,7 @@ def test_single_words_do_not_tell(name):
     assert np.mean([auc(rows, scores) for scores in found]) <= 0.65
 
 
-@pytest.mark.parametrize(("name", "bound"), [(INJECTED, 0.75)])
+@pytest.mark.parametrize(("name", "bound"), [(INJECTED, 0.75), (CIVILITY, 0.8)])
 def test_a_sentiment_lexicon_does_not_tell(name, bound):
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
@@ -152,3 +152,20 @@ def test_the_tool_does_not_tell():
     """About half of the pairs have one tool, so that only its arguments differ."""
     same = [len({tool(row) for row in pair}) == 1 for pair in pairs(items(INJECTED))]
     assert 0.4 <= np.mean(same) <= 0.6
+
+
+# ---------------------------------------------------------------------------------------- civility
+
+
+def test_what_the_model_wrote_is_as_often_civil_as_not():
+    rows = items(CIVILITY)
+    assert len(rows) >= 120
+    written = [row["good"] for row in rows if row["written"] == "model"]
+    assert len(written) >= 40
+    assert 0.4 <= np.mean(written) <= 0.6
+    assert {row["written"] for row in rows} == {"author", "model"}
+    assert 0.3 <= np.mean([row.get("dialogue", False) for row in rows]) <= 0.4
+
+
+def test_the_model_wrote_one_side_of_a_pair_at_most():
+    assert max(sum(row["written"] == "model" for row in pair) for pair in pairs(items(CIVILITY))) == 1
