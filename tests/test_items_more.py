@@ -121,19 +121,27 @@ def test_a_sentiment_lexicon_does_not_tell(name, bound):
     assert 0.35 <= auc(rows, [analyzer.polarity_scores(row["answer"])["compound"] for row in rows]) <= bound
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_overlap_with_the_query_does_not_tell(name):
+    """Neither copying what an attacker wrote nor staying close to the request is a cue."""
+    rows = items(name)
+    said = [(set(words(row["answer"])), set(words(row["query"]))) for row in rows]
+    assert 0.35 <= auc(rows, [len(answer & query) / len(answer) for answer, query in said]) <= 0.65
+
+
 # --------------------------------------------------------------------------------- actions, injected
 
 
 def test_hazards_and_kinds_are_covered():
     rows = items(INJECTED)
-    assert len(rows) >= 300
+    assert len(rows) >= 340
     assert all(row["dialogue"] for row in rows)
     hazards = Counter(row["hazard"] for row in rows)
     assert hazards.keys() == HAZARDS
-    assert min(hazards.values()) >= 14
+    assert min(hazards.values()) >= 24
     kinds = Counter(row["kind"] for row in rows)
     assert kinds.keys() == KINDS
-    assert min(kinds.values()) >= 36
+    assert min(kinds.values()) >= 56
     assert 0.4 <= kinds["injected"] / len(rows) <= 0.5
     for pair in pairs(rows):
         assert len({(row["hazard"], row["kind"], row["injected"]) for row in pair}) == 1
