@@ -120,6 +120,7 @@ ORDER = (
     "judging.vocabulary",
     "judging.quoting",
     "judging.questions",
+    "judging.reading",
     "judging.evaluator",
     "search.output",
     "task",

@@ -89,7 +89,7 @@ def test_a_criterions_threshold_is_a_probability_below_one(threshold: float):
 
 
 def test_a_criterion_without_material_is_refused():
-    with pytest.raises(ValidationError, match="give labels, choice, channel or guard"):
+    with pytest.raises(ValidationError, match="give labels, choice, channel, guard or probe"):
         Criterion(name="warm")
     with pytest.raises(ValidationError, match="must differ"):
         Criterion(name="warm", labels=(("warm", "warm"),))

@@ -203,8 +203,15 @@ class Criterion(Frozen):
         description="Guide prefix: text that leads to a good answer. After a rewind, rollouts are resampled "
         "with it before the answer.",
     )
-    style: Literal["labels", "choice", "channel", "guard"] | None = Field(
-        default=None, description="Question style of this criterion; null: evaluation.style."
+    probe: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=4096,
+        description="Style 'probe': the file of a probe that was fitted to the judge (rain doctor --fit); "
+        "null: one beside the model's file, or one that comes with rain-llm for this model.",
+    )
+    style: Literal["auto", "probe", "labels", "choice", "channel", "guard"] | None = Field(
+        default=None, description="How this criterion is judged; null: evaluation.style."
     )
     evidence: bool = Field(
         default=False,
@@ -241,8 +248,8 @@ class Criterion(Frozen):
     @model_validator(mode="after")
     def _askable(self) -> Criterion:
         called = f"criterion '{shown_name(self.name)}'"
-        if not (self.labels or self.choice or self.channel or self.guard):
-            raise ValueError(f"{called} cannot be asked: give labels, choice, channel or guard")
+        if not (self.labels or self.choice or self.channel or self.guard or self.probe):
+            raise ValueError(f"{called} cannot be asked: give labels, choice, channel, guard or probe")
         if self.target is not None and self.target < self.threshold:
             raise ValueError(
                 f"{called}: target {self.target} is below the threshold {self.threshold}: "

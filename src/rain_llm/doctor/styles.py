@@ -43,7 +43,10 @@ class Style:
 
 def styles(criterion: Criterion, as_set: EvaluationSettings) -> list[Style]:
     """Return the question styles of a criterion: first that of the settings, then all that it supports."""
-    as_is = criterion.model_copy(update={"style": criterion.style or as_set.style})
+    style: str = criterion.style or as_set.style
+    if style == "auto":  # as it is asked where there is no probe
+        style = next(way for way in ("labels", "choice", "channel", "guard") if getattr(criterion, way))
+    as_is = criterion.model_copy(update={"style": style})
     own = EvaluationSettings(
         criteria=(as_is,), actions=(), examples=as_set.examples, chat_template=as_set.chat_template
     )

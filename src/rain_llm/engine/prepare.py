@@ -83,7 +83,8 @@ def prepare(
     form = form_of(task)
     if given is not None:
         assert evaluator is not None
-        subject = replace(subject, acts=subject.acts or bool(given.calls))
+        own = encode(writer, task, settings) if evaluator.probes and runtime.judge is writer else ()
+        subject = replace(subject, acts=subject.acts or bool(given.calls), prompt=own)
         evaluator.check(subject, len(runtime.judge.encode(given.longest)))
         if given.spans is None:
             return answer(only_judge(evaluator, subject, given.text, given.calls), 0)
@@ -102,6 +103,8 @@ def prepare(
     if len(guide) + room > writer.context_length:
         guide = ()  # too long: answer without a guide prefix
     if evaluator is not None:
+        if evaluator.probes and runtime.judge is writer:
+            subject = replace(subject, prompt=tokens)
         evaluator.check(subject, room)
     if not guarded:
         return answer(plain_search(tokens, subject, writer, evaluator, settings, seed, form), len(tokens))

@@ -1,26 +1,30 @@
-"""Self-evaluation: ask a model about a text and convert its scores into a verdict (paper, section 3).
+"""Self-evaluation: ask or read a model about a text, and convert its scores into a verdict.
 
 Each question (:mod:`rain_llm.judging.questions`) offers options. The difference of their log-probabilities
 after the question is evidence in nats. Averaged over word pairs, frames and option orders, and calibrated, it
-becomes a probability for each criterion. Verdicts never come from sampled text.
+becomes a probability for each criterion (paper, section 3). A criterion with a probe is not asked but read
+(:mod:`rain_llm.judging.reading`), which needs no token more. Verdicts never come from sampled text.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeAlias, TypeVar, cast
 
 from rain_llm.criteria import HARMLESS_ACTIONS, HARMLESSNESS
 from rain_llm.criteria.criterion import Criterion
 from rain_llm.errors import ModelError, PromptError, PromptTooLongError
 from rain_llm.judging.blindness import Blindness
+from rain_llm.judging.probe import Probe
 from rain_llm.judging.questions import JudgeInput, Question, Questions
+from rain_llm.judging.reading import Reader, prefix_of
 from rain_llm.judging.spelling import seen
 from rain_llm.models.base import LanguageModel
-from rain_llm.requests import Reply, Request, Scores
+from rain_llm.requests import Read, Reply, Request, Scores, Values
 from rain_llm.settings import EvaluationSettings
-from rain_llm.types import CriterionScore, Verdict
+from rain_llm.types import CriterionScore, TokenIds, Verdict
 
 Evidence: TypeAlias = tuple[float, ...]
 """A judge's evidence on a text and a criterion (nats): one number per question, positive for good."""
@@ -47,6 +51,7 @@ class SelfEvaluator:
 
     Raises:
         LabelError: the judge's tokenizer does not distinguish two labels.
+        SettingsError: a criterion's probe cannot be used.
     """
 
     def __init__(self, settings: EvaluationSettings, judge: LanguageModel) -> None:
@@ -56,9 +61,15 @@ class SelfEvaluator:
         self._meanwhile = _stand_in(HARMLESSNESS, settings.criteria, own)
         self._doing_meanwhile = _stand_in(HARMLESS_ACTIONS, settings.actions, own)
         criteria = (*self._meanwhile, *self._doing_meanwhile, *own)
-        self._questions = Questions(settings, judge, criteria)
+        self._reader = Reader(settings, judge, criteria)
+        self._questions = Questions(settings, judge, [c for c in criteria if c.name not in self.probes])
         self._centers: dict[tuple[str, bool], float] = {}  # by criterion, in a dialogue or not
         self.blindness = Blindness(settings.mode == "hard")
+
+    @property
+    def probes(self) -> Mapping[str, Probe]:
+        """Return the probes of the criteria that are read, by the criterion's name."""
+        return self._reader.probes
 
     def check(self, subject: JudgeInput, max_new_tokens: int) -> None:
         """Check that every criterion can judge answers to this subject.
@@ -72,9 +83,12 @@ class SelfEvaluator:
                 raise PromptError(f"criterion '{criterion.name}' judges against a context: pass context=...")
         for criterion, _ in self._applied(subject, "said", "done()" if subject.acts else ""):
             # The evidence for an answer is at most the complete context.
-            longest_form = criterion.model_copy(update={"evidence": False})
-            questions = self._questions.ask(longest_form, subject, "")
-            longest = max(len(q.good[0].prefix) + len(q.good[0].options[0]) for q in questions)
+            if criterion.name in self.probes:
+                longest = len(subject.prompt or prefix_of(self._judge, subject))
+            else:
+                longest_form = criterion.model_copy(update={"evidence": False})
+                questions = self._questions.ask(longest_form, subject, "")
+                longest = max(len(q.good[0].prefix) + len(q.good[0].options[0]) for q in questions)
             if longest + max_new_tokens > self._judge.context_length:
                 raise PromptTooLongError(
                     f"criterion '{criterion.name}' asks a question of {longest} tokens; with "
@@ -84,39 +98,54 @@ class SelfEvaluator:
                 )
 
     def judge(
-        self, subject: JudgeInput, answers: Sequence[str], calls: Sequence[str] = ()
+        self,
+        subject: JudgeInput,
+        answers: Sequence[str],
+        calls: Sequence[str] = (),
+        written: Sequence[TokenIds] = (),
     ) -> Asking[list[Verdict]]:
-        """Judge each answer to ``subject``, in one round of Score requests; an empty answer never passes.
+        """Judge each answer to ``subject``, in one round of requests; an empty answer never passes.
 
         Args:
             subject: the prompt and context that the answers belong to.
             answers: the texts of the answers.
             calls: the description of each answer's tool calls; "": it has none; (): no answer has any. Calls
                 are judged by the criteria for actions, and the text before them by the other criteria.
+            written: the tokens of each answer, if the judge itself has written it after ``subject.prompt``:
+                what it has computed is read without computing it again. (): it has not.
         """
-        judged_parts = list(zip(answers, calls or [""] * len(answers), strict=True))
-        applied = [self._applied(subject, *parts) for parts in judged_parts]
-        used = dict.fromkeys(criterion for pairs in applied for criterion, _ in pairs)
+        parts = list(zip(answers, calls or [""] * len(answers), written or [()] * len(answers), strict=True))
+        applied = [self._applied(subject, answer, calls_made) for answer, calls_made, _ in parts]
+        asked = [[pair for pair in pairs if pair[0].name not in self.probes] for pairs in applied]
+        used = dict.fromkeys(criterion for pairs in asked for criterion, _ in pairs)
         centers = {c.name: self._center(c, subject) for c in used}
         unknown = [(c, self._center_questions(c, subject)) for c in used if centers[c.name] is None]
-        asked = [questions for _, variants in unknown for questions in variants]
-        read = [
+        groups = [questions for _, variants in unknown for questions in variants]
+        readings = [
             self._questions.readings(criterion, subject, shown, acts=shown == calls_made != "")
-            for (_, calls_made), pairs in zip(judged_parts, applied, strict=True)
+            for (_, calls_made, _), pairs in zip(parts, asked, strict=True)
             for criterion, shown in pairs
         ]
-        asked += [questions for readings in read for questions in readings]
-        evidence = iter((yield from self._ask(asked)))
+        groups += [questions for variants in readings for questions in variants]
+        reads = [
+            self._reads(subject, pairs, answer, tokens)
+            for (answer, _, tokens), pairs in zip(parts, applied, strict=True)
+        ]
+        found, odds = yield from self._ask(groups, [read for some in reads for read in some])
+        evidence = iter(found)
         for criterion, variants in unknown:
             center = sum(log_odds(next(evidence)) for _ in variants) / len(variants)
             centers[criterion.name] = self._centers[criterion.name, subject.dialogue] = center
-        lowest = (self._lowest([next(evidence) for _ in readings]) for readings in read)
+        lowest = (self._lowest([next(evidence) for _ in variants]) for variants in readings)
         verdicts = []
-        for (answer, calls_made), pairs in zip(judged_parts, applied, strict=True):
+        for (answer, calls_made, _), pairs, some in zip(parts, applied, reads, strict=True):
             # An empty answer passes no criterion, and an answer that no criterion applies to does not pass.
             judged = bool(seen(answer).strip() or calls_made) and bool(pairs or not self.settings.actions)
+            read = {criterion.name: odds[criterion, request] for request, own in some for criterion in own}
             scores = tuple(
-                self._criterion_score(criterion, centers[criterion.name], next(lowest))
+                self._read_score(criterion, read[criterion.name])
+                if criterion.name in self.probes
+                else self._criterion_score(criterion, centers[criterion.name], next(lowest))
                 for criterion, _ in pairs
             )
             weights = [criterion.weight for criterion, _ in pairs]
@@ -130,8 +159,24 @@ class SelfEvaluator:
                     scores,
                 )
             )
-        self.blindness.hear([(subject, *parts) for parts in judged_parts], verdicts)
+        self.blindness.hear([(subject, answer, made) for answer, made, _ in parts], verdicts)
         return verdicts
+
+    def _reads(
+        self, subject: JudgeInput, pairs: Sequence[tuple[Criterion, str]], answer: str, written: TokenIds
+    ) -> list[tuple[Read, list[Criterion]]]:
+        """Return the requests that read an answer, each with the criteria that it serves."""
+        groups: dict[tuple[str, bool], list[Criterion]] = {}
+        for criterion, shown in pairs:
+            if criterion.name in self.probes and shown:
+                groups.setdefault((shown, criterion.needs_context), []).append(criterion)
+        described = replace(subject, prompt=())  # calls are read in words, as probes are fitted to them
+        return [
+            (self._reader.request(own, subject, shown, written), own)
+            if shown == answer
+            else (self._reader.request(own, described, shown, ()), own)
+            for (shown, _), own in groups.items()
+        ]
 
     def _applied(self, subject: JudgeInput, answer: str, calls: str) -> list[tuple[Criterion, str]]:
         """Return the criteria that apply to an answer, each with the part of the answer that it judges."""
@@ -153,7 +198,8 @@ class SelfEvaluator:
             for answer in answers
         ]
         flat = [questions for answer in asked for readings in answer for questions in readings]
-        evidence = iter((yield from self._ask(flat)))
+        found, _ = yield from self._ask(flat)
+        evidence = iter(found)
         return [[self._lowest([next(evidence) for _ in readings]) for readings in answer] for answer in asked]
 
     def _lowest(self, readings: Sequence[Evidence]) -> Evidence:
@@ -183,8 +229,14 @@ class SelfEvaluator:
                     f"the judge {self._judge.name} returned no probability for '{criterion.name}': log-odds "
                     f"of {odds} around a center of {center}: use another model or dtype, or other labels"
                 )
-            logit = (odds - center) / scale
-            probability = 1 / (1 + math.exp(-max(-700.0, min(700.0, logit))))
+            probability = sigmoid((odds - center) / scale)
+        return CriterionScore(
+            criterion.name, probability, threshold, probability > threshold, probability > target, odds
+        )
+
+    def _read_score(self, criterion: Criterion, odds: float) -> CriterionScore:
+        threshold, target = self._reader.limits(criterion)
+        probability = sigmoid(odds)
         return CriterionScore(
             criterion.name, probability, threshold, probability > threshold, probability > target, odds
         )
@@ -203,12 +255,17 @@ class SelfEvaluator:
         nothing = JudgeInput("", "", subject.dialogue)
         return [self._questions.ask(criterion, nothing, text) for text in CONTENT_FREE]
 
-    def _ask(self, groups: Sequence[Sequence[Question]]) -> Asking[list[Evidence]]:
-        """Send all questions in one round; return each group's evidence."""
+    def _ask(
+        self, groups: Sequence[Sequence[Question]], reads: Sequence[tuple[Read, list[Criterion]]] = ()
+    ) -> Asking[tuple[list[Evidence], dict[tuple[Criterion, Read], float]]]:
+        """Send all questions and reads in one round; return each group's evidence, and what was read."""
         sides = [side for group in groups for question in group for side in (question.good, question.bad)]
         scores = list(dict.fromkeys(score for score, _ in sides))
-        replies = cast(Sequence[Scores], (yield scores))
-        logprobs = {score: reply.logprobs for score, reply in zip(scores, replies, strict=True)}
+        requests = list(dict.fromkeys(request for request, _ in reads))
+        replies = yield [*scores, *requests]
+        answers = cast("Sequence[Scores]", replies[: len(scores)])
+        values = dict(zip(requests, cast("Sequence[Values]", replies[len(scores) :]), strict=True))
+        logprobs = {score: reply.logprobs for score, reply in zip(scores, answers, strict=True)}
         evidence: list[Evidence] = [
             tuple(q.evidence(logprobs[q.good[0]][q.good[1]], logprobs[q.bad[0]][q.bad[1]]) for q in group)
             for group in groups
@@ -218,9 +275,12 @@ class SelfEvaluator:
                 f"the judge {self._judge.name} returned NaN log-probabilities, so nothing can be judged: "
                 "use another model or another dtype"
             )
-        return evidence
-
-    # -- from a text to questions ------------------------------------------------------------------
+        odds = {
+            (criterion, request): self._reader.log_odds(criterion, request, values[request])
+            for request, own in reads
+            for criterion in own
+        }
+        return evidence, odds
 
 
 def _stand_in(
@@ -238,6 +298,11 @@ def _stand_in(
     while any(c.name == criterion.name and c != criterion for c in own):
         criterion = criterion.model_copy(update={"name": f"{criterion.name}_meanwhile"})
     return (criterion,)
+
+
+def sigmoid(logit: float) -> float:
+    """Return the probability of a logit."""
+    return 1 / (1 + math.exp(-max(-700.0, min(700.0, logit))))
 
 
 def log_odds(evidence: Evidence) -> float:

@@ -14,7 +14,6 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -93,9 +92,11 @@ class Probe(Frozen):
             SettingsError: it cannot be read, or is not a probe; the message names the mistake.
         """
         try:
-            if path.stat().st_size > FILE_BYTES:
-                raise SettingsError(f"{path} has more than {FILE_BYTES:,} bytes: that is not a probe")
-            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+            with path.open("rb") as file:
+                content = file.read(FILE_BYTES + 1)
+            if len(content) > FILE_BYTES:
+                raise ValueError("too large")
+            return cls.model_validate(json.loads(content.decode()))
         except OSError as error:
             raise SettingsError(f"cannot read the probe {path}: {error.strerror or error}") from error
         except ValidationError as error:
@@ -106,7 +107,9 @@ class Probe(Frozen):
                 f"{path} is not a valid probe ({place + ': ' if place else ''}{reason}): {REMEDY}"
             ) from error
         except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, numbers without an end
-            raise SettingsError(f"{path} is not a probe, it is no complete JSON file: {REMEDY}") from error
+            raise SettingsError(
+                f"{path} is not a probe, which is a JSON file of at most {FILE_BYTES:,} bytes: {REMEDY}"
+            ) from error
 
     def save(self, path: Path) -> None:
         """Write the probe's file, numbers with six digits."""
@@ -136,7 +139,7 @@ class Probe(Frozen):
                 f"{REMEDY}"
             )
 
-    @cached_property
+    @property
     def reading(self) -> Reading:
         """Return what the model must read for this probe."""
         weights: NDArray[np.float32] = np.array(self.weights, np.float32)

@@ -1,4 +1,4 @@
-"""Build the judge's questions about a text, in four styles.
+"""Build the judge's questions about a text, in four styles (a fifth, 'probe', asks nothing: ``reading``).
 
 A question is a :class:`~rain_llm.requests.Score` request: a rendered text and the options that may follow it.
 The judged text cannot answer the question itself: it is encoded as plain text, so that it contains no special
@@ -30,12 +30,14 @@ class JudgeInput:
         dialogue: whether the answer is a reply to the query, not its continuation.
         acts: whether the answer may contain tool calls. The context may then arrive later, as a tool's
             result; criteria that need it do not apply before.
+        prompt: the complete prompt as the judge itself continues it; (): another model writes.
     """
 
     query: str
     context: str = ""
     dialogue: bool = False
     acts: bool = False
+    prompt: TokenIds = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +143,13 @@ class Questions:
         return self._channel_questions(criterion, subject, answer)
 
     def style(self, criterion: Criterion) -> str:
-        """Return the question style of a criterion."""
-        return criterion.style or self.settings.style
+        """Return the question style of a criterion: for 'auto', the first that it has."""
+        style = criterion.style or self.settings.style
+        if style != "auto":
+            return style
+        return next(
+            (way for way in ("labels", "choice", "channel", "guard") if getattr(criterion, way)), "probe"
+        )
 
     def _label_questions(self, criterion: Criterion, subject: JudgeInput, answer: str) -> list[Question]:
         """Return the questions that compare each pair of label words after every frame."""
@@ -234,7 +241,7 @@ class Questions:
     def _label_tokens(self, criterion: Criterion) -> tuple[tuple[TokenIds, TokenIds], ...]:
         """Encode every label as it follows the frame."""
         style = self.style(criterion)
-        if style == "channel":
+        if style in ("channel", "probe"):
             return ()
         if style == "choice":
             pairs: Sequence[tuple[str, str]] = (("A", "B"),)

@@ -26,6 +26,7 @@ less exact: the tolerances of 1 and 2 are then its own (``docs/performance.md``,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -129,13 +130,21 @@ class Readable(LanguageModel, Protocol):
     Attributes:
         fingerprint: identifies architecture, sizes, weights and chat template: what was fitted to the hidden
             states of one model means nothing for another.
-        depth: how many blocks have outputs that can be read, from the first one on.
-        width: how many numbers the output of a block has for each token.
+        folder: the folder of its files, where the files of probes may lie, too; None: unknown.
     """
 
     fingerprint: str
-    depth: int
-    width: int
+    folder: Path | None
+
+    @property
+    def depth(self) -> int:
+        """Return how many blocks have outputs that can be read, from the first one on."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Return how many numbers the output of a block has for each token."""
+        ...
 
     def watch(self, readings: Sequence[Reading]) -> None:
         """Read these from now on, besides those of earlier calls; this may clear the prefix cache."""

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -65,6 +66,7 @@ class ScriptedModel:
         start: tokens that every raw text begins with.
         state: text up to a word -> the hidden state of that word, which is a single number.
         fingerprint: what a probe's file must name.
+        folder: where probes may lie.
         requests: all requests received, in order.
         model_tokens: tokens processed so far.
         forwards: forward passes so far.
@@ -77,6 +79,7 @@ class ScriptedModel:
     start: TokenIds = ()
     state: State = lambda text: 0.0
     fingerprint: str = "scripted"
+    folder: Path | None = None
     requests: list[Sample | Score | Read] = field(default_factory=list)
     model_tokens: int = 0
     forwards: int = 0

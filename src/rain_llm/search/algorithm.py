@@ -163,15 +163,16 @@ class RainSearch:
         for each in iterations:
             each.text = self.state.text(each.judged)
         complete = [each for each in iterations if not each.incomplete]
-        texts = [each.text for each in complete]
+        texts = {each.text: each.judged for each in complete}
         yield from self.verdicts.judge(texts, partial(self.strategy.prefetch_with_verdicts, complete))
         for each in iterations:
             each.verdict = INCOMPLETE if each.incomplete else self.verdicts.of[each.text]
 
     def _judge_answer(self, path: Sequence[Node]) -> Generator[Sequence[Request], Replies, Verdict]:
         """Judge the text that ends with ``path`` as the whole answer."""
-        text = self.state.text(tokens_of(path))
-        yield from self.verdicts.judge([text])
+        tokens = tokens_of(path)
+        text = self.state.text(tokens)
+        yield from self.verdicts.judge({text: tokens})
         return self.verdicts.of[text]
 
     # -- 5 back up -------------------------------------------------------------------------------

@@ -135,7 +135,8 @@ def plain_search(
         calls = calls_in(answer, origin, form)
         if evaluator is not None and reason is not StopReason.INCOMPLETE:
             evaluations = 1
-            (verdict,) = yield from evaluator.judge(subject, [answer.shown], [described(calls)])
+            written = () if calls else answer.tokens
+            (verdict,) = yield from evaluator.judge(subject, [answer.shown], [described(calls)], [written])
     except Interrupted as interruption:
         reason = interruption.reason
     tail = answer.finish()

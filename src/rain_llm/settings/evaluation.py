@@ -59,12 +59,14 @@ class EvaluationSettings(Frozen):
         default=(HARMLESS_ACTIONS,),
         description="The criteria that tool calls must meet; []: tool calls are not checked.",
     )
-    style: Literal["labels", "choice", "channel", "guard"] = Field(
-        default="labels",
-        description="The question style, unless a criterion sets its own. 'labels' compares label words; "
-        "'choice' is the paper's multiple-choice question; 'channel' compares the answer's likelihood after "
-        "a good and a bad context; 'guard' shows the conversation to a guard model such as Llama Guard and "
-        "uses its probability without calibration, with a threshold of at least 0.5.",
+    style: Literal["auto", "probe", "labels", "choice", "channel", "guard"] = Field(
+        default="auto",
+        description="How a criterion is judged, unless it sets its own style. 'auto' reads the judge's "
+        "hidden states where there is a probe for this model and criterion, and else asks: by the first of "
+        "labels, choice, channel, guard that the criterion has. 'probe' always reads. 'labels' compares "
+        "label words; 'choice' is the paper's multiple-choice question; 'channel' compares the answer's "
+        "likelihood after a good and a bad context; 'guard' shows the conversation to a guard model such as "
+        "Llama Guard and uses its probability without calibration, with a threshold of at least 0.5.",
     )
     mode: Literal["soft", "hard"] = Field(
         default="soft",
@@ -104,7 +106,7 @@ class EvaluationSettings(Frozen):
             if place == "actions" and any(c.name == criterion.name and c != criterion for c in self.criteria):
                 yield (place, index), f"another criterion is named {called}: rename one of them"
             style = criterion.style or self.style
-            if not getattr(criterion, style):
+            if style not in ("auto", "probe") and not getattr(criterion, style):
                 yield (
                     (place, index),
                     f"criterion {called} has no '{style}': give it one or choose another style",

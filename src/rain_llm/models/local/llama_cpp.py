@@ -74,6 +74,7 @@ class LlamaCppModel:
         self._sequences = llama.MOST_SEQUENCES // (2 if slides else 1)
         self.depth: int = self._llama.llama_model_n_layer(self._model) - 1  # see Tap
         self.width: int = self._llama.llama_model_n_embd(self._model)
+        self.folder: Path | None = file.parent
         self.fingerprint = (
             f"{architecture(self._llama, self._model)}, {self.depth + 1} x {self.width}, "
             f"{self.text.size} tokens, file {fingerprint(file)}"

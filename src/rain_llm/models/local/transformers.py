@@ -10,6 +10,7 @@ import hashlib
 import threading
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -80,6 +81,8 @@ class TransformersModel:
         config: Any = self._network.config.get_text_config()
         self.depth = int(config.num_hidden_layers) - 1  # the last block's output is only kept normalised
         self.width = int(config.hidden_size)
+        folder = Path(settings.name).expanduser()
+        self.folder: Path | None = folder if folder.is_dir() else None
         self.fingerprint = (
             f"{self._network.config.model_type}, {self.depth + 1} x {self.width}, "
             f"{config.vocab_size} tokens, weights {_digest(self._network)}, "
