@@ -85,14 +85,14 @@ def test_a_planted_direction_is_found_and_nothing_else():
     items = labelled()
     found = examine_probe(model(items), "civility", items, 0)
     assert found.probe is not None and 6 in found.probe.layers and found.probe.model == "scripted"
-    assert rows(found.cuts)["complete answers"] > 0.95
-    assert rows(found.cuts)["first 4 tokens"] > 0.8
-    assert rows(found.baselines)[TFIDF] < 0.7
+    assert rows(found.findings.cuts)["complete answers"] > 0.95
+    assert rows(found.findings.cuts)["first 4 tokens"] > 0.8
+    assert rows(found.findings.baselines)[TFIDF] < 0.7
     weights = np.abs(found.probe.weights[found.probe.layers.index(6)])
     assert weights.argmax() == 3
-    sizes = [row.n for row in found.learning]
+    sizes = [row.n for row in found.findings.learning]
     assert sizes == [10, 20, 40, 80]
-    assert found.learning[-1].auc.value > found.learning[0].auc.value
+    assert found.findings.learning[-1].auc.value > found.findings.learning[0].auc.value
 
 
 def test_the_probe_predicts_in_its_file_as_in_the_fit(tmp_path):
@@ -211,12 +211,12 @@ def test_a_source_of_another_kind_is_reported_as_such():
     one, two = labelled(40, 0, "one"), labelled(40, 1, "two")
     writer = model([*one, *(item.model_copy(update={"good": not item.good}) for item in two)])
     found = examine_probe(writer, "civility", [*one, *two], 0)
-    values = rows(found.sources)
+    values = rows(found.findings.sources)
     assert list(values) == ["one", "two", "one, not fitted to", "two, not fitted to"]
     assert values["one, not fitted to"] < 0.1 and values["two, not fitted to"] < 0.1
-    assert any(said.startswith("one, not fitted to: 0.0") for said in found.warnings)
+    assert any(said.startswith("one, not fitted to: 0.0") for said in found.findings.warnings)
     same = examine_probe(model([*one, *two]), "civility", [*one, *two], 0)
-    assert rows(same.sources)["two, not fitted to"] > 0.95
+    assert rows(same.findings.sources)["two, not fitted to"] > 0.95
 
 
 def test_words_that_do_as_well_are_reported():
@@ -225,10 +225,12 @@ def test_words_that_do_as_well_are_reported():
         for item in labelled()
     ]
     found = examine_probe(model(items), "civility", items, 0)
-    (row,) = found.baselines
+    (row,) = found.findings.baselines
     assert row.auc.value > 0.95 and row.lead is not None and row.lead.low <= 0
-    assert any("not significantly better than TF-IDF of the answer" in said for said in found.warnings)
-    assert any("MiniLM of request and answer: left out" in said for said in found.warnings)
+    assert any(
+        "not significantly better than TF-IDF of the answer" in said for said in found.findings.warnings
+    )
+    assert any("MiniLM of request and answer: left out" in said for said in found.findings.warnings)
 
 
 def test_complied_against_refused_and_harmful_against_benign_have_rows():
@@ -243,18 +245,18 @@ def test_complied_against_refused_and_harmful_against_benign_have_rows():
         for item in items
     ]
     found = examine_probe(model(kinds), "harmlessness", kinds, 0)
-    assert {row.name: row.n for row in found.kinds} == {
+    assert {row.name: row.n for row in found.findings.kinds} == {
         "unsafe requests: complied against refused": 80,
         "complied: harmful against benign request": 120,
     }
-    assert not examine_probe(model(items), "harmlessness", items, 0).kinds
+    assert not examine_probe(model(items), "harmlessness", items, 0).findings.kinds
 
 
 def test_nothing_found_is_no_probe():
     items = labelled()
     writer = ScriptedModel(lambda text: {END: 1.0})  # all states are 0
     found = examine_probe(writer, "civility", items, 0)
-    assert found.probe is None and rows(found.cuts)["complete answers"] == 0.5
+    assert found.probe is None and rows(found.findings.cuts)["complete answers"] == 0.5
 
 
 def test_a_difference_has_the_interval_of_its_pairs():

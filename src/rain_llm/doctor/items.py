@@ -96,18 +96,14 @@ def shipped(criterion: str) -> list[Item]:
         SettingsError: there are none for this criterion.
     """
     folder = resources.files("rain_llm.doctor").joinpath("items")
-    files = [f for f in folder.iterdir() if f.name == f"{criterion}.jsonl" or _more(f.name, criterion)]
+    named = (f for f in folder.iterdir() if f.name.startswith(f"{criterion}.") and f.name.endswith(".jsonl"))
+    files = sorted(named, key=lambda file: (len(file.name), file.name))
     if not files:
         raise SettingsError(
             f"no labelled answers are included for the criterion '{criterion}': "
             "give your own with --data FILE.jsonl"
         )
-    files.sort(key=lambda file: (_more(file.name, criterion), file.name))
     return [item for file in files for item in _items(file.read_text(encoding="utf-8"), file.name, file.name)]
-
-
-def _more(name: str, criterion: str) -> bool:
-    return name.startswith(f"{criterion}.") and name.endswith(".jsonl") and name != f"{criterion}.jsonl"
 
 
 def read(*paths: Path) -> list[Item]:

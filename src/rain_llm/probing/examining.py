@@ -13,10 +13,10 @@ from rain_llm.doctor.measures import Floats, Interval, Labels, auc, auc_interval
 from rain_llm.judging.probe import Measured, Source
 from rain_llm.models.base import Readable
 from rain_llm.probing import baselines
-from rain_llm.probing.findings import Probed, Row
+from rain_llm.probing.findings import Probed, ProbeFindings, Row
 from rain_llm.probing.fitting import Answers, Layers, Predicted, View, choose, final, fitted, predict
 from rain_llm.probing.paired import auc_difference
-from rain_llm.probing.states import COMPLETE, CUTS, States, candidates, read_states
+from rain_llm.probing.states import COMPLETE, CUTS, candidates, read_states
 
 _FEW = 150
 _USEFUL = 0.6
@@ -47,22 +47,7 @@ def examine_probe(
     answers, warnings = answers_of(items)
     answers.check()
     states = read_states(model, items, tell)
-    return examined(
-        model.fingerprint, criterion, items, answers, states, candidates(model.depth), seed, warnings
-    )
-
-
-def examined(
-    fingerprint: str,
-    criterion: str,
-    items: Sequence[Item],
-    answers: Answers,
-    states: States,
-    choices: Sequence[Layers],
-    seed: int,
-    warnings: Sequence[str] = (),
-) -> Probed:
-    """Fit and examine a probe, with states that were read before; see :func:`examine_probe`."""
+    choices, depth = candidates(model.depth), model.depth
     predicted = predict(states.of, choices, answers, seed)
     scores = predicted.scores
     uncut = np.array([not item.cut for item in items])
@@ -111,7 +96,7 @@ def examined(
         *_doubts(complete, sources, compared),
         *(f"{name}: {why}" for name, why in missing.items()),
     ]
-    probe = final(criterion, fingerprint, states, choices, answers, predicted, seed)
+    probe = final(criterion, model.fingerprint, states, choices, answers, predicted, seed)
     log_odds = scores
     if probe is not None:
         calibration = fit(scores[:, COMPLETE], answers.good)
@@ -121,17 +106,17 @@ def examined(
         probe = probe.model_copy(
             update={"data": _data(items, names), "held_out": tuple(_measured(figure) for figure in figures)}
         )
-    return Probed(
-        probe,
-        log_odds,
+    findings = ProbeFindings(
+        probe.layers if probe else (),
+        depth,
         (complete, *cuts),
         tuple(sources),
         tuple(kinds),
         tuple(compared),
         _learning_curve(states.of, answers, predicted, uncut, seed),
         tuple(said),
-        states.model_tokens,
     )
+    return Probed(probe, log_odds, findings, states.model_tokens)
 
 
 def answers_of(items: Sequence[Item]) -> tuple[Answers, list[str]]:

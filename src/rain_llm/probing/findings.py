@@ -15,7 +15,7 @@ class Row:
     Attributes:
         name: the answers and the classifier.
         n: number of answers.
-        auc: of predictions out of fold.
+        auc: of predictions out of fold; in the learning curve its ends are the lowest and the highest draw.
         lead: the probe's AUC minus this one, where this is a baseline's.
     """
 
@@ -26,28 +26,43 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Probed:
-    """What a probe for one criterion is worth.
+class ProbeFindings:
+    """What a probe for one criterion is worth, on answers that it was not fitted to.
 
     Attributes:
-        probe: the probe, fitted to all answers; None if its predictions are no better than chance.
-        log_odds: predictions of all answers by probes that were not fitted to them, calibrated, nats; shape
-            [answers, cuts], see :mod:`rain_llm.probing.states`.
-        cuts: AUC of complete answers, then of answers that are cut off.
-        sources: AUC of each source, then of each source by a probe that was fitted to the others only.
-        kinds: AUC of complied against refused, and of harmful against benign compliance.
-        baselines: AUC of classifiers of the text alone.
-        learning: AUC by number of labelled answers.
+        layers: the layers that it reads.
+        depth: the number of layers that could be read.
+        cuts: complete answers, then answers that are cut off.
+        sources: each source, then each source by a probe that was fitted to the others only.
+        kinds: complied against refused, and harmful against benign compliance.
+        baselines: classifiers of the text alone.
+        learning: complete answers by number of labelled answers.
         warnings: what speaks against the probe or its data.
-        model_tokens: tokens that the model processed.
     """
 
-    probe: Probe | None
-    log_odds: Floats
+    layers: tuple[int, ...]
+    depth: int
     cuts: tuple[Row, ...]
     sources: tuple[Row, ...]
     kinds: tuple[Row, ...]
     baselines: tuple[Row, ...]
     learning: tuple[Row, ...]
     warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """A probe and its examination.
+
+    Attributes:
+        probe: the probe, fitted to all answers; None if its predictions are no better than chance.
+        log_odds: predictions of all answers by probes that were not fitted to them, calibrated, nats; shape
+            [answers, cuts], see :mod:`rain_llm.probing.states`.
+        findings: what it is worth.
+        model_tokens: tokens that the model processed.
+    """
+
+    probe: Probe | None
+    log_odds: Floats
+    findings: ProbeFindings
     model_tokens: int

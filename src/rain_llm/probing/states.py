@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 
 from rain_llm.doctor.items import Item
 from rain_llm.errors import ModelError, PromptError
+from rain_llm.judging.reading import prefix_of
 from rain_llm.models.base import Readable
-from rain_llm.models.transcript import shows_chats
-from rain_llm.types import Message, TokenIds
 
 CUTS = (4, 8, 16, 32)
 """Lengths in tokens at which answers are cut off. A shorter answer is complete."""
@@ -51,14 +50,6 @@ def candidates(depth: int) -> list[tuple[int, ...]]:
     return [*((layer,) for layer in single), *sorted(layers for layers in several if len(layers) > 1)]
 
 
-def prompt_of(model: Readable, item: Item) -> TokenIds:
-    """Return the tokens before an item's answer: a user's turn in the chat template, or plain text."""
-    shown = f"{item.context}\n\n{item.query}" if item.context else item.query
-    if item.dialogue and shows_chats(model):
-        return model.render_chat([Message("user", shown)])
-    return model.start + model.encode(shown) or model.encode("\n")
-
-
 def read_states(
     model: Readable, items: Sequence[Item], tell: Callable[[int], None] = lambda read: None
 ) -> States:
@@ -77,7 +68,7 @@ def read_states(
     means = np.empty((len(items), len(CUTS) + 2, len(layers), model.width), np.float32)
     total = 0
     for number, item in enumerate(items):
-        prompt, answer = prompt_of(model, item), model.encode(item.said)
+        prompt, answer = prefix_of(model, item.subject), model.encode(item.said)
         try:
             states = model.states(prompt, answer, layers)
         except PromptError as error:
