@@ -240,6 +240,7 @@ PUBLIC = [
     "Task",
     "Tool",
     "ToolCall",
+    "UnmeasuredJudgeWarning",
     "UnsafeAnswerError",
     "Usage",
     "Verdict",
