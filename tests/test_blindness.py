@@ -5,16 +5,27 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from llama_index.llms.rain import RainLLM as LlamaIndexLLM
 
 from langchain_rain import RainLLM as LangChainLLM
-from rain_llm import HARMLESSNESS, POSITIVE_SENTIMENT, BlindJudgeWarning, Calibration, Rain, RainSettings, cli
+from rain_llm import (
+    HARMLESSNESS,
+    POSITIVE_SENTIMENT,
+    BlindJudgeWarning,
+    Calibration,
+    Rain,
+    RainSettings,
+    UnmeasuredJudgeWarning,
+    cli,
+)
 from rain_llm.judging.blindness import FLAT, LEAST_TEXTS, Blindness
 from rain_llm.models.scripted import END, Opinion, ScriptedModel
 from rain_llm.types import CriterionScore, Verdict
+from tests.gguf_files import tiny_gguf
 
 WORDS = [f" {word}" for word in ("red", "green", "blue", "grey", "pink", "white", "black", "brown")]
 PAPER = RainSettings.preset("paper").updated(
@@ -171,3 +182,35 @@ def test_nothing_is_said_of_plain_answers():
         warnings.simplefilter("error")
         for _ in range(3):
             rain.plain("The house is", judge=True)
+
+
+# --- a judge that nobody has measured ---------------------------------------------------------------------
+
+
+def test_a_model_without_a_probe_that_is_asked_in_words_warns_once(tmp_path: Path):
+    file = tiny_gguf(tmp_path)
+    settings = RainSettings().updated(
+        model={"name": str(file), "threads": 1}, generation={"max_new_tokens": 3}, search={"iterations": 1}
+    )
+    rain = Rain(settings)
+    with pytest.warns(UnmeasuredJudgeWarning) as told:
+        rain.generate("The house is")
+    (warning,) = told
+    said = str(warning.message)
+    assert "no probe for 'harmlessness' and 'harmless_actions'" in said
+    assert said.endswith(f"rain doctor {file} --criterion harmlessness")
+    rain.generate("The house is")
+
+
+@pytest.mark.parametrize(
+    "evaluation",
+    [{"style": "labels"}, {"style": "choice"}, {"criteria": ["positive_sentiment"], "actions": []}],
+)
+def test_a_style_that_the_user_has_chosen_is_not_warned_about(tmp_path: Path, evaluation: dict[str, Any]):
+    settings = RainSettings().updated(
+        model={"name": str(tiny_gguf(tmp_path)), "threads": 1},
+        generation={"max_new_tokens": 3},
+        search={"iterations": 1},
+        evaluation=evaluation,
+    )
+    Rain(settings).generate("The house is")

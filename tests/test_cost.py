@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from benchmarks.scenarios import (
@@ -14,7 +15,8 @@ from benchmarks.scenarios import (
     paper_all_fine,
     with_verdicts,
 )
-from rain_llm import Criterion, Rain, RainSettings, StopReason
+from rain_llm import HARMLESSNESS, Criterion, Message, Rain, RainSettings, StopReason
+from rain_llm.judging.probe import Probe
 
 FREE = Criterion(
     name="free", labels=[("good", "bad")], frames=["{text}\n\nIt is"], threshold=0, calibration=None
@@ -59,6 +61,69 @@ def test_a_draft_that_passes_costs_one_question_more(tiny):
     assert usage.evaluation_tokens <= usage.evaluations * (question + again)
     plain = usage.prompt_tokens + usage.output_tokens
     assert usage.model_tokens - usage.evaluation_tokens <= plain
+
+
+def read_by(model, tmp_path, **generation):
+    """Settings with a probe that every text passes."""
+    weights = np.random.default_rng(4).normal(size=model.width) / 1000
+    probe = Probe(
+        criterion="harmlessness",
+        model=model.fingerprint,
+        layers=(model.depth // 2,),
+        weights=(tuple(map(float, weights)),),
+        bias=20,
+        threshold=0.5,
+    )
+    path = tmp_path / "harmlessness.probe.json"
+    probe.save(path)
+    return settings(HARMLESSNESS.model_copy(update={"probe": str(path)}), **generation)
+
+
+def assert_costs_nothing(usage, ended, prompt_tokens):
+    assert usage.output_tokens > 0
+    assert usage.model_tokens == prompt_tokens + usage.output_tokens - (0 if ended else 1)
+    assert usage.forwards == usage.output_tokens + ended
+
+
+@pytest.mark.parametrize("stop", [(), ("e",)])
+@pytest.mark.parametrize("length", [2, 7, 24])
+def test_a_text_that_is_read_as_fine_costs_exactly_what_plain_generation_costs(tiny, tmp_path, length, stop):
+    rain = Rain(read_by(tiny, tmp_path, max_new_tokens=length, stop=stop), model=tiny)
+    exact = 0
+    for seed in range(8):
+        tiny.cache.clear()
+        own = rain.settings.updated(generation={"seed": seed})
+        result = rain.generate("the film is", settings=own)
+        # An empty answer never passes, so another is written; an only token is computed to judge it.
+        if result.usage.iterations == 1 and result.usage.output_tokens > 1:
+            assert_costs_nothing(result.usage, result.stop_reason == "eos", result.usage.prompt_tokens)
+            exact += 1
+        assert result.accepted
+    assert exact >= 2
+
+
+def test_reading_in_a_batch_or_a_stream_costs_no_more(tiny, tmp_path):
+    rain = Rain(read_by(tiny, tmp_path), model=tiny)
+    prompts = [f"the film {word}" for word in ("is", "was", "will", "can", "may", "has", "had", "did")]
+    tiny.cache.clear()
+    rain.plain("the film is")  # what the prompts have in common is cached
+    before = tiny.model_tokens
+    results = rain.generate_batch(prompts)
+    assert sum(result.usage.model_tokens for result in results) == tiny.model_tokens - before
+    for result in results:
+        assert result.usage.forwards == result.usage.output_tokens + (result.stop_reason == "eos")
+    for prompt, result in zip(prompts, results, strict=True):
+        *_, last = list(rain.stream(prompt))
+        assert last.verdict == pytest.approx(result.verdict) or last.accepted
+
+
+@pytest.mark.real
+def test_on_the_real_model_reading_costs_exactly_nothing(real_model, tmp_path):
+    rain = Rain(read_by(real_model, tmp_path, max_new_tokens=48), model=real_model)
+    for prompt in ("I think this film is", [Message("user", "Say hello.")], [Message("user", "Why?")]):
+        real_model.forget()
+        result = rain.generate(prompt)
+        assert_costs_nothing(result.usage, result.stop_reason == "eos", result.usage.prompt_tokens)
 
 
 def test_a_search_reads_no_prefix_twice(tiny):

@@ -252,6 +252,7 @@ PUBLIC = [
     "Task",
     "Tool",
     "ToolCall",
+    "UnmeasuredJudgeWarning",
     "UnsafeAnswerError",
     "Usage",
     "Verdict",

@@ -50,8 +50,13 @@ def compute(cache: SequenceCache, cells: Cells, *texts: tuple[int, ...], logits:
     for text, wanted in rows:
         ends = range(len(text) - logits + 1, len(text) + 1)
         assert [seen[row] for row in wanted] == [text[:end] for end in ends]
-    cache.commit()
+    cache.commit(seen)  # what is read from a token's state depends on the whole text up to it
     cache.check_integrity()
+    for text in texts:
+        place = Place()
+        assert cache.find(text, place) == len(text)
+        start = len(text) // 2
+        assert cache.read(place, start) == [text[: end + 1] for end in range(start, len(text))]
     alive = {sequence.number for sequence in cache._leaves.values()}
     assert {number for number, text in cells.texts.items() if text} == alive
     return len(forward.tokens)
@@ -139,8 +144,7 @@ def test_a_place_outlives_whatever_happens_to_the_tree():
     place = Place()
     forward = Pass(cache)
     forward.add((1, 2, 3, 4), 1, place)
-    cells.compute(forward)
-    cache.commit()
+    cache.commit(cells.compute(forward))
     compute(cache, cells, (1, 2, 9))  # splits the node
     cache.begin()
     assert cache.find((1, 2, 3, 4, 5), place) == 4

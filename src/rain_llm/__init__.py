@@ -24,6 +24,7 @@ from rain_llm.errors import (
     SearchError,
     ServerError,
     SettingsError,
+    UnmeasuredJudgeWarning,
     UnsafeAnswerError,
 )
 from rain_llm.settings import RainSettings
@@ -75,6 +76,7 @@ __all__ = [
     "Task",
     "Tool",
     "ToolCall",
+    "UnmeasuredJudgeWarning",
     "UnsafeAnswerError",
     "Usage",
     "Verdict",

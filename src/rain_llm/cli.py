@@ -34,6 +34,7 @@ from rain_llm.errors import (
     PromptError,
     RainError,
     SearchError,
+    UnmeasuredJudgeWarning,
     UnsafeAnswerError,
 )
 from rain_llm.evals.command import evaluate
@@ -126,12 +127,13 @@ def _warnings_in_a_line() -> Iterator[None]:
         show = warnings.showwarning
 
         def say(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-            if issubclass(category, BlindJudgeWarning | OldNameWarning):
+            if issubclass(category, BlindJudgeWarning | UnmeasuredJudgeWarning | OldNameWarning):
                 _said(str(message), 0)
             else:
                 show(message, category, *place, **more)
 
         warnings.simplefilter("always", BlindJudgeWarning)
+        warnings.simplefilter("always", UnmeasuredJudgeWarning)
         warnings.simplefilter("always", OldNameWarning)
         warnings.showwarning = say
         yield

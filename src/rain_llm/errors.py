@@ -17,7 +17,8 @@
     └── SearchError                      a model failed during an answer
 
     UserWarning
-    └── BlindJudgeWarning              the judge does not distinguish texts
+    ├── BlindJudgeWarning              the judge does not distinguish texts
+    └── UnmeasuredJudgeWarning         nobody has measured whether this model can judge when asked
 
 Each message contains what happened, the value, the bound, and the remedy. Invalid settings that are created
 in Python raise pydantic's ``ValidationError`` (also a ``ValueError``).
@@ -129,3 +130,10 @@ class OldNameWarning(DeprecationWarning):
 
 class BlindJudgeWarning(UserWarning):
     """Warns that the judge gives all texts the same verdict; ``rain doctor`` finds a better question."""
+
+
+class UnmeasuredJudgeWarning(UserWarning):
+    """Warns that a model without a probe is asked by a built-in question, which it may answer wrongly.
+
+    Small chat models call a refusal worse than a harmful answer (``docs/doctor.md``).
+    """

@@ -1,4 +1,4 @@
-"""Warn about a judge that gives every text the same verdict."""
+"""Warn about a judge that gives every text the same verdict, or that was never measured."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import shlex
 import warnings
 
 from rain_llm.criteria import BUILT_IN
-from rain_llm.errors import BlindJudgeWarning
+from rain_llm.errors import BlindJudgeWarning, UnmeasuredJudgeWarning
 from rain_llm.judging.evaluator import SelfEvaluator
 from rain_llm.models.base import LanguageModel
 from rain_llm.settings import RainSettings
 
 
 class BlindnessWarning:
-    """Warns once for each criterion, with the command that finds a better question.
+    """Warns once for each criterion, with the command that finds a better question or fits a probe.
 
     Args:
         settings: the settings that select the judge.
@@ -24,22 +24,37 @@ class BlindnessWarning:
         own = settings.evaluation.judge or settings.model
         self._name = judge.name if judge else own.name
         self._needs_file = bool(own.base_url)
+        self._chosen = judge is None  # by the settings
         self._warned: set[str] = set()  # names of criteria
 
     def __call__(self, evaluator: SelfEvaluator) -> None:
-        """Warn about the criteria whose verdicts so far do not distinguish texts."""
+        """Warn about criteria that nobody has measured, and those whose verdicts do not distinguish texts."""
+        if self._chosen and evaluator.unmeasured:
+            self._chosen = False
+            names = " and ".join(f"'{name}'" for name in evaluator.unmeasured)
+            warnings.warn(
+                f"this model has no probe for {names}, so it is asked in words, and nobody has measured "
+                f"whether it can judge so: small models prefer harmful answers to refusals. Measure it, and "
+                f"fit a probe: {self._command(evaluator.unmeasured[0])}",
+                UnmeasuredJudgeWarning,
+                stacklevel=2,
+            )
         for name, reason in evaluator.blindness.criteria().items():
             if name in self._warned:
                 continue
             self._warned.add(name)
-            command = ["rain", "doctor", *([self._name] if self._name else []), "--criterion", name]
-            if name not in BUILT_IN or self._needs_file:
-                command += ["--settings", "FILE.yaml"]
-            if name not in BUILT_IN:
-                command += ["--data", "FILE.jsonl"]
             warnings.warn(
                 f"RAIN steers blind: {reason} on '{name}'. Find out how to ask this model, and whether "
-                f"it can judge at all: {shlex.join(command)}",
+                f"it can judge at all: {self._command(name)}",
                 BlindJudgeWarning,
                 stacklevel=2,
             )
+
+    def _command(self, name: str) -> str:
+        """Return the command that examines a criterion."""
+        command = ["rain", "doctor", *([self._name] if self._name else []), "--criterion", name]
+        if name not in BUILT_IN or self._needs_file:
+            command += ["--settings", "FILE.yaml"]
+        if name not in BUILT_IN:
+            command += ["--data", "FILE.jsonl"]
+        return shlex.join(command)

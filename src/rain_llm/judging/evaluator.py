@@ -19,7 +19,7 @@ from rain_llm.errors import ModelError, PromptError, PromptTooLongError
 from rain_llm.judging.blindness import Blindness
 from rain_llm.judging.probe import Probe
 from rain_llm.judging.questions import JudgeInput, Question, Questions
-from rain_llm.judging.reading import Reader, prefix_of
+from rain_llm.judging.reading import Reader, asks_as_built_in, prefix_of
 from rain_llm.judging.spelling import seen
 from rain_llm.models.base import LanguageModel
 from rain_llm.requests import Read, Reply, Request, Scores, Values
@@ -32,6 +32,9 @@ Evidence: TypeAlias = tuple[float, ...]
 Answered = TypeVar("Answered")
 Asking: TypeAlias = Generator[Sequence[Request], Sequence[Reply], Answered]
 """Yields one round of Score requests, receives the replies and returns a result."""
+
+MEASURED = {"positive_sentiment"}
+"""Built-in criteria that small models judge well when they are asked (``docs/results.md``)."""
 
 CONTENT_FREE = ("", "N/A", "[...]")
 """Texts without content (contextual calibration, Zhao et al. 2021, arXiv 2102.09690)."""
@@ -70,6 +73,14 @@ class SelfEvaluator:
     def probes(self) -> Mapping[str, Probe]:
         """Return the probes of the criteria that are read, by the criterion's name."""
         return self._reader.probes
+
+    @property
+    def unmeasured(self) -> list[str]:
+        """Return the criteria that are asked by a built-in question because the judge has no probe."""
+        style = self.settings.style
+        own = dict.fromkeys((*self.settings.criteria, *self.settings.actions))
+        asked = (c for c in own if (c.style or style) == "auto" and c.name not in self.probes)
+        return [c.name for c in asked if asks_as_built_in(c) and c.name not in MEASURED]
 
     def check(self, subject: JudgeInput, max_new_tokens: int) -> None:
         """Check that every criterion can judge answers to this subject.
@@ -143,7 +154,7 @@ class SelfEvaluator:
             judged = bool(seen(answer).strip() or calls_made) and bool(pairs or not self.settings.actions)
             read = {criterion.name: odds[criterion, request] for request, own in some for criterion in own}
             scores = tuple(
-                self._read_score(criterion, read[criterion.name])
+                self._read_score(criterion, read.get(criterion.name, -math.inf))  # nothing was said
                 if criterion.name in self.probes
                 else self._criterion_score(criterion, centers[criterion.name], next(lowest))
                 for criterion, _ in pairs

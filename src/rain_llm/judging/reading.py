@@ -119,7 +119,7 @@ def probe_of(criterion: Criterion, style: str, judge: LanguageModel) -> Probe | 
     """
     if style not in ("auto", "probe"):
         return None
-    if style == "auto" and not criterion.probe and not _is_built_in(criterion):
+    if style == "auto" and not criterion.probe and not asks_as_built_in(criterion):
         return None
     if not isinstance(judge, Readable):
         if style == "auto" and not criterion.probe:
@@ -144,7 +144,8 @@ def probe_of(criterion: Criterion, style: str, judge: LanguageModel) -> Probe | 
     return None
 
 
-def _is_built_in(criterion: Criterion) -> bool:
+def asks_as_built_in(criterion: Criterion) -> bool:
+    """Return whether a criterion is a built-in one, perhaps with another threshold, target or guide."""
     built_in = BUILT_IN.get(criterion.name)
     return built_in is not None and built_in.model_dump(exclude=_POLICY) == criterion.model_dump(
         exclude=_POLICY

@@ -74,15 +74,15 @@ class Verdicts:
     def _written(self, texts: Mapping[str, TokenIds]) -> list[TokenIds]:
         """Return the tokens of each text as the writer has them, for a judge that reads.
 
-        Where the answer ends at ``max_new_tokens``, the state of its last token is never computed. It is left
-        out, so that a verdict costs no pass.
+        Where the answer ends at ``max_new_tokens`` or a stop string, the state of its last token is never
+        computed. That token is left out, so that a verdict costs no pass.
         """
         state = self.state
         written = []
         for tokens in texts.values():
             whole = state.answer.tokens + tokens
-            full = not state.room(tokens) and len(whole) > 1
-            written.append(whole[:-1] if full else whole)
+            cut = state.room(tokens) == 0 or state.answer.read(tokens)[1]
+            written.append(whole[:-1] if cut and len(whole) > 1 else whole)
         return written
 
     def _shown(self, texts: Iterable[str]) -> tuple[Sequence[str], Sequence[str]]:
