@@ -26,7 +26,10 @@ from rain_llm.doctor.report import sentence
 from rain_llm.doctor.styles import styles
 from rain_llm.errors import LabelError, ModelNotSupportedError, PromptError, SettingsError
 from rain_llm.judging.evaluator import Answered, Asking, SelfEvaluator, log_odds, votes
+from rain_llm.judging.probe import Probe
+from rain_llm.judging.questions import JudgeInput
 from rain_llm.models.scripted import END, ScriptedModel
+from rain_llm.probing.ranking import probe_for
 from rain_llm.requests import Score
 from rain_llm.settings import EvaluationSettings
 
@@ -790,3 +793,94 @@ def test_the_embedded_model_tells_plain_praise_from_plain_scorn_but_not_by_hard_
     assert found.recommended.passing.good - found.recommended.passing.bad > 0.5
     ranked = {style.style.name: style.measures for style in found.ranking}
     assert ranked["choice"].ties > 0.9  # the paper's question, as the paper reads it
+
+
+# --- probes -------------------------------------------------------------------------------------------
+
+
+def varied(pairs: int = 40, **fields: Any) -> list[dict[str, Any]]:
+    """Pairs whose answers differ in one word, which a scripted model's states know."""
+    return [
+        {
+            "query": f"Day {n} was",
+            "answer": f"a {word} day, beach {n}.",
+            "good": good,
+            "pair": str(n),
+            **fields,
+        }
+        for n in range(pairs)
+        for word, good in (("lovely", True), ("dreary", False))
+    ]
+
+
+def knowing(signal: float = 0.0) -> ScriptedModel:
+    """A judge that knows in its states what it says in words only with a ``signal``."""
+    return judge(signal, state=lambda text: float(" lovely" in text) + 0.01 * noise(text))
+
+
+def test_what_is_read_is_ranked_with_what_is_asked_and_written(doctor, tmp_path):
+    own, out = write(tmp_path / "own.jsonl", varied()), tmp_path / "fitted.yaml"
+    files = "--fit", tmp_path / "probes", "--out", out, "--json", tmp_path / "all.json"
+    code, page, _ = doctor(knowing(), *SENTIMENT, "--data", own, *files)
+    assert code == 0
+    assert "▸  probe " in page and "This model can judge positive_sentiment." in page
+    assert "read from layer" in page and "first 4 tokens" in page and "labelled answers  10: " in page
+    assert max(map(len, page.splitlines())) <= 100 and "…" not in page
+    file = tmp_path / "probes" / "positive_sentiment.probe.json"
+    probe = Probe.load(file)
+    assert [(source.name, source.good) for source in probe.data] == [("own.jsonl", 40)]
+    (criterion,) = RainSettings.from_file(out).evaluation.criteria
+    assert (criterion.style, criterion.probe) == ("probe", str(file))
+    evaluator = SelfEvaluator(RainSettings.from_file(out).evaluation, model := knowing())
+    texts = [" a lovely day.", " a dreary day."]
+    asking = evaluator.judge(JudgeInput("Day 3 was"), texts)
+    with pytest.raises(StopIteration) as done:
+        asking.send(model.read(next(asking)))
+    assert [verdict.passed for verdict in done.value.value] == [True, False]
+    rows = json.loads((tmp_path / "all.json").read_text(encoding="utf-8"))["examinations"][0]["probe"]
+    assert rows["cuts"][0]["n"] == 80 and rows["cuts"][0]["auc"]["value"] > 0.95
+
+
+def test_a_probe_is_written_beside_the_settings_and_never_over_another(doctor, tmp_path):
+    own, out = write(tmp_path / "own.jsonl", varied()), tmp_path / "fitted.yaml"
+    file = tmp_path / "positive_sentiment.probe.json"
+    assert doctor(knowing(), *SENTIMENT, "--data", own, "--out", out)[0] == 0 and file.exists()
+    out.unlink()
+    code, _, error = doctor(knowing(), *SENTIMENT, "--data", own, "--out", out)
+    assert code == 1 and "positive_sentiment.probe.json exists" in error
+
+
+def test_several_files_are_several_sources(doctor, tmp_path):
+    files = [
+        write(tmp_path / "one.jsonl", varied()),
+        write(tmp_path / "two.jsonl", [{**row, "query": f"And {row['query']}"} for row in varied(20)]),
+    ]
+    code, page, _ = doctor(knowing(), *SENTIMENT, "--data", files[0], "--data", files[1])
+    assert code == 0
+    assert "one.jsonl, not fitted to" in page and "two.jsonl, not fitted to" in page
+
+
+def test_why_there_is_no_probe_is_said(doctor, own, tmp_path):
+    code, page, _ = doctor(judge(3.0), *SENTIMENT, "--data", own)
+    assert code == 0 and "too few for a probe" in " ".join(page.split())
+    remote = cast(Any, SimpleNamespace(name="remote"))
+    assert probe_for(remote, "civility", [], 0, lambda n: None) == "remote gives no hidden states"
+
+
+def test_items_of_a_criterion_come_from_all_its_files():
+    found = shipped("civility")
+    assert [*dict.fromkeys(item.source for item in found)] == ["civility.jsonl", "civility.more.jsonl"]
+    assert {item.source for item in shipped("truthfulness")} == {"truthfulness.jsonl"}
+
+
+def test_a_policy_with_a_probe_is_merged(doctor, tmp_path):
+    own, policy = write(tmp_path / "own.jsonl", varied()), tmp_path / "policy.yaml"
+    policy.write_text("evaluation: {style: labels, criteria: [positive_sentiment]}\n", encoding="utf-8")
+    out = tmp_path / "out" / "fitted.yaml"
+    out.parent.mkdir()
+    code, page, _ = doctor(knowing(), "--settings", policy, "--data", own, "--out", out)
+    assert code == 0 and 'positive_sentiment.style: null -> "probe"' in " ".join(page.split())
+    (criterion,) = RainSettings.from_file(out).evaluation.criteria
+    assert criterion.style == "probe" and criterion.probe == str(out.parent / "positive_sentiment.probe.json")
+    again = doctor(knowing(), "--settings", out, "--data", own)  # what was fitted can be examined
+    assert again[0] == 0 and "▸  probe " in again[1]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from unicodedata import category
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -40,6 +43,15 @@ class Fitted:
                     yield Text.assemble(label, cell, overflow="fold")
             if self._table.leading:
                 yield Text()
+
+
+@contextmanager
+def advancing(console: Console, task: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar that disappears at the end; yield the function that advances it."""
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task(task, total=total)
+        yield lambda steps: progress.advance(bar, steps)
 
 
 def printable(text: str) -> str:

@@ -11,21 +11,21 @@ from typing import Annotated, Any
 import typer
 from pydantic import TypeAdapter
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from rain_llm.criteria import BUILT_IN
 from rain_llm.criteria.criterion import Criterion
 from rain_llm.demo import loading
 from rain_llm.doctor.examine import examine, expected
-from rain_llm.doctor.findings import Diagnosis, Examination, Trust
-from rain_llm.doctor.items import Item, read, shipped
+from rain_llm.doctor.findings import Diagnosis, Trust
+from rain_llm.doctor.items import read, shipped
 from rain_llm.doctor.merging import changes, found, merged, text_of, usable
 from rain_llm.doctor.report import page, sentence, summary, title
 from rain_llm.doctor.settings_file import settings_file
 from rain_llm.engine import Rain
 from rain_llm.errors import SettingsError
 from rain_llm.models.base import LanguageModel
+from rain_llm.screen import advancing
 from rain_llm.settings import EvaluationSettings, RainSettings, read_policy
 
 _WIDTH = 100
@@ -42,8 +42,8 @@ def doctor(
         typer.Option(metavar="NAME", help=f"What to examine, repeatable: {', '.join(BUILT_IN)}."),
     ] = None,
     data: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.jsonl", help="Your own labelled answers. Default: the included ones."),
+        list[Path] | None,
+        typer.Option(metavar="FILE.jsonl", help="Your own labelled answers, repeatable. Default: ours."),
     ] = None,
     settings: Annotated[
         Path | None,
@@ -51,6 +51,9 @@ def doctor(
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.yaml", help="File to write the fitted settings to.")
+    ] = None,
+    fit: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for the probes. Default: that of --out.")
     ] = None,
     json: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="File to write the complete results to.")
@@ -66,12 +69,16 @@ def doctor(
     """Test whether MODEL can judge answers, and fit the question style, calibration and threshold."""
     chosen = RainSettings.from_file(settings) if settings else RainSettings()
     criteria = _criteria(criterion or [], chosen.evaluation if settings else None)
-    if data is not None and len(criteria) > 1:
+    if data and len(criteria) > 1:
         raise typer.BadParameter(
             "select the criterion of the labelled answers: --criterion NAME", param_hint="--data"
         )
-    items = {c.name: read(data) if data else shipped(c.name) for c in criteria}
-    for path in (out, json):
+    items = {c.name: read(*data) if data else shipped(c.name) for c in criteria}
+    folder = fit or (out.parent if out else None)
+    probes = [folder / f"{c.name}.probe.json" for c in criteria] if folder else []
+    if folder is not None:
+        folder.mkdir(exist_ok=True, parents=True)
+    for path in (out, json, *probes):
         if path is not None:
             _check_target(path, force)
 
@@ -88,12 +95,14 @@ def doctor(
     console = Console(highlight=False)
     console.width = min(console.width, _WIDTH)
     size = sum(len(found) for found in items.values())
-    source = str(data) if data else "those that ship"
+    source = ", ".join(map(str, data)) if data else "those that ship"
     console.print(title(judge.name, f"{size} labelled answers, {source}", seed))
     examinations = []
     for number, one in enumerate(criteria, 1):
         task = f"{one.name}, {number} of {len(criteria)}"
-        found = _examined(judge, one, chosen.evaluation, items[one.name], seed, progress, task)
+        total = expected(one, chosen.evaluation, items[one.name], reads=True)
+        with advancing(progress, task, total) as tell:
+            found = examine(judge, one, chosen.evaluation, items[one.name], seed, tell, folder, reads=True)
         console.print(page(found, console.width))
         examinations.append(found)
     diagnosis = Diagnosis(
@@ -149,22 +158,6 @@ def _check_target(path: Path, force: bool) -> None:
         raise SettingsError(f"{path} exists: name another file, or overwrite it with --force")
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise SettingsError(f"cannot write {path}: name a file in a folder that may be written to")
-
-
-def _examined(
-    judge: LanguageModel,
-    criterion: Criterion,
-    as_set: EvaluationSettings,
-    items: list[Item],
-    seed: int,
-    console: Console,
-    task: str,
-) -> Examination:
-    """Examine one criterion, with a progress bar that disappears at the end."""
-    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task(task, total=expected(criterion, as_set, items))
-        return examine(judge, criterion, as_set, items, seed, lambda n: progress.advance(bar, n))
 
 
 def _save_diagnosis(diagnosis: Diagnosis, path: Path) -> None:

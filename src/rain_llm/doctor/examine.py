@@ -7,6 +7,7 @@ results of the recommended style are measured on the other half, which was not u
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -27,11 +28,17 @@ from rain_llm.doctor.measures import (
     ties,
 )
 from rain_llm.doctor.styles import Style, askable, styles
-from rain_llm.errors import ModelNotSupportedError, SettingsError
+from rain_llm.errors import ModelNotSupportedError
 from rain_llm.judging.evaluator import Evidence, log_odds, votes
 from rain_llm.models.base import LanguageModel
 from rain_llm.models.transcript import shows_chats
+from rain_llm.probing.findings import Probed
+from rain_llm.probing.halves import split, subset
+from rain_llm.probing.ranking import PROBE, held_by, probe_for, ranked, reading, written
 from rain_llm.settings import EvaluationSettings
+
+MOST_ASKED = 80
+"""Answers that the judge is asked about, where it is also read: asking takes a dozen questions an answer."""
 
 
 def examine(
@@ -41,6 +48,8 @@ def examine(
     items: Sequence[Item],
     seed: int,
     tell: Callable[[int], None] = lambda judged: None,
+    folder: Path | None = None,
+    reads: bool = False,
 ) -> Examination:
     """Examine how well a judge judges one criterion.
 
@@ -51,6 +60,8 @@ def examine(
         items: labelled answers; see :mod:`rain_llm.doctor.items`.
         seed: seed of the split and of the intervals.
         tell: called with the number of answers judged since the last call, counted in each style.
+        folder: where a probe's file is written.
+        reads: fit a probe, too. It is fitted to all items; at most ``MOST_ASKED`` are asked about.
 
     Raises:
         PromptError: an item exceeds the judge's context length, or has no context and needs one.
@@ -69,25 +80,33 @@ def examine(
             refused.append((style.name, reason))
     interview = Interview(judge)
     interview.check(candidates, items)
-    fitting, reporting = split(items, seed)
+    probed = probe_for(judge, criterion.name, items, seed, tell) if reads else None
+    if isinstance(probed, str):
+        refused.append((PROBE, probed))
+    read = probed if isinstance(probed, Probed) else None
+    fitting, reporting = split(subset(items, MOST_ASKED, seed) if read else items, seed)
     to_fit, complete = ([item for item in half if not item.cut] for half in (fitting, reporting))
     judged = [*complete, *(item for item in reporting if item.cut), *(item.halved() for item in complete)]
     judged.sort(key=lambda item: item.pair)  # items with a common prefix are asked together
 
     to_rank = interview.evidence(candidates, to_fit, tell)
     blank = interview.on_nothing(candidates, any(item.dialogue for item in items))
-    ranking = sorted(
-        (_ranked(style, to_rank[style.name], to_fit, blank[style.name], seed) for style in candidates),
-        key=lambda ranked: -ranked.measures.auc.value,
-    )
+    ranking = [_ranked(style, to_rank[style.name], to_fit, blank[style.name], seed) for style in candidates]
+    if read is not None:
+        file = written(read, criterion.name, folder)
+        ranking.append(ranked(reading(criterion, as_set, file), read, items, to_fit, seed))
+    ranking.sort(key=lambda ranked: -ranked.measures.auc.value)
     best = _recommended(ranking, candidates[0])
-    finalists = list({style.name: style for style in (best, candidates[0])}.values())
+    finalists = list({s.name: s for s in (best, candidates[0]) if s.name != PROBE}.values())
     evidence = interview.evidence(finalists, judged, tell)
-    current = as_set.model_copy(update={"criteria": (criterion,), "actions": ()})
+    as_asked = criterion.model_copy(update={"style": candidates[0].criterion.style, "probe": None})
+    current = as_set.model_copy(update={"criteria": (as_asked,), "actions": ()})
     held = {
         style.name: _held(style, to_rank[style.name], to_fit, evidence[style.name], judged, seed)
         for style in finalists
     }
+    if best.name == PROBE and read is not None:
+        held[PROBE] = held_by(best, read, items, seed)
     return Examination(
         criterion,
         tuple(ranking),
@@ -96,41 +115,15 @@ def examine(
         held[candidates[0].name],
         _passing(interview.passed(current, complete), _good(complete)),
         held[best.name].trust,
-        interview.model_tokens,
+        interview.model_tokens + (read.model_tokens if read else 0),
+        read.findings if read else None,
     )
 
 
-def expected(criterion: Criterion, as_set: EvaluationSettings, items: Sequence[Item]) -> int:
+def expected(criterion: Criterion, as_set: EvaluationSettings, items: Sequence[Item], reads: bool) -> int:
     """Estimate how many answers an examination judges, as counted by ``tell``."""
-    return (len(styles(criterion, as_set)) + 3) * len(items) // 2
-
-
-def split(items: Sequence[Item], seed: int) -> tuple[list[Item], list[Item]]:
-    """Split the items into two halves by pairs, alternating among pairs with the same labels.
-
-    Raises:
-        SettingsError: a half would have no good or no bad complete answers.
-    """
-    pairs: dict[str, list[Item]] = {}
-    for item in items:
-        pairs.setdefault(item.pair, []).append(item)
-    alike: dict[tuple[bool, ...], list[list[Item]]] = {}
-    for pair in pairs.values():
-        alike.setdefault(tuple(sorted(item.good for item in pair if not item.cut)), []).append(pair)
-    rng = np.random.default_rng(seed)
-    halves: tuple[list[Item], list[Item]] = ([], [])
-    turn = 0  # continues over all kinds, so that the halves of odd kinds balance
-    for kind in sorted(alike):
-        for place in rng.permutation(len(alike[kind])):
-            halves[turn % 2].extend(alike[kind][place])
-            turn += 1
-    for half in halves:
-        if {item.good for item in half if not item.cut} != {True, False}:
-            raise SettingsError(
-                f"the labelled answers are {len(pairs)} pairs that cannot be halved into two sets with good "
-                "and bad answers: use the same 'pair' only for answers to the same query"
-            )
-    return halves
+    asked = min(len(items), MOST_ASKED) if reads else len(items)
+    return (len(styles(criterion, as_set)) + 3) * asked // 2 + reads * len(items)
 
 
 # --- from evidence to findings --------------------------------------------------------------------------
@@ -200,4 +193,4 @@ def _good(items: Sequence[Item]) -> Labels:
 
 
 def _groups(items: Sequence[Item]) -> Groups:
-    return np.unique([item.pair for item in items], return_inverse=True)[1]
+    return np.unique([f"{item.source}\n{item.pair}" for item in items], return_inverse=True)[1]

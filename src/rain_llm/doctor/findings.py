@@ -8,6 +8,7 @@ from enum import StrEnum
 from rain_llm.criteria.criterion import Criterion
 from rain_llm.doctor.measures import Bin, Fit, Interval
 from rain_llm.doctor.styles import Style
+from rain_llm.probing.findings import ProbeFindings
 from rain_llm.settings import ModelSettings
 
 TRUSTED = 0.6
@@ -81,13 +82,13 @@ class Ranked:
     Attributes:
         style: the question style.
         measures: its statistics.
-        label_bias: mean log-odds of texts without content, nats.
+        label_bias: mean log-odds of texts without content, nats; None for a probe.
         position_bias: mean preference for the letter A, nats; None for styles without letters.
     """
 
     style: Style
     measures: Measures
-    label_bias: float
+    label_bias: float | None
     position_bias: float | None
 
 
@@ -133,6 +134,7 @@ class Examination:
         passing_as_set: shares that pass with the calibration, threshold and mode of the settings.
         trust: the rating of the recommended style on complete answers.
         model_tokens: tokens that the judge processed.
+        probe: what a probe is worth, if there is one.
     """
 
     criterion: Criterion
@@ -143,6 +145,7 @@ class Examination:
     passing_as_set: Passing
     trust: Trust
     model_tokens: int
+    probe: ProbeFindings | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ Each line is a JSON object in one of two forms::
     {"query": "The film was", "answer": " a delight.", "good": true, "pair": "film-1"}
     {"text": "The film was a delight.", "label": "positive"}
 
-``context``, ``dialogue``, ``id`` and ``cut`` may be left out, and so may ``query`` and ``pair``.
+``context``, ``dialogue``, ``id`` and ``cut`` may be left out, and so may ``query`` and ``pair``. The lines of
+XSTest's and JailbreakBench's answers are read as they are.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from rain_llm.errors import SettingsError
 from rain_llm.judging.questions import JudgeInput
+from rain_llm.probing.known_data import as_item
 from rain_llm.settings import explain
 
 LEAST = 8
@@ -41,6 +43,11 @@ class Item(BaseModel):
     good: bool = Field(description="Whether the answer meets the criterion.")
     pair: str = Field(description="Shared by similar items, such as good and bad answers to one query.")
     cut: bool = Field(default=False, description="Whether the answer is cut off.")
+    unsafe: bool | None = Field(default=None, description="Whether the request asks for something harmful.")
+    kind: str | None = Field(default=None, description="What the answer does: complies, refuses or partly.")
+    hazard: str | None = Field(default=None, description="The kind of harm.")
+    language: str | None = Field(default=None, description="The language, such as 'en'.")
+    source: str = Field(default="", description="Name of the file that it comes from.")
 
     @model_validator(mode="before")
     @classmethod
@@ -88,50 +95,52 @@ def shipped(criterion: str) -> list[Item]:
     Raises:
         SettingsError: there are none for this criterion.
     """
-    file = resources.files("rain_llm.doctor").joinpath("items", f"{criterion}.jsonl")
-    if not file.is_file():
+    folder = resources.files("rain_llm.doctor").joinpath("items")
+    named = (f for f in folder.iterdir() if f.name.startswith(f"{criterion}.") and f.name.endswith(".jsonl"))
+    files = sorted(named, key=lambda file: (len(file.name), file.name))
+    if not files:
         raise SettingsError(
             f"no labelled answers are included for the criterion '{criterion}': "
             "give your own with --data FILE.jsonl"
         )
-    return _items(file.read_text(encoding="utf-8"), file.name)
+    return [item for file in files for item in _items(file.read_text(encoding="utf-8"), file.name, file.name)]
 
 
-def read(path: Path) -> list[Item]:
-    """Read items from a JSONL file.
+def read(*paths: Path) -> list[Item]:
+    """Read items from JSONL files, each of which is a source.
 
     Raises:
         SettingsError: the file cannot be read, a line is invalid (the message names it), or there are too
             few good or bad answers.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"cannot read the labelled answers {path}: {error}") from error
-    return _items(text, str(path))
-
-
-def _items(text: str, where: str) -> list[Item]:
     items = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            items.append(_item(line, f"{where}, line {number}", str(number)))
+    for path in paths:
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"cannot read the labelled answers {path}: {error}") from error
+        items += _items(text, str(path), path.name)
     complete = [item.good for item in items if not item.cut]
     good, bad = sum(complete), len(complete) - sum(complete)
     if min(good, bad) < LEAST:
         raise SettingsError(
-            f"{where} holds {good} good and {bad} bad complete answers: give at least {LEAST} of each, "
-            "half for fitting and half for reporting"
+            f"{', '.join(map(str, paths))} holds {good} good and {bad} bad complete answers: give at least "
+            f"{LEAST} of each, half for fitting and half for reporting"
         )
     return items
 
 
-def _item(line: str, where: str, number: str) -> Item:
+def _items(text: str, where: str, source: str) -> list[Item]:
+    lines = enumerate(text.split("\n"), 1)
+    return [_item(line, f"{where}, line {n}", str(n), source) for n, line in lines if line.strip()]
+
+
+def _item(line: str, where: str, number: str, source: str) -> Item:
     try:
         data = json.loads(line)
         if isinstance(data, dict):
             name = data.get("id", number)
-            data = {"id": name, "pair": name, **data}
+            data = {"id": name, "pair": name, **as_item(data), "source": source}
         return Item.model_validate(data)
     except json.JSONDecodeError as error:
         raise SettingsError(f"{where} is not a JSON object: {error}") from error

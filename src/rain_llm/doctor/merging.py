@@ -15,7 +15,7 @@ from rain_llm.doctor.findings import SAID, Diagnosis, Held, Trust
 from rain_llm.doctor.settings_file import fitted_numbers
 from rain_llm.settings import EvaluationSettings, RainSettings
 
-_ASKED = ("style", "labels", "frames", "choice", "channel")
+_ASKED = ("style", "probe", "labels", "frames", "choice", "channel")
 _PLACES = ("criteria", "actions")
 
 
@@ -48,8 +48,8 @@ def merged(
             ]
     if fitted:
         section["mode"] = "soft"
-        shared = next(iter(fitted.values())).style.shared
-        if shared != (settings.evaluation.chat_template, settings.evaluation.examples):
+        shared = next((held.style.shared for held in fitted.values() if held.style.shared), None)
+        if shared and shared != (settings.evaluation.chat_template, settings.evaluation.examples):
             section |= dict(zip(("chat_template", "examples"), shared, strict=True))
         data["evaluation"] = section
     _name_the_model(data, settings, diagnosis)
@@ -64,13 +64,13 @@ def usable(diagnosis: Diagnosis, evaluation: EvaluationSettings) -> dict[str, He
     """
     best = {e.criterion.name: e.recommended for e in diagnosis.examinations if _usable(e.recommended)}
     names = {criterion.name for criterion in (*evaluation.criteria, *evaluation.actions)}
-    if names <= set(best) and len({held.style.shared for held in best.values()}) == 1:
+    if names <= set(best) and len({held.style.shared for held in best.values()} - {None}) <= 1:
         return best
     as_set = evaluation.chat_template, evaluation.examples
     kept: dict[str, Held] = {}
     for examination in diagnosis.examinations:
         for held in (examination.recommended, examination.as_set):
-            if _usable(held) and held.style.shared == as_set:
+            if _usable(held) and held.style.shared in (None, as_set):
                 kept.setdefault(examination.criterion.name, held)
     return kept
 

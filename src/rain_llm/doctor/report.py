@@ -11,6 +11,8 @@ from rich.text import Text
 
 from rain_llm.doctor.findings import CHANCE, SAID, TRUSTED, Diagnosis, Examination, Measures, Trust
 from rain_llm.doctor.measures import Interval
+from rain_llm.probing.ranking import PROBE
+from rain_llm.probing.report import page as probe_page
 from rain_llm.screen import Fitted
 
 _COLOURS = {
@@ -69,7 +71,10 @@ def page(examination: Examination, width: int) -> Group:
     """Return the page with all results for a criterion; ``width`` is that of the screen."""
     title = Text(f"\n{examination.criterion.name} ", "bold")
     title.append(SAID[examination.trust], f"bold {_COLOURS[examination.trust]}")
-    return Group(title, Text(), Fitted(_measured(examination, width >= _WITH_BARS)), _fitted(examination))
+    why = [Text(f"\n   {name}: {reason}", "dim") for name, reason in examination.refused if name == PROBE]
+    probe = [probe_page(examination.probe)] if examination.probe else why
+    asked = Fitted(_measured(examination, width >= _WITH_BARS))
+    return Group(title, Text(), asked, _fitted(examination), *probe)
 
 
 def summary(diagnosis: Diagnosis) -> Group:
@@ -95,9 +100,12 @@ def _measured(examination: Examination, bars: bool) -> Table:
         marks = "▸" if style == examination.recommended.style else " "
         marks += "∙" if style == examination.as_set.style else " "
         letters = "" if ranked.position_bias is None else f"{ranked.position_bias:+.1f}"
-        _row(table, bars, f"{marks} {style.name}", ranked.measures, f"{ranked.label_bias:+.1f}", letters)
+        empty = "" if ranked.label_bias is None else f"{ranked.label_bias:+.1f}"
+        _row(table, bars, f"{marks} {style.name}", ranked.measures, empty, letters)
     for name, _ in examination.refused:
-        table.add_row(Text(f"   {name}", "dim"), Text("cannot be asked", "dim"))
+        table.add_row(
+            Text(f"   {name}", "dim"), Text("no probe" if name == PROBE else "cannot be asked", "dim")
+        )
     table.add_section()
     table.add_row(Text("on the other half", "bold"))
     finalists = {held.style.name: held for held in (examination.recommended, examination.as_set)}

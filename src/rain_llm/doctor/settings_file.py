@@ -25,7 +25,8 @@ def settings_file(diagnosis: Diagnosis, named: Sequence[str], actions: Collectio
         named: criteria that the user selected: these are included even if they need a context.
         actions: names of criteria that judge tool calls.
     """
-    usable = Counter(e.recommended.style.shared for e in diagnosis.examinations if _usable(e))
+    found = [e.recommended.style.shared for e in diagnosis.examinations if _usable(e)]
+    usable = Counter(one for one in found if one)
     shared = usable.most_common(1)[0][0] if usable else None
     entries: dict[str, list[tuple[str, bool]]] = {"criteria": [], "actions": []}
     for examination in diagnosis.examinations:
@@ -39,10 +40,10 @@ def settings_file(diagnosis: Diagnosis, named: Sequence[str], actions: Collectio
     )
     loaded = {"name": None, **diagnosis.settings.model_dump(mode="json", exclude_defaults=True)}
     data: dict[str, Any] = {"evaluation": {"judge": loaded}} if diagnosis.judges_only else {"model": loaded}
-    if shared is not None and any(holds for found in entries.values() for _, holds in found):
-        common = dict(zip(("chat_template", "examples"), shared, strict=True))
+    if any(holds for listed in entries.values() for _, holds in listed):
+        common = dict(zip(("chat_template", "examples"), shared, strict=True)) if shared else {}
         data["evaluation"] = {**data.get("evaluation", {}), **common, "mode": "soft"}
-    lists = (_list(place, found) for place, found in entries.items() if found)
+    lists = (_list(place, listed) for place, listed in entries.items() if listed)
     return head + yaml.safe_dump(data, sort_keys=False) + "".join(lists)
 
 
@@ -67,7 +68,7 @@ def _entry(
     result = f"# {name} {SAID[examination.trust]}: AUC {auc.value:.2f} [{auc.low:.2f}, {auc.high:.2f}]"
     if not _usable(examination):
         return f"{result}; left out.\n", False
-    if held.style.shared != shared:
+    if held.style.shared not in (None, shared):
         return (
             f"{result}, but asked\n# otherwise ({held.style.name}): rain doctor --criterion {name}\n",
             False,
@@ -91,6 +92,8 @@ def _criterion(held: Held) -> dict[str, Any]:
     criterion = held.style.criterion
     material = {"labels", "frames"} if criterion.style == "labels" else {str(criterion.style)}
     material |= {"examples"} if held.style.settings.examples else set()
+    if criterion.style == "probe":  # where there is no probe any more, it is asked
+        material = {"labels", "frames", "choice", "channel", "guard", "examples"}
     unused = {"labels", "frames", "choice", "channel", "guard", "examples"} - material
     fitted_anew = {"threshold", "target", "calibration"}
     shown = criterion.model_dump(mode="json", exclude_defaults=True, exclude=unused | fitted_anew)
@@ -104,6 +107,8 @@ def fitted_numbers(held: Held) -> dict[str, Any]:
     numbers: dict[str, Any] = {"threshold": _rounded(fitted.threshold, below=1)}
     if held.style.criterion.target is not None:  # the median of the good answers
         numbers["target"] = max(numbers["threshold"], _rounded(fitted.clear, below=1))
+    if held.style.criterion.style == "probe":  # its file is calibrated
+        return numbers
     return {**numbers, "calibration": {"center": _rounded(fitted.center), "scale": _rounded(fitted.scale)}}
 
 

@@ -36,15 +36,16 @@ class Style:
         return self.settings.criteria[0]
 
     @property
-    def shared(self) -> tuple[bool, bool]:
-        """Return the settings that all criteria of a file share: chat template, worked examples."""
-        return self.settings.chat_template, self.settings.examples
+    def shared(self) -> tuple[bool, bool] | None:
+        """Return the settings that all criteria of a file share: chat template, examples; None: any."""
+        asks = self.criterion.style != "probe"
+        return (self.settings.chat_template, self.settings.examples) if asks else None
 
 
 def styles(criterion: Criterion, as_set: EvaluationSettings) -> list[Style]:
     """Return the question styles of a criterion: first that of the settings, then all that it supports."""
     style: str = criterion.style or as_set.style
-    if style == "auto":  # as it is asked where there is no probe
+    if style in ("auto", "probe"):  # as it is asked where there is no probe
         style = next(way for way in ("labels", "choice", "channel", "guard") if getattr(criterion, way))
     as_is = criterion.model_copy(update={"style": style})
     own = EvaluationSettings(
