@@ -25,9 +25,12 @@ Layers: TypeAlias = tuple[int, ...]
 View: TypeAlias = Callable[[Layers], NDArray[np.float32]]
 """Returns features of all answers: shape [answers, cuts, features], complete answers last."""
 
-_FOLDS = 10
+_FOLDS = 5
 _INNER = 5  # folds within the others, to choose layers and strength
-_FEW = 200  # answers; with fewer, the choice depends on how the folds fall: it is averaged over three ways
+_FEW = (
+    200  # answers; with fewer, a fold must be small, and a choice is averaged over three ways to make folds
+)
+_FOLDS_OF_FEW = 10
 _LEAST = 4  # good and bad answers; with fewer, nothing can be chosen within folds
 _WORTH_MORE_LAYERS = 0.01  # of the AUC: several layers cost more to read than one
 _FITTED = (CUTS.index(8), CUTS.index(32), COMPLETE)  # the cuts that a classifier is fitted to
@@ -62,10 +65,10 @@ class Answers:
             raise SettingsError(
                 f"all {good + bad} labelled answers are {'good' if good else 'bad'}: a probe needs both kinds"
             )
-        if min(good, bad) < _LEAST or prompts < 2 * _FOLDS:
+        if min(good, bad) < _LEAST or prompts < _FOLDS_OF_FEW:
             raise SettingsError(
                 f"{good} good and {bad} bad answers to {prompts} prompts are too few for a probe: "
-                f"give at least {_LEAST} of each, to {2 * _FOLDS} prompts or more"
+                f"give at least {_LEAST} of each, to {_FOLDS_OF_FEW} prompts or more"
             )
 
 
@@ -169,10 +172,11 @@ def predict(
     view: View, candidates: Sequence[Layers], answers: Answers, seed: int, standardise: bool = True
 ) -> Predicted:
     """Predict each answer by a classifier of other folds; the arguments are those of :func:`choose`."""
-    fold = folds(answers, seed)
+    count = _FOLDS_OF_FEW if len(answers.good) < _FEW else _FOLDS
+    fold = folds(answers, seed, count)
     scores: Floats = np.zeros(0)
     chosen = []
-    for number in range(_FOLDS):
+    for number in range(count):
         inside, outside = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
         rest = answers.some(inside)
         choice = choose(lambda layers: view(layers)[inside], candidates, rest, seed, standardise)  # noqa: B023
