@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -24,6 +24,9 @@ from rain_llm.jsonl import JsonLines
 from rain_llm.judging.probe import Probe
 from rain_llm.models.scripted import END, ScriptedModel
 from rain_llm.probing import baselines
+
+if TYPE_CHECKING:
+    from rain_llm.models.local.llama_cpp import LlamaCppModel
 
 PROMPTS = [f"Question {number}?" for number in range(40)]
 LETTERS = [f" {letter}" for letter in "abcdefghijklmnop"]
@@ -445,6 +448,8 @@ def test_a_person_ends_with_a_probe(rain: Any, tmp_path: Path):
     code, out, err = rain(keys=keys[:100])
     assert (code, err) == (0, "")
     assert "16 prompts held out, 40 answers: AUC" in out
+    good, bad = keys[:100].count("g"), keys[:100].count("b")
+    assert f"civility: {good} good and {bad} bad drafts to 40 prompts, labelled by person" in out
     assert f'Use it: rain generate --settings {tmp_path / "out" / "settings.yaml"} "..."' in out
     code, out, _ = rain(keys=keys[100:])
     assert code == 0 and len(lines(tmp_path / "out/labels.jsonl")) == len(keys)
@@ -595,3 +600,25 @@ def test_a_model_without_hidden_states_is_named(tmp_path: Path):
 
 
 # --- the embedded model -----------------------------------------------------------------------------------
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_the_embedded_model_ends_with_a_probe_that_it_loads(tmp_path: Path, real_model: LlamaCppModel):
+    """A stub judges: it likes what is about food."""
+    food = ("bread", "soup", "cheese", "a cake", "rice", "an omelette", "jam", "pasta", "tea", "a pie")
+    games = ("football", "chess", "tennis", "golf", "hockey", "cricket", "judo", "rugby", "polo", "darts")
+    prompts = [f"Tell me about {thing}." for pair in zip(food, games, strict=True) for thing in pair]
+
+    def label(prompt: object, draft: str) -> bool:
+        return any(str(prompt).endswith(f" {thing}.") for thing in food)
+
+    options: dict[str, Any] = {"criterion": "food", "folder": tmp_path, "drafts": 2, "tokens": 12}
+    found = distil(real_model, prompts, label, hold_out=0.0, **options)
+    assert found.probed.findings.cuts[0].auc.value > 0.7
+    assert found.settings is not None
+    rain = Rain(RainSettings.from_file(found.settings), model=real_model)
+    likes = [rain.judge(f"What do you think of {thing}?", f"I like {thing}.").score for thing in food + games]
+    assert np.mean(likes[:10]) > np.mean(likes[10:])
+    distil(real_model, prompts, Scripted(0), hold_out=0.0, **options)  # nothing is asked again

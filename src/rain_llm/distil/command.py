@@ -95,7 +95,8 @@ def command(
         raise typer.Exit(3) from None
     finally:
         watch.close()
-    page.print(report.page(found.probed.findings))
+    counts = f"{found.good} good and {found.bad} bad drafts to {len(asked)} prompts, labelled by {judge}"
+    page.print(Text(f"{criterion}: {counts}"), report.page(found.probed.findings))
     if found.settings is None:
         page.print(Text("\nNo probe: it would be no better than chance. The labels are kept.", "yellow"))
         raise typer.Exit(3)

@@ -34,12 +34,15 @@ class Distilled:
 
     Attributes:
         probed: the probe and its examination in folds; its probe is None if it is no better than chance.
+        good, bad: number of labels of each kind, including those held out.
         tests: the AUC of this very probe on the prompts that were held out, and on the user's own answers.
         notes: what could not be measured, and what casts doubt on it.
         settings: the settings file that uses the probe; None without a probe.
     """
 
     probed: Probed
+    good: int
+    bad: int
     tests: tuple[Row, ...] = ()
     notes: tuple[str, ...] = ()
     settings: Path | None = None
@@ -54,7 +57,7 @@ def parted(items: Sequence[Item], share: float, seed: int) -> tuple[list[Item], 
     order = names[np.lexsort((np.random.default_rng(seed).permutation(len(names)), good))]
     count = round(share * len(names))
     held = np.isin(groups, [order[int((place + 0.5) * len(names) / count)] for place in range(count)])
-    fitted, kept = ([items[i] for i in np.flatnonzero(held == out)] for out in (False, True))
+    fitted, kept = ([items[i] for i in np.flatnonzero(held == out).tolist()] for out in (False, True))
     return fitted, kept
 
 
@@ -85,14 +88,15 @@ def fit(
     probed = examine_probe(
         model, criterion, fitted, seed, lambda _: tell("reading drafts", next(read), len(fitted))
     )
+    good = sum(item.good for item in items)
     if probed.probe is None:
-        return Distilled(probed)
+        return Distilled(probed, good, len(items) - good)
     tests, notes = [], []
     for title, some in ((f"{len({i.pair for i in held})} prompts held out", held), ("own test", test)):
         if len({item.good for item in some}) == 2:
             scores = np.array(_log_odds(model, probed.probe, some))
-            good = np.array([item.good for item in some])
-            tests.append(Row(title, len(some), auc_interval(scores, good, _groups(some), seed)))
+            labels = np.array([item.good for item in some])
+            tests.append(Row(title, len(some), auc_interval(scores, labels, _groups(some), seed)))
         elif some:
             notes.append(f"{title}: all {len(some)} answers have the same label, so there is no AUC")
     known = {item.query for item in fitted}
@@ -112,7 +116,7 @@ def fit(
     data |= {"evaluation": {"criteria": [entry]}}
     settings = folder / "settings.yaml"
     settings.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
-    return Distilled(probed, tuple(tests), tuple(notes), settings)
+    return Distilled(probed, good, len(items) - good, tuple(tests), tuple(notes), settings)
 
 
 def _check(criterion: str, labelled: int, fitted: Sequence[Item]) -> None:
