@@ -25,7 +25,9 @@ def rain(*args: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("args", [["--help"], ["demo", "--help"], ["doctor", "--help"], ["eval", "--help"]])
+@pytest.mark.parametrize(
+    "args", [["--help"], ["demo", "--help"], ["doctor", "--help"], ["distil", "--help"], ["eval", "--help"]]
+)
 def test_help_needs_none_of_them(args):
     done = rain(*args)
     assert (done.returncode, done.stderr) == (0, "")

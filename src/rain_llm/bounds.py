@@ -100,3 +100,18 @@ QUOTED = 300
 
 CONFIG_BYTES = 4 << 20
 """Bytes of a model's ``config.json``."""
+
+LINES_BYTES = 1 << 28
+"""Bytes of a file of drafts or labels."""
+
+PROMPTS_BYTES = 16 << 20
+"""Bytes of a file of prompts, of which ``rain distil`` writes drafts."""
+
+PROMPTS = 10_000
+"""Prompts in such a file."""
+
+DRAFTS = 100_000
+"""Drafts of all prompts together."""
+
+DRAFT_TOKENS = 4096
+"""Tokens of such a draft."""

@@ -1,4 +1,4 @@
-"""The command line: ``rain generate``, ``check``, ``schema``, ``demo``, ``doctor`` and ``eval``.
+"""The command line: ``rain generate``, ``check``, ``schema``, ``demo``, ``doctor``, ``distil`` and ``eval``.
 
 The answer goes to stdout and everything else to stderr, so a pipe receives accepted text only. Each error is
 one line, and so is each mistake in a settings file. No model is imported before it is needed.
@@ -25,6 +25,8 @@ from rich.console import Console
 from rain_llm.check import check, schema
 from rain_llm.criteria import BUILT_IN, CIVILITY, POSITIVE_SENTIMENT
 from rain_llm.demo import FILM, HOSTILE, Opening, loading, show
+from rain_llm.distil.command import EXIT_CODES as _DISTILLED
+from rain_llm.distil.command import command as distil
 from rain_llm.doctor.command import EXIT_CODES as _EXAMINED
 from rain_llm.doctor.command import doctor
 from rain_llm.engine import Rain
@@ -304,4 +306,5 @@ def demo(
 
 
 app.command(epilog=_EXAMINED)(doctor)
+app.command("distil", epilog=_DISTILLED)(distil)
 app.command("eval")(evaluate)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rain_llm.errors import SettingsError
+from rain_llm.jsonl import lock
 
 _BEGINNING = b'{"task": "'  # of every row, even an incomplete one
 
@@ -115,23 +116,9 @@ def appending(path: Path) -> Generator[BinaryIO, None, None]:
             something else.
     """
     with path.open("ab") as file:
-        _lock(file, path)
+        lock(file, path)
         content = path.read_bytes()
         if not read(path) and not content.startswith(_BEGINNING[: len(content)]):
             raise _no_row(1, path)  # another kind of file: leave it as it is
         file.truncate(content.rfind(b"\n") + 1)
         yield file
-
-
-def _lock(file: BinaryIO, path: Path) -> None:
-    """Lock the file until it is closed, or until the process ends in any way."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise SettingsError(
-            f"another run is writing to {path}: wait for it, or choose another --out"
-        ) from error
