@@ -27,9 +27,7 @@ View: TypeAlias = Callable[[Layers], NDArray[np.float32]]
 
 _FOLDS = 5
 _INNER = 5  # folds within the others, to choose layers and strength
-_FEW = (
-    200  # answers; with fewer, a fold must be small, and a choice is averaged over three ways to make folds
-)
+_FEW = 200  # answers; with fewer, folds must be small, and a choice is the average of three ways to fold
 _FOLDS_OF_FEW = 10
 _LEAST = 4  # good and bad answers; with fewer, nothing can be chosen within folds
 _WORTH_MORE_LAYERS = 0.01  # of the AUC: several layers cost more to read than one
