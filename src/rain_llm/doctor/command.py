@@ -25,6 +25,7 @@ from rain_llm.doctor.settings_file import settings_file
 from rain_llm.engine import Rain
 from rain_llm.errors import SettingsError
 from rain_llm.models.base import LanguageModel
+from rain_llm.probing.halves import MOST_READ, subset
 from rain_llm.screen import advancing
 from rain_llm.settings import EvaluationSettings, RainSettings, read_policy
 
@@ -73,7 +74,8 @@ def doctor(
         raise typer.BadParameter(
             "select the criterion of the labelled answers: --criterion NAME", param_hint="--data"
         )
-    items = {c.name: read(*data) if data else shipped(c.name) for c in criteria}
+    most = None if fit or out else MOST_READ
+    items = {c.name: read(*data) if data else subset(shipped(c.name), most, seed) for c in criteria}
     folder = fit or (out.parent if out else None)
     probes = [folder / f"{c.name}.probe.json" for c in criteria] if folder else []
     if folder is not None:

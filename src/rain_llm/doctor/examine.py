@@ -36,7 +36,7 @@ from rain_llm.probing.halves import split, subset
 from rain_llm.probing.ranking import PROBE, good_of, held_by, probe_for, ranked, reading, written
 from rain_llm.settings import EvaluationSettings
 
-MOST_ASKED = 80
+MOST_ASKED = 60
 """Answers that the judge is asked about, where it is also read: asking takes a dozen questions an answer."""
 
 

@@ -92,9 +92,8 @@ def _criterion(held: Held) -> dict[str, Any]:
     criterion = held.style.criterion
     material = {"labels", "frames"} if criterion.style == "labels" else {str(criterion.style)}
     material |= {"examples"} if held.style.settings.examples else set()
-    if criterion.style == "probe":  # where there is no probe any more, it is asked
-        material = {"labels", "frames", "choice", "channel", "guard", "examples"}
-    unused = {"labels", "frames", "choice", "channel", "guard", "examples"} - material
+    asks = criterion.style != "probe"  # where there is no probe any more, it is asked as before
+    unused = {"labels", "frames", "choice", "channel", "guard", "examples"} - material if asks else set()
     fitted_anew = {"threshold", "target", "calibration"}
     shown = criterion.model_dump(mode="json", exclude_defaults=True, exclude=unused | fitted_anew)
     return {**shown, **fitted_numbers(held)}

@@ -9,10 +9,13 @@ import numpy as np
 from rain_llm.doctor.items import Item
 from rain_llm.errors import SettingsError
 
+MOST_READ = 240
+"""Included answers that are read where no probe is written; then all are."""
 
-def subset(items: Sequence[Item], most: int, seed: int) -> list[Item]:
-    """Return at most about ``most`` items: whole pairs, drawn evenly from all sources."""
-    if len(items) <= most:
+
+def subset(items: Sequence[Item], most: int | None, seed: int) -> list[Item]:
+    """Return at most about ``most`` items: whole pairs, drawn evenly from all sources; None: all."""
+    if most is None or len(items) <= most:
         return list(items)
     rng = np.random.default_rng(seed)
     pairs: dict[tuple[str, str], list[int]] = {}
