@@ -30,7 +30,6 @@ _INNER = 5  # folds within the others, to choose layers and strength
 _FEW = 200  # answers; with fewer, folds must be small, and a choice is the average of three ways to fold
 _FOLDS_OF_FEW = 10
 _LEAST = 4  # good and bad answers; with fewer, nothing can be chosen within folds
-_WORTH_MORE_LAYERS = 0.01  # of the AUC: several layers cost more to read than one
 _JUDGED = [CUTS.index(16), CUTS.index(32), COMPLETE]  # the cuts at which good answers should pass
 PASS = 0.95
 """Share of good answers that a probe lets pass."""
@@ -155,7 +154,7 @@ def choose(
     best: tuple[float, Chosen] | None = None
     for layers in candidates:
         features = view(layers)[:, COMPLETE]
-        values = np.full(len(STRENGTHS), -_WORTH_MORE_LAYERS * (len(layers) > 1))
+        values = np.zeros(len(STRENGTHS))
         for fold in ways:
             scores = np.zeros((len(STRENGTHS), len(fold)))
             for number in np.unique(fold):
