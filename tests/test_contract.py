@@ -888,6 +888,16 @@ def test_hidden_states_have_the_shape_that_the_model_tells(readable: Readable):
     assert alone[:, 0] == pytest.approx(states[:, -1], abs=1e-4 * float(np.abs(states).max()))
 
 
+def test_hidden_states_do_not_depend_on_what_was_read_before(readable: Readable):
+    prefix, tokens = texts_to_read(readable)[0]
+    layers = (0, readable.depth - 1)
+    first = readable.states(prefix, tokens, layers)
+    readable.states(prefix + tokens[:1], tokens[1:] + tokens, layers)  # a longer text, another prefix
+    readable.states(prefix, tokens[::-1], layers)
+    again = readable.states(prefix, tokens, layers)
+    assert again == pytest.approx(first, abs=2e-3 * float(np.abs(first).max()))
+
+
 def test_what_is_read_is_the_product_of_states_and_weights(readable: Readable):
     for request, reply in zip(asked(readable), readable.read(asked(readable)), strict=True):
         expected = expected_of(readable, request.prefix, request.tokens)

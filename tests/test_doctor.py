@@ -853,7 +853,7 @@ def test_a_probe_is_written_beside_the_settings_and_never_over_another(doctor, t
 def test_several_files_are_several_sources(doctor, tmp_path):
     files = [
         write(tmp_path / "one.jsonl", varied()),
-        write(tmp_path / "two.jsonl", [{**row, "query": f"And {row['query']}"} for row in varied(20)]),
+        write(tmp_path / "two.jsonl", [{**row, "answer": f"At noon, {row['answer']}"} for row in varied(20)]),
     ]
     code, page, _ = doctor(knowing(), *SENTIMENT, "--data", files[0], "--data", files[1])
     assert code == 0
@@ -864,7 +864,7 @@ def test_why_there_is_no_probe_is_said(doctor, own, tmp_path):
     code, page, _ = doctor(judge(3.0), *SENTIMENT, "--data", own)
     assert code == 0 and "too few for a probe" in " ".join(page.split())
     remote = cast(Any, SimpleNamespace(name="remote"))
-    assert probe_for(remote, "civility", [], 0, lambda n: None) == "remote gives no hidden states"
+    assert probe_for(remote, "civility", [], 0, lambda n: None) == (None, "remote gives no hidden states")
 
 
 def test_items_of_a_criterion_come_from_all_its_files():

@@ -156,7 +156,6 @@ ORDER = (
     "probing.ridge",
     "probing.fitting",
     "probing.baselines",
-    "probing.paired",
     "probing.findings",
     "probing.examining",
     "doctor.styles",
@@ -398,7 +397,7 @@ def test_no_file_is_longer_than_400_lines():
     assert {path: n for path, n in lines().items() if n > 400} == {}
 
 
-FROZEN = {"doctor": 1_620, "evals": 4_100, "probing": 1_000, "distil": 780}
+FROZEN = {"doctor": 1_620, "evals": 4_100, "probing": 960, "distil": 780}
 """Folders that measure, and do not grow: what is added takes the place of something."""
 
 

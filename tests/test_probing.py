@@ -17,9 +17,8 @@ from rain_llm.judging.probe import Probe
 from rain_llm.models.scripted import END, ScriptedModel
 from rain_llm.probing import baselines
 from rain_llm.probing.baselines import TFIDF
-from rain_llm.probing.examining import answers_of, examine_probe
+from rain_llm.probing.examining import answers_of, auc_difference, examine_probe
 from rain_llm.probing.fitting import Answers, balanced, folds, predict
-from rain_llm.probing.paired import auc_difference
 from rain_llm.probing.ridge import ridge
 from rain_llm.probing.states import COMPLETE, candidates, read_states
 
@@ -202,7 +201,7 @@ def test_two_answers_and_labels_all_alike_are_errors():
 
 def test_states_that_are_not_numbers_are_an_error():
     items = labelled()
-    with pytest.raises(ModelError, match=r"item one-0-True: the hidden states of scripted are not finite"):
+    with pytest.raises(ModelError, match=r"item one-.*: the hidden states of scripted are not finite"):
         examine_probe(model(items, signal=float("nan")), "civility", items, 0)
 
 

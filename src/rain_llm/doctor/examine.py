@@ -32,9 +32,8 @@ from rain_llm.errors import ModelNotSupportedError
 from rain_llm.judging.evaluator import Evidence, log_odds, votes
 from rain_llm.models.base import LanguageModel
 from rain_llm.models.transcript import shows_chats
-from rain_llm.probing.findings import Probed
 from rain_llm.probing.halves import split, subset
-from rain_llm.probing.ranking import PROBE, held_by, probe_for, ranked, reading, written
+from rain_llm.probing.ranking import PROBE, good_of, held_by, probe_for, ranked, reading, written
 from rain_llm.settings import EvaluationSettings
 
 MOST_ASKED = 80
@@ -80,10 +79,9 @@ def examine(
             refused.append((style.name, reason))
     interview = Interview(judge)
     interview.check(candidates, items)
-    probed = probe_for(judge, criterion.name, items, seed, tell) if reads else None
-    if isinstance(probed, str):
-        refused.append((PROBE, probed))
-    read = probed if isinstance(probed, Probed) else None
+    read, reason = probe_for(judge, criterion.name, items, seed, tell) if reads else (None, None)
+    if reason:
+        refused.append((PROBE, reason))
     fitting, reporting = split(subset(items, MOST_ASKED, seed) if read else items, seed)
     to_fit, complete = ([item for item in half if not item.cut] for half in (fitting, reporting))
     judged = [*complete, *(item for item in reporting if item.cut), *(item.halved() for item in complete)]
@@ -113,7 +111,7 @@ def examine(
         tuple(refused),
         held[best.name],
         held[candidates[0].name],
-        _passing(interview.passed(current, complete), _good(complete)),
+        _passing(interview.passed(current, complete), good_of(complete)),
         held[best.name].trust,
         interview.model_tokens + (read.model_tokens if read else 0),
         read.findings if read else None,
@@ -159,7 +157,7 @@ def _held(
     items: Sequence[Item],
     seed: int,
 ) -> Held:
-    fitted = fit(_log_odds(fitting_evidence), _good(fitted_to))
+    fitted = fit(_log_odds(fitting_evidence), good_of(fitted_to))
     uncut, cut = (
         [(found, item) for found, item in zip(evidence, items, strict=True) if item.cut == cut]
         for cut in (False, True)
@@ -167,7 +165,7 @@ def _held(
     complete, halved = (_measures([e for e, _ in part], [i for _, i in part], seed) for part in (uncut, cut))
     if fitted is None:
         return Held(style, complete, halved, None, None, (), None)
-    good = _good([item for _, item in uncut])
+    good = good_of([item for _, item in uncut])
     probability = fitted.probability(_log_odds([found for found, _ in uncut]))
     bins = curve(probability, good)
     passing = _passing(probability > fitted.threshold, good)
@@ -175,7 +173,7 @@ def _held(
 
 
 def _measures(evidence: Sequence[Evidence], items: Sequence[Item], seed: int) -> Measures:
-    good, hard = _good(items), np.array([votes(found) for found in evidence])
+    good, hard = good_of(items), np.array([votes(found) for found in evidence])
     interval = auc_interval(_log_odds(evidence), good, _groups(items), seed)
     return Measures(len(items), interval, hard_accuracy(hard, good), ties(hard))
 
@@ -186,10 +184,6 @@ def _passing(passed: Labels, good: Labels) -> Passing:
 
 def _log_odds(evidence: Sequence[Evidence]) -> Floats:
     return np.array([log_odds(found) for found in evidence])
-
-
-def _good(items: Sequence[Item]) -> Labels:
-    return np.array([item.good for item in items])
 
 
 def _groups(items: Sequence[Item]) -> Groups:

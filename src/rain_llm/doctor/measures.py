@@ -63,7 +63,7 @@ class Fit:
 
 def auc(scores: Floats, good: Labels) -> float:
     """Return the probability that a good answer scores above a bad one; a tie counts half."""
-    return float(_wins(scores, good).mean())
+    return float(wins(scores, good).mean())
 
 
 def auc_interval(scores: Floats, good: Labels, groups: Groups, seed: int) -> Interval:
@@ -73,17 +73,9 @@ def auc_interval(scores: Floats, good: Labels, groups: Groups, seed: int) -> Int
     (Statistics in Medicine 25, 2006, method 5), which keeps a width if a small sample has no error.
     """
     value = auc(scores, good)
-    rng = np.random.default_rng(seed)
-    names, place = np.unique(groups, return_inverse=True)
-    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), _RESAMPLES)
-    weights = drawn[:, place].astype(np.float64)
-    goods, bads = weights[:, good], weights[:, ~good]
-    pairs = goods.sum(1) * bads.sum(1)
-    kept = pairs > 0  # a resample may miss a class
-    values = ((goods @ _wins(scores, good)) * bads).sum(1)[kept] / pairs[kept]
-    low, high = np.quantile(values, [0.025, 0.975]) if kept.any() else (0.0, 1.0)
+    low, high = bootstrap(wins(scores, good), good, groups, seed) or (0.0, 1.0)
     widest = _newcombe(value, int(good.sum()), int((~good).sum()))
-    return Interval(value, float(min(low, widest[0])), float(max(high, widest[1])))
+    return Interval(value, min(low, widest[0]), max(high, widest[1]))
 
 
 def balanced_accuracy(scores: Floats, good: Labels, threshold: float) -> float:
@@ -163,9 +155,23 @@ def _threshold(probability: Floats, good: Labels) -> float:
     return float(max(merit)[2])
 
 
-def _wins(scores: Floats, good: Labels) -> Floats:
+def wins(scores: Floats, good: Labels) -> Floats:
     """Compare each good score (rows) with each bad one: 1 above, 0 below, 0.5 equal."""
     return np.asarray(0.5 + 0.5 * np.sign(scores[good][:, None] - scores[~good][None, :]), np.float64)
+
+
+def bootstrap(won: Floats, good: Labels, groups: Groups, seed: int) -> tuple[float, float] | None:
+    """Return a 95 % interval of the mean of ``won``, by resampling pairs; None if all miss a class."""
+    names, place = np.unique(groups, return_inverse=True)
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), _RESAMPLES)
+    weights = drawn[:, place].astype(np.float64)
+    goods, bads = weights[:, good], weights[:, ~good]
+    pairs = goods.sum(1) * bads.sum(1)
+    kept = pairs > 0
+    values = ((goods @ won) * bads).sum(1)[kept] / pairs[kept]
+    low, high = np.quantile(values, [0.025, 0.975]) if kept.any() else (np.nan, np.nan)
+    return (float(low), float(high)) if kept.any() else None
 
 
 def _newcombe(value: float, good: int, bad: int) -> tuple[float, float]:

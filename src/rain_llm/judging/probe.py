@@ -156,4 +156,4 @@ class Probe(Frozen):
         return math.fsum(last) / len(last) + self.bias
 
 
-REMEDY = "fit one with rain doctor MODEL --criterion NAME --fit FILE.json"
+REMEDY = "fit one with rain doctor MODEL --criterion NAME --fit DIR"

@@ -9,15 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rain_llm.doctor.items import Item
-from rain_llm.doctor.measures import Floats, Interval, Labels, auc, auc_interval, fit
+from rain_llm.doctor.measures import Floats, Groups, Interval, Labels, auc, auc_interval, bootstrap, fit, wins
 from rain_llm.judging.probe import Measured, Source
 from rain_llm.models.base import Readable
 from rain_llm.probing import baselines
 from rain_llm.probing.findings import Probed, ProbeFindings, Row
 from rain_llm.probing.fitting import Answers, Layers, Predicted, View, choose, final, fitted, predict
-from rain_llm.probing.paired import auc_difference
 from rain_llm.probing.states import COMPLETE, CUTS, candidates, read_states
 
+_FOREIGN = ", not fitted to"
 _FEW = 150
 _USEFUL = 0.6
 _DRAWS = 3  # of each size of the learning curve
@@ -46,77 +46,84 @@ def examine_probe(
     """
     answers, warnings = answers_of(items)
     answers.check()
-    states = read_states(model, items, tell)
-    choices, depth = candidates(model.depth), model.depth
+    states, choices = read_states(model, items, tell), candidates(model.depth)
     predicted = predict(states.of, choices, answers, seed)
-    scores = predicted.scores
-    uncut = np.array([not item.cut for item in items])
-
-    def row(name: str, values: Floats, kept: Labels) -> Row:
-        chosen = kept & uncut
-        interval = auc_interval(values[chosen], answers.good[chosen], answers.groups[chosen], seed)
-        return Row(name, int(chosen.sum()), interval)
-
-    def both(kept: Labels) -> bool:
-        return set(answers.good[kept & uncut]) == {True, False}
-
-    everything = np.ones(len(items), np.bool_)
-    complete = row("complete answers", scores[:, COMPLETE], everything)
-    cuts = [row(f"first {cut} tokens", scores[:, place], everything) for place, cut in enumerate(CUTS)]
-    names = list(dict.fromkeys(item.source for item in items))
-    sources = []
-    if len(names) > 1:
-        inside = [answers.sources == number for number in range(len(names))]
-        sources = [
-            row(name, scores[:, COMPLETE], kept)
-            for name, kept in zip(names, inside, strict=True)
-            if both(kept)
-        ]
-        for name, kept in zip(names, inside, strict=True):
-            if both(kept) and set(answers.good[~kept]) == {True, False}:
-                foreign = _predicted_by_others(states.of, choices, answers, kept, seed)
-                sources.append(row(f"{name}, not fitted to", foreign, kept))
-    kinds = [row(name, scores[:, COMPLETE], kept) for name, kept in _kinds(items) if both(kept)]
-
-    compared = []
+    scores, calibration = predicted.scores, fit(predicted.scores[:, COMPLETE], answers.good)
+    show = _Table(items, answers, seed)
+    complete = show.row("complete answers", scores[:, COMPLETE])
+    cuts = [show.row(f"first {cut} tokens", scores[:, place]) for place, cut in enumerate(CUTS)]
+    sources = _sources(show, states.of, choices, scores[:, COMPLETE])
+    kinds = [show.row(name, scores[:, COMPLETE], kept) for name, kept in _kinds(items) if show.both(kept)]
     others, missing = baselines.predictions(items, answers, seed)
-    for name, other in others.items():
-        found = row(name, other.scores[:, COMPLETE], everything)
-        lead = auc_difference(
-            scores[uncut, COMPLETE],
-            other.scores[uncut, COMPLETE],
-            answers.good[uncut],
-            answers.groups[uncut],
-            seed,
-        )
-        compared.append(Row(name, found.n, found.auc, lead))
-
-    said = [
-        *warnings,
-        *_doubts(complete, sources, compared),
-        *(f"{name}: {why}" for name, why in missing.items()),
+    compared = [
+        show.row(name, other.scores[:, COMPLETE], ahead=scores[:, COMPLETE]) for name, other in others.items()
     ]
-    probe = final(criterion, model.fingerprint, states, choices, answers, predicted, seed)
-    log_odds = scores
-    if probe is not None:
-        calibration = fit(scores[:, COMPLETE], answers.good)
-        assert calibration is not None  # otherwise there is no probe
-        log_odds = (scores - calibration.center) / calibration.scale
+    warnings += [*_doubts(complete, sources, compared), *(f"{name}: {why}" for name, why in missing.items())]
+    probe = None
+    if calibration is not None:  # otherwise its predictions are no better than chance
+        scores = (scores - calibration.center) / calibration.scale
+        probe = final(criterion, model.fingerprint, states, choices, answers, calibration, seed)
         figures = [complete, *cuts, *sources, *kinds, *compared]
-        probe = probe.model_copy(
-            update={"data": _data(items, names), "held_out": tuple(_measured(figure) for figure in figures)}
-        )
+        probe = probe.model_copy(update={"data": _data(items), "held_out": tuple(map(_measured, figures))})
     findings = ProbeFindings(
         probe.layers if probe else (),
-        depth,
+        model.depth,
         (complete, *cuts),
         tuple(sources),
         tuple(kinds),
         tuple(compared),
-        _learning_curve(states.of, answers, predicted, uncut, seed),
-        tuple(said),
+        _learning_curve(states.of, answers, predicted, show.uncut, seed),
+        tuple(warnings),
     )
-    return Probed(probe, log_odds, findings, states.model_tokens)
+    return Probed(probe, scores, findings, states.model_tokens)
+
+
+class _Table:
+    """Makes rows of complete items: cut ones are fitted to, but not counted."""
+
+    def __init__(self, items: Sequence[Item], answers: Answers, seed: int) -> None:
+        self.items, self.answers, self.seed = items, answers, seed
+        self.uncut: Labels = np.array([not item.cut for item in items])
+
+    def row(self, name: str, scores: Floats, kept: Labels | None = None, ahead: Floats | None = None) -> Row:
+        """Return the AUC of scores, of some items; with ``ahead``, by how much its AUC is above."""
+        chosen = self.uncut if kept is None else kept & self.uncut
+        known = self.answers.good[chosen], self.answers.groups[chosen], self.seed
+        lead = None if ahead is None else auc_difference(ahead[chosen], scores[chosen], *known)
+        return Row(name, int(chosen.sum()), auc_interval(scores[chosen], *known), lead)
+
+    def both(self, kept: Labels) -> bool:
+        """Return whether some of these items are good and some bad."""
+        return set(self.answers.good[kept & self.uncut]) == {True, False}
+
+
+def _sources(show: _Table, view: View, choices: Sequence[Layers], scores: Floats) -> list[Row]:
+    """Return a row for each source, then one for each by a probe that was fitted to the others."""
+    names, answers = _names(show.items), show.answers
+    inside = {name: answers.sources == number for number, name in enumerate(names)}
+    if len(names) < 2:
+        return []
+    rows = [show.row(name, scores, kept) for name, kept in inside.items() if show.both(kept)]
+    for name, kept in inside.items():
+        rest = np.flatnonzero(~np.isin(answers.groups, answers.groups[kept]))
+        there = answers.some(rest)
+        if show.both(kept) and min(there.good.sum(), (~there.good).sum()) >= 2:
+            chosen = choose(lambda layers: view(layers)[rest], choices, there, show.seed)  # noqa: B023
+            features = view(chosen.layers)
+            line = fitted(features[rest], there, chosen.strength, True)
+            rows.append(show.row(f"{name}{_FOREIGN}", line(features[:, COMPLETE]), kept))
+    return rows
+
+
+def auc_difference(first: Floats, second: Floats, good: Labels, groups: Groups, seed: int) -> Interval:
+    """Return the AUC of ``first`` minus that of ``second``, with a 95 % percentile bootstrap over pairs."""
+    ahead = wins(first, good) - wins(second, good)
+    low, high = bootstrap(ahead, good, groups, seed) or (-1.0, 1.0)
+    return Interval(float(ahead.mean()), low, high)
+
+
+def _names(items: Sequence[Item]) -> list[str]:
+    return list(dict.fromkeys(item.source for item in items))
 
 
 def answers_of(items: Sequence[Item]) -> tuple[Answers, list[str]]:
@@ -142,7 +149,7 @@ def answers_of(items: Sequence[Item]) -> tuple[Answers, list[str]]:
             if other != place and key[0] == "answer" and root(other) != root(place):
                 twice.add(text)
             parents[root(place)] = root(other)
-    names = list(dict.fromkeys(item.source for item in items))
+    names = _names(items)
     groups = np.unique([root(place) for place in range(len(items))], return_inverse=True)[1]
     sources = np.array([names.index(item.source) for item in items])
     warnings = []
@@ -161,20 +168,6 @@ def _kinds(items: Sequence[Item]) -> Iterator[tuple[str, Labels]]:
     complies, refuses = (np.array([item.kind == kind for item in items]) for kind in ("complies", "refuses"))
     yield "unsafe requests: complied against refused", unsafe & (complies | refuses)
     yield "complied: harmful against benign request", complies & (unsafe | safe)
-
-
-def _predicted_by_others(
-    view: View, choices: Sequence[Layers], answers: Answers, kept: Labels, seed: int
-) -> Floats:
-    """Predict all answers by a classifier fitted to the others, without any group of the kept ones."""
-    rest = np.flatnonzero(~np.isin(answers.groups, answers.groups[kept]))
-    there = answers.some(rest)
-    if min(there.good.sum(), (~there.good).sum()) < 2:
-        rest = np.flatnonzero(~kept)
-        there = answers.some(rest)
-    chosen = choose(lambda layers: view(layers)[rest], choices, there, seed)
-    features = view(chosen.layers)
-    return fitted(features[rest], there, chosen.strength, True)(features[:, COMPLETE])
 
 
 def _learning_curve(
@@ -224,13 +217,13 @@ def _doubts(complete: Row, sources: Sequence[Row], compared: Sequence[Row]) -> I
                 "it may have learnt words"
             )
     for row in sources:
-        if row.name.endswith(", not fitted to") and row.auc.low < _USEFUL:
+        if row.name.endswith(_FOREIGN) and row.auc.low < _USEFUL:
             yield f"{row.name}: {row.auc.value:.2f}; label answers like those that will be judged"
 
 
-def _data(items: Sequence[Item], names: Sequence[str]) -> tuple[Source, ...]:
+def _data(items: Sequence[Item]) -> tuple[Source, ...]:
     found = []
-    for name in names:
+    for name in _names(items):
         inside = [item for item in items if item.source == name]
         text = "\n".join(item.model_dump_json() for item in inside)
         good = sum(item.good for item in inside)

@@ -15,7 +15,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from rain_llm.doctor.measures import Floats, Groups, Labels, auc, fit
+from rain_llm.doctor.measures import Fit, Floats, Groups, Labels, auc
 from rain_llm.errors import SettingsError
 from rain_llm.judging.probe import Probe
 from rain_llm.probing.ridge import STRENGTHS, Linear, ridge
@@ -189,20 +189,13 @@ def final(
     criterion: str,
     model: str,
     states: States,
-    choices: Sequence[Layers],
+    candidates: Sequence[Layers],
     answers: Answers,
-    predicted: Predicted,
+    calibration: Fit,
     seed: int,
-) -> Probe | None:
-    """Fit a probe to all answers; calibration and threshold come from the predictions out of fold.
-
-    Returns:
-        The probe; None if its predictions are no better than chance.
-    """
-    calibration = fit(predicted.scores[:, COMPLETE], answers.good)
-    if calibration is None:
-        return None
-    chosen = choose(states.of, choices, answers, seed)
+) -> Probe:
+    """Fit a probe to all answers; ``calibration`` was fitted to predictions out of fold."""
+    chosen = choose(states.of, candidates, answers, seed)
     line = fitted(states.of(chosen.layers), answers, chosen.strength, True)
     weights = (line.weights / calibration.scale).reshape(len(chosen.layers), -1)
     return Probe(

@@ -34,15 +34,15 @@ PROBE = "probe"
 
 def probe_for(
     judge: LanguageModel, criterion: str, items: Sequence[Item], seed: int, tell: Callable[[int], None]
-) -> Probed | str:
-    """Fit and examine a probe; return the reason if that is impossible for this model or these answers."""
+) -> tuple[Probed, None] | tuple[None, str]:
+    """Fit and examine a probe; return the reason if there is none for this model or these answers."""
     if not isinstance(judge, Readable):
-        return f"{judge.name} gives no hidden states"
+        return None, f"{judge.name} gives no hidden states"
     try:
         probed = examine_probe(judge, criterion, items, seed, tell)
     except SettingsError as error:
-        return str(error)
-    return probed if probed.probe else "nothing found in the hidden states"
+        return None, str(error)
+    return (probed, None) if probed.probe else (None, "nothing was found in the hidden states")
 
 
 def written(probed: Probed, criterion: str, folder: Path | None) -> Path | None:
@@ -72,7 +72,7 @@ def held_by(chosen: Style, probed: Probed, items: Sequence[Item], seed: int) -> 
     """Return the results on all items: none was predicted by a probe that was fitted to it."""
     assert probed.probe is not None
     uncut = np.flatnonzero([not item.cut for item in items])
-    good = _good(items)[uncut]
+    good = good_of(items)[uncut]
     probability = 1 / (1 + np.exp(-probed.log_odds[uncut, COMPLETE]))
     threshold = probed.probe.threshold
     fitted = Fit(0.0, 1.0, threshold, float(np.median(probability[good])))
@@ -93,12 +93,13 @@ def _measures(
     probed: Probed, items: Sequence[Item], rows: NDArray[np.int64], cut: int, seed: int
 ) -> Measures:
     assert probed.probe is not None
-    scores, good = probed.log_odds[rows, cut], _good(items)[rows]
+    scores, good = probed.log_odds[rows, cut], good_of(items)[rows]
     interval = auc_interval(scores, good, answers_of(items)[0].groups[rows], seed)
     odds = np.log(max(probed.probe.threshold, 1e-9) / (1 - probed.probe.threshold))
     votes = np.where(scores > odds, 1.0, 0.0)
     return Measures(len(rows), interval, hard_accuracy(votes, good), ties(votes))
 
 
-def _good(items: Sequence[Item]) -> Labels:
+def good_of(items: Sequence[Item]) -> Labels:
+    """Return the labels of items."""
     return np.array([item.good for item in items])

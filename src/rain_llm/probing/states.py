@@ -30,7 +30,7 @@ class States:
     Attributes:
         layers: the blocks whose output was read.
         means: shape [answers, cuts, layers, width]; the last cuts are ``HALF`` and ``COMPLETE``.
-        model_tokens: tokens that the model processed.
+        model_tokens: tokens of prompts and answers.
     """
 
     layers: tuple[int, ...]
@@ -66,9 +66,9 @@ def read_states(
     """
     layers = tuple(sorted({layer for chosen in candidates(model.depth) for layer in chosen}))
     means = np.empty((len(items), len(CUTS) + 2, len(layers), model.width), np.float32)
-    total = 0
-    for number, item in enumerate(items):
-        prompt, answer = prefix_of(model, item.subject), model.encode(item.said)
+    texts = [(prefix_of(model, item.subject), model.encode(item.said)) for item in items]
+    for number in sorted(range(len(items)), key=texts.__getitem__):  # prompts that are alike after each other
+        (prompt, answer), item = texts[number], items[number]
         try:
             states = model.states(prompt, answer, layers)
         except PromptError as error:
@@ -82,6 +82,5 @@ def read_states(
         for place, cut in enumerate((*CUTS, (len(answer) + 1) // 2, len(answer))):
             kept = min(cut, len(answer))
             means[number, place] = sums[kept - 1] / kept
-        total += len(prompt) + len(answer)
         tell(1)
-    return States(layers, means, total)
+    return States(layers, means, sum(len(prompt) + len(answer) for prompt, answer in texts))

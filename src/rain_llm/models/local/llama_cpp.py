@@ -39,6 +39,7 @@ from rain_llm.settings import ModelSettings
 from rain_llm.types import Message, TokenIds, Tool
 
 _CELLS = 4096  # of the cache at first: a pass is slower over a large one
+_SIDE_SEQUENCES = 8  # texts whose prefixes the context that reads states keeps
 _PREFIXES = 32  # sequences that hold prefixes in a pass; the others can be branches
 _Job: TypeAlias = SampleJob | ScoreJob | ReadJob
 
@@ -177,24 +178,29 @@ class LlamaCppModel:
     def states(self, prefix: TokenIds, tokens: TokenIds, layers: Sequence[int]) -> Floats:
         """Return the hidden states of ``tokens`` after ``prefix``, shape [tokens, layers, width].
 
-        They are computed in a context of their own, without the cache.
+        They are computed in a context of their own, which keeps the latest prefixes.
         """
         text = prefix + tokens
         self._check(prefix)
         self._check(text)
         with self._lock:
-            if self._side is None or self._side[0] != tuple(layers) or self._side[1].cells < len(text):
-                cells = max(_CELLS // 4, len(text))
+            if self._side is None or self._side[0] != tuple(layers) or self._side[1].cells < 2 * len(text):
+                cells = max(_CELLS // 4, 2 * len(text))
                 context = self._new_context(cells, 0, layers)
-                self._side = tuple(layers), SequenceCache(context.memory, 1, cells), context
+                self._side = tuple(layers), SequenceCache(context.memory, _SIDE_SEQUENCES, cells), context
             _, cache, context = self._side
-            cache.clear()
             cache.begin()
             forward = Pass(cache)
-            forward.add(text, 0)
-            context.run(forward)
+            try:
+                forward.add(text, len(tokens))  # all rows of the tokens, cached or not
+                forward.outputs.clear()
+                context.run(forward)
+            except BaseException:
+                cache.clear()
+                raise
+            cache.commit()
             assert forward.states is not None  # the context reads some layers
-            return forward.states[len(prefix) :]
+            return forward.states[-len(tokens) :]
 
     def _answer(self, batch: Sequence[Sample | Score | Read]) -> list[Samples | Scores | Values | None]:
         jobs = [self.begin(request) for request in batch]
