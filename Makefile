@@ -20,11 +20,11 @@ VLLM_PIP := $(VLLM)/bin/python -m pip $(PIP_FLAGS)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo check test test-results test-vllm lint type docs bench bench-vllm bench-gpu clean
+.PHONY: help setup setup-dev demo check test test-results test-vllm lint type docs bench bench-vllm bench-gpu probes clean
 .DELETE_ON_ERROR:
 
 # The embedded model comes out of an installed package: nothing is fetched while the code runs.
-demo check test test-results test-vllm bench bench-vllm bench-gpu: export HF_HUB_OFFLINE := 1
+demo check test test-results test-vllm bench bench-vllm bench-gpu probes: export HF_HUB_OFFLINE := 1
 # A quarter of the examples of each property (tests/examples.py).
 check: export RAIN_LLM_QUICK_TESTS := 1
 test-results test-vllm: export RAIN_LLM_VLLM_PYTHON := $(CURDIR)/$(VLLM)/bin/python
@@ -93,6 +93,9 @@ type: setup-dev ## Types, strictly
 docs: setup-dev ## Write the settings page and build the site into site/
 	$(BIN)/python docs/generate_settings.py
 	$(BIN)/mkdocs build --strict --quiet
+
+probes: setup-dev ## Fit the probes that ship to the answers that ship (DATA=folder of public answers: to these, too)
+	$(BIN)/python -m benchmarks.probes $(if $(DATA),--data "$(DATA)")
 
 bench: setup-dev ## Measure what answers cost, against the bars (DATA=folder of public prompts)
 	$(BIN)/python -m benchmarks $(if $(DATA),--data "$(DATA)")

@@ -156,10 +156,11 @@ def _known(criterion: str, folder: Path | None) -> list[Path]:
     """Return the files that may be the probe of a criterion, the user's own first."""
     ending = f"{criterion}.probe.json"
     beside = sorted(path for path in folder.glob(f"*{ending}") if path.is_file()) if folder else []
-    return [*beside, *(path for path in _shipped() if path.name.endswith(f".{ending}"))]
+    return [*beside, *(path for path in shipped_probes() if path.name.endswith(f".{ending}"))]
 
 
 @functools.cache
-def _shipped() -> tuple[Path, ...]:
+def shipped_probes() -> tuple[Path, ...]:
+    """Return the files of the probes that come with this package."""
     folder = Path(str(resources.files("rain_llm.judging").joinpath("probes")))
     return tuple(sorted(folder.glob("*.probe.json")))

@@ -14,7 +14,17 @@ from rain_llm.judging.probe import Measured, Source
 from rain_llm.models.base import Readable
 from rain_llm.probing import baselines
 from rain_llm.probing.findings import Probed, ProbeFindings, Row
-from rain_llm.probing.fitting import Answers, Layers, Predicted, View, choose, final, fitted, predict
+from rain_llm.probing.fitting import (
+    Answers,
+    Layers,
+    Predicted,
+    View,
+    choose,
+    final,
+    fitted,
+    predict,
+    threshold,
+)
 from rain_llm.probing.states import COMPLETE, CUTS, candidates, read_states
 
 _FOREIGN = ", not fitted to"
@@ -64,7 +74,12 @@ def examine_probe(
         scores = (scores - calibration.center) / calibration.scale
         probe = final(criterion, model.fingerprint, states, choices, answers, calibration, seed)
         figures = [complete, *cuts, *sources, *kinds, *compared]
-        probe = probe.model_copy(update={"data": _data(items), "held_out": tuple(map(_measured, figures))})
+        update = {
+            "threshold": threshold(scores, answers.good),
+            "data": sources_of(items),
+            "held_out": tuple(map(_measured, figures)),
+        }
+        probe = probe.model_copy(update=update)
     findings = ProbeFindings(
         probe.layers if probe else (),
         model.depth,
@@ -221,7 +236,8 @@ def _doubts(complete: Row, sources: Sequence[Row], compared: Sequence[Row]) -> I
             yield f"{row.name}: {row.auc.value:.2f}; label answers like those that will be judged"
 
 
-def _data(items: Sequence[Item]) -> tuple[Source, ...]:
+def sources_of(items: Sequence[Item]) -> tuple[Source, ...]:
+    """Return the files that items come from, with their digests and counts."""
     found = []
     for name in _names(items):
         inside = [item for item in items if item.source == name]

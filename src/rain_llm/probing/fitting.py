@@ -30,6 +30,10 @@ _INNER = 5  # folds within the others, to choose layers and strength
 _FEW = 200  # answers; with fewer, the choice depends on how the folds fall: it is averaged over three ways
 _LEAST = 4  # good and bad answers; with fewer, nothing can be chosen within folds
 _WORTH_MORE_LAYERS = 0.01  # of the AUC: several layers cost more to read than one
+_JUDGED = [CUTS.index(16), CUTS.index(32), COMPLETE]  # the cuts at which good answers should pass
+PASS = 0.95
+"""Share of good answers that a probe lets pass."""
+
 _FITTED = (CUTS.index(8), CUTS.index(32), COMPLETE)  # the cuts that a classifier is fitted to
 
 
@@ -183,6 +187,21 @@ def predict(
         scores[outside] = line(features[outside])
         chosen.append(choice)
     return Predicted(scores, fold, tuple(chosen))
+
+
+def threshold(log_odds: Floats, good: Labels) -> float:
+    """Return the probability above which an answer passes.
+
+    A search judges drafts while they grow, and a good draft that does not pass is written again. So at most
+    one in twenty good answers fails, of complete ones and of beginnings; and nothing passes below 0.5 that
+    need not.
+
+    Args:
+        log_odds: predictions out of fold, calibrated, nats, shape [answers, cuts].
+        good: the labels.
+    """
+    lowest = float(np.quantile(log_odds[good][:, _JUDGED], 1 - PASS))
+    return float(min(0.5, 1 / (1 + np.exp(-lowest))))
 
 
 def final(
