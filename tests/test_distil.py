@@ -277,7 +277,7 @@ def test_a_line_that_was_cut_off_is_done_again(tmp_path: Path, unfitted: list[li
     path = tmp_path / name
     whole = path.read_bytes()
     last = whole.rindex(b"\n", 0, -1) + 1
-    for end in range(last, len(whole)):
+    for end in (*range(last, len(whole), 9), len(whole) - 2, len(whole) - 1):
         path.write_bytes(whole[:end])
         run(tmp_path, prompts=PROMPTS[:2], drafts=1)
         assert path.read_bytes() == whole

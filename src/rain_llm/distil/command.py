@@ -123,9 +123,10 @@ def _judge(name: str, criterion: str, chat: bool, watch: _Watch) -> tuple[Label,
 
 def _key() -> str:
     """Wait for a key on a terminal, or read a character from a pipe."""
-    if sys.stdin.isatty():
-        return typer.getchar()
-    return sys.stdin.read(1)
+    try:
+        return typer.getchar() if sys.stdin.isatty() else sys.stdin.read(1)
+    except EOFError:  # Ctrl-D
+        return ""
 
 
 class _Watch:

@@ -84,10 +84,13 @@ def fit(
     """
     fitted, held = parted(items, share, seed)
     _check(criterion, len(items), fitted)
-    read = iter(range(1, len(fitted) + 1))
-    probed = examine_probe(
-        model, criterion, fitted, seed, lambda _: tell("reading drafts", next(read), len(fitted))
-    )
+    progress = iter(range(1, len(fitted) + 1))
+
+    def read(count: int) -> None:
+        done = next(progress)
+        tell("reading drafts" if done < len(fitted) else "fitting to drafts", done, len(fitted))
+
+    probed = examine_probe(model, criterion, fitted, seed, read)
     good = sum(item.good for item in items)
     if probed.probe is None:
         return Distilled(probed, good, len(items) - good)
