@@ -39,7 +39,6 @@ def test_the_embedded_model_has_a_probe_for_all_that_it_judges_by_default():
     assert evaluation.style == "auto"
     for criterion in (*evaluation.criteria, *evaluation.actions):
         assert f"{EMBEDDED}.{criterion.name}" in PROBES
-    assert f"{EMBEDDED}.civility" in PROBES
 
 
 @every_probe

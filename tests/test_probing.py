@@ -284,3 +284,22 @@ def test_public_data_sets_are_read_as_they_are(tmp_path: Path):
     assert (second.query, second.unsafe, second.kind, second.pair) == ("P1", True, "complies", "P1")
     assert first.unsafe is False and third.kind == "refuses" and fourth.dialogue
     assert [item.good for item in items[64:66]] == [False, True]
+
+
+def test_answers_to_one_prompt_stay_together_however_they_are_linked():
+    """Refusals with the same words link prompts; a chain of links of any order is one group."""
+    rng = np.random.default_rng(5)
+    for _ in range(20):
+        texts = [
+            (f"prompt {rng.integers(12)}", "I can't help." if rng.random() < 0.3 else f"answer {number}")
+            for number in range(60)
+        ]
+        items = [
+            Item(id=str(n), query=query, answer=answer, dialogue=True, good=bool(n % 2), pair=str(n))
+            for n, (query, answer) in enumerate(texts)
+        ]
+        groups = answers_of(items)[0].groups
+        for one, (query, answer) in zip(groups, texts, strict=True):
+            for other, (query_too, answer_too) in zip(groups, texts, strict=True):
+                if query == query_too or answer == answer_too:
+                    assert one == other

@@ -33,8 +33,8 @@ Answered = TypeVar("Answered")
 Asking: TypeAlias = Generator[Sequence[Request], Sequence[Reply], Answered]
 """Yields one round of Score requests, receives the replies and returns a result."""
 
-MEASURED = {"positive_sentiment"}
-"""Built-in criteria that small models judge well when they are asked (``docs/results.md``)."""
+MEASURED = {"civility", "positive_sentiment"}
+"""Built-in criteria about tone, which small models can be asked about (``docs/results.md``)."""
 
 CONTENT_FREE = ("", "N/A", "[...]")
 """Texts without content (contextual calibration, Zhao et al. 2021, arXiv 2102.09690)."""

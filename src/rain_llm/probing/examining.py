@@ -150,7 +150,7 @@ def answers_of(items: Sequence[Item]) -> tuple[Answers, list[str]]:
 
     def root(place: int) -> int:
         while parents[place] != place:
-            place = parents[place] = parents[parents[place]]
+            place = parents[place]
         return place
 
     first: dict[tuple[str, ...], int] = {}
