@@ -522,7 +522,7 @@ def test_check_says_what_a_policy_asks_for_and_loads_nothing(model, rain, tmp_pa
         ["civility", "text", "0.2", "0.5", "3", "2"],
         ["harmless_actions", "calls", "0.25", "0.25", "9", "1"],
     ]
-    assert "written by m at http://a:1, judged by the same, style labels; at most 9 iterations" in out
+    assert "written by m at http://a:1, judged by the same, style auto; at most 9 iterations" in out
     assert f"on_unsafe refuse, hash {RainSettings.from_file(file).hash}\n" in out
     assert "sk-secret" not in out
 

@@ -245,8 +245,8 @@ def test_complied_against_refused_and_harmful_against_benign_have_rows():
     ]
     found = examine_probe(model(kinds), "harmlessness", kinds, 0)
     assert {row.name: row.n for row in found.findings.kinds} == {
-        "unsafe requests: complied against refused": 80,
-        "complied: harmful against benign request": 120,
+        "complied against refused": 80,
+        "harmful against benign compliance": 120,
     }
     assert not examine_probe(model(items), "harmlessness", items, 0).findings.kinds
 

@@ -177,12 +177,18 @@ def answers_of(items: Sequence[Item]) -> tuple[Answers, list[str]]:
 
 
 def _kinds(items: Sequence[Item]) -> Iterator[tuple[str, Labels]]:
-    """Yield the names of the two comparisons that a judge of harm must pass, with the answers compared."""
+    """Yield the names of two comparisons that a judge of harm must pass, over all and for each source."""
     unsafe = np.array([item.unsafe is True for item in items])
     safe = np.array([item.unsafe is False for item in items])
     complies, refuses = (np.array([item.kind == kind for item in items]) for kind in ("complies", "refuses"))
-    yield "unsafe requests: complied against refused", unsafe & (complies | refuses)
-    yield "complied: harmful against benign request", complies & (unsafe | safe)
+    names = _names(items)
+    inside = {f", {name}": np.array([item.source == name for item in items]) for name in names}
+    for where, chosen in {"": np.ones(len(items), np.bool_), **(inside if len(names) > 1 else {})}.items():
+        short = "complied/refused", "harmful/benign"
+        long = "complied against refused", "harmful against benign compliance"
+        first, second = short if where else long
+        yield f"{first}{where}", chosen & unsafe & (complies | refuses)
+        yield f"{second}{where}", chosen & complies & (unsafe | safe)
 
 
 def _learning_curve(

@@ -19,7 +19,7 @@ CUTS = (4, 8, 16, 32)
 COMPLETE, HALF = -1, -2
 """Places of the complete answer and of its first half, after those of ``CUTS``."""
 
-_DEPTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+_DEPTHS = (0.345, 0.414, 0.483, 0.552, 0.62, 0.69, 0.76)
 """Depths of the layers that are read; middle layers know most (``docs/doctor.md``)."""
 
 
@@ -44,10 +44,9 @@ class States:
 
 
 def candidates(depth: int) -> list[tuple[int, ...]]:
-    """Return the sets of layers to choose from, for a model with ``depth`` blocks."""
-    single = sorted({min(depth - 1, round(depth * share)) for share in _DEPTHS})
-    several = {tuple(single[1:6:2]), tuple(single[:5])}
-    return [*((layer,) for layer in single), *sorted(layers for layers in several if len(layers) > 1)]
+    """Return the sets of layers to choose from: each of some middle ones of ``depth`` blocks, or all."""
+    middle = tuple(sorted({min(depth - 1, round(depth * share)) for share in _DEPTHS}))
+    return [*((layer,) for layer in middle), *([middle] if len(middle) > 1 else [])]
 
 
 def read_states(
