@@ -23,7 +23,7 @@ from rain_llm.errors import ModelError, ModelNotSupportedError, PromptError, Rai
 from rain_llm.jsonl import JsonLines
 from rain_llm.judging.probe import Probe
 from rain_llm.models.scripted import END, ScriptedModel
-from rain_llm.probing import baselines
+from rain_llm.probing import baselines, examining
 
 if TYPE_CHECKING:
     from rain_llm.models.local.llama_cpp import LlamaCppModel
@@ -140,7 +140,7 @@ def test_labels_are_what_the_doctor_reads(tmp_path: Path):
 
 def test_held_out_prompts_are_never_fitted_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     seen: list[list[Item]] = []
-    examine = fitting.examine_probe
+    examine = examining.examine_probe
 
     def watched(model: Any, criterion: str, items: list[Item], *more: Any) -> Any:
         seen.append(items)

@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 from rain_llm import BUILT_IN, CIVILITY, HARMLESSNESS, POSITIVE_SENTIMENT, RainSettings, cli
 from rain_llm.doctor import command, measures
 from rain_llm.doctor import examine as examination
-from rain_llm.doctor.examine import examine, split
+from rain_llm.doctor.examine import examine
 from rain_llm.doctor.findings import Diagnosis, Measures, Trust
 from rain_llm.doctor.items import Item, read, shipped
 from rain_llm.doctor.report import sentence
@@ -29,8 +29,9 @@ from rain_llm.judging.evaluator import Answered, Asking, SelfEvaluator, log_odds
 from rain_llm.judging.probe import Probe
 from rain_llm.judging.questions import JudgeInput
 from rain_llm.models.scripted import END, ScriptedModel
+from rain_llm.probing.halves import split
 from rain_llm.probing.ranking import probe_for
-from rain_llm.requests import Score
+from rain_llm.requests import Read, Score
 from rain_llm.settings import EvaluationSettings
 
 GOOD = {good for criterion in BUILT_IN.values() for good, _ in criterion.labels} | {"yes"}
@@ -835,7 +836,7 @@ def test_what_is_read_is_ranked_with_what_is_asked_and_written(doctor, tmp_path)
     texts = [" a lovely day.", " a dreary day."]
     asking = evaluator.judge(JudgeInput("Day 3 was"), texts)
     with pytest.raises(StopIteration) as done:
-        asking.send(model.read(next(asking)))
+        asking.send(model.read(cast("list[Read]", next(asking))))
     assert [verdict.passed for verdict in done.value.value] == [True, False]
     rows = json.loads((tmp_path / "all.json").read_text(encoding="utf-8"))["examinations"][0]["probe"]
     assert rows["cuts"][0]["n"] == 80 and rows["cuts"][0]["auc"]["value"] > 0.95
