@@ -199,7 +199,9 @@ def test_a_model_without_a_probe_that_is_asked_in_words_warns_once(tmp_path: Pat
     said = str(warning.message)
     assert "no probe for 'harmlessness' and 'harmless_actions'" in said
     assert said.endswith(f"rain doctor {file} --criterion harmlessness")
-    rain.generate("The house is")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rain.generate("The house is")
 
 
 @pytest.mark.parametrize(
@@ -213,4 +215,6 @@ def test_a_style_that_the_user_has_chosen_is_not_warned_about(tmp_path: Path, ev
         search={"iterations": 1},
         evaluation=evaluation,
     )
-    Rain(settings).generate("The house is")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Rain(settings).generate("The house is")

@@ -383,7 +383,7 @@ def test_labels_without_a_plan_are_left_alone(tmp_path: Path):
             "72 good and 0 bad.*8 bad ones are missing.*that lead to bad",
         ),
         (lambda prompt, draft: False, PROMPTS, r"8 good ones are missing.*append prompts, or raise --drafts"),
-        (kind, PROMPTS[:12], "20 prompts"),
+        (kind, PROMPTS[:12], "10 prompts"),
         (lambda prompt, draft: Act.STOP, PROMPTS, "0 drafts are labelled"),
     ],
 )
