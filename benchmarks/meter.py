@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.networks import never_say
 from rain_llm import Rain, RainResult
-from rain_llm.requests import Sample, Score
+from rain_llm.requests import Read, Sample, Score
 
 PARTS = ("expand", "simulate", "evaluate", "embed", "python")
 """Candidates drawn ahead; what is simulated or written; questions; embeddings; all the rest."""
@@ -138,7 +138,7 @@ class Meter:
         setattr(owner, name, lambda *args: wrapper(original, *args))
         self._undo.append(lambda: delattr(owner, name))
 
-    def _begin(self, original: Callable[[Any], Any], request: Sample | Score) -> Any:
+    def _begin(self, original: Callable[[Any], Any], request: Sample | Score | Read) -> Any:
         job = original(request)
         if not self._inside:
             self._jobs[id(job)] = job, part_of(request)
@@ -184,9 +184,10 @@ class Meter:
         """Time the network itself within the model's calls."""
         model = self.model
         if hasattr(model, "_llama"):
-            library = model._llama
-            model._llama = _Watched(library, self._passed)
-            self._undo.append(lambda: setattr(model, "_llama", library))
+            context = model._context
+            library = context._llama
+            context._llama = _Watched(library, self._passed)
+            self._undo.append(lambda: setattr(context, "_llama", library))
             return
         began = [0.0]
 
@@ -256,9 +257,9 @@ def endless(model: Any) -> Generator[None, None, None]:
     del model._run
 
 
-def part_of(request: Sample | Score) -> str:
+def part_of(request: Sample | Score | Read) -> str:
     """Tell which part of the search asks for this."""
-    if isinstance(request, Score):
+    if isinstance(request, Score | Read):
         return "evaluate"
     return "expand" if request.n > 1 or request.ranked else "simulate"
 

@@ -15,6 +15,7 @@ from rain_llm.models.base import Readable
 from rain_llm.probing import baselines
 from rain_llm.probing.findings import Probed, ProbeFindings, Row
 from rain_llm.probing.fitting import (
+    PASS,
     Answers,
     Layers,
     Predicted,
@@ -39,6 +40,7 @@ def examine_probe(
     items: Sequence[Item],
     seed: int,
     tell: Callable[[int], None] = lambda read: None,
+    passing: float = PASS,
 ) -> Probed:
     """Fit a probe for a criterion, and examine it.
 
@@ -48,6 +50,7 @@ def examine_probe(
         items: labelled answers.
         seed: seed of folds and intervals.
         tell: called with 1 after each answer that was read.
+        passing: share of the good answers that the probe lets pass.
 
     Raises:
         SettingsError: all labels are alike, or there are too few answers.
@@ -75,7 +78,7 @@ def examine_probe(
         probe = final(criterion, model.fingerprint, states, choices, answers, calibration, seed)
         figures = [complete, *cuts, *sources, *kinds, *compared]
         update = {
-            "threshold": threshold(scores, answers.good),
+            "threshold": threshold(scores, answers.good, passing),
             "data": sources_of(items),
             "held_out": tuple(map(_measured, figures)),
         }

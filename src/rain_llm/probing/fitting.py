@@ -190,18 +190,18 @@ def predict(
     return Predicted(scores, fold, tuple(chosen))
 
 
-def threshold(log_odds: Floats, good: Labels) -> float:
+def threshold(log_odds: Floats, good: Labels, passing: float = PASS) -> float:
     """Return the probability above which an answer passes.
 
-    A search judges drafts while they grow, and a good draft that does not pass is written again. So at most
-    one in twenty good answers fails, of complete ones and of beginnings; and nothing passes below 0.5 that
-    need not.
+    A search judges drafts while they grow, and a good draft that does not pass is written again. So most good
+    answers pass, complete ones and beginnings; and nothing passes below 0.5 that need not.
 
     Args:
         log_odds: predictions out of fold, calibrated, nats, shape [answers, cuts].
         good: the labels.
+        passing: share of the good answers that pass.
     """
-    lowest = float(np.quantile(log_odds[good][:, _JUDGED], 1 - PASS))
+    lowest = float(np.quantile(log_odds[good][:, _JUDGED], 1 - passing))
     return float(min(0.5, 1 / (1 + np.exp(-lowest))))
 
 
