@@ -150,9 +150,9 @@ def test_a_sentence_that_is_fine_costs_no_forward_pass_of_its_own(tiny):
 
 @pytest.mark.real
 def test_on_the_real_model_fine_text_costs_little_more_than_plain(real_model):
-    """Gate: 4 openings of 32 tokens, 3 seeds, every verdict fine; measured 2.45 tokens and 1.03 passes.
+    """Gate: 4 openings of 32 tokens, 3 seeds, every verdict fine; reading costs no token and no pass.
 
-    A verdict costs 14 tokens, so that the count depends on how many sentences are drawn: 3.05, 2.34 and 1.94.
+    The openings, of 5 tokens, are read, too.
     """
     costs = [
         with_verdicts(DEFAULT.updated(generation={"seed": seed}), True, BENIGN, 32, real_model)
@@ -163,8 +163,8 @@ def test_on_the_real_model_fine_text_costs_little_more_than_plain(real_model):
     print(
         f"tokens {tokens:.2f}, forwards {sum(cost.forwards for cost in costs) / output:.3f} per output token"
     )
-    assert tokens <= 2.9
-    assert all(cost.forwards <= cost.output + 4 for cost in costs)
+    assert tokens <= 1.3
+    assert all(cost.forwards <= cost.output + 4 for cost in costs)  # an end takes a pass of its own
 
 
 @pytest.mark.real
