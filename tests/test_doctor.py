@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -20,8 +21,9 @@ from rain_llm import BUILT_IN, CIVILITY, HARMLESSNESS, POSITIVE_SENTIMENT, RainS
 from rain_llm.doctor import command, measures
 from rain_llm.doctor import examine as examination
 from rain_llm.doctor.examine import examine
-from rain_llm.doctor.findings import Diagnosis, Measures, Trust
+from rain_llm.doctor.findings import Diagnosis, Measures, Ranked, Trust
 from rain_llm.doctor.items import Item, read, shipped
+from rain_llm.doctor.measures import Interval
 from rain_llm.doctor.report import sentence
 from rain_llm.doctor.styles import styles
 from rain_llm.errors import LabelError, ModelNotSupportedError, PromptError, SettingsError
@@ -30,7 +32,7 @@ from rain_llm.judging.probe import Probe
 from rain_llm.judging.questions import JudgeInput
 from rain_llm.models.scripted import END, ScriptedModel
 from rain_llm.probing.halves import split
-from rain_llm.probing.ranking import probe_for
+from rain_llm.probing.ranking import probe_for, ranked
 from rain_llm.requests import Read, Score
 from rain_llm.settings import EvaluationSettings
 
@@ -840,6 +842,27 @@ def test_what_is_read_is_ranked_with_what_is_asked_and_written(doctor, tmp_path)
     assert [verdict.passed for verdict in done.value.value] == [True, False]
     rows = json.loads((tmp_path / "all.json").read_text(encoding="utf-8"))["examinations"][0]["probe"]
     assert rows["cuts"][0]["n"] == 80 and rows["cuts"][0]["auc"]["value"] > 0.95
+
+
+def test_a_probe_is_compared_with_the_best_question_on_the_half_that_ranked_none(
+    doctor, tmp_path, monkeypatch
+):
+    """The best of a dozen questions looks good on a few answers; a probe must not lose to that."""
+    first: list[Ranked] = []
+
+    def unlucky(*given: Any) -> Ranked:
+        found = ranked(*given)
+        if first:
+            return found
+        auc = Interval(0.1, 0.05, 0.2)
+        first.append(replace(found, measures=replace(found.measures, auc=auc)))
+        return first[0]
+
+    monkeypatch.setattr(examination, "ranked", unlucky)
+    own = write(tmp_path / "own.jsonl", varied())
+    code, page, _ = doctor(knowing(), *SENTIMENT, "--data", own, "--fit", tmp_path / "probes")
+    assert code == 0 and first
+    assert "▸  probe " in page
 
 
 def test_a_probe_is_written_beside_the_settings_and_never_over_another(doctor, tmp_path):

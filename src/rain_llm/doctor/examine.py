@@ -91,11 +91,11 @@ def examine(
     blank = interview.on_nothing(candidates, any(item.dialogue for item in items))
     ranking = [_ranked(style, to_rank[style.name], to_fit, blank[style.name], seed) for style in candidates]
     if read is not None:
-        file = written(read, criterion.name, folder)
-        ranking.append(ranked(reading(criterion, as_set, file), read, items, to_fit, seed))
+        probe = reading(criterion, as_set, written(read, criterion.name, folder))
+        ranking.append(ranked(probe, read, items, to_fit, seed))
     ranking.sort(key=lambda ranked: -ranked.measures.auc.value)
-    best = _recommended(ranking, candidates[0])
-    finalists = list({s.name: s for s in (best, candidates[0]) if s.name != PROBE}.values())
+    best = _recommended([one for one in ranking if one.style.name != PROBE], candidates[0])
+    finalists = list({style.name: style for style in (best, candidates[0])}.values())
     evidence = interview.evidence(finalists, judged, tell)
     as_asked = criterion.model_copy(update={"style": candidates[0].criterion.style, "probe": None})
     current = as_set.model_copy(update={"criteria": (as_asked,), "actions": ()})
@@ -103,8 +103,10 @@ def examine(
         style.name: _held(style, to_rank[style.name], to_fit, evidence[style.name], judged, seed)
         for style in finalists
     }
-    if best.name == PROBE and read is not None:
-        held[PROBE] = held_by(best, read, items, seed)
+    if read is not None:  # the best of a dozen questions looks good on one half: the other one decides
+        held[PROBE] = held_by(probe, read, items, seed)
+        own = ranked(probe, read, items, complete, seed).measures.auc.value
+        best = probe if own >= held[best.name].complete.auc.value else best
     return Examination(
         criterion,
         tuple(ranking),
@@ -138,15 +140,12 @@ def _ranked(
 
 
 def _recommended(ranking: Sequence[Ranked], as_set: Style) -> Style:
-    """Return the best style, or that of the settings if it is within a standard error of the best.
-
-    Half of the answers are too few to distinguish a dozen styles, and a change should have a reason.
-    """
+    """Return the best style, or that of the settings if it is within a standard error of the best."""
     best = ranking[0]
     current = next(ranked for ranked in ranking if ranked.style == as_set)
-    interval = best.measures.auc
-    error = (interval.high - interval.low) / 4  # a 95 % interval is about four standard errors wide
-    return as_set if current.measures.auc.value >= interval.value - error else best.style
+    auc = best.measures.auc
+    error = (auc.high - auc.low) / 4  # a 95 % interval is about four standard errors wide
+    return as_set if current.measures.auc.value >= auc.value - error else best.style
 
 
 def _held(
