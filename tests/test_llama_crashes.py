@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rain_llm import Rain, RainError, RainSettings
@@ -205,10 +206,24 @@ def fork_and_load(file: str) -> list[Any]:
     return [expected, forked(lambda: written(rain_of(file)))]
 
 
+def fork_and_read_states(file: str) -> list[Any]:
+    """Read hidden states in a child whose parent has done so: in a context of its own."""
+    from tests.test_forks import forked
+
+    model = load(file, threads=2)
+
+    def read() -> Any:
+        states = model.states(model.encode("The film is"), model.encode(" good, " * 60), [0])
+        return round(float(np.abs(states).mean()), 4)
+
+    return [read(), forked(read)]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_forked_processes_compute_on_their_own(tmp_path: Path):
     file = str(gguf_files.tiny_gguf(tmp_path))
-    for found in [*child(fork_all, file).values(), child(fork_and_load, file)]:
+    works = child(fork_and_load, file), child(fork_and_read_states, file)
+    for found in [*child(fork_all, file).values(), *works]:
         expected, *results = found
         assert expected
         assert set(results) == {expected}

@@ -41,9 +41,9 @@ from rain_llm.types import Message, TokenIds, Tool
 _CELLS = 4096  # of the cache at first: a pass is slower over a large one
 _SIDE_SEQUENCES = 8  # texts whose prefixes the context that reads states keeps
 _PREFIXES = 32  # sequences that hold prefixes in a pass; the others can be branches
-_Job: TypeAlias = SampleJob | ScoreJob | ReadJob
-
 _RECENT = 64  # passes: what was used since then is evicted only if the cache cannot grow
+
+_Job: TypeAlias = SampleJob | ScoreJob | ReadJob
 
 
 class LlamaCppModel:
@@ -213,6 +213,9 @@ class LlamaCppModel:
         idle = self._lock.acquire(blocking=False)
         self._lock = threading.RLock()
         self._threads = llama.threads(self._threads)
+        if self._side is not None:  # its threads are the parent's
+            self._side[2].abandon()
+            self._side = None
         if idle:
             self._context.use_threads(self._threads)
         else:
