@@ -401,3 +401,20 @@ def test_readings_of_many_probes_have_a_bound():
     with pytest.raises(ModelError, match=str(MOST)):
         watched.add([probes[MOST].reading])
     assert np.allclose(watched.numbers(np.ones((1, 1, 1), np.float32)), [range(MOST)])
+
+
+def test_a_judge_that_asks_is_not_given_the_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """They are found by decoding, which for some servers is a request."""
+    given: list[Any] = []
+    judge = SelfEvaluator.judge
+
+    def watched(self: SelfEvaluator, *arguments: Any) -> Any:
+        given.append(arguments[3])
+        return judge(self, *arguments)
+
+    monkeypatch.setattr(SelfEvaluator, "judge", watched)
+    Rain(settings(), model=model()).generate("say:")
+    assert given and not any(given)
+    given.clear()
+    Rain(settings(saved(GOOD, tmp_path)), model=model()).generate("say:")
+    assert given and all(given)

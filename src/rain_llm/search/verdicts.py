@@ -78,6 +78,8 @@ class Verdicts:
         computed. That token is left out, so that a verdict costs no pass.
         """
         state = self.state
+        if not state.evaluator.probes:  # finding a stop string may decode, which may ask a server
+            return []
         written = []
         for tokens in texts.values():
             whole = state.answer.tokens + tokens
