@@ -198,7 +198,7 @@ def test_a_model_without_a_probe_that_is_asked_in_words_warns_once(tmp_path: Pat
     (warning,) = told
     said = str(warning.message)
     assert "no probe for 'harmlessness' and 'harmless_actions'" in said
-    assert said.endswith(f"rain doctor {file} --criterion harmlessness")
+    assert said.endswith(f"rain doctor {file} --criterion harmlessness --fit .")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         rain.generate("The house is")

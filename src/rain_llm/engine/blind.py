@@ -34,8 +34,9 @@ class BlindnessWarning:
             names = " and ".join(f"'{name}'" for name in evaluator.unmeasured)
             warnings.warn(
                 f"this model has no probe for {names}, so it is asked in words, and nobody has measured "
-                f"whether it can judge so: small models prefer harmful answers to refusals. Measure it, and "
-                f"fit a probe: {self._command(evaluator.unmeasured[0])}",
+                f"whether it can judge so: small models prefer harmful answers to refusals. Measure it"
+                f"{'' if self._needs_file else ', and fit a probe'}: "
+                f"{self._command(evaluator.unmeasured[0], fit=not self._needs_file)}",
                 UnmeasuredJudgeWarning,
                 stacklevel=2,
             )
@@ -50,11 +51,11 @@ class BlindnessWarning:
                 stacklevel=2,
             )
 
-    def _command(self, name: str) -> str:
-        """Return the command that examines a criterion."""
+    def _command(self, name: str, fit: bool = False) -> str:
+        """Return the command that examines a criterion; with ``fit``, it also writes a probe."""
         command = ["rain", "doctor", *([self._name] if self._name else []), "--criterion", name]
         if name not in BUILT_IN or self._needs_file:
             command += ["--settings", "FILE.yaml"]
         if name not in BUILT_IN:
             command += ["--data", "FILE.jsonl"]
-        return shlex.join(command)
+        return shlex.join([*command, *(["--fit", "."] if fit else [])])
