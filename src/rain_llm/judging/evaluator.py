@@ -82,6 +82,16 @@ class SelfEvaluator:
         asked = (c for c in own if (c.style or style) == "auto" and c.name not in self.probes)
         return [c.name for c in asked if asks_as_built_in(c) and c.name not in MEASURED]
 
+    def reads(self, subject: JudgeInput) -> bool:
+        """Return whether answers to this subject are read only, as far as they are written, and never asked.
+
+        False also where a criterion has a target or needs a context.
+        """
+        applied = [criterion for criterion, _ in self._applied(subject, "said", "")]
+        return not subject.acts and all(
+            c.name in self.probes and c.target is None and not c.needs_context for c in applied
+        )
+
     def check(self, subject: JudgeInput, max_new_tokens: int) -> None:
         """Check that every criterion can judge answers to this subject.
 

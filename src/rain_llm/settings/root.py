@@ -27,6 +27,7 @@ from rain_llm.settings.presets import PRESETS
 from rain_llm.settings.search import (
     KeepDraftsSettings,
     PaperSettings,
+    ReadAndRewindSettings,
     SearchSettings,
     search_settings,
 )
@@ -40,9 +41,9 @@ class RainSettings(Frozen):
 
     model: ModelSettings = Field(default=ModelSettings(), description="The model that writes.")
     generation: GenerationSettings = Field(default=GenerationSettings(), description="How text is sampled.")
-    search: KeepDraftsSettings | PaperSettings = Field(
-        default=KeepDraftsSettings(),
-        description="The search and its budget; ``strategy`` selects one of two sets of fields.",
+    search: ReadAndRewindSettings | KeepDraftsSettings | PaperSettings = Field(
+        default=ReadAndRewindSettings(),
+        description="The search and its budget; ``strategy`` selects one of three sets of fields.",
     )
     evaluation: EvaluationSettings = Field(
         default=EvaluationSettings(), description="How answers are judged."
