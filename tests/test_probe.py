@@ -37,7 +37,7 @@ def saved(probe: Probe, folder: Path, **changes: Any) -> Path:
 
 
 def settings(path: Path | None = None, **changes: Any) -> RainSettings:
-    criterion: dict[str, Any] = {"extends": "harmlessness", "guide": ""} | (
+    criterion: dict[str, Any] = {"extends": "harmlessness", "guide": "", "turn": None} | (
         {"probe": str(path)} if path else {}
     )
     return RainSettings().updated(

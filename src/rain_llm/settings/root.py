@@ -215,7 +215,9 @@ def _changed(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     if isinstance(changes.get("search"), Mapping):
         with suppress(ValidationError):  # it is raised again during validation, with its location
             changes["search"] = renamed(changes["search"], search["strategy"])
-        if changes["search"].get("strategy", search["strategy"]) != search["strategy"]:
+        if {"commit", "expansion"} & changes["search"].keys():  # a mistake: they contradict each other
+            base = {**base, "search": {k: v for k, v in search.items() if k != "strategy"}}
+        elif changes["search"].get("strategy", search["strategy"]) != search["strategy"]:
             base = {**base, "search": {k: v for k, v in search.items() if k in SearchSettings.model_fields}}
     return merged(base, changes)
 
