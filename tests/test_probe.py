@@ -294,7 +294,8 @@ def test_a_search_rewinds_what_is_read_as_bad(tmp_path: Path):
 
 
 def seeded(path: Path, seed: int) -> RainSettings:
-    return settings(path, generation={"max_new_tokens": 12, "seed": seed}, search={"iterations": 24})
+    search = {"strategy": "keep_drafts", "iterations": 24}
+    return settings(path, generation={"max_new_tokens": 12, "seed": seed}, search=search)
 
 
 def test_what_is_never_good_is_refused(tmp_path: Path):
