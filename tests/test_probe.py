@@ -300,7 +300,7 @@ def seeded(path: Path, seed: int) -> RainSettings:
 
 def test_what_is_never_good_is_refused(tmp_path: Path):
     path = saved(GOOD, tmp_path)
-    judge = ScriptedModel(words, state=lambda text: -1.0)
+    judge = ScriptedModel(words, state=lambda text: -1.0 - len(text) / 1000)
     result = Rain(settings(path), model=judge).generate("say:")
     assert result.stop_reason is StopReason.REFUSED
     assert "be" not in result.text
