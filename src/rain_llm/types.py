@@ -79,6 +79,7 @@ class Task:
         schema: the answer is one JSON document that matches it: a JSON schema, also in OpenAI's wrapper
             (``{"name": ..., "schema": {...}}``), or a type that pydantic has a schema for (a model, an
             ``Enum``).
+        opening: how the assistant's turn begins, already written.
     """
 
     prompt: str | Sequence[Message]
@@ -88,6 +89,7 @@ class Task:
     tool_choice: str = "auto"
     parallel_calls: bool = True
     schema: Any = None
+    opening: str = ""
 
 
 Prompt: TypeAlias = str | Sequence[Message] | Sequence[Mapping[str, Any]] | Task
