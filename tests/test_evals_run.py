@@ -19,7 +19,17 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from rain_llm import BUILT_IN, CIVILITY, HARMLESSNESS, PromptError, Rain, RainSettings, SettingsError, cli
+from rain_llm import (
+    BUILT_IN,
+    CIVILITY,
+    HARMLESSNESS,
+    PromptError,
+    Rain,
+    RainSettings,
+    SettingsError,
+    cli,
+    screen,
+)
 from rain_llm.evals import answering, command, methods, rows, tasks
 from rain_llm.evals.best_of import best, sample_answers
 from rain_llm.evals.runner import ITEMS, ROWS, Progress, run
@@ -678,7 +688,7 @@ def test_a_terminal_sees_how_long_it_will_take(rain, tmp_path, data, monkeypatch
     ("seconds", "says"), [(3.4, "3 s"), (90.0, "2 min"), (3540.0, "59 min"), (3700.0, "1 h 02 min")]
 )
 def test_time_is_spelt(seconds, says):
-    assert command._spell(seconds) == says
+    assert screen.spelt(seconds) == says
 
 
 # --- killed -----------------------------------------------------------------------------------------

@@ -175,6 +175,8 @@ ORDER = (
     "evals.tasks",
     "evals.methods",
     "evals.best_of",
+    "standard",
+    "standard.care",
     "evals.answering",
     "evals.runner",
     "evals.wording",
@@ -196,6 +198,7 @@ ORDER = (
     "evals.section",
     "evals.summary",
     "evals.report",
+    "standard.suites",
     "evals.command",
     "distil.drafts",
     "distil.labels",
@@ -398,7 +401,7 @@ def test_no_file_is_longer_than_400_lines():
     assert {path: n for path, n in lines().items() if n > 400} == {}
 
 
-FROZEN = {"doctor": 1_620, "evals": 4_100, "probing": 1_000, "distil": 780}
+FROZEN = {"doctor": 1_620, "evals": 4_100, "probing": 1_000, "distil": 780, "standard": 900}
 """Folders that measure, and do not grow: what is added takes the place of something."""
 
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from unicodedata import category
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -52,6 +60,46 @@ def advancing(console: Console, task: str, total: int) -> Iterator[Callable[[int
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task(task, total=total)
         yield lambda steps: progress.advance(bar, steps)
+
+
+class Countdown:
+    """A progress bar with the time that is left; hidden where standard error is no terminal."""
+
+    def __init__(self, line: str) -> None:
+        console = Console(file=sys.stderr)
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task(line, total=None, left="")
+
+    def __enter__(self) -> Countdown:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def show(
+        self, line: str, done: int | None = None, total: int | None = None, left_s: float | None = None
+    ) -> None:
+        """Show what is being done, how many of how many are done, and the seconds that are left."""
+        left = "" if left_s is None else f"about {spelt(left_s)} left"
+        self._bar.update(self._task, description=line, completed=done, total=total, left=left, refresh=True)
+
+
+def spelt(seconds: float) -> str:
+    """Format a time as seconds, minutes, or hours and minutes."""
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def printable(text: str) -> str:

@@ -8,11 +8,12 @@ from dataclasses import replace
 from rain_llm.engine import Rain
 from rain_llm.errors import PromptError
 from rain_llm.evals.best_of import ask, best, sample_answers
-from rain_llm.evals.methods import GUIDED, UNGUARDED, labels, ladder
+from rain_llm.evals.methods import CARE, GUIDED, UNGUARDED, labels, ladder
 from rain_llm.evals.rows import Row
 from rain_llm.evals.tasks import Item, Task
 from rain_llm.judging.questions import JudgeInput
 from rain_llm.settings import RainSettings
+from rain_llm.standard import care
 from rain_llm.task import subject_of, task_of
 from rain_llm.types import RainResult, StopReason
 
@@ -69,7 +70,7 @@ def write(method: str, rain: Rain, task: Task, items: Sequence[Item], seed: int)
             label,
             item.id,
             seed,
-            str(prompts[place]) if item.opening else item.prompt,
+            whole if item.opening and isinstance(whole := prompts[place], str) else item.prompt,
             item.context,
             result.text,
             result.accepted,
@@ -83,6 +84,8 @@ def write(method: str, rain: Rain, task: Task, items: Sequence[Item], seed: int)
             None,
             rain.settings.hash,
             {c.name: c.passed for c in result.verdict.criteria} if result.verdict else None,
+            item.opening,
+            getattr(result.trace, "first_pass", None),
         )
 
     if rungs := ladder(method):
@@ -100,7 +103,9 @@ def write(method: str, rain: Rain, task: Task, items: Sequence[Item], seed: int)
         named = zip(labels(method), rungs, strict=True)
         return [row(label, place, best(some[:n])) for label, n in named for place, some in enumerate(made)]
     asked = [task_of(prompt, item.context) for prompt, item in zip(prompts, items, strict=True)]
-    if method in UNGUARDED:
+    if method == CARE:
+        results = care.answers(rain, asked, settings)
+    elif method in UNGUARDED:
         judge = method == "self-check"
         results = rain.plain_batch(asked, settings=settings, judge=judge)
         results = [_checked(result, settings) for result in results] if judge else results
@@ -111,7 +116,7 @@ def write(method: str, rain: Rain, task: Task, items: Sequence[Item], seed: int)
 
 def _uses_guide(method: str, settings: RainSettings) -> bool:
     """Whether a method writes after the criteria's guides, if there are any."""
-    if method in UNGUARDED or ladder(method):
+    if method in (*UNGUARDED, CARE) or ladder(method):
         return method.startswith(GUIDED)
     return settings.search.guided
 

@@ -8,8 +8,8 @@ from typing import cast
 
 from rain_llm.engine import Rain
 from rain_llm.judging.evaluator import Asking
-from rain_llm.models.base import LanguageModel
-from rain_llm.requests import Sample, Score, Scores
+from rain_llm.models.base import LanguageModel, Readable
+from rain_llm.requests import Read, Sample, Score, Scores, Values
 from rain_llm.search.answer import Answer
 from rain_llm.search.seeds import seed_of
 from rain_llm.settings import RainSettings
@@ -47,6 +47,8 @@ def sample_answers(
     tokens = (rain.guided(prompt, settings) if guided else ()) or rain.encode(prompt, settings)
     subject = subject_of(task_of(prompt, context), settings)
     evaluator = runtime.evaluator(settings.evaluation)
+    if evaluator.probes and runtime.judge is runtime.writer:
+        subject = replace(subject, prompt=rain.encode(prompt, settings))  # it reads what it has written
     seed = generation.seed or 0
     replies = runtime.writer.sample(
         [
@@ -71,7 +73,10 @@ def sample_answers(
         answers.append(answer)
     # Calibration that is still missing is done before all answers, and charged to the first.
     ((_, calibration),) = ask(runtime.judge, [evaluator.judge(subject, [])])
-    asked = ask(runtime.judge, [evaluator.judge(subject, [answer.shown]) for answer in answers])
+    asked = ask(
+        runtime.judge,
+        [evaluator.judge(subject, [answer.shown], written=[answer.tokens]) for answer in answers],
+    )
     results: list[RainResult] = []
     for answer, reply, ((verdict,), questions) in zip(answers, replies, asked, strict=True):
         if not results:
@@ -118,17 +123,20 @@ def best(results: Sequence[RainResult]) -> RainResult:
 
 def ask(
     judge: LanguageModel, judgements: Sequence[Asking[list[Verdict]]]
-) -> list[tuple[list[Verdict], list[Scores]]]:
-    """Send the questions of several judgements in one batch.
+) -> list[tuple[list[Verdict], list[Scores | Values]]]:
+    """Send the questions of several judgements in one batch, and read for those that read.
 
     Returns:
         For each judgement its verdicts, and the replies that they were read from.
     """
-    asked = [cast("Sequence[Score]", next(judgement)) for judgement in judgements]
-    replies = iter(judge.score([question for questions in asked for question in questions]))
+    asked = [next(judgement) for judgement in judgements]
+    requests = [request for some in asked for request in some]
+    scores = iter(judge.score([request for request in requests if isinstance(request, Score)]))
+    reads = [request for request in requests if isinstance(request, Read)]
+    values = iter(cast("Readable", judge).read(reads) if reads else [])  # only such a judge has probes
     results = []
-    for judgement, questions in zip(judgements, asked, strict=True):
-        mine = [next(replies) for _ in questions]
+    for judgement, some in zip(judgements, asked, strict=True):
+        mine = [next(scores) if isinstance(request, Score) else next(values) for request in some]
         try:
             judgement.send(mine)
         except StopIteration as stopped:  # a judgement asks one round of questions

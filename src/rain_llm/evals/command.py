@@ -1,25 +1,23 @@
-"""``rain eval``: the options of the command, and its progress bar."""
+"""``rain eval``: the options of the command."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
 
 from rain_llm.engine import Rain
 from rain_llm.errors import SettingsError
 from rain_llm.evals import report
 from rain_llm.evals.judges import built_in
 from rain_llm.evals.judges import own as own_judges
-from rain_llm.evals.methods import GROUPS, START, UNGUARDED, VARIANTS
-from rain_llm.evals.runner import DEFAULT_METHODS, Progress, run
+from rain_llm.evals.methods import CARE, GROUPS, START, UNGUARDED, VARIANTS
+from rain_llm.evals.runner import DEFAULT_METHODS, run
 from rain_llm.evals.tasks import TASKS
+from rain_llm.screen import Countdown
 from rain_llm.settings import RainSettings
+from rain_llm.standard.suites import STANDARD, STANDARD_METHODS, SUITES, named
 
 
 def _rain(settings: RainSettings) -> Rain:
@@ -30,7 +28,11 @@ def _rain(settings: RainSettings) -> Rain:
 def evaluate(
     suite: Annotated[
         list[str] | None,
-        typer.Argument(metavar="SUITE", help=f"Tasks to evaluate: {', '.join(TASKS)}; or all."),
+        typer.Argument(
+            metavar="SUITE",
+            help=f"Tasks to evaluate: {', '.join(TASKS)}; or all. Suites of public prompts: "
+            f"{', '.join(SUITES)}; or {STANDARD}, which is all of them.",
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -40,15 +42,20 @@ def evaluate(
         str | None,
         typer.Option(metavar="FOLDER", help="Public data: a folder, a file, or OWNER/NAME of a data set."),
     ] = None,
-    split: Annotated[str, typer.Option(metavar="dev|test|all", help="Which items to use.")] = "all",
+    split: Annotated[
+        str | None,
+        typer.Option(metavar="dev|test|all", help="Which items to use. Default: all; of suites, test."),
+    ] = None,
+    suites: Annotated[str, typer.Option(metavar="A,B,...", help=f"Only these suites of {STANDARD}.")] = "",
     methods: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="A,B,...",
-            help=f"Methods to compare: {', '.join(UNGUARDED)}, best-of-N, {', '.join(VARIANTS)}; groups: "
-            f"{', '.join(GROUPS)}; your own: NAME=settings.yaml.",
+            help=f"Methods to compare: {', '.join(UNGUARDED)}, best-of-N, {CARE}, {', '.join(VARIANTS)}; "
+            f"groups: {', '.join(GROUPS)}; your own: NAME=settings.yaml. "
+            f"Default: {','.join(DEFAULT_METHODS)}; for suites {','.join(STANDARD_METHODS)}.",
         ),
-    ] = ",".join(DEFAULT_METHODS),
+    ] = None,
     seeds: Annotated[int, typer.Option(metavar="N", help="Number of seeds, from 0 on.")] = 1,
     first: Annotated[
         int | None, typer.Option(metavar="N", help="Use only the first N items of each task.")
@@ -81,20 +88,25 @@ def evaluate(
     An interrupted run continues if the same command is given again.
     """
     names = [name for part in suite or () for name in part.split(",") if name]
+    if suites and STANDARD in names:
+        names = suites.split(",")
+    standard = not {STANDARD, *SUITES}.isdisjoint(names)
+    split = split or ("test" if standard else "all")
     if not names and not (report_only and out):
         raise typer.BadParameter(f"name tasks: {', '.join(TASKS)}; or all", param_hint="SUITE")
     folder = out or Path("rain-eval") / "-".join(names)
     built_in.check()
     others = own_judges.named(judge or ())
     writer = None
-    with _Watch() as watch:
+    with Countdown("loading the model") as bar:
         if not report_only:
-            start = RainSettings.from_file(settings) if settings else START
+            usual = START.updated(on_unsafe="refuse") if standard else START
+            start = RainSettings.from_file(settings) if settings else usual
             if model is not None:
                 start = start.updated(model={"name": model})
-            ways, own = _methods(methods)
+            ways, own = _methods(methods or ",".join(STANDARD_METHODS if standard else DEFAULT_METHODS))
             run(
-                names,
+                named(names, data, split),
                 folder,
                 methods=ways,
                 data=data,
@@ -105,10 +117,13 @@ def evaluate(
                 settings=start,
                 own=own,
                 make=_rain,
-                tell=watch.tell,
+                tell=lambda at: bar.show(f"{at.task}: {at.method}", at.done, at.total, at.left_s),
             )
             writer = _rain(start).runtime.writer  # for the fluency of the answers
-        page = report.write(folder, writer=writer, data=data, own=others, progress=watch.say)
+        if standard:
+            typer.echo(folder)
+            return
+        page = report.write(folder, writer=writer, data=data, own=others, progress=bar.show)
     typer.echo(page)
 
 
@@ -129,50 +144,3 @@ def _tokens(text: str | None) -> int | None:
     if not text.isdecimal():
         raise SettingsError(f"--tokens {text} is neither a number nor 'sentence'")
     return int(text)
-
-
-class _Watch:
-    """A progress bar with the time that is left; hidden where standard error is no terminal."""
-
-    def __init__(self) -> None:
-        console = Console(file=sys.stderr)
-        self._bar = Bar(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}"),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task("loading the model", total=None, left="")
-
-    def __enter__(self) -> _Watch:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
-
-    def tell(self, progress: Progress) -> None:
-        """Show the progress of the run."""
-        self._bar.update(
-            self._task,
-            description=f"{progress.task}: {progress.method}",
-            completed=progress.done,
-            total=progress.total,
-            left="" if progress.left_s is None else f"about {_spell(progress.left_s)} left",
-            refresh=True,
-        )
-
-    def say(self, line: str) -> None:
-        """Show what is done after the run."""
-        self._bar.update(self._task, description=line, left="")
-
-
-def _spell(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"

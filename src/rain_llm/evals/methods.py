@@ -30,6 +30,9 @@ LADDER = (1, 2, 3, 4, 6, 8, 12, 16)
 """The values of n for which ``best-of`` reports best-of-n."""
 
 UNGUARDED = ("plain", "self-check", "best-of")
+CARE = "care"
+"""Rolls back a fixed buffer and reflects (``rain_llm.standard.care``)."""
+
 GUIDED = "guided-"
 """The prefix of best-of methods whose samples are written after the criteria's guides."""
 
@@ -66,6 +69,10 @@ ABLATIONS: dict[str, Variant] = {
 VARIANTS: dict[str, Variant] = {
     "rain": Variant("the default"),
     "rain-refuse": Variant("refuses where nothing passes", {"on_unsafe": "refuse"}),
+    "rain-asked": Variant(
+        "asked in words, though there is a probe",
+        {"evaluation": {"style": "labels"}, "search": {"strategy": "keep_drafts"}},
+    ),
     _PAPER: Variant("the paper's constants and question"),
     **ABLATIONS,
 }
@@ -94,7 +101,7 @@ def chosen(names: Sequence[str], own: Mapping[str, RainSettings]) -> list[str]:
             raise SettingsError(f"a method of your own cannot be called '{name}': choose another name")
     found: list[str] = []
     for name in names:
-        if name in VARIANTS or name in UNGUARDED or name in own or ladder(name):
+        if name in (*VARIANTS, *UNGUARDED, CARE, *own) or ladder(name):
             found.append(name)
         elif name in GROUPS:
             found += GROUPS[name]
@@ -106,7 +113,7 @@ def chosen(names: Sequence[str], own: Mapping[str, RainSettings]) -> list[str]:
 
 
 def _unknown(name: str, own: Mapping[str, RainSettings]) -> SettingsError:
-    known = (*UNGUARDED, "best-of-N", "guided-best-of", *VARIANTS, *own, *GROUPS)
+    known = (*UNGUARDED, "best-of-N", "guided-best-of", CARE, *VARIANTS, *own, *GROUPS)
     near = nearest(name, known)
     hint = f"did you mean '{near}'? " if near else ""
     return SettingsError(

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 from collections.abc import Generator, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import BinaryIO
 
@@ -44,6 +44,8 @@ class Row:
         cpu_s: CPU seconds of its block, divided by the block's answers; not reproducible.
         settings_hash: of the method's settings for the task, without their seed.
         passed: whether each criterion passed by the model's own verdict; None if nothing was judged.
+        opening: how the assistant's turn began, already written; in a transcript ``prompt`` ends with it.
+        first_token_forwards: forward passes until the first accepted text was shown; None: unknown.
     """
 
     task: str
@@ -64,6 +66,8 @@ class Row:
     cpu_s: float | None
     settings_hash: str
     passed: Mapping[str, bool] | None = None
+    opening: str = ""
+    first_token_forwards: int | None = None
 
     @property
     def key(self) -> tuple[str, str, str, int]:
@@ -82,13 +86,14 @@ def read(path: Path) -> list[Row]:
     except OSError as error:
         raise SettingsError(f"cannot read the rows {path}: {error.strerror}") from error
     names = {field.name for field in fields(Row)}
+    required = {field.name for field in fields(Row) if field.default is MISSING}  # older rows lack the others
     rows = []
     for number, line in enumerate(lines[:-1], 1):
         try:
             data = json.loads(line)
         except ValueError:
             data = None
-        if not isinstance(data, dict) or set(data) | {"passed"} != names:  # older rows lack it
+        if not isinstance(data, dict) or not required <= set(data) <= names:
             raise _no_row(number, path)
         rows.append(Row(**data))
     return rows

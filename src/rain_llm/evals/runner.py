@@ -72,7 +72,7 @@ class _Block:
 
 
 def run(
-    tasks: Sequence[str],
+    tasks: Sequence[str | Task],
     out: Path,
     *,
     methods: Sequence[str] = DEFAULT_METHODS,
@@ -91,7 +91,7 @@ def run(
     Seeds, methods and tasks may be added later; all other options must be the same.
 
     Args:
-        tasks: names of tasks, or "all".
+        tasks: tasks or their names, or "all".
         out: the folder; created if it does not exist.
         methods: names of methods or of groups of them.
         data: a folder or file of public data, or the name of a data set (``Task.items``).
@@ -239,7 +239,7 @@ def _note(
                 _refuse(out, f"its method '{method}' of task '{task.name}' has other settings")
             known[chosen.hash] = chosen.model_dump(mode="json")
         kept |= {(task.name, item.id): item for item in items[task.name]}
-    splits = before["splits"] | {task.name: split for task in tasks if task.continues}
+    splits = before["splits"] | {task.name: split for task in tasks if task.continues or split != "all"}
     asked = before | {
         "seeds": max(seeds, before["seeds"]),
         "splits": splits,

@@ -268,8 +268,8 @@ TASKS = {
 """All tasks by name. The public openings are in the split "dev": settings were chosen on them."""
 
 
-def chosen(names: Sequence[str], data: str | None) -> list[Task]:
-    """Return the tasks of these names; "all" means every task that has items.
+def chosen(names: Sequence[str | Task], data: str | None) -> list[Task]:
+    """Return the tasks of these names; "all" means every task that has items. A task stands for itself.
 
     Raises:
         SettingsError: no task has this name.
@@ -277,11 +277,11 @@ def chosen(names: Sequence[str], data: str | None) -> list[Task]:
     if list(names) == ["all"]:
         return [task for task in TASKS.values() if task.own or (data and task.finds(data))]
     for name in names:
-        if name not in TASKS:
+        if isinstance(name, str) and name not in TASKS:
             raise SettingsError(
                 f"unknown task {name!r}: there are {', '.join(TASKS)}, or all of them by 'all'"
             )
-    return [TASKS[name] for name in dict.fromkeys(names)]
+    return [name if isinstance(name, Task) else TASKS[name] for name in dict.fromkeys(names)]
 
 
 def dump(items: Mapping[tuple[str, str], Item]) -> str:
