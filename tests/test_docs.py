@@ -2,7 +2,7 @@
 
 README, quickstart and the first page run on the embedded model, and print what they show. At each change the
 others run on a scripted model in its place; ``make test-results`` runs them on the embedded one, and
-compares what they print.
+compares what they print. A page with a scripted model of its own is compared each time.
 """
 
 from __future__ import annotations
