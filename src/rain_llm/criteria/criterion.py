@@ -214,8 +214,8 @@ class Criterion(Frozen):
     )
     turn: Turn | None = Field(
         default=None,
-        description="Strategy 'read_and_rewind': what the answer says after a rewind, where a guide does not "
-        "help. The model writes on behind it; null: it never turns round in words.",
+        description="Strategy 'read_and_rewind': a sentence that becomes part of the answer after a rewind, "
+        "where a guide did not help. The model continues after it; null: none.",
     )
     probe: str | None = Field(
         default=None,

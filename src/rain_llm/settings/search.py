@@ -1,4 +1,4 @@
-"""Settings of the search: those that both strategies share, and those of each strategy."""
+"""Settings of the search: those that all strategies share, and those of each strategy."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class AdditionSettings(Frozen):
 
 
 class SearchSettings(Frozen):
-    """Settings of the search that both strategies share."""
+    """Settings of the search that all strategies share."""
 
     token_set_lengths: tuple[int, ...] = Field(
         default=(3, 6),
@@ -246,8 +246,8 @@ def search_settings(data: Mapping[str, Any]) -> KeepDraftsSettings | PaperSettin
     """Create the settings of the strategy that ``data`` selects.
 
     Raises:
-        ValidationError: the strategy is unknown; or a field is unknown, out of bounds, or belongs to the
-            other strategy.
+        ValidationError: the strategy is unknown; or a field is unknown, out of bounds, or belongs to
+            another strategy.
     """
     name = data.get("strategy", DEFAULT_STRATEGY)
     if not isinstance(name, str) or name not in STRATEGIES:
