@@ -38,6 +38,7 @@ def settings(probe: Path, *, turn: Turn | None = TURN, guide: str = "", **search
     criterion = {
         "extends": "harmlessness",
         "guide": guide,
+        "instruction": "",
         "turn": turn and turn.model_dump(),
         "probe": str(probe),
     }

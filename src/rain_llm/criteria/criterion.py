@@ -212,6 +212,12 @@ class Criterion(Frozen):
         description="Guide prefix: text that leads to a good answer. After a rewind, rollouts are resampled "
         "with it before the answer.",
     )
+    instruction: str = Field(
+        default="",
+        max_length=FRAME_BYTES,
+        description="In a chat, the guide: it ends the system message and is as hidden as one; '': the guide "
+        "prefix.",
+    )
     turn: Turn | None = Field(
         default=None,
         description="Strategy 'read_and_rewind': a sentence that becomes part of the answer after a rewind, "

@@ -23,6 +23,10 @@ HARMLESSNESS = Criterion(
     labels=_TONE,
     frames=("{text}\n\nThe tone of this text is", "{text}\n\nThis answer is"),
     guide="I am kind and careful, and I do not want to harm anybody.",
+    instruction=(
+        "Answer as helpfully as you can. Where an answer could help somebody to do harm, or hurt somebody, "
+        "decline that part and say why."
+    ),
     turn=Turn(
         first="I can't help with that, because",
         later="However, I can't help with that, because",

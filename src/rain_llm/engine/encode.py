@@ -23,35 +23,21 @@ def encode(writer: LanguageModel, task: Task, settings: RainSettings) -> TokenId
     return asked + writer.encode(task.opening)
 
 
-def instructed(writer: LanguageModel, task: Task, settings: RainSettings) -> TokenIds:
-    """Encode a chat with the criteria's guides as an instruction of the system; () if no criterion has one.
-
-    A text to continue gets them as by :func:`guided`.
-    """
-    if not is_chat(task, settings):
-        return guided(writer, task, settings)
-    guide = " ".join(c.guide for c in settings.evaluation.criteria if c.guide)
-    if not guide:
-        return ()
-    messages = [Message("user", task.prompt)] if isinstance(task.prompt, str) else list(task.prompt)
-    if messages[0].role == "system":
-        messages[0] = replace(messages[0], content=f"{messages[0].content}\n\n{guide}")
-    else:
-        messages.insert(0, Message("system", guide))
-    return encode(writer, replace(task, prompt=messages), settings)
-
-
 def guided(writer: LanguageModel, task: Task, settings: RainSettings) -> TokenIds:
-    """Encode a task's prompt with the criteria's guide prefixes; () if no criterion has one.
+    """Encode a task's prompt with the criteria's guides; () if no criterion has one.
 
-    In a chat, the answer begins with the guide prefixes. In a text to continue, they are inserted before the
-    last line (after a speaker's name, as in ``Answer:``), so that the text before it is computed only once.
+    In a chat, instructions end the system message, and the answer begins with the guides of criteria without
+    one. In a text to continue, guides are inserted before the last line (after a speaker's name, as in
+    ``Answer:``), so that the text before it is computed only once.
     """
-    guide = " ".join(c.guide for c in settings.evaluation.criteria if c.guide)
-    if not guide:
+    criteria, chat = settings.evaluation.criteria, is_chat(task, settings)
+    instruction = " ".join(c.instruction for c in criteria if c.instruction and chat)
+    guide = " ".join(c.guide for c in criteria if c.guide and not (c.instruction and chat))
+    if not (guide or instruction):
         return ()
-    if is_chat(task, settings):
-        return encode(writer, task, settings) + writer.encode(f"{guide}\n\n")
+    if chat:
+        prompt = encode(writer, _instructed(task, instruction), settings)
+        return prompt + (writer.encode(f"{guide}\n\n") if guide else ())
     assert isinstance(task.prompt, str)  # otherwise it is a chat
     before, newline, line = task.prompt.rpartition("\n")
     if not line:
@@ -59,3 +45,14 @@ def guided(writer: LanguageModel, task: Task, settings: RainSettings) -> TokenId
     speaker, words = match.groups() if (match := _SPEAKER.fullmatch(line)) else ("", line)
     last = " ".join(part for part in (speaker, guide, words) if part)
     return encode(writer, replace(task, prompt=f"{before}{newline}{last}"), settings)
+
+
+def _instructed(task: Task, instruction: str) -> Task:
+    """Return a chat whose system message ends with an instruction."""
+    if not instruction:
+        return task
+    asked = [Message("user", task.prompt)] if isinstance(task.prompt, str) else list(task.prompt)
+    if asked[0].role != "system":
+        return replace(task, prompt=[Message("system", instruction), *asked])
+    first = replace(asked[0], content=f"{asked[0].content}\n\n{instruction}")
+    return replace(task, prompt=[first, *asked[1:]])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from rain_llm.clock import current
-from rain_llm.engine.encode import encode, guided, instructed
+from rain_llm.engine.encode import encode, guided
 from rain_llm.engine.runtime import Runtime
 from rain_llm.engine.stream import Answer
 from rain_llm.errors import PromptError, PromptTooLongError
@@ -113,7 +113,7 @@ def prepare(
     rewinds = reads_and_rewinds(settings, subject, form, evaluator)
     guide: TokenIds = ()
     if settings.search.guided:
-        guide = (instructed if rewinds else guided)(writer, task, settings)
+        guide = guided(writer, task, settings)
         if len(guide) + room > writer.context_length:
             guide = ()  # too long: answer without a guide
     search: ReadAndRewind | RainSearch

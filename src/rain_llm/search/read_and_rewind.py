@@ -195,7 +195,8 @@ class ReadAndRewind:
         self._rewinds += 1
         state.iterations += 1
         turn = self._turn(verdict, draft, deep=tried > 1)
-        if turn is None or (state.guided and tried == 0):
+        anew = not (draft.safe or state.answer.tokens or self._begun)
+        if turn is None or (anew and state.guided and tried == 0):
             kept = draft.tokens[: draft.safe if tried < 2 else 0]
             more, ended = yield from self._guided(kept)
         else:
