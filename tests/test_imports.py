@@ -131,6 +131,7 @@ ORDER = (
     "search.rollouts",
     "search.verdicts",
     "search.ending",
+    "search.read_and_rewind",
     "search.algorithm",
     "search.plain",
     "search.sentences",

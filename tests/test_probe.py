@@ -37,7 +37,7 @@ def saved(probe: Probe, folder: Path, **changes: Any) -> Path:
 
 
 def settings(path: Path | None = None, **changes: Any) -> RainSettings:
-    criterion: dict[str, Any] = {"extends": "harmlessness", "guide": ""} | (
+    criterion: dict[str, Any] = {"extends": "harmlessness", "guide": "", "turn": None} | (
         {"probe": str(path)} if path else {}
     )
     return RainSettings().updated(
@@ -294,12 +294,13 @@ def test_a_search_rewinds_what_is_read_as_bad(tmp_path: Path):
 
 
 def seeded(path: Path, seed: int) -> RainSettings:
-    return settings(path, generation={"max_new_tokens": 12, "seed": seed}, search={"iterations": 24})
+    search = {"strategy": "keep_drafts", "iterations": 24}
+    return settings(path, generation={"max_new_tokens": 12, "seed": seed}, search=search)
 
 
 def test_what_is_never_good_is_refused(tmp_path: Path):
     path = saved(GOOD, tmp_path)
-    judge = ScriptedModel(words, state=lambda text: -1.0)
+    judge = ScriptedModel(words, state=lambda text: -1.0 - len(text) / 1000)
     result = Rain(settings(path), model=judge).generate("say:")
     assert result.stop_reason is StopReason.REFUSED
     assert "be" not in result.text

@@ -18,6 +18,7 @@ from rain_llm.settings import (
     KeepDraftsSettings,
     ModelSettings,
     PaperSettings,
+    ReadAndRewindSettings,
     ServerLimits,
     SimilaritySettings,
     explain,
@@ -416,6 +417,7 @@ def test_every_number_is_finite(value: float):
             GenerationSettings,
             SimilaritySettings,
             AdditionSettings,
+            ReadAndRewindSettings,
             KeepDraftsSettings,
             PaperSettings,
         )
@@ -430,14 +432,17 @@ def test_every_number_is_finite(value: float):
 
 OLD = {
     "commit": ({"commit": "visits", "width": 3}, {"strategy": "paper", "width": 3}),
-    "expansion": ({"expansion": "simulations", "guided": False}, {"guided": False}),
+    "expansion": (
+        {"expansion": "simulations", "guided": False},
+        {"strategy": "keep_drafts", "guided": False},
+    ),
     "both": ({"expansion": "candidates", "commit": "visits"}, {"strategy": "paper"}),
     "foresight": ({"foresight": 0}, {"prefetch": False}),
     "foresight by default": ({"foresight": 4}, {}),
     "foresight of the paper": ({"commit": "visits", "foresight": 7}, {"strategy": "paper", "prefetch": 7}),
     "a whole record": (
         {"expansion": "simulations", "commit": "verdict", "width": 9, "root_mixing": 0.5, "addition": None},
-        {},
+        {"strategy": "keep_drafts"},
     ),
 }
 

@@ -39,6 +39,9 @@ class Sample:
             it, and has ``ended`` if it does (otherwise ``max_tokens`` cut it off, or it violates what no
             grammar can enforce, such as ``uniqueItems``); "": any text. Not with ``ranked``,
             ``greedy_first`` or ``ends``.
+        start: number of tokens of an earlier part of this continuation, which stand at the prefix's end: a
+            continuation that is drawn in parts, with one seed, is the same as in one. Only models in this
+            process heed it.
     """
 
     prefix: TokenIds
@@ -52,6 +55,7 @@ class Sample:
     ranked: bool = False
     ends: tuple[str, ...] = ()
     schema: str = ""
+    start: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,6 +110,7 @@ def check_task(task: Task, settings: RainSettings, guarded: bool) -> None:
     for passage in passages:
         check_text(passage, "the context")
     check_text(task.question, "the question")
+    check_text(task.opening, "the opening")
     if isinstance(task.prompt, str):
         texts = [task.prompt]
     else:
@@ -127,6 +128,8 @@ def check_task(task: Task, settings: RainSettings, guarded: bool) -> None:
     form, budget = form_of(task), settings.search
     if form == OutputSpec():
         return
+    if task.opening:
+        raise PromptError("a task with tools or a JSON schema has no opening: leave out 'opening'")
     if guarded and not isinstance(budget, KeepDraftsSettings):
         raise SettingsError(
             "this search strategy does not support tools and schemas: set search.strategy to "

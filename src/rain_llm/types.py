@@ -79,7 +79,8 @@ class Task:
         schema: the answer is one JSON document that matches it: a JSON schema, also in OpenAI's wrapper
             (``{"name": ..., "schema": {...}}``), or a type that pydantic has a schema for (a model, an
             ``Enum``).
-        opening: how the assistant's turn begins, already written.
+        opening: how the answer begins: the model goes on from there, and it is no part of the result. The
+            judge reads what follows. Not with ``tools`` or ``schema``.
     """
 
     prompt: str | Sequence[Message]

@@ -149,6 +149,15 @@ class Guard(Frozen):
     )
 
 
+class Turn(Frozen):
+    """A sentence that turns an answer round. It becomes part of the answer."""
+
+    first: str = Field(
+        min_length=1, max_length=FRAME_BYTES, description="The turn at the beginning of an answer."
+    )
+    later: str = Field(min_length=1, max_length=FRAME_BYTES, description="The turn inside an answer.")
+
+
 class Example(Frozen):
     """A worked example, shown before the question."""
 
@@ -202,6 +211,11 @@ class Criterion(Frozen):
         max_length=FRAME_BYTES,
         description="Guide prefix: text that leads to a good answer. After a rewind, rollouts are resampled "
         "with it before the answer.",
+    )
+    turn: Turn | None = Field(
+        default=None,
+        description="Strategy 'read_and_rewind': a sentence that becomes part of the answer after a rewind, "
+        "where a guide did not help. The model continues after it; null: none.",
     )
     probe: str | None = Field(
         default=None,

@@ -1,6 +1,6 @@
 """Criterion ``harmlessness``: the answer harms nobody."""
 
-from rain_llm.criteria.criterion import Channel, Choice, Criterion, Example, Guard
+from rain_llm.criteria.criterion import Channel, Choice, Criterion, Example, Guard, Turn
 
 _TONE = (
     ("friendly", "hostile"),
@@ -23,6 +23,10 @@ HARMLESSNESS = Criterion(
     labels=_TONE,
     frames=("{text}\n\nThe tone of this text is", "{text}\n\nThis answer is"),
     guide="I am kind and careful, and I do not want to harm anybody.",
+    turn=Turn(
+        first="I can't help with that, because",
+        later="However, I can't help with that, because",
+    ),
     threshold=0.25,
     choice=Choice(
         question="Is the answer harmless or harmful?",

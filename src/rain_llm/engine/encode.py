@@ -14,12 +14,31 @@ _SPEAKER = re.compile(r"(\w+:)(?: +(.*))?")  # as in "Answer:", not as in "12:30
 
 
 def encode(writer: LanguageModel, task: Task, settings: RainSettings) -> TokenIds:
-    """Encode a task's prompt for the writer."""
+    """Encode a task's prompt, and the opening of its answer, for the writer."""
     if not is_chat(task, settings):
         assert isinstance(task.prompt, str)  # otherwise it is a chat
-        return writer.start + writer.encode(task.prompt)
+        return writer.start + writer.encode(task.prompt + task.opening)
     messages = [Message("user", task.prompt)] if isinstance(task.prompt, str) else task.prompt
-    return writer.render_chat(messages, () if task.tool_choice == "none" else task.tools)
+    asked = writer.render_chat(messages, () if task.tool_choice == "none" else task.tools)
+    return asked + writer.encode(task.opening)
+
+
+def instructed(writer: LanguageModel, task: Task, settings: RainSettings) -> TokenIds:
+    """Encode a chat with the criteria's guides as an instruction of the system; () if no criterion has one.
+
+    A text to continue gets them as by :func:`guided`.
+    """
+    if not is_chat(task, settings):
+        return guided(writer, task, settings)
+    guide = " ".join(c.guide for c in settings.evaluation.criteria if c.guide)
+    if not guide:
+        return ()
+    messages = [Message("user", task.prompt)] if isinstance(task.prompt, str) else list(task.prompt)
+    if messages[0].role == "system":
+        messages[0] = replace(messages[0], content=f"{messages[0].content}\n\n{guide}")
+    else:
+        messages.insert(0, Message("system", guide))
+    return encode(writer, replace(task, prompt=messages), settings)
 
 
 def guided(writer: LanguageModel, task: Task, settings: RainSettings) -> TokenIds:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from rain_llm.clock import current
-from rain_llm.engine.encode import encode, guided
+from rain_llm.engine.encode import encode, guided, instructed
 from rain_llm.engine.runtime import Runtime
 from rain_llm.engine.stream import Answer
 from rain_llm.errors import PromptError, PromptTooLongError
@@ -16,12 +16,14 @@ from rain_llm.judging.evaluator import SelfEvaluator
 from rain_llm.search.algorithm import RainSearch
 from rain_llm.search.outcome import Search
 from rain_llm.search.plain import Given, only_judge, plain_search
+from rain_llm.search.read_and_rewind import ReadAndRewind
 from rain_llm.search.sentences import only_judge_sentences, run_and_explain, spans_of
+from rain_llm.search.strategies import reads_and_rewinds
 from rain_llm.settings import RainSettings
 from rain_llm.task import check_task, check_text, form_of, passages_of, subject_of, task_of
 from rain_llm.ticket import Event, Ticket
 from rain_llm.tools import check_calls, described
-from rain_llm.types import Prompt, Task, ToolCall, Trace
+from rain_llm.types import Prompt, Task, TokenIds, ToolCall, Trace
 
 
 def tasks_of(prompts: Sequence[Prompt], context: str, settings: RainSettings, guarded: bool) -> list[Task]:
@@ -93,15 +95,12 @@ def prepare(
 
     tokens = encode(writer, task, settings)
     room = settings.generation.max_new_tokens
-    guide = guided(writer, task, settings) if guarded and settings.search.guided else ()
     if len(tokens) + room > writer.context_length:
         raise PromptTooLongError(
             f"the prompt has {len(tokens)} tokens; with max_new_tokens = {room} that exceeds "
             f"the context of {writer.name}, {writer.context_length} tokens: "
             "shorten it or ask for fewer tokens"
         )
-    if len(guide) + room > writer.context_length:
-        guide = ()  # too long: answer without a guide prefix
     if evaluator is not None:
         if evaluator.probes and runtime.judge is writer:
             subject = replace(subject, prompt=tokens)
@@ -111,7 +110,18 @@ def prepare(
     assert evaluator is not None
     if settings.search.similarity is not None:
         runtime.embedder()  # load it now, so that a missing one does not interrupt an answer
-    search = RainSearch(tokens, subject, writer, evaluator, settings, seed, guide, form)
+    rewinds = reads_and_rewinds(settings, subject, form, evaluator)
+    guide: TokenIds = ()
+    if settings.search.guided:
+        guide = (instructed if rewinds else guided)(writer, task, settings)
+        if len(guide) + room > writer.context_length:
+            guide = ()  # too long: answer without a guide
+    search: ReadAndRewind | RainSearch
+    if rewinds:
+        begun = bool(task.opening) or not subject.dialogue
+        search = ReadAndRewind(tokens, subject, writer, evaluator, settings, seed, guide, begun)
+    else:
+        search = RainSearch(tokens, subject, writer, evaluator, settings, seed, guide, form)
     return answer(run_and_explain(search, passages_of(task)), len(tokens), evaluator)
 
 

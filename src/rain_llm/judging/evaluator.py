@@ -40,6 +40,9 @@ CONTENT_FREE = ("", "N/A", "[...]")
 """Texts without content (contextual calibration, Zhao et al. 2021, arXiv 2102.09690)."""
 
 
+_GLANCE = 64  # characters that mostly show whether an answer says anything
+
+
 class SelfEvaluator:
     """Ask a judge for verdicts.
 
@@ -81,6 +84,16 @@ class SelfEvaluator:
         own = dict.fromkeys((*self.settings.criteria, *self.settings.actions))
         asked = (c for c in own if (c.style or style) == "auto" and c.name not in self.probes)
         return [c.name for c in asked if asks_as_built_in(c) and c.name not in MEASURED]
+
+    def reads(self, subject: JudgeInput) -> bool:
+        """Return whether answers to this subject are read only, as far as they are written, and never asked.
+
+        False also where a criterion has a target or needs a context.
+        """
+        applied = [criterion for criterion, _ in self._applied(subject, "said", "")]
+        return not subject.acts and all(
+            c.name in self.probes and c.target is None and not c.needs_context for c in applied
+        )
 
     def check(self, subject: JudgeInput, max_new_tokens: int) -> None:
         """Check that every criterion can judge answers to this subject.
@@ -151,8 +164,9 @@ class SelfEvaluator:
         verdicts = []
         for (answer, calls_made, _), pairs, some in zip(parts, applied, reads, strict=True):
             # An empty answer passes no criterion, and an answer that no criterion applies to does not pass.
-            judged = bool(seen(answer).strip() or calls_made) and bool(pairs or not self.settings.actions)
-            read = {criterion.name: odds[criterion, request] for request, own in some for criterion in own}
+            said = seen(answer[:_GLANCE]).strip() or seen(answer).strip()
+            judged = bool(said or calls_made) and bool(pairs or not self.settings.actions)
+            read = {c.name: odds[c.name, request] for request, own in some for c in own}
             scores = tuple(
                 self._read_score(criterion, read.get(criterion.name, -math.inf))  # nothing was said
                 if criterion.name in self.probes
@@ -268,7 +282,7 @@ class SelfEvaluator:
 
     def _ask(
         self, groups: Sequence[Sequence[Question]], reads: Sequence[tuple[Read, list[Criterion]]] = ()
-    ) -> Asking[tuple[list[Evidence], dict[tuple[Criterion, Read], float]]]:
+    ) -> Asking[tuple[list[Evidence], dict[tuple[str, Read], float]]]:
         """Send all questions and reads in one round; return each group's evidence, and what was read."""
         sides = [side for group in groups for question in group for side in (question.good, question.bad)]
         scores = list(dict.fromkeys(score for score, _ in sides))
@@ -287,7 +301,7 @@ class SelfEvaluator:
                 "use another model or another dtype"
             )
         odds = {
-            (criterion, request): self._reader.log_odds(criterion, request, values[request])
+            (criterion.name, request): self._reader.log_odds(criterion, request, values[request])
             for request, own in reads
             for criterion in own
         }

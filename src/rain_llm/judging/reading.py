@@ -19,7 +19,7 @@ from rain_llm.requests import Read, Values
 from rain_llm.settings import EvaluationSettings
 from rain_llm.types import Message, TokenIds
 
-_POLICY = {"threshold", "target", "iterations", "weight", "guide", "style", "evidence", "examples"}
+_POLICY = {"threshold", "target", "iterations", "weight", "guide", "turn", "style", "evidence", "examples"}
 """Fields of a criterion that do not change what it asks."""
 
 

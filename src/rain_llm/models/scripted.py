@@ -194,6 +194,8 @@ class ScriptedModel:
 
     def _sample(self, request: Sample) -> Samples:
         rng = np.random.default_rng(request.seed)
+        for i in range(len(request.prefix) - request.start, len(request.prefix)):
+            rng.exponential(size=len(self.next_words(self.decode(request.prefix[:i]))))  # drawn before
         drawn: list[_Drawn] = []
         for i in range(request.n):
             if request.ranked:

@@ -120,7 +120,7 @@ class RainSearch:
                     verdict = yield from self._judge_answer(path)
                     passed = passed and verdict.passed
                 if not (passed or may_leave_marked(state, path)):
-                    return (yield from give_up(state, path, verdict))
+                    return (yield from give_up(state, tokens_of(path), verdict))
                 yield self._commit(path, passed, verdict, last=reason is not None)
                 if reason:
                     return outcome(state, reason, verdict)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from rain_llm.search.outcome import Outcome
 from rain_llm.search.state import SearchState, tokens_of
 from rain_llm.search.tree import Node
-from rain_llm.types import Step, StopReason, Verdict
+from rain_llm.types import Step, StopReason, TokenIds, Verdict
 
 
 def end_after(state: SearchState, path: Sequence[Node]) -> StopReason | None:
@@ -47,12 +47,12 @@ def outcome(state: SearchState, reason: StopReason, verdict: Verdict | None) -> 
     )
 
 
-def give_up(state: SearchState, path: Sequence[Node], verdict: Verdict) -> Generator[Step, object, Outcome]:
-    """End the answer without ``path``, which did not pass.
+def give_up(state: SearchState, tokens: TokenIds, verdict: Verdict) -> Generator[Step, object, Outcome]:
+    """End the answer without ``tokens``, which did not pass.
 
     Depending on ``on_unsafe``, yields the refusal text or returns ``UNSAFE`` for the engine to raise.
     """
-    state.rejected = state.text(tokens_of(path))
+    state.rejected = state.text(tokens)
     before, state.accepted = state.accepted, False
     if state.settings.on_unsafe == "raise":
         return outcome(state, StopReason.UNSAFE, verdict)

@@ -26,12 +26,10 @@ from rain_llm.search.output import (
     write_calls,
     write_document,
 )
-from rain_llm.search.seeds import seed_of
+from rain_llm.search.seeds import PIECE, seed_of
 from rain_llm.settings import RainSettings
 from rain_llm.tools import described
 from rain_llm.types import Step, StopReason, TokenIds, Verdict
-
-_PIECE = 16  # tokens per request; stop strings, deadline and listeners are checked in between
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +81,7 @@ def plain_search(
             prompt + answer.tokens + tokens,
             1,
             length,
-            int(rng.integers(1 << 62)),
+            int(rng.integers(1 << 62)),  # see plain_seed
             drawing.temperature,
             drawing.top_k,
             drawing.top_p,
@@ -117,7 +115,7 @@ def plain_search(
                 reason = StopReason.EOS if form.document else StopReason.TOOL_CALLS
                 text = answer.extend(tokens)
             else:
-                piece = yield from ask(draw((), min(_PIECE, room)))
+                piece = yield from ask(draw((), min(PIECE, room)))
                 tokens = piece.tokens
                 if form.call:
                     tokens, opening = opening_of(writer, answer.read, tokens)

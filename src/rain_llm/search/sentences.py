@@ -18,6 +18,7 @@ from rain_llm.judging.questions import JudgeInput
 from rain_llm.judging.splitting import Span, split
 from rain_llm.search.algorithm import RainSearch
 from rain_llm.search.outcome import Interrupted, Outcome, Search
+from rain_llm.search.read_and_rewind import ReadAndRewind
 from rain_llm.tools import OPENING
 from rain_llm.types import SentenceVerdict, StopReason
 
@@ -58,7 +59,7 @@ def only_judge_sentences(
     )
 
 
-def run_and_explain(search: RainSearch, passages: Sequence[str]) -> Search:
+def run_and_explain(search: RainSearch | ReadAndRewind, passages: Sequence[str]) -> Search:
     """Run a search; if its answer did not pass, judge the sentences of that answer or of the rejected text.
 
     This needs passages and a criterion that reads them; JSON documents and tool calls are not explained. If

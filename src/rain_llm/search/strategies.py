@@ -1,4 +1,4 @@
-"""The two strategies of the search loop in ``algorithm.py``.
+"""The two strategies of the loop in ``algorithm.py``, and the rule by which ``read_and_rewind.py`` is used.
 
 :class:`Paper` is the published algorithm: children are token sets sampled in advance, and a step commits the
 child with the largest weight. :class:`KeepDrafts` is the default: children are the judged rollouts
@@ -11,8 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from rain_llm.judging.evaluator import SelfEvaluator
+from rain_llm.judging.questions import JudgeInput
 from rain_llm.requests import Sample
 from rain_llm.search.outcome import Rounds
+from rain_llm.search.output import OutputSpec
 from rain_llm.search.prefetch import Prefetch
 from rain_llm.search.requests import (
     candidates_request,
@@ -24,7 +27,7 @@ from rain_llm.search.requests import (
 from rain_llm.search.shortest import shortest
 from rain_llm.search.state import Iteration, SearchState, tokens_of
 from rain_llm.search.tree import Node
-from rain_llm.settings import KeepDraftsSettings, PaperSettings
+from rain_llm.settings import KeepDraftsSettings, PaperSettings, RainSettings, ReadAndRewindSettings
 from rain_llm.types import Verdict
 
 
@@ -224,6 +227,20 @@ class Paper:
             return path, None
         tokens = tokens_of(path[1:])
         return path, rollout_request(state, tokens, rollout_length(state, tokens), peek=True)
+
+
+def reads_and_rewinds(
+    settings: RainSettings, subject: JudgeInput, form: OutputSpec, evaluator: SelfEvaluator
+) -> bool:
+    """Return whether an answer is searched for by ``read_and_rewind.py``, without a tree."""
+    search = settings.search
+    return (
+        isinstance(search, ReadAndRewindSettings)
+        and search.similarity is None
+        and form == OutputSpec()
+        and bool(subject.prompt)  # the judge is the writer
+        and evaluator.reads(subject)
+    )
 
 
 def strategy_of(state: SearchState, prefetch: Prefetch) -> Strategy:

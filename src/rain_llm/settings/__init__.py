@@ -15,6 +15,7 @@ from rain_llm.settings.search import (
     AdditionSettings,
     KeepDraftsSettings,
     PaperSettings,
+    ReadAndRewindSettings,
     SearchSettings,
     SimilaritySettings,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "PaperSettings",
     "PolicyError",
     "RainSettings",
+    "ReadAndRewindSettings",
     "SearchSettings",
     "ServerLimits",
     "SimilaritySettings",

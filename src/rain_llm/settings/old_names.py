@@ -50,7 +50,7 @@ def renamed(search: Mapping[str, Any], strategy: str = DEFAULT_STRATEGY) -> Mapp
                 del new[name]
                 advice.append(f"search.{name} is left out: it has no effect with this strategy")
     if "foresight" in search:
-        value, simple = search["foresight"], new.get("strategy", strategy) == "keep_drafts"
+        value, simple = search["foresight"], new.get("strategy", strategy) != "paper"
         new["prefetch"] = value != 0 if simple and type(value) is int else value
         advice.append("search.foresight is deprecated: use search.prefetch")
     warnings.warn("; ".join(advice), OldNameWarning, _outside())

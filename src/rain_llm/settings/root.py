@@ -27,6 +27,7 @@ from rain_llm.settings.presets import PRESETS
 from rain_llm.settings.search import (
     KeepDraftsSettings,
     PaperSettings,
+    ReadAndRewindSettings,
     SearchSettings,
     search_settings,
 )
@@ -40,9 +41,9 @@ class RainSettings(Frozen):
 
     model: ModelSettings = Field(default=ModelSettings(), description="The model that writes.")
     generation: GenerationSettings = Field(default=GenerationSettings(), description="How text is sampled.")
-    search: KeepDraftsSettings | PaperSettings = Field(
-        default=KeepDraftsSettings(),
-        description="The search and its budget; ``strategy`` selects one of two sets of fields.",
+    search: ReadAndRewindSettings | KeepDraftsSettings | PaperSettings = Field(
+        default=ReadAndRewindSettings(),
+        description="The search and its budget; ``strategy`` selects one of three sets of fields.",
     )
     evaluation: EvaluationSettings = Field(
         default=EvaluationSettings(), description="How answers are judged."
@@ -214,7 +215,9 @@ def _changed(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     if isinstance(changes.get("search"), Mapping):
         with suppress(ValidationError):  # it is raised again during validation, with its location
             changes["search"] = renamed(changes["search"], search["strategy"])
-        if changes["search"].get("strategy", search["strategy"]) != search["strategy"]:
+        if {"commit", "expansion"} & changes["search"].keys():  # a mistake: they contradict each other
+            base = {**base, "search": {k: v for k, v in search.items() if k != "strategy"}}
+        elif changes["search"].get("strategy", search["strategy"]) != search["strategy"]:
             base = {**base, "search": {k: v for k, v in search.items() if k in SearchSettings.model_fields}}
     return merged(base, changes)
 

@@ -1,4 +1,4 @@
-"""Settings of the search: those that both strategies share, and those of each strategy."""
+"""Settings of the search: those that all strategies share, and those of each strategy."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class AdditionSettings(Frozen):
 
 
 class SearchSettings(Frozen):
-    """Settings of the search that both strategies share."""
+    """Settings of the search that all strategies share."""
 
     token_set_lengths: tuple[int, ...] = Field(
         default=(3, 6),
@@ -141,6 +141,29 @@ class KeepDraftsSettings(SearchSettings):
     )
 
 
+class ReadAndRewindSettings(KeepDraftsSettings):
+    """Where the model reads its own answer (probes): rewind at the token. Elsewhere: keep drafts.
+
+    Elsewhere is where a criterion is asked, has a target or needs a context, where another model judges, and
+    for tool calls and JSON documents.
+    """
+
+    strategy: Literal["read_and_rewind"] = Field(  # type: ignore[assignment]
+        default="read_and_rewind",
+        description="'read_and_rewind', 'keep_drafts' or 'paper', which has different fields.",
+    )
+    window: int = Field(
+        default=12,
+        ge=1,
+        le=4096,
+        description="Number of tokens of a draft that are read before the first one leaves, and that can be "
+        "taken back.",
+    )
+    rewinds: int = Field(
+        default=4, ge=0, le=1000, description="Maximum number of rewinds of an answer; then it is refused."
+    )
+
+
 class PaperSettings(SearchSettings):
     """Sample candidate token sets in advance, and commit the child with the largest weight."""
 
@@ -209,12 +232,13 @@ class PaperSettings(SearchSettings):
 
 
 STRATEGIES: Mapping[str, type[KeepDraftsSettings | PaperSettings]] = {
+    "read_and_rewind": ReadAndRewindSettings,
     "keep_drafts": KeepDraftsSettings,
     "paper": PaperSettings,
 }
 """The strategies of a search, and their settings; the first is the default."""
 
-DEFAULT_STRATEGY = "keep_drafts"
+DEFAULT_STRATEGY = "read_and_rewind"
 """The strategy of settings that select none."""
 
 
@@ -222,8 +246,8 @@ def search_settings(data: Mapping[str, Any]) -> KeepDraftsSettings | PaperSettin
     """Create the settings of the strategy that ``data`` selects.
 
     Raises:
-        ValidationError: the strategy is unknown; or a field is unknown, out of bounds, or belongs to the
-            other strategy.
+        ValidationError: the strategy is unknown; or a field is unknown, out of bounds, or belongs to
+            another strategy.
     """
     name = data.get("strategy", DEFAULT_STRATEGY)
     if not isinstance(name, str) or name not in STRATEGIES:

@@ -221,7 +221,8 @@ class SampleJob(_Job[list[tuple[int, float]]]):
         turn = self._turn
         matchers = [self._matchers[branch] for branch in turn] if self._matchers else []
         allowed = np.stack([matcher.allowed() for matcher in matchers]) if matchers else None
-        return rows.draw(self.request, turn, len(self._logprobs[turn[0]]), allowed)
+        position = self.request.start + len(self._logprobs[turn[0]])
+        return rows.draw(self.request, turn, position, allowed)
 
     def _keep(self, decision: list[tuple[int, float]]) -> None:
         turn = self._turn
