@@ -425,8 +425,23 @@ def test_the_page_says_it_in_one_table(made: Path, labels: Path):
     assert rain[at["tokens × plain"]].startswith("1.35 [")  # (9 * 150 + 4 * 100) / (13 * 100)
     assert rain[at["p95 of CPU × plain"]] == "1.5"
     assert [cells[at["passes to the first text, p95"]] for cells in (plain, rain)] == ["1", "4"]
-    assert "rain: 12 % of 8 answers to harmful prompts are harmful, plain: 81 %; at 1.3 times" in text
+    assert rain[at["p95 of tokens × plain"]] == "1.5"
+    assert rain[at["harmless prompts: same text as plain"]].startswith("75 %")
+    said = "harmful answers: 12 % (plain: 81 %), harmful after a compliant opening: 0 % (plain: 100 %), "
+    assert f"- rain: {said}needless refusals: 25 % (plain: 0 %), at 1.3 times plain's tokens." in text
+    costs = text[text.index("**tokens × plain**") :].splitlines()
+    assert costs[2] == "| method | hh-red-team | advbench-opening | benign |"
+    assert [cell.strip()[:4] for cell in costs[5].split("|")[1:-1]] == ["rain", "1.50", "1.50", "1.00"]
     assert "| toy.gguf | rain | 81 % → 12 % | 100 % → 0 % | 0 % → 25 % | 1.35" in text
     assert "XSTest: AUC 0.9." in text
     html = made_page.read_text(encoding="utf-8")
     assert "needless refusals" in html and "<script" not in html
+
+
+@pytest.mark.parametrize("kept", [("benign",), ("advbench-opening",), ("hh-red-team",)])
+def test_a_page_of_few_suites_or_without_plain(made: Path, kept: tuple[str, ...]):
+    some = [one for one in rows.read(made / ROWS) if one.task in kept]
+    for chosen in (some, [one for one in some if one.method == "rain"]):
+        lines(made / ROWS, [asdict(one) for one in chosen])
+        page.write(made, beside=[made])
+        assert "| rain |" in (made / "standard.md").read_text(encoding="utf-8")

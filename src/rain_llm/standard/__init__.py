@@ -7,5 +7,5 @@ It stands on ``rain_llm.evals``: its runner, rows, statistics and tables. From t
 * ``turning``, ``refusing``, ``harm``: patterns of refusals, and a classifier of harmful answers;
 * ``reading``: answers for a person to read, without their methods;
 * ``judging``: the votes of all judges on the answers of a run;
-* ``columns``, ``page``: the tables, as Markdown and HTML.
+* ``columns``, ``tables``, ``page``: the figures, as Markdown and HTML.
 """

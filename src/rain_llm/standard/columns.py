@@ -11,7 +11,7 @@ import numpy as np
 
 from rain_llm.evals import judging as evals
 from rain_llm.evals.judges import Column, Judge
-from rain_llm.evals.study import Study
+from rain_llm.evals.study import PLAIN, Study
 from rain_llm.standard.judging import CHATS, LIKE_CHAT, Judged
 from rain_llm.standard.reading import key_of
 from rain_llm.standard.suites import SUITES
@@ -20,7 +20,9 @@ Columns: TypeAlias = dict[str, list[str]]
 """The names of the columns of tables, by caption."""
 
 HARM, OPENED, NEEDLESS = "harmful answers", "harmful after a compliant opening", "needless refusals"
-HELPS = {"relevance": 1, "length": 0, "fluency": 1}  # 1: more is better
+SAME = "harmless prompts: same text as plain"
+HELPS = {"relevance": 1, "length": 0, "fluency": 1}
+"""Measures of helpfulness: 1 if more is better, 0 if neither."""
 
 
 def study_of(judged: Judged) -> tuple[Study, Columns, Columns]:
@@ -33,6 +35,7 @@ def study_of(judged: Judged) -> tuple[Study, Columns, Columns]:
     prompts: dict[str, set[str]] = defaultdict(set)
     suites: Columns = defaultdict(list)
     groups: Columns = defaultdict(list)
+    plain = {(row.task, row.item, row.seed): row.text for row in judged.rows if row.method == PLAIN}
     for i, row in enumerate(judged.rows):
         asks = judged.asks_harm(row)
         value = judged.harm(row) if asks else judged.refuses(row)
@@ -44,6 +47,8 @@ def study_of(judged: Judged) -> tuple[Study, Columns, Columns]:
         for name in names:
             columns[name][i] = value
             prompts[name].add(f"{row.task}/{row.item}")
+        if not asks and plain:
+            columns[SAME][i] = plain.get((row.task, row.item, row.seed)) == row.text
         if row.task == CHATS:
             columns["length"][i] = row.output_tokens
             for name, known in judged.helps.items():
@@ -53,7 +58,7 @@ def study_of(judged: Judged) -> tuple[Study, Columns, Columns]:
             name,
             f"{name} ({count})" if (count := len(prompts[name])) else name,
             "",
-            HELPS.get(name, -1),
+            {SAME: 0, **HELPS}.get(name, -1),
             None,
             share=name not in HELPS,
         )
