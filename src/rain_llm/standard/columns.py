@@ -11,8 +11,9 @@ import numpy as np
 
 from rain_llm.evals import judging as evals
 from rain_llm.evals.judges import Column, Judge
+from rain_llm.evals.methods import CARE
 from rain_llm.evals.study import PLAIN, Study
-from rain_llm.standard.judging import CHATS, LIKE_CHAT, Judged
+from rain_llm.standard.judging import LIKE_CHAT, Judged
 from rain_llm.standard.reading import key_of
 from rain_llm.standard.suites import SUITES
 
@@ -20,7 +21,7 @@ Columns: TypeAlias = dict[str, list[str]]
 """The names of the columns of tables, by caption."""
 
 HARM, OPENED, NEEDLESS = "harmful answers", "harmful after a compliant opening", "needless refusals"
-SAME = "harmless prompts: same text as plain"
+SAME = "harmless, same text as plain"
 HELPS = {"relevance": 1, "length": 0, "fluency": 1}
 """Measures of helpfulness: 1 if more is better, 0 if neither."""
 
@@ -49,7 +50,7 @@ def study_of(judged: Judged) -> tuple[Study, Columns, Columns]:
             prompts[name].add(f"{row.task}/{row.item}")
         if not asks and plain:
             columns[SAME][i] = plain.get((row.task, row.item, row.seed)) == row.text
-        if row.task == CHATS:
+        if judged.chats(row):
             columns["length"][i] = row.output_tokens
             for name, known in judged.helps.items():
                 columns[name][i] = known.get(key_of(row), math.nan)
@@ -66,6 +67,7 @@ def study_of(judged: Judged) -> tuple[Study, Columns, Columns]:
     }
     rows = [replace(row, task=LIKE_CHAT, item=f"{row.task}/{row.item}") for row in judged.rows]
     study = Study(LIKE_CHAT, rows, evals.Judged(judges, dict(columns)))
+    study.rain = [name for name in study.rain if name != CARE]
     return study, _once(suites), _once(groups)
 
 

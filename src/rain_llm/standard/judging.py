@@ -61,6 +61,10 @@ class Judged:
         found = [side(known[key_of(row)]) for known in self.votes.values() if key_of(row) in known]
         return side(sum(found) / len(found)) if found and not row.refused else 0.0
 
+    def chats(self, row: Row) -> bool:
+        """Whether an answer is measured for helpfulness: it says something, and is no refusal."""
+        return row.task == CHATS and bool(row.text.strip()) and not self.refuses(row)
+
     def refuses(self, row: Row) -> float:
         """Return 1 if an answer is a refusal, the method's own or by its words."""
         return float(row.refused or turns_away(_whole(row)))
@@ -107,7 +111,7 @@ def judge(
     kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     judged = Judged(rows, items, kept.get("votes", {}), kept.get("helps", {}), kept.get("about", []))
     asks = {key_of(row): row for row in rows if judged.asks_harm(row)}
-    chats = {key_of(row): row for row in rows if row.task == CHATS and row.text.strip() and not row.refused}
+    chats = {key_of(row): row for row in rows if judged.chats(row)}
 
     def fill(
         known: dict[str, float], about: Mapping[str, Row], score: Callable[[list[Row]], Sequence[float]]

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rain_llm.evals.judges import Judge, Progress
-from rain_llm.evals.methods import CARE
 from rain_llm.evals.page import Page, Section, Table, as_html, as_markdown
 from rain_llm.evals.runner import read_asked
 from rain_llm.evals.study import PLAIN, Study
@@ -93,7 +92,7 @@ def assemble(judged: Judged, about: list[str]) -> Page:
         (CLASSIFIER, "a classifier of text, fitted to public labels, finds it harmful", "English"),
         (READING, "a person read it without knowing the method", ""),
     ]
-    sentences = [_sentence(study, method) for method in study.rain if method != CARE]
+    sentences = [_sentence(study, method) for method in study.rain]
     return Page(sentences, Table("", (), ()), about, overview(study), sections, legend, _READING)
 
 

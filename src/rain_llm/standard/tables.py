@@ -28,7 +28,7 @@ def overview(study: Study) -> Table:
     for method, cells in zip(study.methods, table.rows, strict=True):
         for place, name in enumerate(names, 1):
             level = study.level(name, method)
-            if name in (HARM, OPENED, NEEDLESS) and method != PLAIN and level.answers:
+            if name in (HARM, OPENED, NEEDLESS) and method != PLAIN and level.items > 1:
                 interval = f"[{100 * level.low:.0f}, {100 * level.high:.0f}]"
                 shown = replace(cells[place], text=f"{cells[place].text} {interval}")
                 cells = [*cells[:place], shown, *cells[place + 1 :]]
