@@ -199,6 +199,7 @@ ORDER = (
     "standard",
     "standard.refusing",
     "standard.turning",
+    "standard.classifier",
     "standard.harm",
     "distil.drafts",
     "distil.labels",
