@@ -201,6 +201,7 @@ ORDER = (
     "standard.suites",
     "standard.refusing",
     "standard.turning",
+    "standard.classifier",
     "standard.harm",
     "standard.reading",
     "standard.judging",
