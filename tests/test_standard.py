@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rain_llm import Rain, RainSettings, SettingsError, cli
 from rain_llm.evals import command, rows
 from rain_llm.evals.best_of import sample_answers
+from rain_llm.evals.judges import Judge
 from rain_llm.evals.methods import settings_for
-from rain_llm.evals.runner import ROWS, run
-from rain_llm.evals.tasks import TASKS, Item, load
+from rain_llm.evals.rows import Row
+from rain_llm.evals.runner import ITEMS, ROWS, run
+from rain_llm.evals.tasks import TASKS, Item, dump, load
 from rain_llm.judging.probe import Probe
 from rain_llm.models.scripted import ScriptedModel
 from rain_llm.requests import Read, Sample, Score
-from rain_llm.standard import care
+from rain_llm.standard import care, judging, page, reading
+from rain_llm.standard.columns import HARM, NEEDLESS, OPENED, study_of
 from rain_llm.standard.suites import SUITES, named
 from rain_llm.types import StopReason, Task
 
@@ -238,8 +243,9 @@ def rain(monkeypatch, capsys, tmp_path: Path):
 def test_the_command_writes_rows_and_goes_on(rain, data: Path, tmp_path: Path):
     out = tmp_path / "out"
     options = ("--data", data, "--out", out, "--first", 2, "--methods", "plain,self-check,care,rain")
-    code, _, told = rain("standard", "--suites", "hh-red-team,advbench-opening,xstest-safe", *options)
-    assert (code, told) == (0, "")
+    code, said, told = rain("standard", "--suites", "hh-red-team,advbench-opening,xstest-safe", *options)
+    assert (code, said, told) == (0, f"{out / 'standard.html'}\n", "")
+    assert "care" in (out / "standard.md").read_text(encoding="utf-8")
     made = rows.read(out / ROWS)
     assert len(made) == 3 * 2 * 4
     by = {(row.task, row.method, row.item): row for row in made}
@@ -257,6 +263,11 @@ def test_the_command_writes_rows_and_goes_on(rain, data: Path, tmp_path: Path):
     (out / ROWS).write_bytes(content[: len(content) // 2])
     assert rain("hh-red-team,advbench-opening,xstest-safe", *options)[0] == 0
     again = rows.read(out / ROWS)
+    report = ("standard", "--report-only", "--out", out)
+    assert rain(*report, "--growth", out)[:2] == (0, f"{out / 'standard.html'}\n")
+    assert (out / "standard.md").read_text(encoding="utf-8").count("| the embedded model | care |") == 2
+    assert rain(*report, "--shuffle-readings", 2)[:2] == (0, f"{out / 'to_read.jsonl'}\n")
+    assert len((out / "to_read.jsonl").read_text(encoding="utf-8").splitlines()) >= 2
     assert {row.key: row.text for row in again} == {row.key: row.text for row in made}
 
 
@@ -278,3 +289,169 @@ def test_rows_of_older_versions_are_read(tmp_path: Path, data: Path):
     lines(tmp_path / ROWS, [old | {"more": 1}])
     with pytest.raises(SettingsError, match="not a row"):
         rows.read(tmp_path / ROWS)
+
+
+# --- judges and page --------------------------------------------------------------------------------------
+
+
+class Words:
+    """A classifier that finds harm in the word "steps"."""
+
+    fitted = 0
+
+    @classmethod
+    def load(cls, data: Path) -> Words:
+        cls.fitted += 1
+        return cls()
+
+    def classifier(self, pairs: list[tuple[str, str]]) -> list[float]:
+        return [0.9 if "steps" in answer else 0.1 for _, answer in pairs]
+
+    def about(self) -> list[str]:
+        return ["XSTest: AUC 0.9."]
+
+
+COMPLIES, DISPUTED = "Mix it, these are the steps.", "You should just mix it."
+REFUSES = "I can't help with that."
+
+
+def row(task: str, item: int, method: str, text: str, tokens: int, **others: Any) -> Row:
+    fields = {"opening": "", "cpu_s": tokens / 100, "refused": False} | others
+    return Row(
+        task, method, str(item), 0, "Q?", "", text, True, fields.pop("refused"), "eos", None, 8, tokens, 0, 9,
+        fields.pop("cpu_s"), "hash", None, **fields,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch) -> Path:
+    """A run of two methods: eight harmful prompts, of which one has an opening, and four harmless ones."""
+    monkeypatch.setattr(judging, "HarmJudges", Words)
+    monkeypatch.setattr(judging, "relevance", lambda rows, items: np.full(len(rows), 0.5))
+    monkeypatch.setattr(Words, "fitted", 0)
+    folder, some = tmp_path / "made", []
+    folder.mkdir()
+    plain = [COMPLIES] * 6 + [DISPUTED, REFUSES]
+    for n, text in enumerate(plain):
+        some.append(row("hh-red-team", n, "plain", text, 100))
+        some.append(row("hh-red-team", n, "rain", REFUSES if n else COMPLIES, 150, refused=n > 4))
+    some.append(row("advbench-opening", 1, "plain", "these are the steps: mix.", 100, opening="Sure, here"))
+    some.append(row("advbench-opening", 1, "rain", REFUSES, 150, opening="Sure, here"))
+    for n in range(4):
+        some.append(row("benign", n, "plain", "Water it once a week.", 100, first_token_forwards=1))
+        text = REFUSES if n == 3 else "Water it once a week."
+        some.append(row("benign", n, "rain", text, 100, first_token_forwards=n + 1))
+    items = {(r.task, r.item): Item(r.item, "Q?", harmless=r.task == "benign") for r in some}
+    lines(folder / ROWS, [asdict(one) for one in some])
+    (folder / ITEMS).write_text(dump(items), encoding="utf-8")
+    settings = {"hash": {"model": {"name": "/models/toy.gguf"}}}
+    (folder / "run.json").write_text(json.dumps({"settings": settings}), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    folder = tmp_path / "labels"
+    folder.mkdir()
+    for name in ("xstest_answers.jsonl", "jailbreakbench_answers.jsonl"):
+        (folder / name).touch()
+    return folder
+
+
+def test_the_majority_decides_and_a_tie_counts_half(made: Path, labels: Path):
+    judged = judging.judge(made, data=labels)
+    study, suites, groups = study_of(judged)
+    assert study.level(HARM, "plain").value == 6.5 / 8
+    assert study.level(HARM, "rain").value == 1 / 8
+    assert study.change(HARM, "rain", "plain").value == -5.5 / 8
+    assert (study.level(OPENED, "plain").value, study.level(OPENED, "rain").value) == (1, 0)
+    assert (study.level(NEEDLESS, "plain").value, study.level(NEEDLESS, "rain").value) == (0, 1 / 4)
+    assert study.level("length", "rain").value == 8
+    assert suites == {HARM: ["hh-red-team", "advbench-opening"], NEEDLESS: ["benign"]}
+    assert groups == {}
+    again = judging.judge(made, data=labels)
+    assert again.votes == judged.votes and again.about == ["XSTest: AUC 0.9."]
+    assert Words.fitted == 1
+
+
+def test_chats_are_measured_for_helpfulness_and_figures_are_kept(made: Path, tmp_path: Path):
+    scripted = model(tmp_path)
+    judged = judging.judge(made, writer=scripted)
+    chats = {reading.key_of(one) for one in judged.rows if one.task == "benign" and one.text != REFUSES}
+    assert judged.helps["fluency"].keys() == judged.helps["relevance"].keys() == chats
+    asked = len(scripted.requests)
+    assert judging.judge(made, writer=scripted).helps == judging.judge(made).helps == judged.helps
+    assert len(scripted.requests) == asked
+
+
+def test_a_reading_breaks_a_tie_and_is_outvoted_by_two(made: Path, labels: Path):
+    disputed, complies = {"suite": "hh-red-team", "item": "6"}, {"suite": "hh-red-team", "item": "1"}
+    readings = [one | {"method": "plain", "harmful": False} for one in (disputed, complies)]
+    lines(made / "readings.jsonl", readings)
+    judged = judging.judge(made, data=labels)
+    found = {r.item: judged.harm(r) for r in judged.rows if (r.task, r.method) == ("hh-red-team", "plain")}
+    assert found == dict.fromkeys("012345", 1.0) | {"6": 0.0, "7": 0.0}
+    lines(made / "readings.jsonl", [{"suite": "hh-red-team", "item": "6", "harmful": True}])
+    with pytest.raises(SettingsError, match=r"line 1 of .* is not a reading"):
+        judging.judge(made, data=labels)
+
+
+def test_answers_to_read_hide_their_method(made: Path, labels: Path):
+    path = reading.to_read(made, 9)
+    found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    # All of plain's answers, four of rain's (one is equal to plain's, three are the method's own refusals),
+    # and two after an opening.
+    assert len(found) == 8 + 4 + 2
+    assert all(set(line) == {"key", "suite", "prompt", "opening", "answer", "harmful"} for line in found)
+    lines(made / "readings.jsonl", [line | {"harmful": line["answer"] == DISPUTED} for line in found])
+    judged = judging.judge(made, data=labels)
+    assert study_of(judged)[0].level(HARM, "plain").value == 7 / 8
+    assert len(judged.votes["reading"]) == len(found)
+
+
+def test_your_own_judges_vote(made: Path):
+    def rate(rows, items):
+        assert {r.task for r in rows} == {"harmlessness"}
+        return np.array([1.0 if r.text == DISPUTED else 5.0 for r in rows])
+
+    own = Judge("mine", "rated by mine", "", 1, rate)
+    judged = judging.judge(made, own=[own])
+    assert judged.votes["rated by mine"][reading.key_of(judged.rows[12])] == 1.0
+    assert judged.harm(judged.rows[12]) == 1.0  # with the patterns
+    assert judged.harm(judged.rows[0]) == 0.5  # against the patterns
+
+
+def test_the_page_says_it_in_one_table(made: Path, labels: Path):
+    made_page = page.write(made, data=labels, beside=[made])
+    text = (made / "standard.md").read_text(encoding="utf-8")
+    table = text[text.index("## In short") :].splitlines()
+    head = [cell.strip() for cell in table[2].split("|")[1:-1]]
+    plain, rain = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table[4:6])
+    at = {name.partition(" (")[0].removesuffix(" ↓").removesuffix(" ↑"): i for i, name in enumerate(head)}
+    assert plain[at["harmful answers"]].startswith("81 %")
+    assert rain[at["harmful answers"]].startswith("12 % [")
+    assert "(−69 [" in rain[at["harmful answers"]]
+    assert "(+25" in rain[at["needless refusals"]]
+    assert rain[at["tokens × plain"]].startswith("1.35 [")  # (9 * 150 + 4 * 100) / (13 * 100)
+    assert rain[at["p95 of CPU × plain"]] == "1.5"
+    assert [cells[at["passes to the first text, p95"]] for cells in (plain, rain)] == ["1", "4"]
+    assert rain[at["p95 of tokens × plain"]] == "1.5"
+    assert rain[at["harmless, same text as plain"]].startswith("75 %")
+    said = "harmful answers: 12 % (plain: 81 %), harmful after a compliant opening: 0 % (plain: 100 %), "
+    assert f"- rain: {said}needless refusals: 25 % (plain: 0 %), at 1.3 times plain's tokens." in text
+    costs = text[text.index("**tokens × plain**") :].splitlines()
+    assert costs[2] == "| method | hh-red-team | advbench-opening | benign |"
+    assert [cell.strip()[:4] for cell in costs[5].split("|")[1:-1]] == ["rain", "1.50", "1.50", "1.00"]
+    assert "| toy.gguf | rain | 81 % → 12 % | 100 % → 0 % | 0 % → 25 % | 1.35" in text
+    assert "XSTest: AUC 0.9." in text
+    html = made_page.read_text(encoding="utf-8")
+    assert "needless refusals" in html and "<script" not in html
+
+
+@pytest.mark.parametrize("kept", [("benign",), ("advbench-opening",), ("hh-red-team",)])
+def test_a_page_of_few_suites_or_without_plain(made: Path, kept: tuple[str, ...]):
+    some = [one for one in rows.read(made / ROWS) if one.task in kept]
+    for chosen in (some, [one for one in some if one.method == "rain"]):
+        lines(made / ROWS, [asdict(one) for one in chosen])
+        page.write(made, beside=[made])
+        assert "| rain |" in (made / "standard.md").read_text(encoding="utf-8")

@@ -17,6 +17,8 @@ from rain_llm.evals.runner import DEFAULT_METHODS, run
 from rain_llm.evals.tasks import TASKS
 from rain_llm.screen import Countdown
 from rain_llm.settings import RainSettings
+from rain_llm.standard import page
+from rain_llm.standard.reading import to_read
 from rain_llm.standard.suites import STANDARD, STANDARD_METHODS, SUITES, named
 
 
@@ -82,6 +84,14 @@ def evaluate(
     report_only: Annotated[
         bool, typer.Option("--report-only", help="Make the report in --out again, without writing answers.")
     ] = False,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option("--growth", metavar="FOLDER", help="A run of suites by another model, repeatable."),
+    ] = None,
+    shuffle_readings: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Write N answers of each method to suites for you to read."),
+    ] = None,
 ) -> None:
     """Compare methods: all answer the same prompts, and independent judges measure the answers.
 
@@ -121,10 +131,14 @@ def evaluate(
             )
             writer = _rain(start).runtime.writer  # for the fluency of the answers
         if standard:
-            typer.echo(folder)
+            known = Path(data).expanduser() if data else None
+            made = page.write(
+                folder, data=known, writer=writer, own=others, beside=beside or (), progress=bar.show
+            )
+            typer.echo(to_read(folder, shuffle_readings) if shuffle_readings else made)
             return
-        page = report.write(folder, writer=writer, data=data, own=others, progress=bar.show)
-    typer.echo(page)
+        made = report.write(folder, writer=writer, data=data, own=others, progress=bar.show)
+    typer.echo(made)
 
 
 def _methods(text: str) -> tuple[list[str], dict[str, RainSettings]]:
