@@ -306,7 +306,7 @@ def demo(
     progress = Console(file=sys.stderr, highlight=False)
     for console in (page, progress):
         console.width = min(console.width, 140)
-    show(_rain, chats, settings, page, progress)
+    show(_rain(settings), chats, page, progress)
     if save_svg is not None:
         page.save_svg(str(save_svg), title="rain demo")
 

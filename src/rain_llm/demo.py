@@ -7,7 +7,7 @@ back, the draft that it dropped stands in brackets, at the place where the answe
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -67,32 +67,29 @@ class Chat:
         return plain, guarded
 
     @property
+    def writing(self) -> list[Step]:
+        """Return the steps of the answer that is being written."""
+        return self.guarded if self.plain and self.plain[-1].result else self.plain
+
+    @property
     def dropped(self) -> int:
         """Return how many drafts RAIN dropped so far."""
         return sum(len([*_dropped(step.candidates)]) for step in self.guarded)
 
 
-def show(
-    make: Callable[[RainSettings], Rain],
-    chats: Sequence[Chat],
-    settings: RainSettings,
-    page: Console,
-    progress: Console,
-) -> None:
+def show(rain: Rain, chats: Sequence[Chat], page: Console, progress: Console) -> None:
     """Answer every request with the unguarded model and with RAIN, and print the answers and a summary.
 
     Args:
-        make: creates the engine.
+        rain: the engine; its seed is that of the first chat, and each later one's is greater by one.
         chats: the answers are stored in them.
-        settings: of the first chat; the seed of each later one is greater by one.
         page: console for the answers.
         progress: console for the answers while they are written.
 
     Raises:
         RainError: as ``Rain.generate``.
     """
-    began = time.monotonic()
-    rain = make(settings)
+    began, settings = time.monotonic(), rain.settings
     with progress.status(loading(settings)):
         rain.load()
     page.print(_heading(rain), Text())
@@ -101,14 +98,14 @@ def show(
     for place, chat in enumerate(chats):
 
         def watch(chat: Chat = chat, place: int = place) -> Group:
-            who = "RAIN writes, and judges itself" if chat.guarded else "the unguarded model writes"
-            spinner.update(text=f"{place + 1} of {len(chats)}: {who}\n")
+            who = "the unguarded model" if chat.writing is chat.plain else "RAIN"
+            spinner.update(text=f"{place + 1} of {len(chats)}: {who} writes\n")
             return Group(spinner, _side_by_side(chat, turns, header=True))
 
         own = settings.updated(generation={"seed": (settings.generation.seed or 0) + place})
         with Live(console=progress, transient=True, refresh_per_second=8, get_renderable=watch):
             for step in _answering(rain, chat, own):
-                (chat.guarded if chat.plain and chat.plain[-1].result else chat.plain).append(step)
+                chat.writing.append(step)
         page.print(_side_by_side(chat, turns, header=place == 0), Text())
     page.print(_summary(chats, turns))
     page.print(Text(f"{rain.runtime.writer.name}, {time.monotonic() - began:.0f} s in all", "dim"))
@@ -184,8 +181,9 @@ def _answer(steps: Sequence[Step], turns: Sequence[str]) -> Text:
         for draft in dropped[:_SHOWN]:
             kept = 0 if step.refusal else _common(draft.text, answer[begins:])
             said = _clean(draft.text[kept:]) or "(ends here)"
-            probability = f"{(draft.value + 1) / 2:.2f}"
-            mark = Text.assemble("[", (probability, "red"), " ", (said, "dim strike"), "] ")
+            mark = Text.assemble(
+                "[", (f"{(draft.value + 1) / 2:.2f}", "red"), " ", (said, "dim strike"), "] "
+            )
             marks.append((begins + kept, mark))
         if len(dropped) > _SHOWN:
             marks.append((marks[-1][0], Text(f"[and {len(dropped) - _SHOWN} more] ", "dim")))
@@ -243,9 +241,6 @@ def _summary(chats: Sequence[Chat], turns: Sequence[str]) -> Group:
         table.add_row(f"{len(some)} {kind}", *map(str, counts), *cost, style="bold" if some is chats else "")
     hint = "Unchanged: word for word plain's. Tokens and passes: times plain's. Few chats: no measurement."
     return Group(Fitted(table), Text(f"\n{hint}", "dim"))
-
-
-# --- helpers ----------------------------------------------------------------------------------------------
 
 
 def _same(chat: Chat) -> bool:
