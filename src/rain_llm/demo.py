@@ -92,7 +92,7 @@ def show(rain: Rain, chats: Sequence[Chat], page: Console, progress: Console) ->
     began, settings = time.monotonic(), rain.settings
     with progress.status(loading(settings)):
         rain.load()
-    page.print(_heading(rain), Text())
+    page.print(_heading(rain), end="\n\n")
     turns = [_clean(words) for c in settings.evaluation.criteria if c.turn for words in vars(c.turn).values()]
     spinner = Spinner("dots")
     for place, chat in enumerate(chats):
