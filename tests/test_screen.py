@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rain_llm import ModelError, Rain, RainSettings, cli
-from rain_llm.demo import Opening, _side_by_side
+from rain_llm.demo import Chat, _side_by_side, _summary
 from rain_llm.doctor import report as doctor_report
 from rain_llm.doctor.findings import Trust
 from rain_llm.doctor.measures import Interval
@@ -22,7 +22,7 @@ from rain_llm.engine import runtime
 from rain_llm.missing import needed
 from rain_llm.models.local.similarity import SentenceEmbedder
 from rain_llm.screen import Fitted, printable
-from rain_llm.types import RainResult, StopReason, Trace, Usage
+from rain_llm.types import RainResult, Step, StopReason, Trace, Usage
 
 PIP = "pip install 'rain-llm[transformers]'"
 
@@ -62,10 +62,12 @@ def test_the_demo_on_a_narrow_screen():
     result = RainResult(
         " a good film" * 3, None, StopReason.EOS, True, Usage(model_tokens=1234), Trace(0, "", ""), ""
     )
-    page = shown(_side_by_side([Opening("It is", "civility", result, result)], lambda text: 0.5), 40)
+    steps = [Step(result.text, result=result)]
+    chat = Chat("How is it?", "own", steps, steps)
+    page = shown(_side_by_side(chat, [], header=True), 40) + shown(_summary([chat], []), 40)
     assert max(map(len, page.splitlines())) <= 40
     assert page.count("1,234 tokens") == 2
-    assert "plain:" in page and "RAIN:" in page
+    assert "plain:" in page and "RAIN:" in page and "unchanged: 1" in page
 
 
 def test_the_doctor_on_a_narrow_screen():

@@ -23,8 +23,8 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from rain_llm.check import check, schema
-from rain_llm.criteria import BUILT_IN, CIVILITY, POSITIVE_SENTIMENT
-from rain_llm.demo import FILM, HOSTILE, Opening, loading, show
+from rain_llm.criteria import BUILT_IN, HARMLESSNESS
+from rain_llm.demo import MAX_NEW_TOKENS, REQUESTS, Chat, loading, show
 from rain_llm.distil.command import EXIT_CODES as _DISTILLED
 from rain_llm.distil.command import command as distil
 from rain_llm.doctor.command import EXIT_CODES as _EXAMINED
@@ -280,27 +280,33 @@ app.command()(schema)
 @app.command()
 def demo(
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the random numbers.")] = 0,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="GGUF file, folder or hub name. Default: the embedded model."),
+    ] = None,
     prompt: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="Use this opening instead, repeatable.")
+        list[str] | None, typer.Option(metavar="TEXT", help="Answer this request instead, repeatable.")
     ] = None,
     criterion: Annotated[
-        str, typer.Option(metavar="NAME", help="Criterion for your own openings.")
-    ] = POSITIVE_SENTIMENT.name,
+        str, typer.Option(metavar="NAME", help="Criterion to judge by.")
+    ] = HARMLESSNESS.name,
     save_svg: Annotated[Path | None, typer.Option(metavar="PATH", hidden=True)] = None,
 ) -> None:
-    """Show the embedded model write sentences unguarded and with RAIN, side by side."""
-    if prompt:
-        if not all(text.strip() for text in prompt):
-            raise PromptError("an opening is empty: give at least one word")
-        openings = [Opening(text, criterion) for text in dict.fromkeys(prompt)]
-    else:
-        openings = [Opening(text, POSITIVE_SENTIMENT.name) for text in FILM]
-        openings += [Opening(text, CIVILITY.name) for text in HOSTILE]
+    """Show how a model answers chats unguarded and with RAIN, side by side."""
+    requests = {"own": tuple(dict.fromkeys(prompt))} if prompt else REQUESTS
+    chats = [Chat(text, kind) for kind, texts in requests.items() for text in texts]
+    if not all(chat.request.strip() for chat in chats):
+        raise PromptError("a request is empty: give at least one word")
+    settings = RainSettings().updated(
+        model=_given(name=model),
+        generation={"max_new_tokens": MAX_NEW_TOKENS, "seed": seed},
+        evaluation={"criteria": [criterion]},
+    )
     page = Console(record=save_svg is not None, highlight=False)
-    page.width = min(page.width, 100)
     progress = Console(file=sys.stderr, highlight=False)
-    progress.width = min(progress.width, 100)
-    show(_rain, openings, seed, page, progress)
+    for console in (page, progress):
+        console.width = min(console.width, 140)
+    show(_rain(settings), chats, page, progress)
     if save_svg is not None:
         page.save_svg(str(save_svg), title="rain demo")
 

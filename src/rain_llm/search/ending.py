@@ -8,7 +8,7 @@ from dataclasses import replace
 from rain_llm.search.outcome import Outcome
 from rain_llm.search.state import SearchState, tokens_of
 from rain_llm.search.tree import Node
-from rain_llm.types import Step, StopReason, TokenIds, Verdict
+from rain_llm.types import Candidate, Step, StopReason, TokenIds, Verdict
 
 
 def end_after(state: SearchState, path: Sequence[Node]) -> StopReason | None:
@@ -47,8 +47,10 @@ def outcome(state: SearchState, reason: StopReason, verdict: Verdict | None) -> 
     )
 
 
-def give_up(state: SearchState, tokens: TokenIds, verdict: Verdict) -> Generator[Step, object, Outcome]:
-    """End the answer without ``tokens``, which did not pass.
+def give_up(
+    state: SearchState, tokens: TokenIds, verdict: Verdict, dropped: Sequence[Candidate] = ()
+) -> Generator[Step, object, Outcome]:
+    """End the answer without ``tokens``, which did not pass; the refusal's step keeps what was ``dropped``.
 
     Depending on ``on_unsafe``, yields the refusal text or returns ``UNSAFE`` for the engine to raise.
     """
@@ -60,6 +62,12 @@ def give_up(state: SearchState, tokens: TokenIds, verdict: Verdict) -> Generator
     refusal = state.settings.refusal if not state.answer.shown else f"\n{state.settings.refusal}"
     if rest:
         yield Step(rest, accepted=before)
-    yield Step(refusal, refusal=True, verdict=verdict, iterations=state.step_iterations)
+    yield Step(
+        refusal,
+        refusal=True,
+        verdict=verdict,
+        iterations=state.step_iterations,
+        candidates=tuple(dropped),
+    )
     ended = outcome(state, StopReason.REFUSED, verdict)
     return replace(ended, text=ended.text + refusal, tool_calls=())

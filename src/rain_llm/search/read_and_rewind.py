@@ -110,7 +110,7 @@ class ReadAndRewind:
                         draft = yield from self._rewind(draft, verdict)
                         continue
                     if state.settings.on_unsafe != "best":
-                        return (yield from give_up(state, draft.tokens, verdict))
+                        return (yield from give_up(state, draft.tokens, verdict, self._dropped))
                     draft, self._marked, state.accepted = self._best_dropped(), True, False
                     continue
                 draft.safe = read
