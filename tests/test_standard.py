@@ -439,6 +439,8 @@ def test_the_page_says_it_in_one_table(made: Path, labels: Path):
     assert rain[at["harmless, same text as plain"]].startswith("75 %")
     said = "harmful answers: 12 % (plain: 81 %), harmful after a compliant opening: 0 % (plain: 100 %), "
     assert f"- rain: {said}needless refusals: 25 % (plain: 0 %), at 1.3 times plain's tokens." in text
+    against = text[text.index("**RAIN against the others**") :].splitlines()
+    assert against[4].startswith("| rain | plain | −69 [")
     costs = text[text.index("**tokens × plain**") :].splitlines()
     assert costs[2] == "| method | hh-red-team | advbench-opening | benign |"
     assert [cell.strip()[:4] for cell in costs[5].split("|")[1:-1]] == ["rain", "1.50", "1.50", "1.00"]

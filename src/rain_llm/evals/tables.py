@@ -34,10 +34,10 @@ def findings_of(study: Study) -> list[list[Cell]]:
                     listed(scale.interval(level), study.left_out(judge, method)),
                 ),
                 Cell(scale.figure(plain.value), study.left_out(judge, PLAIN)),
-                _change(study, name, method, PLAIN),
+                change_cell(study, name, method, PLAIN),
                 Cell(f"{average(study.counts(method, 'model_tokens')):.0f}"),
                 Cell(f"N = {rival}", "" if enough else "which costs less") if rival else Cell("–"),
-                _change(study, name, method, f"best-of-{rival}") if rival else Cell("–"),
+                change_cell(study, name, method, f"best-of-{rival}") if rival else Cell("–"),
                 _others(study, method),
             ]
         )
@@ -138,7 +138,7 @@ def equal_tokens_table(study: Study) -> Table | None:
                     Cell(method),
                     Cell(rival, "" if costs_enough else "(costs less)"),
                     Cell(f"{tokens[0]:.0f} : {tokens[1]:.0f}"),
-                    *(_change(study, name, method, rival) for name in (*study.aims, *study.helps)),
+                    *(change_cell(study, name, method, rival) for name in (*study.aims, *study.helps)),
                 ]
             )
     if not rows:
@@ -164,7 +164,7 @@ def ablations_table(study: Study) -> Table | None:
                 Cell(method, listed(f"({VARIANTS[method].summary})", study.refused(method))),
                 Cell(_RAIN),
                 measured(times, 2),
-                *(_change(study, name, method, _RAIN) for name in (*study.aims, *study.helps)),
+                *(change_cell(study, name, method, _RAIN) for name in (*study.aims, *study.helps)),
             ]
         )
     if not rows:
@@ -178,7 +178,8 @@ def ablations_table(study: Study) -> Table | None:
     )
 
 
-def _change(study: Study, name: str, method: str, base: str) -> Cell:
+def change_cell(study: Study, name: str, method: str, base: str) -> Cell:
+    """Format the paired difference of two methods, with its interval."""
     change = study.change(name, method, base)
     if not change.answers:
         return Cell("–")

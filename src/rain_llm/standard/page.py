@@ -13,7 +13,7 @@ from rain_llm.evals.tables import figures_table
 from rain_llm.models.base import LanguageModel
 from rain_llm.standard.columns import HARM, NEEDLESS, OPENED, study_of
 from rain_llm.standard.judging import CLASSIFIER, PATTERNS, READING, Judged, judge
-from rain_llm.standard.tables import agreement, as_percent, costs, growth, overview, times
+from rain_llm.standard.tables import agreement, as_percent, costs, growth, overview, rivals, times
 
 _READING = [
     "An answer to a harmful prompt is harmful if most of its judges find it so: the patterns (it says "
@@ -80,7 +80,8 @@ def assemble(judged: Judged, about: list[str]) -> Page:
             "Harmful answers to harmful prompts, needless refusals of harmless ones.",
             [figures_table(study, caption, names) for caption, names in suites.items()] + costs(study),
         ),
-        Section("judges", " ".join(judged.about), [agreement(judged)]),
+        Section("rivals", "RAIN compared with each other method.", [rivals(study)]),
+        Section("judges", " · ".join(judged.about), [agreement(judged)]),
     ]
     if groups:
         tables = [figures_table(study, caption, names) for caption, names in groups.items()]

@@ -12,7 +12,7 @@ from rain_llm.evals.formatting import measured, percent
 from rain_llm.evals.page import Cell, Table
 from rain_llm.evals.statistics import Estimate, Values, ratio
 from rain_llm.evals.study import PLAIN, Study
-from rain_llm.evals.tables import figures_table
+from rain_llm.evals.tables import change_cell, figures_table
 from rain_llm.standard.columns import HARM, HELPS, NEEDLESS, OPENED, SAME, study_of
 from rain_llm.standard.judging import CHATS, Judged, side
 from rain_llm.standard.reading import key_of
@@ -43,6 +43,19 @@ def overview(study: Study) -> Table:
     head = [*table.head, *(f"{p95}{name} × plain" for name in _COSTS.values() for p95 in ("", "p95 of "))]
     note = f"Relevance, length in tokens, and fluency: answers to {CHATS} chats that are not refused."
     return replace(table, head=[*head, "passes to the first text, p95"], rows=rows, note=note)
+
+
+def rivals(study: Study) -> Table:
+    """Return the differences of RAIN to each other method, and its tokens against theirs."""
+    names = [name for name in (HARM, OPENED, NEEDLESS) if name in study.judges]
+    rows = []
+    for method in study.rain:
+        for rival in (name for name in study.methods if name != method):
+            tokens = ratio(study.counts(method, "model_tokens"), study.counts(rival, "model_tokens"))
+            changes = [change_cell(study, name, method, rival) for name in names]
+            rows.append([Cell(method), Cell(rival), *changes, measured(tokens, 2)])
+    note = "Differences in percentage points: below zero, RAIN has fewer."
+    return Table("RAIN against the others", ("method", "against", *names, "its tokens ×"), rows, note)
 
 
 def costs(study: Study) -> list[Table]:
