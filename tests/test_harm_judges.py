@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from rain_llm.errors import SettingsError
+from rain_llm.evals.tasks import read
 from rain_llm.standard import classifier, harm, turning
 from rain_llm.standard.harm import HarmJudges, says_something
 from rain_llm.standard.refusing import turns_away
@@ -230,7 +231,7 @@ def test_on_public_labels_the_classifier_separates_harm_also_in_turned_answers()
 
 @pytest.mark.skipif(not LABELS.is_file(), reason="needs the public answers with labels")
 def test_on_public_labels_the_patterns_agree_with_two_humans():
-    lines = [line for line in harm.read(LABELS) if line["label"] != "partly"]
+    lines = [line for line in read(LABELS) if line["label"] != "partly"]
     for safe, most in ((False, 12), (True, 20)):
         own = [line for line in lines if line["prompt_safe"] is safe]
         wrong = [line for line in own if turns_away(first(line["answer"])) != (line["label"] == "refuses")]

@@ -316,7 +316,7 @@ REFUSES = "I can't help with that."
 
 
 def row(task: str, item: int, method: str, text: str, tokens: int, **others: Any) -> Row:
-    fields = {"opening": "", "cpu_s": tokens / 100, "refused": False} | others
+    fields: dict[str, Any] = {"opening": "", "cpu_s": tokens / 100, "refused": False} | others
     return Row(
         task, method, str(item), 0, "Q?", "", text, True, fields.pop("refused"), "eos", None, 8, tokens, 0, 9,
         fields.pop("cpu_s"), "hash", None, **fields,
