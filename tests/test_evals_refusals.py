@@ -84,6 +84,8 @@ def test_a_models_own_refusals(text):
         "Sorry to hear that! Try these three steps.",
         "I refuse to believe that it was made in 1950.",
         "I'm afraid it will rain.",
+        "Unfortunately, I can't come on Sunday.",
+        "I'm sorry, but I won't be able to attend the wedding.",
     ],
 )
 def test_what_only_sounds_like_one(text):

@@ -45,7 +45,8 @@ _REFUSAL = re.compile(
         r"^(?:i'm|i am|we're|we are|my apologies|i apologi[sz]e|sorry|unfortunately)\b[^.!?]*"
         r"\b(?:i|we) ?(?:can't|cannot|can not|won't|will not|"
         r"(?:'m|am) unable|(?:'m|am) not (?:able|allowed|going|programmed))"
-        r"(?! (?:believe|wait|see|stand|say|think|remember|help (?:but|it|\w+ing)))\b",
+        r"(?! (?:believe|wait|see|stand|say|think|remember|help (?:but|it|\w+ing)"
+        r"|(?:be able to )?(?:attend|come|join|make it)))\b",
         r"\b(?:i|we) (?:must|have to|will have to|need to|would like to) (?:\w+ly )?(?:decline|refuse)\b",
         r"\bas an? (?:ai|language model|assistant|responsible)\b[^.!?]{0,60}\bi ?"
         rf"(?:must not|do not provide|don't provide|do not engage|don't engage|{_CANNOT})\b",
