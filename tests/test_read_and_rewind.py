@@ -130,6 +130,36 @@ def test_a_turn_comes_where_the_guide_did_not_help(probe: Path):
     assert (result.text, result.usage.iterations) == ("No, for you", 3)
 
 
+def test_an_answer_turns_round_once(probe: Path):
+    """A turn that has left is not said again: what comes after it is drawn anew."""
+    good = {f" w{i}": 1 for i in range(3)}
+
+    def words(text: str) -> Mapping[str, float]:
+        since = text.rpartition("for")[2].split() if "for" in text else []
+        if "for" not in text:
+            return good if text.count(" w") < 4 else {" bad": 1}
+        return good if len(since) < 5 else {" bad": 1, " fine": 1, END: 1}
+
+    own = settings(probe, rewinds=8).updated(generation={"max_new_tokens": 24})
+    texts = []
+    for seed in range(20):
+        rain = Rain(own.updated(generation={"seed": seed}), model=ScriptedModel(words, state=feeling))
+        texts.append(rain.generate(ASK).text)
+    assert all(text.count("for") == 1 for text in texts)
+    assert len({text.partition("for")[2] for text in texts}) > 5
+
+
+def test_a_guide_takes_back_all_that_has_not_left(probe: Path):
+    def words(text: str) -> Mapping[str, float]:
+        said = text.rpartition("on")[2].split()
+        if "Be kind" in text:
+            return {END: 1} if "kindly" in said else {" kindly": 1}
+        return {" bad": 1} if len(said) > 3 else {f" w{len(said)}": 1}
+
+    rain = Rain(settings(probe, guide="Be kind"), model=ScriptedModel(words, state=feeling))
+    assert shown(rain) == [" w0", " w1", " kindly"]
+
+
 @pytest.mark.parametrize("on_unsafe", ["refuse", "raise", "best"])
 def test_where_nothing_reads_well_nothing_leaves(probe: Path, on_unsafe: str):
     words = ScriptedModel(lambda text: {" bad": 1, " evil": 1}, state=feeling)

@@ -6,8 +6,8 @@ no tree is needed; the search is what RAIN's name says::
     until the answer ends
         1 write     draw the next token; in the same pass, read the draft up to it
         2 accept    what lies ``window`` tokens back leaves, while the draft reads well
-        3 rewind    it reads badly: go back to the last token after which it read well; the next time, to
-                    the last token that has left
+        3 rewind    it reads badly: go back to the last token that has left, or, for a turn, first to the
+                    last word after which it read well
         4 write on  from elsewhere: first after a hidden guide, then behind a turn
         5 refuse    after ``rewinds`` rewinds
 
@@ -26,6 +26,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
+from rain_llm.criteria.criterion import Turn
 from rain_llm.errors import ModelError
 from rain_llm.judging.evaluator import SelfEvaluator
 from rain_llm.judging.questions import JudgeInput
@@ -72,7 +73,7 @@ class ReadAndRewind:
         begun: the answer goes on with a text that is there already.
     """
 
-    __slots__ = ("_begun", "_best", "_dropped", "_marked", "_rewinds", "_settings", "state")
+    __slots__ = ("_begun", "_best", "_dropped", "_marked", "_rewinds", "_settings", "_turned", "state")
 
     def __init__(
         self,
@@ -90,6 +91,7 @@ class ReadAndRewind:
         self.state = SearchState(prompt, subject, writer, evaluator, settings, seed, guided)
         self.state.iterations = 1
         self._begun = begun
+        self._turned = 0  # tokens of the answer up to the end of its turn
         self._rewinds = 0
         self._dropped: list[Candidate] = []  # drafts that were rewound since the last accepted token
         self._best: tuple[float, Draft] | None = None  # of those since then
@@ -190,73 +192,68 @@ class ReadAndRewind:
     # -- 3 rewind, 4 write on from elsewhere -----------------------------------------------------------
 
     def _rewind(self, draft: Draft, verdict: Verdict) -> Generator[Sequence[Request], Replies, Draft]:
-        """Cut the draft back, and begin the next one: after a hidden guide, or behind a turn."""
-        state, tried = self.state, self._rewinds
+        """Cut the draft back, and begin the next one: first after a hidden guide, then behind a turn.
+
+        What goes on with somebody else's words is turned round at once: a guide hardly moves what has begun
+        to comply. There is one turn in an answer.
+        """
+        state = self.state
+        before = len(state.answer.tokens)
+        turns_tried = self._rewinds - (bool(state.guided) and not self._begun)
         self._rewinds += 1
         state.iterations += 1
-        turn = self._turn(verdict, draft, deep=tried > 1)
-        anew = not (draft.safe or state.answer.tokens or self._begun)
-        if turn is None or (anew and state.guided and tried == 0):
-            kept = draft.tokens[: draft.safe if tried < 2 else 0]
-            more, ended = yield from self._guided(kept)
-        else:
-            kept, words = turn
-            more, ended = state.writer.encode(words)[: state.room(kept)], False
-        begun = kept + more
-        known = len(state.answer.tokens) + len(begun)
-        readable = known if ended or turn is None else known + self._settings.window
-        return Draft(begun, self._end_after(begun, ended), len(kept), readable)
+        turn = self._turn(verdict)
+        if turn is None or turns_tried < 0 or 0 < self._turned <= before:
+            drawn, ended = yield from self._again()
+            return Draft(drawn, self._end_after(drawn, ended), 0, before + len(drawn))
+        kept = draft.tokens[: self._last_word(draft) if turns_tried == 0 else 0]
+        begun = kept + state.writer.encode(self._words(turn, kept))[: state.room(kept)]
+        self._turned = before + len(begun)
+        return Draft(begun, self._end_after(begun, False), len(kept), self._turned + self._settings.window)
 
-    def _guided(self, kept: TokenIds) -> Generator[Sequence[Request], Replies, tuple[TokenIds, bool]]:
-        """Draw ``window`` tokens after the kept ones; the writer sees the guide, and the reading does not.
+    def _again(self) -> Generator[Sequence[Request], Replies, tuple[TokenIds, bool]]:
+        """Draw ``window`` tokens after what has left; the writer sees the guide, and the reading does not.
 
         Returns:
             The tokens, and whether the model has ended the answer after them.
         """
         state, drawing = self.state, self.state.settings.generation
-        prefix = state.prefix(kept)
-        length = min(self._settings.window, state.room(kept))
-        (reply,) = cast(
-            "Sequence[Samples]",
-            (
-                yield [
-                    Sample(
-                        (state.guided or state.prompt) + prefix[len(state.prompt) :],
-                        1,
-                        length,
-                        seed_of(state.origin, self._rewinds),
-                        drawing.temperature,
-                        drawing.top_k,
-                        drawing.top_p,
-                        ends=drawing.stop,
-                    )
-                ]
-            ),
+        request = Sample(
+            (state.guided or state.prompt) + state.answer.tokens,
+            1,
+            min(self._settings.window, state.room()),
+            seed_of(state.origin, self._rewinds),
+            drawing.temperature,
+            drawing.top_k,
+            drawing.top_p,
+            ends=drawing.stop,
         )
+        (reply,) = cast("Sequence[Samples]", (yield [request]))
         (drawn,) = reply.continuations
         state.check(drawn.tokens, drawn.ended)
         return drawn.tokens, drawn.ended
 
-    def _turn(self, verdict: Verdict, draft: Draft, deep: bool) -> tuple[TokenIds, str] | None:
-        """Return where to cut the draft, and the turn that follows; None: no failing criterion has one.
-
-        The cut is between words: at the last token after which the draft read well, or ``deep``, at the
-        draft's beginning.
-        """
-        state = self.state
+    def _turn(self, verdict: Verdict) -> Turn | None:
+        """Return the turn of the first criterion that failed and has one."""
         failed = {score.name for score in verdict.criteria if not score.passed}
-        turns = [c.turn for c in state.settings.evaluation.criteria if c.turn and c.name in failed]
-        if not turns:
-            return None
-        cut = 0 if deep else draft.safe
-        while cut and not state.writer.decode(draft.tokens[cut : cut + 1])[:1].isspace():
+        criteria = self.state.settings.evaluation.criteria
+        return next((c.turn for c in criteria if c.turn and c.name in failed), None)
+
+    def _last_word(self, draft: Draft) -> int:
+        """Return how many tokens of a draft end with the last whole word after which it read well."""
+        cut = draft.safe
+        while cut and not self.state.writer.decode(draft.tokens[cut : cut + 1])[:1].isspace():
             cut -= 1
-        text = state.text(draft.tokens[:cut])
+        return cut
+
+    def _words(self, turn: Turn, kept: TokenIds) -> str:
+        """Return the words of a turn after the answer and the kept tokens of its draft."""
+        text = self.state.text(kept)
         if not (text.strip() or self._begun):
-            return (), turns[0].first
+            return turn.first
         if text.endswith(_SENTENCE_ENDS):
-            return draft.tokens[:cut], f" {turns[0].later}"
-        return draft.tokens[:cut], f"{'' if text[-1:].isspace() else '... '}{turns[0].later}"
+            return f" {turn.later}"
+        return f"{'' if text[-1:].isspace() else '... '}{turn.later}"
 
     # -- 5 refuse ----------------------------------------------------------------------------------
 
