@@ -6,8 +6,8 @@ no tree is needed; the search is what RAIN's name says::
     until the answer ends
         1 write     draw the next token; in the same pass, read the draft up to it
         2 accept    what lies ``window`` tokens back leaves, while the draft reads well
-        3 rewind    it reads badly: go back to the last token that has left, or, for a turn, first to the
-                    last word after which it read well
+        3 rewind    it reads badly: go back to the last token that has left, or, where a turn comes first,
+                    to the last word after which it read well
         4 write on  from elsewhere: first after a hidden guide, then behind a turn
         5 refuse    after ``rewinds`` rewinds
 
