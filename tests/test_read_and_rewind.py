@@ -199,18 +199,6 @@ def test_the_opening_of_an_answer_is_continued_and_turned_round(probe: Path):
         rain.generate(Task(ASK, opening="{", schema={"type": "object"}))
 
 
-def test_the_first_token_leaves_after_window_and_one_passes(probe: Path):
-    scripted = ScriptedModel(lambda text: {" w": 1}, state=feeling)
-    for window in (1, 2, 5):
-        scripted.requests.clear()
-        stream = Rain(settings(probe, window=window), model=scripted).stream(ASK)
-        next(step for step in stream if step.text)
-        stream.close()
-        first = next(i for i, r in enumerate(scripted.requests) if isinstance(r, Read))
-        draws = [r for r in scripted.requests[first:] if isinstance(r, Sample)]
-        assert len(draws) <= 12  # of at most max_new_tokens; the stream was closed at its first text
-
-
 @pytest.mark.parametrize("stop", [(), (" d",), (" c",)])
 def test_stop_strings_and_limits_end_it_as_they_end_plain(probe: Path, stop: tuple[str, ...]):
     for length in range(1, 7):

@@ -56,6 +56,7 @@ class Finished:
         evaluation_tokens: see ``Usage``.
         forwards: see ``Usage``.
         embeddings: see ``Usage``.
+        first_forwards: see ``Usage``.
     """
 
     outcome: Outcome | None
@@ -64,6 +65,7 @@ class Finished:
     evaluation_tokens: int = 0
     forwards: int = 0
     embeddings: int = 0
+    first_forwards: int = 0
 
 
 Event: TypeAlias = Step | Finished
@@ -104,6 +106,7 @@ class Ticket:
         self.evaluation_tokens = 0
         self.forwards = 0
         self.embeddings = 0
+        self.first_forwards = 0
 
     def cancel(self) -> None:
         """End the search before the next forward pass. Thread-safe; may be called at any time."""
@@ -165,6 +168,8 @@ class Ticket:
             with working_for(self.call):
                 item = resume()
                 while isinstance(item, Step):
+                    if item.text and not self.first_forwards:
+                        self.first_forwards = self.forwards
                     self.emit(item)
                     item = next(self.search)
                 return item
@@ -201,6 +206,7 @@ class Ticket:
                 self.evaluation_tokens,
                 self.forwards,
                 self.embeddings,
+                self.first_forwards,
             )
         )
 

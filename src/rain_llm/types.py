@@ -212,6 +212,7 @@ class Usage:
         evaluations: texts that were judged (a text judged before is not counted again).
         iterations: search iterations (one select, simulate, evaluate, back up).
         embeddings: texts embedded for the similarity update.
+        first_forwards: forward passes until the first text left; 0: it left at the end, or there is none.
     """
 
     prompt_tokens: int = 0
@@ -223,6 +224,7 @@ class Usage:
     iterations: int = 0
     embeddings: int = 0
     cached_tokens: int = 0
+    first_forwards: int = 0
 
 
 @dataclass(frozen=True, slots=True)

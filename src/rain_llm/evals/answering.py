@@ -85,7 +85,7 @@ def write(method: str, rain: Rain, task: Task, items: Sequence[Item], seed: int)
             rain.settings.hash,
             {c.name: c.passed for c in result.verdict.criteria} if result.verdict else None,
             item.opening,
-            getattr(result.trace, "first_pass", None),
+            result.usage.first_forwards or None,
         )
 
     if rungs := ladder(method):
