@@ -46,7 +46,7 @@ def tone(results: Sequence[RainResult]) -> float:
 def test_guarded_sentences_have_the_better_tone(cheerful: Rain, together: Load):
     gain = tone(together.results) - tone(cheerful.plain_batch(OPENINGS))
     print(f"{gain:+.2f}")
-    assert gain > 0.1  # in this process: +0.39 [+0.28, +0.49] (docs/results.md)
+    assert gain > 0.1  # in this process: +0.39 [+0.28, +0.49] (docs/results-embedded.md)
 
 
 def test_many_searches_share_the_batches_of_the_server(cheerful: Rain, together: Load):
