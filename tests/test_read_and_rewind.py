@@ -76,6 +76,15 @@ def test_an_answer_that_reads_well_is_the_plain_one_and_leaves_token_by_token(pr
     assert (result.usage.iterations, result.usage.evaluations) == (1, 4)
 
 
+def test_white_space_at_the_beginning_says_nothing_yet_and_is_not_taken_back(probe: Path):
+    words = model({"on": {"\n": 1}, "\n": {" one": 1}, "one": {" two": 1}})
+    rain = Rain(settings(probe, window=1), model=words)
+    result = rain.generate(ASK)
+    assert (result.text, result.usage.iterations) == (rain.plain(ASK).text, 1) == ("\n one two", 1)
+    empty = Rain(settings(probe, window=1), model=model({"on": {"\n": 1}, "\n": {"\n": 1}}))
+    assert empty.generate(ASK).text == empty.settings.refusal  # nothing was said: that never passes
+
+
 @given(seed=st.integers(0, 10**6), length=st.integers(1, 40), window=st.integers(1, 50))
 def test_many_words_at_random_are_those_of_plain(tmp_path_factory, seed: int, length: int, window: int):
     path = tmp_path_factory.getbasetemp() / "same.probe.json"

@@ -28,7 +28,7 @@ from typing import cast
 
 from rain_llm.criteria.criterion import Turn
 from rain_llm.errors import ModelError
-from rain_llm.judging.evaluator import SelfEvaluator
+from rain_llm.judging.evaluator import SelfEvaluator, says_something
 from rain_llm.judging.questions import JudgeInput
 from rain_llm.models.base import LanguageModel
 from rain_llm.requests import Request, Sample, Samples
@@ -135,16 +135,18 @@ class ReadAndRewind:
         answer that ends by its length or a stop string is read without that token.
 
         Returns:
-            How many tokens of the draft were read, and the verdict on the answer up to there; None: there
-            is nothing to read yet.
+            How many tokens of the draft were read, and the verdict on the answer up to there; None: it says
+            nothing yet.
         """
         state, read = self.state, len(draft.tokens)
         written, verdict = state.answer.tokens + draft.tokens, None
-        asking = state.evaluator.judge(state.subject, [state.text(draft.tokens)], (), [written])
-        reads = list(next(asking)) if written or draft.end else []
+        text = state.text(draft.tokens)
+        asking = state.evaluator.judge(state.subject, [text], (), [written])
+        judged = bool(draft.end) or says_something(text)
+        reads = list(next(asking)) if judged else []
         draws = [] if draft.end else [self._draw(draft)]
         replies = (yield [*reads, *draws]) if reads or draws else ()
-        if written or draft.end:
+        if judged:
             try:
                 asking.send(replies[: len(reads)])
             except StopIteration as judged:
