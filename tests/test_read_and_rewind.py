@@ -19,6 +19,7 @@ from rain_llm.models.scripted import END, ScriptedModel, script
 from rain_llm.requests import Read, Sample
 from rain_llm.search.read_and_rewind import ReadAndRewind
 from rain_llm.search.strategies import reads_and_rewinds
+from rain_llm.types import TokenIds
 
 PROBE = Probe(
     criterion="harmlessness", model="scripted", layers=(0,), weights=((1.0,),), bias=0.0, threshold=0.5
@@ -108,6 +109,23 @@ def test_a_bad_draft_goes_back_to_the_last_good_token_and_turns_round(probe: Pat
     later = words | {"then": {" next": 1}, "next": {" there": 1}, "there": {" bad": 1}}
     rain = Rain(settings(probe), model=model(later | {"for": {" you": 1}}))
     assert shown(rain) == [" well", " then", " next there... But no, for you"]
+
+
+class Halves(ScriptedModel):
+    """Writes a smile with two tokens, as models write characters that they have no token for."""
+
+    def decode(self, tokens: TokenIds) -> str:
+        return super().decode(tokens).replace("XY", "\U0001f642").replace("X", "\ufffd")
+
+
+@pytest.mark.parametrize("guide", ["", "Be kind"])
+def test_no_half_of_a_character_leaves(probe: Path, guide: str):
+    words = {"on": {" one": 1}, "one": {"X": 1}, "\ufffd": {"Y": 1}, "kind\n\n one": {END: 1}}
+    smile = Halves(script(words), state=lambda text: -20.0 if text.endswith("\U0001f642") else 1.0)
+    rain = Rain(settings(probe, window=1, guide=guide), model=smile)
+    steps = list(rain.stream(ASK))
+    assert "".join(step.text for step in steps) == (" one" if guide else " one... But no, for")
+    assert steps[0].tokens == smile.encode(" one") and not any("X" in step.text for step in steps)
 
 
 def test_the_dropped_draft_stands_in_the_trace_and_not_in_the_answer(probe: Path):

@@ -32,6 +32,7 @@ from rain_llm.judging.evaluator import SelfEvaluator, says_something
 from rain_llm.judging.questions import JudgeInput
 from rain_llm.models.base import LanguageModel
 from rain_llm.requests import Request, Sample, Samples
+from rain_llm.search.answer import LONGEST, UNFINISHED
 from rain_llm.search.ending import give_up, outcome
 from rain_llm.search.outcome import Interrupted, Replies, Search
 from rain_llm.search.seeds import PIECE, plain_seed, seed_of
@@ -116,7 +117,7 @@ class ReadAndRewind:
                     draft, self._marked, state.accepted = self._best_dropped(), True, False
                     continue
                 draft.safe = read
-                leaves = len(draft.tokens) if draft.end else read - window + 1
+                leaves = len(draft.tokens) if draft.end else self._whole(draft, read - window + 1)
                 if leaves > 0 or draft.end:
                     yield self._accept(draft, leaves, verdict)
                 if draft.end:
@@ -180,6 +181,13 @@ class ReadAndRewind:
         return StopReason.LENGTH if self.state.room(tokens) == 0 else None
 
     # -- 2 accept ----------------------------------------------------------------------------------
+
+    def _whole(self, draft: Draft, most: int) -> int:
+        """Return how many of a draft's first ``most`` tokens are whole characters: no half of one leaves."""
+        before = self.state.answer.tokens[-LONGEST:]
+        while most > 0 and self.state.writer.decode(before + draft.tokens[:most]).endswith(UNFINISHED):
+            most -= 1
+        return most
 
     def _accept(self, draft: Draft, leaves: int, verdict: Verdict) -> Step:
         """Let the draft's first tokens leave."""
