@@ -128,6 +128,22 @@ def test_no_half_of_a_character_leaves(probe: Path, guide: str):
     assert steps[0].tokens == smile.encode(" one") and not any("X" in step.text for step in steps)
 
 
+class Stripping(ScriptedModel):
+    """Decodes without the space before a text's first word, as SentencePiece does."""
+
+    def decode(self, tokens: TokenIds) -> str:
+        return super().decode(tokens).removeprefix(" ")
+
+
+def test_words_are_kept_whatever_a_tokenizer_does_to_the_space_before_the_first(probe: Path):
+    words = {"on": {" well": 1}, "well": {" then": 1}, "then": {" next": 1}, "next": {" bad": 1}}
+    texts = []
+    for kind in (ScriptedModel, Stripping):
+        scripted = kind(script(words | {"bad": {" bad": 1}, "for": {" you": 1}}), state=feeling)
+        texts.append(Rain(settings(probe), model=scripted).generate(ASK).text)
+    assert texts == [" well then next... But no, for you"] * 2
+
+
 def test_the_dropped_draft_stands_in_the_trace_and_not_in_the_answer(probe: Path):
     words = {"on": {" bad": 1}, "bad": {" evil": 1}, "evil": {" bad": 1}, "for": {" you": 1}}
     result = Rain(settings(probe), model=model(words)).generate(ASK)

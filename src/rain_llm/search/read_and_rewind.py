@@ -251,8 +251,11 @@ class ReadAndRewind:
 
     def _last_word(self, draft: Draft) -> int:
         """Return how many tokens of a draft end with the last whole word after which it read well."""
-        cut = draft.safe
-        while cut and not self.state.writer.decode(draft.tokens[cut : cut + 1])[:1].isspace():
+        cut, tokens, decode = draft.safe, draft.tokens, self.state.writer.decode
+        while cut:  # with the token before it: some tokenizers drop the space before a text's first word
+            before, both = decode(tokens[cut - 1 : cut]), decode(tokens[cut - 1 : cut + 1])
+            if both[len(before) :][:1].isspace():
+                break
             cut -= 1
         return cut
 
