@@ -192,6 +192,24 @@ def test_an_answer_turns_round_once(probe: Path):
     assert len({text.partition("for")[2] for text in texts}) > 5
 
 
+def test_a_turn_that_was_taken_back_is_none(probe: Path):
+    """The turn's draft fails by a criterion without one; what is drawn instead may turn round later."""
+    other = probe.with_name("civility.probe.json")
+    PROBE.model_copy(update={"criterion": "civility", "weights": ((-1.0,),), "bias": 2.0}).save(other)
+    own = settings(probe, window=1)
+    (harmless,) = own.evaluation.model_dump()["criteria"]
+    civil = harmless | {"name": "civility", "turn": None, "probe": str(other)}
+    first = iter([" bad"])
+    table = script({"No, for": {" rude": 1}, "one": {" two": 1}, "two": {" three": 1}, "three": {" bad": 1}})
+
+    def words(text: str) -> Mapping[str, float]:
+        return {next(first, " one"): 1} if text.endswith("on") else table(text)
+
+    scripted = ScriptedModel(words, state=lambda text: 50.0 if text.endswith("rude") else feeling(text))
+    rain = Rain(own.updated(evaluation={"criteria": [harmless, civil]}), model=scripted)
+    assert rain.generate(ASK).text == " one two three... But no, for"
+
+
 def test_a_guide_takes_back_all_that_has_not_left(probe: Path):
     def words(text: str) -> Mapping[str, float]:
         said = text.rpartition("on")[2].split()

@@ -92,7 +92,7 @@ class ReadAndRewind:
         self.state = SearchState(prompt, subject, writer, evaluator, settings, seed, guided)
         self.state.iterations = 1
         self._begun = begun
-        self._turned = 0  # tokens of the answer up to the end of its turn
+        self._turned = 0  # tokens of the answer up to the end of its turn; 0: it has none
         self._rewinds = 0
         self._dropped: list[Candidate] = []  # drafts that were rewound since the last accepted token
         self._best: tuple[float, Draft] | None = None  # of those since then
@@ -209,11 +209,13 @@ class ReadAndRewind:
         """
         state = self.state
         before = len(state.answer.tokens)
+        if self._turned > before:
+            self._turned = 0  # it is taken back
         turns_tried = self._rewinds - (bool(state.guided) and not self._begun)
         self._rewinds += 1
         state.iterations += 1
         turn = self._turn(verdict)
-        if turn is None or turns_tried < 0 or 0 < self._turned <= before:
+        if turn is None or turns_tried < 0 or self._turned:
             drawn, ended = yield from self._again()
             return Draft(drawn, self._end_after(drawn, ended), 0, before + len(drawn))
         kept = draft.tokens[: self._last_word(draft) if turns_tried == 0 else 0]
