@@ -260,6 +260,14 @@ def test_the_opening_of_an_answer_is_continued_and_turned_round(probe: Path):
         rain.generate(Task(ASK, opening="{", schema={"type": "object"}))
 
 
+def test_a_guide_stands_before_the_opening_of_an_answer(probe: Path):
+    def words(text: str) -> Mapping[str, float]:
+        return {END: 1} if "kindly" in text else {" kindly": 1} if "Be kind\n\nSure," in text else {" bad": 1}
+
+    rain = Rain(settings(probe, guide="Be kind", turn=None), model=ScriptedModel(words, state=feeling))
+    assert rain.generate(Task(ASK, opening="Sure,")).text == " kindly"
+
+
 @pytest.mark.parametrize("stop", [(), (" d",), (" c",)])
 def test_stop_strings_and_limits_end_it_as_they_end_plain(probe: Path, stop: tuple[str, ...]):
     for length in range(1, 7):
