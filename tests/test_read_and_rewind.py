@@ -226,7 +226,7 @@ def test_where_nothing_reads_well_nothing_leaves(probe: Path, on_unsafe: str):
     words = ScriptedModel(lambda text: {" bad": 1, " evil": 1}, state=feeling)
     rain = Rain(settings(probe).updated(on_unsafe=on_unsafe), model=words)
     if on_unsafe == "raise":
-        with pytest.raises(UnsafeAnswerError):
+        with pytest.raises(UnsafeAnswerError, match=r"raise search\.rewinds,"):
             rain.generate(ASK)
         return
     result = rain.generate(ASK)

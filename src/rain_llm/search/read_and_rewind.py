@@ -143,11 +143,11 @@ class ReadAndRewind:
         written, verdict = state.answer.tokens + draft.tokens, None
         text = state.text(draft.tokens)
         asking = state.evaluator.judge(state.subject, [text], (), [written])
-        judged = bool(draft.end) or says_something(text)
-        reads = list(next(asking)) if judged else []
+        tells = bool(draft.end) or says_something(text)
+        reads = list(next(asking)) if tells else []
         draws = [] if draft.end else [self._draw(draft)]
         replies = (yield [*reads, *draws]) if reads or draws else ()
-        if judged:
+        if tells:
             try:
                 asking.send(replies[: len(reads)])
             except StopIteration as judged:
