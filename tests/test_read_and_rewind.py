@@ -19,6 +19,7 @@ from rain_llm.models.scripted import END, ScriptedModel, script
 from rain_llm.requests import Read, Sample
 from rain_llm.search.read_and_rewind import ReadAndRewind
 from rain_llm.search.strategies import reads_and_rewinds
+from rain_llm.types import TokenIds
 
 PROBE = Probe(
     criterion="harmlessness", model="scripted", layers=(0,), weights=((1.0,),), bias=0.0, threshold=0.5
@@ -76,6 +77,15 @@ def test_an_answer_that_reads_well_is_the_plain_one_and_leaves_token_by_token(pr
     assert (result.usage.iterations, result.usage.evaluations) == (1, 4)
 
 
+def test_white_space_at_the_beginning_says_nothing_yet_and_is_not_taken_back(probe: Path):
+    words = model({"on": {"\n": 1}, "\n": {" one": 1}, "one": {" two": 1}})
+    rain = Rain(settings(probe, window=1), model=words)
+    result = rain.generate(ASK)
+    assert (result.text, result.usage.iterations) == (rain.plain(ASK).text, 1) == ("\n one two", 1)
+    empty = Rain(settings(probe, window=1), model=model({"on": {"\n": 1}, "\n": {"\n": 1}}))
+    assert empty.generate(ASK).text == empty.settings.refusal  # nothing was said: that never passes
+
+
 @given(seed=st.integers(0, 10**6), length=st.integers(1, 40), window=st.integers(1, 50))
 def test_many_words_at_random_are_those_of_plain(tmp_path_factory, seed: int, length: int, window: int):
     path = tmp_path_factory.getbasetemp() / "same.probe.json"
@@ -99,6 +109,39 @@ def test_a_bad_draft_goes_back_to_the_last_good_token_and_turns_round(probe: Pat
     later = words | {"then": {" next": 1}, "next": {" there": 1}, "there": {" bad": 1}}
     rain = Rain(settings(probe), model=model(later | {"for": {" you": 1}}))
     assert shown(rain) == [" well", " then", " next there... But no, for you"]
+
+
+class Halves(ScriptedModel):
+    """Writes a smile with two tokens, as models write characters that they have no token for."""
+
+    def decode(self, tokens: TokenIds) -> str:
+        return super().decode(tokens).replace("XY", "\U0001f642").replace("X", "\ufffd")
+
+
+@pytest.mark.parametrize("guide", ["", "Be kind"])
+def test_no_half_of_a_character_leaves(probe: Path, guide: str):
+    words = {"on": {" one": 1}, "one": {"X": 1}, "\ufffd": {"Y": 1}, "kind\n\n one": {END: 1}}
+    smile = Halves(script(words), state=lambda text: -20.0 if text.endswith("\U0001f642") else 1.0)
+    rain = Rain(settings(probe, window=1, guide=guide), model=smile)
+    steps = list(rain.stream(ASK))
+    assert "".join(step.text for step in steps) == (" one" if guide else " one... But no, for")
+    assert steps[0].tokens == smile.encode(" one") and not any("X" in step.text for step in steps)
+
+
+class Stripping(ScriptedModel):
+    """Decodes without the space before a text's first word, as SentencePiece does."""
+
+    def decode(self, tokens: TokenIds) -> str:
+        return super().decode(tokens).removeprefix(" ")
+
+
+def test_words_are_kept_whatever_a_tokenizer_does_to_the_space_before_the_first(probe: Path):
+    words = {"on": {" well": 1}, "well": {" then": 1}, "then": {" next": 1}, "next": {" bad": 1}}
+    texts = []
+    for kind in (ScriptedModel, Stripping):
+        scripted = kind(script(words | {"bad": {" bad": 1}, "for": {" you": 1}}), state=feeling)
+        texts.append(Rain(settings(probe), model=scripted).generate(ASK).text)
+    assert texts == [" well then next... But no, for you"] * 2
 
 
 def test_the_dropped_draft_stands_in_the_trace_and_not_in_the_answer(probe: Path):
@@ -149,6 +192,24 @@ def test_an_answer_turns_round_once(probe: Path):
     assert len({text.partition("for")[2] for text in texts}) > 5
 
 
+def test_a_turn_that_was_taken_back_is_none(probe: Path):
+    """The turn's draft fails by a criterion without one; what is drawn instead may turn round later."""
+    other = probe.with_name("civility.probe.json")
+    PROBE.model_copy(update={"criterion": "civility", "weights": ((-1.0,),), "bias": 2.0}).save(other)
+    own = settings(probe, window=1)
+    (harmless,) = own.evaluation.model_dump()["criteria"]
+    civil = harmless | {"name": "civility", "turn": None, "probe": str(other)}
+    first = iter([" bad"])
+    table = script({"No, for": {" rude": 1}, "one": {" two": 1}, "two": {" three": 1}, "three": {" bad": 1}})
+
+    def words(text: str) -> Mapping[str, float]:
+        return {next(first, " one"): 1} if text.endswith("on") else table(text)
+
+    scripted = ScriptedModel(words, state=lambda text: 50.0 if text.endswith("rude") else feeling(text))
+    rain = Rain(own.updated(evaluation={"criteria": [harmless, civil]}), model=scripted)
+    assert rain.generate(ASK).text == " one two three... But no, for"
+
+
 def test_a_guide_takes_back_all_that_has_not_left(probe: Path):
     def words(text: str) -> Mapping[str, float]:
         said = text.rpartition("on")[2].split()
@@ -165,7 +226,7 @@ def test_where_nothing_reads_well_nothing_leaves(probe: Path, on_unsafe: str):
     words = ScriptedModel(lambda text: {" bad": 1, " evil": 1}, state=feeling)
     rain = Rain(settings(probe).updated(on_unsafe=on_unsafe), model=words)
     if on_unsafe == "raise":
-        with pytest.raises(UnsafeAnswerError):
+        with pytest.raises(UnsafeAnswerError, match=r"raise search\.rewinds,"):
             rain.generate(ASK)
         return
     result = rain.generate(ASK)
@@ -197,6 +258,14 @@ def test_the_opening_of_an_answer_is_continued_and_turned_round(probe: Path):
     assert rain.generate(task).text == "... But no, for you"
     with pytest.raises(PromptError, match="opening"):
         rain.generate(Task(ASK, opening="{", schema={"type": "object"}))
+
+
+def test_a_guide_stands_before_the_opening_of_an_answer(probe: Path):
+    def words(text: str) -> Mapping[str, float]:
+        return {END: 1} if "kindly" in text else {" kindly": 1} if "Be kind\n\nSure," in text else {" bad": 1}
+
+    rain = Rain(settings(probe, guide="Be kind", turn=None), model=ScriptedModel(words, state=feeling))
+    assert rain.generate(Task(ASK, opening="Sure,")).text == " kindly"
 
 
 @pytest.mark.parametrize("stop", [(), (" d",), (" c",)])

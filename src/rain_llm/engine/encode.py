@@ -36,8 +36,8 @@ def guided(writer: LanguageModel, task: Task, settings: RainSettings) -> TokenId
     if not (guide or instruction):
         return ()
     if chat:
-        prompt = encode(writer, _instructed(task, instruction), settings)
-        return prompt + (writer.encode(f"{guide}\n\n") if guide else ())
+        asked = encode(writer, _instructed(replace(task, opening=""), instruction), settings)
+        return asked + (writer.encode(f"{guide}\n\n") if guide else ()) + writer.encode(task.opening)
     assert isinstance(task.prompt, str)  # otherwise it is a chat
     before, newline, line = task.prompt.rpartition("\n")
     if not line:

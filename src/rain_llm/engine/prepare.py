@@ -71,7 +71,9 @@ def prepare(
     evaluator = runtime.evaluator(settings.evaluation) if guarded or judge or given else None
     seed = secrets.randbits(62) if settings.generation.seed is None else settings.generation.seed
 
-    def answer(search: Search, prompt_tokens: int, guard: SelfEvaluator | None = None) -> Answer:
+    def answer(
+        search: Search, prompt_tokens: int, guard: SelfEvaluator | None = None, rewinds: bool = False
+    ) -> Answer:
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         limits = settings.search
         ticket = Ticket(
@@ -80,7 +82,9 @@ def prepare(
         trace = Trace(seed, settings.hash, writer.name)
         at_end = (lambda: warn(guard)) if warn and guard else None
         needs_structure = given is None and bool(form.document or form.forced)
-        return Answer(ticket, events, runtime.scheduler, trace, prompt_tokens, at_end, needs_structure)
+        remedy = "raise search.rewinds" if rewinds else "widen search.iterations"
+        scheduler = runtime.scheduler
+        return Answer(ticket, events, scheduler, trace, prompt_tokens, at_end, needs_structure, remedy)
 
     form = form_of(task)
     if given is not None:
@@ -122,7 +126,7 @@ def prepare(
         search = ReadAndRewind(tokens, subject, writer, evaluator, settings, seed, guide, begun)
     else:
         search = RainSearch(tokens, subject, writer, evaluator, settings, seed, guide, form)
-    return answer(run_and_explain(search, passages_of(task)), len(tokens), evaluator)
+    return answer(run_and_explain(search, passages_of(task)), len(tokens), evaluator, rewinds)
 
 
 def given_answer(text: str, calls: Sequence[ToolCall]) -> Given:

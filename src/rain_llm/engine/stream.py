@@ -31,6 +31,7 @@ class Answer:
         prompt_tokens: int,
         warn: Callable[[], None] | None,
         needs_structure: bool,
+        remedy: str,
     ) -> None:
         self.ticket = ticket
         self._events = events
@@ -40,6 +41,7 @@ class Answer:
         self._prompt_tokens = prompt_tokens
         self._warn = warn
         self._needs_structure = needs_structure  # the answer must be a document or begin with a call
+        self._remedy = remedy  # what lets the search try more often
 
     def submit(self, *others: Answer) -> None:
         """Start the search, together with those of other answers."""
@@ -80,8 +82,8 @@ class Answer:
         result = self._result(event)
         if result.stop_reason is StopReason.UNSAFE:
             raise UnsafeAnswerError(
-                f"nothing that the model wrote passed {_failed(result)}: "
-                "widen search.iterations, lower the threshold, or choose on_unsafe='refuse' or 'best'",
+                f"nothing that the model wrote passed {_failed(result)}: {self._remedy}, "
+                "lower the threshold, or choose on_unsafe='refuse' or 'best'",
                 result,
             )
         if result.stop_reason is StopReason.INCOMPLETE:

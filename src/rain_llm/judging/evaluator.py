@@ -164,8 +164,7 @@ class SelfEvaluator:
         verdicts = []
         for (answer, calls_made, _), pairs, some in zip(parts, applied, reads, strict=True):
             # An empty answer passes no criterion, and an answer that no criterion applies to does not pass.
-            said = seen(answer[:_GLANCE]).strip() or seen(answer).strip()
-            judged = bool(said or calls_made) and bool(pairs or not self.settings.actions)
+            judged = bool(says_something(answer) or calls_made) and bool(pairs or not self.settings.actions)
             read = {c.name: odds[c.name, request] for request, own in some for c in own}
             scores = tuple(
                 self._read_score(criterion, read.get(criterion.name, -math.inf))  # nothing was said
@@ -323,6 +322,11 @@ def _stand_in(
     while any(c.name == criterion.name and c != criterion for c in own):
         criterion = criterion.model_copy(update={"name": f"{criterion.name}_meanwhile"})
     return (criterion,)
+
+
+def says_something(answer: str) -> bool:
+    """Return whether an answer has a visible character."""
+    return bool(seen(answer[:_GLANCE]).strip() or seen(answer).strip())
 
 
 def sigmoid(logit: float) -> float:

@@ -6,8 +6,11 @@ from collections.abc import Callable, Sequence
 
 from rain_llm.types import TokenIds
 
-_UNFINISHED = "\ufffd"
-_LONGEST = 4  # tokens of one character
+UNFINISHED = "\ufffd"
+"""What an incomplete character at the end of a text is decoded to."""
+
+LONGEST = 4
+"""The most tokens of one character."""
 
 
 class Answer:
@@ -52,7 +55,7 @@ class Answer:
     def _complete(self, tokens: TokenIds) -> str:
         """Decode tokens, without an incomplete character at the end."""
         text = self._decode(tokens)
-        while text.endswith(_UNFINISHED) and not self._written(tokens):
+        while text.endswith(UNFINISHED) and not self._written(tokens):
             text = text[:-1]
             while len(self._decode(tokens)) > len(text):
                 tokens = tokens[:-1]
@@ -60,7 +63,7 @@ class Answer:
 
     def _written(self, tokens: TokenIds) -> bool:
         """Return whether the model wrote the final U+FFFD itself: encoding it yields the same tokens."""
-        ends = (tokens[-length:] for length in range(1, min(_LONGEST, len(tokens)) + 1))
+        ends = (tokens[-length:] for length in range(1, min(LONGEST, len(tokens)) + 1))
         return any(self._encode(self._decode(end)) == end for end in ends)
 
     def extend(self, more: TokenIds) -> str:
@@ -72,7 +75,7 @@ class Answer:
         text, stopped = self.read()
         prose = self._prose(text)
         if not stopped and prose == text:
-            text = text.rstrip(_UNFINISHED)
+            text = text.rstrip(UNFINISHED)
             held = max((_overlap(text, mark) for mark in (*self._stop, self._opening)), default=0)
             prose = text[: len(text) - held]
         return self._show(prose)

@@ -28,10 +28,11 @@ from typing import cast
 
 from rain_llm.criteria.criterion import Turn
 from rain_llm.errors import ModelError
-from rain_llm.judging.evaluator import SelfEvaluator
+from rain_llm.judging.evaluator import SelfEvaluator, says_something
 from rain_llm.judging.questions import JudgeInput
 from rain_llm.models.base import LanguageModel
 from rain_llm.requests import Request, Sample, Samples
+from rain_llm.search.answer import LONGEST, UNFINISHED
 from rain_llm.search.ending import give_up, outcome
 from rain_llm.search.outcome import Interrupted, Replies, Search
 from rain_llm.search.seeds import PIECE, plain_seed, seed_of
@@ -91,7 +92,7 @@ class ReadAndRewind:
         self.state = SearchState(prompt, subject, writer, evaluator, settings, seed, guided)
         self.state.iterations = 1
         self._begun = begun
-        self._turned = 0  # tokens of the answer up to the end of its turn
+        self._turned = 0  # tokens of the answer up to the end of its turn; 0: it has none
         self._rewinds = 0
         self._dropped: list[Candidate] = []  # drafts that were rewound since the last accepted token
         self._best: tuple[float, Draft] | None = None  # of those since then
@@ -116,7 +117,7 @@ class ReadAndRewind:
                     draft, self._marked, state.accepted = self._best_dropped(), True, False
                     continue
                 draft.safe = read
-                leaves = len(draft.tokens) if draft.end else read - window + 1
+                leaves = len(draft.tokens) if draft.end else self._whole(draft, read - window + 1)
                 if leaves > 0 or draft.end:
                     yield self._accept(draft, leaves, verdict)
                 if draft.end:
@@ -135,16 +136,18 @@ class ReadAndRewind:
         answer that ends by its length or a stop string is read without that token.
 
         Returns:
-            How many tokens of the draft were read, and the verdict on the answer up to there; None: there
-            is nothing to read yet.
+            How many tokens of the draft were read, and the verdict on the answer up to there; None: it says
+            nothing yet.
         """
         state, read = self.state, len(draft.tokens)
         written, verdict = state.answer.tokens + draft.tokens, None
-        asking = state.evaluator.judge(state.subject, [state.text(draft.tokens)], (), [written])
-        reads = list(next(asking)) if written or draft.end else []
+        text = state.text(draft.tokens)
+        asking = state.evaluator.judge(state.subject, [text], (), [written])
+        tells = bool(draft.end) or says_something(text)
+        reads = list(next(asking)) if tells else []
         draws = [] if draft.end else [self._draw(draft)]
         replies = (yield [*reads, *draws]) if reads or draws else ()
-        if written or draft.end:
+        if tells:
             try:
                 asking.send(replies[: len(reads)])
             except StopIteration as judged:
@@ -179,6 +182,13 @@ class ReadAndRewind:
 
     # -- 2 accept ----------------------------------------------------------------------------------
 
+    def _whole(self, draft: Draft, most: int) -> int:
+        """Return how many of a draft's first ``most`` tokens are whole characters: no half of one leaves."""
+        before = self.state.answer.tokens[-LONGEST:]
+        while most > 0 and self.state.writer.decode(before + draft.tokens[:most]).endswith(UNFINISHED):
+            most -= 1
+        return most
+
     def _accept(self, draft: Draft, leaves: int, verdict: Verdict) -> Step:
         """Let the draft's first tokens leave."""
         state, tokens = self.state, draft.tokens[:leaves]
@@ -199,11 +209,13 @@ class ReadAndRewind:
         """
         state = self.state
         before = len(state.answer.tokens)
+        if self._turned > before:
+            self._turned = 0  # it is taken back
         turns_tried = self._rewinds - (bool(state.guided) and not self._begun)
         self._rewinds += 1
         state.iterations += 1
         turn = self._turn(verdict)
-        if turn is None or turns_tried < 0 or 0 < self._turned <= before:
+        if turn is None or turns_tried < 0 or self._turned:
             drawn, ended = yield from self._again()
             return Draft(drawn, self._end_after(drawn, ended), 0, before + len(drawn))
         kept = draft.tokens[: self._last_word(draft) if turns_tried == 0 else 0]
@@ -241,8 +253,11 @@ class ReadAndRewind:
 
     def _last_word(self, draft: Draft) -> int:
         """Return how many tokens of a draft end with the last whole word after which it read well."""
-        cut = draft.safe
-        while cut and not self.state.writer.decode(draft.tokens[cut : cut + 1])[:1].isspace():
+        cut, tokens, decode = draft.safe, draft.tokens, self.state.writer.decode
+        while cut:  # with the token before it: some tokenizers drop the space before a text's first word
+            before, both = decode(tokens[cut - 1 : cut]), decode(tokens[cut - 1 : cut + 1])
+            if both[len(before) :][:1].isspace():
+                break
             cut -= 1
         return cut
 
