@@ -372,6 +372,7 @@ def test_usage_is_exact():
         evaluations=1,
         iterations=2,
         embeddings=0,
+        first_forwards=4,
     )
     assert (model.model_tokens, model.forwards) == (13, 4)
 

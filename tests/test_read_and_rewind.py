@@ -317,12 +317,14 @@ def test_nothing_leaves_that_read_badly(tmp_path_factory, data: st.DataObject):
     assert result.usage.iterations <= own.search.rewinds + 1  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("change", ["asked", "target", "tools", "keep_drafts", "judge"])
+@pytest.mark.parametrize("change", ["asked", "target", "tools", "keep_drafts", "judge", "window"])
 def test_elsewhere_drafts_are_kept(probe: Path, change: str):
     own = settings(probe)
     (criterion,) = own.evaluation.criteria
     if change == "asked":
         criterion = criterion.model_copy(update={"style": "labels", "probe": None})
+    if change == "window":  # what left its window before the first reading would never be read
+        PROBE.model_copy(update={"window": 1}).save(probe)
     if change == "target":
         criterion = criterion.model_copy(update={"target": 0.9})
     own = own.updated(evaluation={"criteria": [criterion]})

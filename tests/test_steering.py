@@ -1,4 +1,4 @@
-"""It works, on the real model, by a judge that is not the model (docs/results-embedded.md has the figures)."""
+"""It works, on the real model, by a judge that is not the model (docs/results-embedded.md)."""
 
 from __future__ import annotations
 

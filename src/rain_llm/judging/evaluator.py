@@ -88,11 +88,15 @@ class SelfEvaluator:
     def reads(self, subject: JudgeInput) -> bool:
         """Return whether answers to this subject are read only, as far as they are written, and never asked.
 
-        False also where a criterion has a target or needs a context.
+        False also where a criterion has a target, needs a context, or has a probe of the last tokens only.
         """
         applied = [criterion for criterion, _ in self._applied(subject, "said", "")]
         return not subject.acts and all(
-            c.name in self.probes and c.target is None and not c.needs_context for c in applied
+            c.name in self.probes
+            and self.probes[c.name].window is None
+            and c.target is None
+            and not c.needs_context
+            for c in applied
         )
 
     def check(self, subject: JudgeInput, max_new_tokens: int) -> None:

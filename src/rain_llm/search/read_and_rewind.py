@@ -40,7 +40,7 @@ from rain_llm.search.state import SearchState
 from rain_llm.settings import RainSettings, ReadAndRewindSettings
 from rain_llm.types import Candidate, Step, StopReason, TokenIds, Verdict
 
-_SENTENCE_ENDS = (*".!?:\n…\u3002\uff01\uff1f",)
+_SENTENCE_ENDS = (*".!?:…\u3002\uff01\uff1f",)
 
 
 @dataclass(slots=True)
@@ -266,9 +266,9 @@ class ReadAndRewind:
         text = self.state.text(kept)
         if not (text.strip() or self._begun):
             return turn.first
-        if text.endswith(_SENTENCE_ENDS):
-            return f" {turn.later}"
-        return f"{'' if text[-1:].isspace() else '... '}{turn.later}"
+        if text[-1:].isspace():
+            return turn.later
+        return f"{' ' if text.endswith(_SENTENCE_ENDS) else '... '}{turn.later}"
 
     # -- 5 refuse ----------------------------------------------------------------------------------
 
