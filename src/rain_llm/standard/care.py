@@ -59,7 +59,7 @@ def answers(rain: Rain, tasks: Sequence[Task], settings: RainSettings) -> list[R
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         ticket = Ticket(search, events.put, settings.search.deadline_s, settings.search.max_model_tokens)
         trace = Trace(seed, settings.hash, runtime.writer.name)
-        running.append(Running(ticket, events, runtime.scheduler, trace, len(tokens), None, False))
+        running.append(Running(ticket, events, runtime.scheduler, trace, len(tokens), None, False, ""))
     return results_of(running)
 
 
