@@ -56,7 +56,7 @@ def engine(settings):
 
 
 MODEL = ScriptedModel(next_words, opinion)
-BARE = HARMLESSNESS.model_copy(update={"guide": "", "frames": ("{text} is",)})
+BARE = HARMLESSNESS.model_copy(update={"guide": "", "instruction": "", "frames": ("{text} is",)})
 QUICK = methods.START.updated(search={"iterations": 4})
 
 

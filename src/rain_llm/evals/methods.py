@@ -172,7 +172,7 @@ def settings_for(
             f"method '{method}' has on_unsafe='raise', which leaves no answer to evaluate: "
             "choose 'best' or 'refuse'"
         )
-    if method.startswith(GUIDED) and not any(c.guide for c in settings.evaluation.criteria):
+    if method.startswith(GUIDED) and not any(c.guide or c.instruction for c in settings.evaluation.criteria):
         raise SettingsError(
             f"method '{method}' needs a guide, and no criterion of task '{task.name}' has one: "
             "add a guide, or leave the method out"
