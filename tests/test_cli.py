@@ -36,7 +36,7 @@ def opinion(question: str, label: str) -> float:
 def own(text: str) -> str:
     """Leave the guides out of what the model has before it."""
     for criterion in BUILT_IN.values():
-        text = text.replace(criterion.guide, "")
+        text = text.replace(criterion.guide, "").replace(criterion.instruction, "")
     return text
 
 
@@ -625,7 +625,7 @@ def test_the_demo_says_where_the_model_is_asked(model, rain):
     assert (code, err) == (0, "")
     assert "asked in words, as this model has no probe" in " ".join(out.split())
     unchanged, went_back, turned, refused = counts(out)
-    assert 1 <= unchanged + went_back + refused <= 9 + refused and turned == 0  # asked, it draws otherwise
+    assert unchanged + went_back + refused >= 9 and turned == 0
     assert re.search(r"\[0\.\d\d\s+bad\.\]\s+good\.", out)
 
 
