@@ -16,6 +16,7 @@ from benchmarks.scenarios import (
     with_verdicts,
 )
 from rain_llm import HARMLESSNESS, Criterion, Message, Rain, RainSettings, StopReason
+from rain_llm.judging.evaluator import says_something
 from rain_llm.judging.probe import Probe
 
 FREE = Criterion(
@@ -94,8 +95,10 @@ def test_a_text_that_is_read_as_fine_costs_exactly_what_plain_generation_costs(t
         tiny.cache.clear()
         own = rain.settings.updated(generation={"seed": seed})
         result = rain.generate("the film is", settings=own)
-        # An empty answer never passes, so another is written; an only token is computed to judge it.
-        if result.usage.iterations == 1 and result.usage.output_tokens > 1:
+        # An empty answer never passes, so another is written. The last token is computed to judge it where
+        # those before it show nothing.
+        written = [token for step in result.trace.steps for token in step.tokens]
+        if result.usage.iterations == 1 and says_something(tiny.decode(tuple(written[:-1])).strip("\ufffd")):
             assert_costs_nothing(result.usage, result.stop_reason == "eos", result.usage.prompt_tokens)
             exact += 1
         assert result.accepted
