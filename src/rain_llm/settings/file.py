@@ -246,7 +246,7 @@ def _extension(parts: dict[str, Any]) -> dict[str, Any]:
     """Build the schema of a built-in criterion with changes, of which only ``extends`` is required."""
     extension = copy.deepcopy(parts["Criterion"])
     fields = extension["properties"]
-    for name, model in (("choice", "Choice"), ("channel", "Channel")):
+    for name, model in (("choice", "Choice"), ("channel", "Channel"), ("turn", "Turn")):
         part = {key: value for key, value in parts[model].items() if key != "required"}
         fields[name]["anyOf"] = [part, {"type": "null"}]
     about = "The built-in criterion to start from; the other fields replace its values."

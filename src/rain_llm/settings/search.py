@@ -148,7 +148,7 @@ class ReadAndRewindSettings(KeepDraftsSettings):
     for tool calls and JSON documents.
     """
 
-    strategy: Literal["read_and_rewind"] = Field(  # type: ignore[assignment]
+    strategy: Literal["read_and_rewind"] = Field(  # type: ignore[assignment]  # the field of another strategy
         default="read_and_rewind",
         description="'read_and_rewind', 'keep_drafts' or 'paper', which has different fields.",
     )
