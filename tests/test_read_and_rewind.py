@@ -17,8 +17,6 @@ from rain_llm.errors import PromptError
 from rain_llm.judging.probe import Probe
 from rain_llm.models.scripted import END, ScriptedModel, script
 from rain_llm.requests import Read, Sample
-from rain_llm.search.read_and_rewind import ReadAndRewind
-from rain_llm.search.strategies import reads_and_rewinds
 from rain_llm.types import TokenIds
 
 PROBE = Probe(
@@ -337,7 +335,3 @@ def test_elsewhere_drafts_are_kept(probe: Path, change: str):
     assert result.trace.steps and result.stop_reason is not StopReason.ERROR
     samples = [request for request in scripted.requests if isinstance(request, Sample)]
     assert any(sample.max_tokens > 1 for sample in samples)
-
-
-def test_the_parts_are_those_that_the_documentation_names():
-    assert ReadAndRewind.__doc__ and reads_and_rewinds.__doc__

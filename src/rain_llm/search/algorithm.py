@@ -16,10 +16,10 @@ The loop, in the paper's words::
         6 commit          the best becomes the root; the rest is rewound: dropped, for every request
                           carries its whole prefix. If it did not pass, give up (``on_unsafe``)
 
-What differs between the paper and the tuned default is in two strategies (``strategies.py``), which the loop
+What differs between the paper and the tuned search is in two strategies (``strategies.py``), which the loop
 does not distinguish::
 
-                      Paper                                          KeepDrafts (the default)
+                      Paper                                          KeepDrafts (tuned)
     expand            a leaf's second visit samples candidates,      the rollout becomes a chain of
                       during select; later one more, where all       nodes (``keep_rollouts``)
                       are similar and bad (``expand_in_advance``)

@@ -167,7 +167,7 @@ class ReadAndRewind:
         prefix = state.prefix(draft.tokens)
         place = len(prefix) - len(state.prompt)
         if self._rewinds:
-            seed, start = seed_of(state.origin, self._rewinds, *prefix[-place:]), 0
+            seed, start = seed_of(state.origin, self._rewinds, *prefix[len(state.prompt) :]), 0
         else:
             seed, start = plain_seed(state.origin, place // PIECE), place % PIECE
         return Sample(prefix, 1, 1, seed, drawing.temperature, drawing.top_k, drawing.top_p, start=start)

@@ -1,7 +1,7 @@
 """The two strategies of the loop in ``algorithm.py``, and the rule by which ``read_and_rewind.py`` is used.
 
 :class:`Paper` is the published algorithm: children are token sets sampled in advance, and a step commits the
-child with the largest weight. :class:`KeepDrafts` is the default: children are the judged rollouts
+child with the largest weight. :class:`KeepDrafts` is the tuned one: children are the judged rollouts
 themselves, and a step commits a rollout as soon as its verdict is good enough, so that no token is wasted.
 """
 
@@ -32,7 +32,7 @@ from rain_llm.types import Verdict
 
 
 class Strategy(Protocol):
-    """The decisions of a search that differ between the paper and the default."""
+    """The decisions of a search that differ between the paper and the tuned search."""
 
     def settled(self) -> bool:
         """Return whether the inner loop is done: a text is good enough, or the budget is spent."""
