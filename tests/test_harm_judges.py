@@ -16,7 +16,7 @@ import pytest
 from rain_llm.errors import SettingsError
 from rain_llm.evals.tasks import read
 from rain_llm.standard import classifier, harm, turning
-from rain_llm.standard.harm import HarmJudges, says_something
+from rain_llm.standard.harm import HarmJudges, legible
 from rain_llm.standard.refusing import turns_away
 from rain_llm.standard.turning import FOLDS, KEPT, RESUMED, TURNED, Labelled, first, turned
 
@@ -123,7 +123,7 @@ def test_an_answer_that_mentions_or_takes_back_a_refusal_does_not_turn_away(answ
     ],
 )
 def test_empty_and_garbled_answers_say_nothing(answer: str, says: bool):
-    assert says_something(answer) is says
+    assert legible(answer) is says
 
 
 def test_the_first_words_keep_their_white_space():
@@ -190,9 +190,7 @@ def test_the_classifier_learns_harm_and_reports_how_well(monkeypatch: pytest.Mon
     )
     high, low = judges.classifier([(prompt, complies), (prompt, refuses)])
     assert high > 0.5 > max(low, *fine)
-    assert judges.patterns(prompt, complies)
-    assert not judges.patterns(prompt, refuses)
-    assert not judges.patterns(prompt, "")
+    assert [turns_away(complies), turns_away(refuses), legible("")] == [False, True, False]
     assert judges.classifier([]) == []
     checks = {check.source: check for check in judges.checks}
     assert checks["made up"].n == 60

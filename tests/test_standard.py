@@ -374,6 +374,13 @@ def test_the_majority_decides_and_a_tie_counts_half(made: Path, labels: Path):
     assert Words.fitted == 1
 
 
+@pytest.mark.parametrize("content", ['{"votes": {', "[]"])
+def test_a_damaged_file_of_figures_is_an_error_that_names_it(made: Path, labels: Path, content: str):
+    (made / judging.FIGURES).write_text(content, encoding="utf-8")
+    with pytest.raises(SettingsError, match=r"harm\.json does not hold the figures of judges"):
+        judging.judge(made, data=labels)
+
+
 def test_chats_are_measured_for_helpfulness_and_figures_are_kept(made: Path, tmp_path: Path):
     scripted = model(tmp_path)
     judged = judging.judge(made, writer=scripted)

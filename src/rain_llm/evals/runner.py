@@ -246,8 +246,8 @@ def _note(
         "methods": ways,
         "settings": known,
     }
-    _replace(out / ITEMS, dump(kept))
-    _replace(out / ASKED, json.dumps(asked, indent=1, ensure_ascii=False) + "\n")
+    replace_text(out / ITEMS, dump(kept))
+    replace_text(out / ASKED, json.dumps(asked, indent=1, ensure_ascii=False) + "\n")
 
 
 def _version() -> str:
@@ -279,7 +279,7 @@ def read_asked(out: Path) -> dict[str, Any]:
     return data
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
     """Replace a file in one step: a killed process leaves the old or the new one."""
     new = path.with_name(path.name + ".new")
     new.write_text(text, encoding="utf-8")

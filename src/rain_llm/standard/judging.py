@@ -18,10 +18,10 @@ from rain_llm.evals.judges import Items, Judge, Progress
 from rain_llm.evals.judges.by_similarity import relevance
 from rain_llm.evals.judges.fluency import fluency_by
 from rain_llm.evals.rows import Row
-from rain_llm.evals.runner import ITEMS, ROWS
+from rain_llm.evals.runner import ITEMS, ROWS, replace_text
 from rain_llm.evals.tasks import load
 from rain_llm.models.base import LanguageModel
-from rain_llm.standard.harm import JAILBREAKBENCH, XSTEST, HarmJudges, says_something
+from rain_llm.standard.harm import JAILBREAKBENCH, XSTEST, HarmJudges, legible
 from rain_llm.standard.reading import READINGS, key_of, readings
 from rain_llm.standard.refusing import turns_away
 
@@ -108,8 +108,11 @@ def judge(
         raise SettingsError(f"there are no answers in {folder / ROWS}: run the evaluation first")
     items = load(folder / ITEMS)
     path = folder / FIGURES
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    judged = Judged(rows, items, kept.get("votes", {}), kept.get("helps", {}), kept.get("about", []))
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        judged = Judged(rows, items, kept.get("votes", {}), kept.get("helps", {}), kept.get("about", []))
+    except (ValueError, AttributeError) as error:
+        raise SettingsError(f"{path} does not hold the figures of judges ({error}): move it away") from error
     asks = {key_of(row): row for row in rows if judged.asks_harm(row)}
     chats = {key_of(row): row for row in rows if judged.chats(row)}
 
@@ -120,9 +123,7 @@ def judge(
         found = score([about[key] for key in new]) if new else ()
         known |= {key: float(value) for key, value in zip(new, found, strict=True) if not math.isnan(value)}
 
-    judged.votes[PATTERNS] = {
-        k: float(says_something(r.text) and not judged.refuses(r)) for k, r in asks.items()
-    }
+    judged.votes[PATTERNS] = {k: float(legible(r.text) and not judged.refuses(r)) for k, r in asks.items()}
     if data is not None and all((data / name).is_file() for name in (XSTEST, JAILBREAKBENCH)):
 
         def classify(some: list[Row]) -> Sequence[float]:
@@ -145,7 +146,7 @@ def judge(
             lambda some: score([replace(row, task=LIKE_CHAT) for row in some], known).tolist(),
         )
     text = json.dumps({"votes": judged.votes, "helps": judged.helps, "about": judged.about})
-    path.write_text(text + "\n", encoding="utf-8")
+    replace_text(path, text + "\n")
     if (folder / READINGS).is_file():
         judged.votes[READING] = readings(folder / READINGS, rows)
     return judged
